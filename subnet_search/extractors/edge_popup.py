@@ -1,0 +1,58 @@
+"""Edge-popup: the top scores of every layer of an untrained network.
+
+Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari 2020, "What's Hidden in a Randomly Weighted Neural Network?",
+arXiv:1911.13299, section 3. A score s for each weight; each layer computes with the weights of its top `density` of
+|s|, and the gradient passes straight through the selection: ds = dL/d(w z) * w (equation 4). Scores begin as
+kaiming_uniform(a = sqrt 5), so U(-b, b) with b = 1 / sqrt(fan_in). Signed constant weights are the paper's best
+(network.init: signed_constant); `scaled` is its scaled Kaiming normal.
+
+The authors' `prune_rate` is the fraction *kept*; here it is called density. Their layers round each layer's count down
+for itself; ours add up to the exact total.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from subnet_search.domains import Real
+from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.samplers import straight_through
+from subnet_search.topology.select import allocate, keep_by_layer
+
+
+@register("edge_popup")
+class EdgePopup(RelevanceLearner):
+    """Keep the highest scores of every layer of an untrained network, and learn the scores."""
+
+    paper = Paper(
+        "Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari",
+        2020,
+        "1911.13299",
+        "What's Hidden in a Randomly Weighted Neural Network?",
+        "z = 1[|s| in the top k of its layer]; dL/ds = dL/dz",
+    )
+    paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False)
+    recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+
+    density: Annotated[Density, Real(0.05, 0.7)] = 0.5
+    """Fraction of each layer's weights kept."""
+
+    def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
+        bound = 1 / math.sqrt(weight[0].numel())
+        return torch.empty_like(weight).uniform_(-bound, bound, generator=rng)
+
+    def sample(self, relevance: Mapping[str, Tensor], clock: Clock) -> dict[str, Tensor]:
+        # The straight-through gradient is with respect to |s|, so its sign is that of s.
+        scores = {name: s.abs() for name, s in relevance.items()}
+        masks = self._select(scores)
+        return {name: straight_through(score, masks[name]) for name, score in scores.items()}
+
+    def finish(self, net: Network) -> Masks:
+        return self._select({name: s.detach().abs() for name, s in net.relevance.items()})
+
+    def _select(self, scores: Mapping[str, Tensor]) -> Masks:
+        return keep_by_layer(scores, allocate({name: s.shape for name, s in scores.items()}, self.density))

@@ -1,0 +1,40 @@
+"""Random: the baseline no comparison may leave out.
+
+A random topology, fixed before the first step; then the weights in it are trained. With ERK densities it is a strong
+one: Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning", arXiv:2202.02643. `er` is Mocanu et al.
+2018 (arXiv:1707.04780), `erk` Evci et al. 2020 (arXiv:1911.11134). Counts are exact, not Bernoulli draws. For the
+random mask of an untrained network, train for no epochs.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+
+from subnet_search.domains import OneOf, Real
+from subnet_search.extractors.base import Clock, Density, Extractor, Network, Paper, Paradigm, register
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.select import allocate, keep_by_layer
+
+
+@register("random")
+class Random(Extractor):
+    """Keep weights at random, then train them."""
+
+    paper = Paper(
+        "Liu, Chen, Chen, Shen, Mocanu, Wang & Pechenizkiy",
+        2022,
+        "2202.02643",
+        "The Unreasonable Effectiveness of Random Pruning",
+        "mask_l uniform over all masks with exactly k_l ones; k by uniform, ER or ERK",
+    )
+    paradigm = Paradigm("random, before training", "trained", "fixed", True)
+
+    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
+    """Fraction of prunable weights kept."""
+    allocation: Annotated[Literal["uniform", "er", "erk"], OneOf("uniform", "er", "erk")] = "erk"
+    """How the density is shared among layers."""
+
+    def begin(self, net: Network, clock: Clock) -> Masks:
+        counts = allocate({name: w.shape for name, w in net.weights.items()}, self.density, self.allocation)
+        scores = {name: clock.uniform(name, weight) for name, weight in net.weights.items()}
+        return keep_by_layer(scores, counts)

@@ -1,0 +1,50 @@
+"""Supermasks: Bernoulli masks over an untrained network.
+
+Zhou, Lan, Liu & Yosinski 2019, "Deconstructing Lottery Tickets", arXiv:1905.01067, section 4.2. A scalar a for each
+weight; every step draws z ~ Bernoulli(sigma(a)) and passes the gradient straight through to sigma(a). At their best
+the weights are signed constants (network.init: signed_constant) and each layer is multiplied by numel / nnz ("dynamic
+weight rescaling", the default here). In the end a weight is kept when sigma(a) >= 1/2; the authors average ten
+sampled evaluations instead. A density is our addition: the most relevant weights over all layers.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from subnet_search.domains import OneOf, Real
+from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.topology.budget import likely, ranked
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.rescale import Rescale
+from subnet_search.topology.samplers import bernoulli_gate
+
+
+@register("supermask")
+class Supermask(RelevanceLearner):
+    """Learn a Bernoulli mask over an untrained network."""
+
+    paper = Paper(
+        "Zhou, Lan, Liu & Yosinski",
+        2019,
+        "1905.01067",
+        "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask",
+        "z ~ Bernoulli(sigma(a)); straight-through to sigma(a); w * z * numel / nnz",
+    )
+    paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False)
+    recipe = {"lr": 50.0}
+
+    density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
+    """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published."""
+    rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "dynamic"
+    """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
+
+    def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
+        return torch.zeros_like(weight)
+
+    def sample(self, relevance: Mapping[str, Tensor], clock: Clock) -> dict[str, Tensor]:
+        return {name: bernoulli_gate(a, clock.uniform(name, a)) for name, a in relevance.items()}
+
+    def finish(self, net: Network) -> Masks:
+        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density)

@@ -1,0 +1,80 @@
+"""How weights begin, as a pure function of (seed, name, shape): the same bits for ever, so weights need not be stored.
+
+The random bits are the raw 64-bit words of numpy's counter-based Philox generator, whose stream is guaranteed, and
+not a library's sampling order. One word a weight, in row-major order, turned into a uniform number and from there,
+for the normal distributions, through the inverse of the normal distribution function.
+
+Sources: He et al. 2015, arXiv:1502.01852 (kaiming); Ramanujan et al. 2020, arXiv:1911.13299 (signed constant, scaled).
+"""
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from subnet_search.errors import UserError
+from subnet_search.seeds import derive
+
+InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "keep"]
+INITS: tuple[str, ...] = get_args(InitName)
+
+
+def prunable(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The weight tensors that may be pruned: parameters with two or more dimensions whose name ends in `weight`.
+
+    That is torch's own naming (`conv1.weight`, `attention.in_proj_weight`); it leaves out biases, normalisation,
+    class tokens and position embeddings. Raises UserError when there is none.
+    """
+    found = {name: p for name, p in net.named_parameters() if p.dim() >= 2 and name.endswith("weight")}
+    if not found:
+        raise UserError(
+            f"{type(net).__name__} has no prunable weights: none of its parameters "
+            "has two or more dimensions and a name that ends in 'weight'"
+        )
+    return found
+
+
+def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, density: float | None = None) -> Tensor:
+    """The initial value of one weight tensor: float32, `shape` = (out, in, ...).
+
+    kaiming_normal   N(0, 2 / fan_in)
+    kaiming_uniform  U(-b, b), b = sqrt(6 / fan_in)
+    signed_constant  +c or -c with equal chance, c = sqrt(2 / fan_in)
+    scaled           N(0, 2 / (fan_in * density)): the fan-in that is left after pruning to `density`
+
+    The constant is the distribution's standard deviation, not the drawn tensor's: it differs by about
+    1 / sqrt(2 numel) and needs no reduction, whose order could change a bit.
+    """
+    fan_in = math.prod(shape[1:])
+    deviation = math.sqrt(2 / fan_in)
+    words = np.random.Philox(key=derive(seed, "weights", name)).random_raw(math.prod(shape))
+    if init == "signed_constant":
+        value = torch.from_numpy((words >> np.uint64(63)).astype(np.float32)).mul_(2).sub_(1).mul_(deviation)
+        return value.view(shape)
+    uniform = torch.from_numpy((words >> np.uint64(11)).astype(np.float64)).add_(0.5).mul_(2.0**-53)  # in (0, 1)
+    match init:
+        case "kaiming_uniform":
+            value = uniform.mul_(2).sub_(1).mul_(math.sqrt(6 / fan_in))
+        case "kaiming_normal":
+            value = torch.special.ndtri(uniform).mul_(deviation)
+        case "scaled":
+            if density is None:
+                raise UserError("the initialisation 'scaled' needs a density: set network.init_density")
+            value = torch.special.ndtri(uniform).mul_(deviation / math.sqrt(density))
+        case _:
+            raise UserError(f"no such initialisation: {init!r}; valid: {', '.join(INITS)}")
+    return value.to(torch.float32).view(shape)
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, init: str, seed: int, density: float | None = None) -> None:
+    """Set every prunable weight to its initial value and every bias to zero, in place; `keep` leaves all as it is."""
+    if init == "keep":
+        return
+    for name, weight in prunable(net).items():
+        weight.copy_(initial_weight(name, tuple(weight.shape), init, seed, density))
+    for name, parameter in net.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()

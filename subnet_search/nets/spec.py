@@ -1,0 +1,152 @@
+"""A network by name: ours, torchvision's, or any factory the user names."""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from subnet_search.errors import UserError, unknown
+from subnet_search.nets import deep, small
+from subnet_search.nets.init import InitName, initialise
+
+Factory = Callable[[tuple[int, int, int], int], nn.Module]
+NETWORKS: dict[str, Factory] = {
+    factory.__name__: factory
+    for factory in (
+        small.lenet_300_100,
+        small.lenet5,
+        small.conv2,
+        small.conv4,
+        small.conv6,
+        deep.resnet20,
+        deep.resnet32,
+        deep.resnet56,
+        deep.resnet18,
+        deep.vgg19,
+    )
+}
+
+
+def network_names() -> list[str]:
+    """The names of the networks that ship with the package."""
+    return list(NETWORKS)
+
+
+class NetworkSpec(BaseModel):
+    """Which network, and how its weights begin. A bare string is the name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """One of ours, `torchvision:NAME`, or `package.module:factory`, called with `options` and the keyword `num_classes`."""
+    init: InitName | None = None
+    """How weights begin. Default: kaiming_normal, and `keep` for a factory of your own."""
+    init_density: float | None = Field(default=None, gt=0, le=1)
+    """For `scaled`: the density whose fan-in sets the variance. Default: the extractor's density."""
+    options: dict[str, Any] = {}
+    """Keyword arguments for the factory of a torchvision network or of your own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> "NetworkSpec":
+        if ":" not in self.name and self.name not in NETWORKS:
+            raise unknown("network", self.name, [*NETWORKS, "torchvision:NAME", "package.module:factory"])
+        return self
+
+    def resolve(self, density: float | None) -> "NetworkSpec":
+        """The same spec with every default filled in."""
+        own = ":" in self.name and not self.name.startswith("torchvision:")
+        init = self.init or ("keep" if own else "kaiming_normal")
+        wanted = self.init_density or density
+        if init == "scaled" and wanted is None:
+            raise UserError("the initialisation 'scaled' needs a density: set extractor.density or network.init_density")
+        return self.model_copy(update={"init": init, "init_density": wanted if init == "scaled" else None})
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name can be built without importing a module that the name itself chooses."""
+    return name in NETWORKS or name.startswith("torchvision:")
+
+
+def build(spec: NetworkSpec, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """Make the network of a resolved spec and initialise its weights from `seed`.
+
+    Networks of torchvision and of users draw their own first values from torch's generator, which is seeded here and
+    put back afterwards. Raises UserError when the factory does not exist or does not accept its options.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _construct(spec, shape, classes)
+    assert spec.init is not None, "resolve() the spec before building it"
+    initialise(net, spec.init, seed, spec.init_density)
+    return net
+
+
+def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+    if spec.name in NETWORKS:
+        if len(shape) != 3:
+            raise UserError(f"{spec.name} takes images (channels, height, width); one item of this data has shape {tuple(shape)}")
+        if min(shape[1:]) < 8:
+            raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
+        return NETWORKS[spec.name]((shape[0], shape[1], shape[2]), classes)
+    options: dict[str, Any] = {"num_classes": classes, **spec.options}
+    try:
+        if spec.name.startswith("torchvision:"):
+            net = _torchvision(spec.name.removeprefix("torchvision:"), options)
+        else:
+            net = _factory(spec.name)(**options)
+    except TypeError as error:
+        raise UserError(f"{spec.name} does not accept {options}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{spec.name} returned {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    import torchvision.models as models
+
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise unknown("torchvision network", name, valid)
+    if name in ("googlenet", "inception_v3"):  # their extra heads return a tuple in training
+        options = {"aux_logits": False, "init_weights": False, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return models.get_model(name, **options)
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        raise UserError(f"cannot import {module!r} for the network {name!r}: {error}") from error
+    except AttributeError as error:
+        raise UserError(f"{module} has no {attribute!r} (network {name!r})") from error
+
+
+@torch.no_grad()
+def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str = "") -> None:
+    """Run two empty inputs through the network. Raises UserError unless it returns (2, at least `classes`) logits."""
+    name, was_training = name or type(net).__name__, net.training
+    try:
+        parameter = next(net.parameters())
+        out = net.eval()(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} does not accept inputs of shape {tuple(shape)}: {reason}") from error
+    finally:
+        net.train(was_training)
+    if not isinstance(out, torch.Tensor) or out.dim() != 2:
+        got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise UserError(f"{name} must return logits of shape (batch, classes), got {got}")
+    if out.shape[1] < classes:
+        raise UserError(f"{name} has {out.shape[1]} outputs, but the data has {classes} classes")

@@ -1,0 +1,53 @@
+"""Rescaling: the factor that restores a layer's signal after weights are dropped."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Rescale = Literal["none", "learned", "dynamic", "fan_in"]
+
+
+def dynamic(topology: Tensor) -> Tensor:
+    """numel / nnz of the layer, a scalar (Zhou et al. 2019, arXiv:1905.01067, "dynamic weight rescaling")."""
+    return topology.numel() / topology.detach().sum().clamp(min=1)
+
+
+def fan_in(topology: Tensor) -> Tensor:
+    """sqrt(fan-in / fan-in kept) of each output unit: (out, 1, ...). Keeps the variance that the initialisation set.
+
+    The fan-in correction of He et al. 2015 (arXiv:1502.01852), applied to the connections that are left. An output
+    unit without any connection gets the factor of one.
+    """
+    kept = topology.detach().flatten(1).sum(1).clamp(min=1)  # (out,)
+    fan = topology[0].numel()
+    return (fan / kept).sqrt().view(-1, *[1] * (topology.dim() - 1))
+
+
+class _MaskedWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, topology: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, topology, scale)
+        return torch.mul(weight, topology).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        weight, topology, scale = ctx.saved_tensors
+        to_topology = torch.mul(grads[0], weight)
+        to_scale = None
+        if ctx.needs_input_grad[2]:
+            flat = to_topology.is_contiguous() and topology.is_contiguous()  # then one pass and nothing allocated
+            to_scale = torch.dot(to_topology.view(-1), topology.view(-1)) if flat else (to_topology * topology).sum()
+        return None, to_topology.mul_(scale), to_scale
+
+
+def masked_weight(weight: Tensor, topology: Tensor, scale: Tensor | None) -> Tensor:
+    """The effective weight s * w * z, differentiable in z and in a scalar s; the weight itself is a constant.
+
+    weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...) (then a constant too), or None for 1.
+    """
+    if scale is None:
+        return weight * topology
+    return _MaskedWeight.apply(weight, topology, scale)  # type: ignore[no-any-return]

@@ -1,0 +1,27 @@
+"""Numbers that change over a run: a function of progress, which goes from 0 (first step) to 1 (last step)."""
+
+import math
+
+
+def linear(start: float, end: float, progress: float) -> float:
+    """A straight line from `start` to `end`."""
+    return start + (end - start) * _within(progress)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine wave from `start` to `end`: flat at both ends (Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    return end + (start - end) * (1 + math.cos(math.pi * _within(progress))) / 2
+
+
+def geometric(start: float, end: float, progress: float) -> float:
+    """The same factor at every step, from `start` to `end`, both above 0."""
+    return start * (end / start) ** _within(progress)
+
+
+def cubic(start: float, end: float, progress: float) -> float:
+    """Fast first, then ever slower (Zhu & Gupta 2017, arXiv:1710.01878, equation 1, on densities)."""
+    return end + (start - end) * (1 - _within(progress)) ** 3
+
+
+def _within(progress: float) -> float:
+    return min(1.0, max(0.0, progress))

@@ -1,0 +1,122 @@
+"""Exact selection: which units to keep, given their scores and how many may live.
+
+Three separate questions, three functions: how many in all (`count`), how many in each layer (`allocate`, after
+`uniform` or `erdos_renyi`), and which (`top_k`, `keep_global`, `keep_by_layer`). Nothing is ever one unit off.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from subnet_search.errors import UserError
+from subnet_search.topology.masks import Masks
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def count(density: float, numel: int) -> int:
+    """Units that live at `density` out of `numel`: rounded to the nearest, halves up, at least one."""
+    return max(1, math.floor(density * numel + 0.5))
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The mask of the `k` highest scores. Of equal scores the first in row-major order live, on every device.
+
+    A threshold is found by partial selection and ties are filled in order, so the cost is linear and the count exact.
+    Raises ValueError for a k outside 0..numel or for a score that is NaN.
+    """
+    flat = scores.detach().reshape(-1)
+    if not 0 <= k <= flat.numel():
+        raise ValueError(f"cannot keep {k} of {flat.numel()} units")
+    if k == 0 or k == flat.numel():
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    if flat.is_cuda:
+        threshold = torch.topk(flat, k, sorted=False).values.min()
+        broken = bool(flat.isnan().any())
+    else:
+        array = flat.float().numpy() if flat.dtype == torch.bfloat16 else flat.numpy()
+        # NaN sorts last in numpy, so one would show up in the upper part of the partition.
+        parted = np.partition(array, flat.numel() - k)
+        threshold = torch.as_tensor(parted[flat.numel() - k], dtype=flat.dtype)
+        broken = bool(np.isnan(parted[flat.numel() - k :].max()))
+    if broken:
+        raise ValueError("a score is not a number")
+    mask = flat > threshold
+    missing = k - int(mask.count_nonzero())
+    ties = (flat == threshold).nonzero().view(-1)[:missing]
+    mask[ties] = True
+    return mask.view(scores.shape)
+
+
+def keep_global(scores: Mapping[str, Tensor], k: int) -> Masks:
+    """The `k` highest scores over all layers together; of equal scores those of the first layer live first."""
+    flat = top_k(torch.cat([score.detach().reshape(-1) for score in scores.values()]), k)
+    parts = flat.split([score.numel() for score in scores.values()])
+    return Masks({name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)})
+
+
+def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Masks:
+    """The `counts[name]` highest scores of each layer."""
+    return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """The same density in every layer."""
+    return dict.fromkeys(shapes, density)
+
+
+def erdos_renyi(shapes: Shapes, density: float, kernel: bool = True) -> dict[str, float]:
+    """Erdos-Renyi densities: in proportion to the sum over the product of a layer's dimensions, `density` over all.
+
+    `kernel` counts the kernel's height and width too (ERK; Evci et al. 2020, arXiv:1911.11134, appendix); without,
+    only fan-out and fan-in count (ER; Mocanu et al. 2018, arXiv:1707.04780). A layer that would pass 1 is made dense
+    and the rest is solved again, so the mean over all weights is `density` exactly (before rounding to units).
+    """
+    numel = {name: math.prod(shape) for name, shape in shapes.items()}
+    ratio = {name: sum(dims) / math.prod(dims) for name, shape in shapes.items() for dims in [shape if kernel else shape[:2]]}
+    dense: set[str] = set()
+    while True:
+        sparse = [name for name in shapes if name not in dense]
+        if not sparse:
+            return dict.fromkeys(shapes, 1.0)
+        budget = density * sum(numel.values()) - sum(numel[name] for name in dense)
+        epsilon = budget / sum(ratio[name] * numel[name] for name in sparse)
+        over = {name for name in sparse if epsilon * ratio[name] > 1}
+        if not over:
+            return {name: 1.0 if name in dense else epsilon * ratio[name] for name in shapes}
+        dense |= over
+
+
+ALLOCATIONS = {
+    "uniform": uniform,
+    "er": lambda shapes, density: erdos_renyi(shapes, density, kernel=False),
+    "erk": erdos_renyi,
+}
+
+
+def allocate(shapes: Shapes, density: float, how: str = "uniform") -> dict[str, int]:
+    """Whole numbers of units a layer, that add up to exactly `count(density, total)`.
+
+    Shares are rounded down and the units left over go to the largest remainders (ties: the first layer). No layer
+    gets more than it has. `how` is one of `uniform`, `er`, `erk`.
+    Raises UserError when the total cannot leave one unit in every layer.
+    """
+    numel = {name: math.prod(shape) for name, shape in shapes.items()}
+    total = count(density, sum(numel.values()))
+    if total < len(numel):
+        raise UserError(
+            f"density {density:g} keeps {total} of {sum(numel.values())} weights, fewer than the network's {len(numel)} layers"
+        )
+    shares = {name: share * numel[name] for name, share in ALLOCATIONS[how](shapes, density).items()}
+    # Every layer keeps a path open: at least one unit, which the rounding below then takes from the largest.
+    counts = {name: min(numel[name], max(1, math.floor(share + 1e-9))) for name, share in shares.items()}
+    by_remainder = sorted(counts, key=lambda name: counts[name] - shares[name])
+    while (missing := total - sum(counts.values())) != 0:
+        step = 1 if missing > 0 else -1
+        movable = [n for n in by_remainder[::step] if (counts[n] < numel[n] if step > 0 else counts[n] > 1)]
+        for name in movable[: abs(missing)]:
+            counts[name] += step
+    return counts

@@ -1,0 +1,85 @@
+"""A checkpoint: everything between two steps that is not a function of (config, seed, step)."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subnet_search.errors import UserError
+from subnet_search.files import load_tensors, save_tensors
+from subnet_search.training.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known at the end of an epoch. Validation uses the `finish` topology."""
+
+    epoch: int  # from 1
+    step: int  # steps done
+    train_loss: float  # mean over the epoch's steps, penalty included
+    val_accuracy: float
+    val_loss: float  # mean negative log-likelihood
+    density: float  # of the `finish` topology
+    lr: float  # at the epoch's last step
+    seconds: float  # of training, since the start of the run, over all resumes
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from its tensors."""
+
+    step: int = 0  # steps done
+    history: list[Epoch] = field(default_factory=list)
+    best: int | None = None  # epoch of the best validation accuracy
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    path: Path,
+    progress: Progress,
+    supernet: Supernet,
+    optimizer: torch.optim.Optimizer,
+    losses: Tensor,
+    best: dict[str, Tensor],
+) -> None:
+    """Write the whole state of a run to one file, atomically. Raises RunError when the disk is full."""
+    tensors = {**supernet.state(), "losses": losses}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for name, parameter in supernet.learned().items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+    save_tensors(path, tensors, {"format": 1, "progress": asdict(progress)})
+
+
+def load_checkpoint(
+    path: Path, supernet: Supernet, optimizer: torch.optim.Optimizer, losses: Tensor
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put a run back to where it was saved; returns its progress and its best state.
+
+    Raises UserError for a missing or damaged file, or one that belongs to another run.
+    """
+    tensors, header = load_tensors(path, "checkpoint")
+    try:
+        progress = _progress(header["progress"])
+        supernet.load_state(tensors)
+        losses.copy_(tensors["losses"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path} is a checkpoint of another run: {str(error).splitlines()[0]}") from error
+    learned = supernet.learned()
+    best = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "best":
+            best[rest] = value.to(supernet.device)
+        elif kind == "optimizer":
+            key, _, owner = rest.partition(".")
+            parameter = learned[owner]
+            optimizer.state[parameter][key] = value.to(parameter.device) if value.shape == parameter.shape else value
+    return progress, best
+
+
+def _progress(saved: dict[str, Any]) -> Progress:
+    return Progress(**{**saved, "history": [Epoch(**epoch) for epoch in saved["history"]]})

@@ -1,0 +1,106 @@
+"""A recipe: how a network is trained. Numbers only; everything has a default."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from subnet_search.data import AUGMENTATIONS
+from subnet_search.errors import UserError, unknown
+from subnet_search.topology.schedules import cosine
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+
+
+class Recipe(BaseModel):
+    """How a network is trained. Settings left out take the extractor's published ones, then the defaults here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: int = Field(default=20, ge=0)
+    """Passes over the training images. 0: nothing is trained, only scored and selected."""
+    batch_size: int = Field(default=128, ge=1)
+    """Images a step, over all processes together."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """sgd with momentum, adam (decay in the gradient) or adamw (decoupled decay)."""
+    lr: Positive = 0.1
+    """Learning rate of what is learned: weights, or relevance where only that is learned."""
+    relevance_lr: Positive | None = None
+    """Learning rate of relevance. Default: lr."""
+    scale_lr: NotNegative = 1e-3
+    """Learning rate of learned rescaling factors; they have no weight decay."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd; beta1 of adam and adamw."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd)."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty, on everything but rescaling factors."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """How learning rates move over the run: cosine goes to 0, step divides at the milestones."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the step schedule divides, as fractions of the run."""
+    gamma: Positive = 0.1
+    """What the step schedule multiplies by at each milestone."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread evenly over the classes."""
+    augment: tuple[str, ...] = ()
+    """Any of crop, flip, cutout, applied in this order to training images."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many epochs without a better validation accuracy, and go back to the best. None: run to the end."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads. Part of the result, since sums depend on it. Default: all processors this process may use."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: forward passes under autocast."""
+    channels_last: bool = False
+    """Keep images and filters in channels-last memory order."""
+    compile: bool = False
+    """Compile the forward pass with torch.compile (needs a C++ compiler on the CPU)."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Epochs between checkpoints."""
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in AUGMENTATIONS:
+                raise unknown("augmentation", name, AUGMENTATIONS)
+        return value
+
+    @field_validator("milestones")
+    @classmethod
+    def _inside_the_run(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(value) or any(not 0 < point < 1 for point in value):
+            raise UserError(f"milestones must be rising fractions of the run between 0 and 1, got {list(value)}")
+        return value
+
+    def resolve(self, published: Mapping[str, Any]) -> "Recipe":
+        """The complete recipe: what the user set, then the extractor's published settings, then this machine's."""
+        chosen = {**published, **{key: getattr(self, key) for key in self.model_fields_set}}
+        chosen["device"] = _device(chosen.get("device", self.device))
+        chosen["threads"] = chosen.get("threads") or len(os.sched_getaffinity(0))
+        return Recipe(**chosen)
+
+    def rate(self, progress: float) -> float:
+        """The factor on every learning rate at `progress` (0 to 1) of the run."""
+        match self.schedule:
+            case "cosine":
+                return cosine(1.0, 0.0, progress)
+            case "step":
+                return self.gamma ** sum(progress >= point for point in self.milestones)
+        return 1.0
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"the device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+    return name
