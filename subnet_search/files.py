@@ -47,7 +47,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["header"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         expected = header["tensors_sha256"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is not a readable {kind} (damaged or truncated): {error}") from error

@@ -22,7 +22,7 @@ class Cost:
 def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...]) -> Cost:
     """Count over one forward pass of an empty input of `shape`. Measured time is another matter: measure it."""
     owners = {name.rpartition(".")[0]: mask for name, mask in masks.items()}
-    macs = {name: 0 for name in owners}
+    macs = dict.fromkeys(owners, 0)
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Any) -> None:

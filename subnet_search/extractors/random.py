@@ -8,8 +8,6 @@ random mask of an untrained network, train for no epochs.
 
 from typing import Annotated, Literal
 
-import torch
-
 from subnet_search.domains import OneOf, Real
 from subnet_search.extractors.base import Clock, Density, Extractor, Network, Paper, Paradigm, register
 from subnet_search.topology.masks import Masks

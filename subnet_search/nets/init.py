@@ -25,7 +25,8 @@ def prunable(net: nn.Module) -> dict[str, nn.Parameter]:
     """The weight tensors that may be pruned: parameters with two or more dimensions whose name ends in `weight`.
 
     That is torch's own naming (`conv1.weight`, `attention.in_proj_weight`); it leaves out biases, normalisation,
-    class tokens and position embeddings. Raises UserError when there is none.
+    class tokens and position embeddings. Raises UserError when there is none, or when two
+    names share one tensor.
     """
     found = {name: p for name, p in net.named_parameters() if p.dim() >= 2 and name.endswith("weight")}
     if not found:
@@ -33,6 +34,9 @@ def prunable(net: nn.Module) -> dict[str, nn.Parameter]:
             f"{type(net).__name__} has no prunable weights: none of its parameters "
             "has two or more dimensions and a name that ends in 'weight'"
         )
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if name not in found and any(parameter is weight for weight in found.values()):
+            raise UserError(f"{type(net).__name__} shares one weight tensor under two names, {name!r} among them")
     return found
 
 

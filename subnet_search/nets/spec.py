@@ -93,7 +93,9 @@ def build(spec: NetworkSpec, shape: tuple[int, ...], classes: int, seed: int) ->
 def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Module:
     if spec.name in NETWORKS:
         if len(shape) != 3:
-            raise UserError(f"{spec.name} takes images (channels, height, width); one item of this data has shape {tuple(shape)}")
+            raise UserError(
+                f"{spec.name} takes images (channels, height, width); one item of this data has shape {tuple(shape)}"
+            )
         if min(shape[1:]) < 8:
             raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
         return NETWORKS[spec.name]((shape[0], shape[1], shape[2]), classes)
@@ -120,7 +122,8 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
         options = {"aux_logits": False, "init_weights": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return models.get_model(name, **options)
+        net: nn.Module = models.get_model(name, **options)
+    return net
 
 
 def _factory(name: str) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 def geometric(start: float, end: float, progress: float) -> float:
     """The same factor at every step, from `start` to `end`, both above 0."""
-    return start * (end / start) ** _within(progress)
+    return float(start * (end / start) ** _within(progress))
 
 
 def cubic(start: float, end: float, progress: float) -> float:

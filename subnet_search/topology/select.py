@@ -5,7 +5,7 @@ Three separate questions, three functions: how many in all (`count`), how many i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def erdos_renyi(shapes: Shapes, density: float, kernel: bool = True) -> dict[str
         dense |= over
 
 
-ALLOCATIONS = {
+ALLOCATIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
     "uniform": uniform,
     "er": lambda shapes, density: erdos_renyi(shapes, density, kernel=False),
     "erk": erdos_renyi,

@@ -76,7 +76,10 @@ def train(
         if checkpoint and rank == 0:
             save_checkpoint(checkpoint, progress, supernet, optimizer, losses, best)
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.backends.cudnn.flags(deterministic=True):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(deterministic=True),
+    ):
         while progress.step < total and not _out_of_patience(progress, recipe):
             clock = Clock(progress.step, total, seed)
             for group, base in zip(optimizer.param_groups, base_rates, strict=True):

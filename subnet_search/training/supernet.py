@@ -57,7 +57,8 @@ class Supernet:
 
     @property
     def device(self) -> torch.device:
-        return next(self.net.parameters()).device
+        device: torch.device = next(self.net.parameters()).device
+        return device
 
     def begin(self, clock: Clock) -> None:
         """Ask the extractor for its first topology and take it on."""

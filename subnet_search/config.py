@@ -1,0 +1,213 @@
+"""A run's complete configuration, and reading it from YAML with errors that name the file, the line and the key."""
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapSerializer,
+    model_validator,
+)
+from pydantic import SerializerFunctionWrapHandler as Serialize
+
+from subnet_search.data import DataSpec
+from subnet_search.errors import UserError
+from subnet_search.extractors import Extractor, create, get_extractor
+from subnet_search.nets import NetworkSpec
+from subnet_search.training import Recipe
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _with_name(extractor: Extractor, dump: Serialize) -> dict[str, Any]:
+    return {"name": extractor.name, **dump(extractor)}
+
+
+AnyExtractor = Annotated[SerializeAsAny[Extractor], BeforeValidator(create), WrapSerializer(_with_name)]
+
+
+DEFAULTS = {"network": "lenet5", "data": "digits", "extractor": "gumbel"}
+
+
+def _unnamed(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" not in value
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a run finds. Complete: every key has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    network: NetworkSpec = NetworkSpec(name=DEFAULTS["network"])
+    """The network to look into."""
+    data: DataSpec = DataSpec(name=DEFAULTS["data"])
+    """The data it is judged on."""
+    extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
+    """The method, and its hyperparameters."""
+    unit: str = "weight"
+    """What is kept or dropped as one."""
+    recipe: Recipe = Recipe()
+    """How the network is trained."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the weights, every draw and the order of the images; not the validation split (data.split_seed)."""
+    weights: Literal["values", "seed"] = "values"
+    """What the subnetwork file stores of the weights: the kept values, or nothing but the seed that makes them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_names(cls, values: Any) -> Any:
+        """Let `extractor: {density: 0.3}` mean the default extractor."""
+        if not isinstance(values, Mapping):
+            return values
+        unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
+        return {**values, **unnamed}
+
+    @model_validator(mode="after")
+    def _unit_supported(self) -> "RunConfig":
+        units = self.extractor.paradigm.units
+        if self.unit not in units:
+            raise UserError(f"unit {self.unit!r} is not one that {self.extractor.name} supports: {', '.join(units)}")
+        return self
+
+    def resolve(self) -> "RunConfig":
+        """The same configuration with every default filled in, this machine's device and threads included."""
+        density = getattr(self.extractor, "density", None)
+        return self.model_copy(
+            update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.recipe)}
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, as they are written to YAML and JSON."""
+        return self.model_dump(mode="json")
+
+    def given(self) -> dict[str, Any]:
+        """Only what was set, as plain values: defaults stay open, so an override can still move them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str] = ()) -> M:
+    """A checked model from a YAML file (or from defaults alone) and overrides like `extractor.density=0.2`.
+
+    Raises UserError: one line that names the file, the line, the key, and what would be right.
+    """
+    values, lines = ({}, {}) if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"an override is key=value, got {override!r}")
+        try:
+            put(values, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of -s {key} is not YAML: {text!r}") from error
+    return check(model, values, str(path) if path else "", lines)
+
+
+def check(model: type[M], values: Mapping[str, Any], source: str = "", lines: Mapping[str, int] | None = None) -> M:
+    """`values` as a `model`. Raises UserError with the first mistake in one line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_describe(model, values, error, source, lines or {})) from error
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings; a bare name on the way becomes `{name: ...}`."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        values[part] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {"name": inner}
+        values = values[part]
+    values[last] = value
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested mappings with dotted keys set."""
+    out = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        put(out, key, value)
+    return out
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"no such file: {path}{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, got {type(values).__name__}")
+    lines: dict[str, int] = {}
+    _find_lines(node, "", lines)
+    return values, lines
+
+
+def _find_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            lines[name] = key.start_mark.line + 1
+            _find_lines(value, f"{name}.", lines)
+
+
+def _describe(
+    model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, source: str, lines: Mapping[str, int]
+) -> str:
+    """The first mistake pydantic found, in one line."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_model_at(model, path[:-1], values).model_fields)
+        near = difflib.get_close_matches(path[-1], valid, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"unknown key {key!r}: {hint}valid: {', '.join(valid)}"
+    else:
+        text = problem["msg"].removeprefix("Value error, ")
+        got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+        message = f"{key}: {text[0].lower()}{text[1:]}{got}" if key else f"{text}{got}"
+    line = next((lines[part] for n in range(len(path), 0, -1) if (part := ".".join(path[:n])) in lines), None)
+    where = f" ({source}{f', line {line}' if line else ''})" if source else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{message}{where}{more}"
+
+
+def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[BaseModel]:
+    """The model that a dotted key leads to; where the way is not through models, the last one on it."""
+    for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
+        field = model.model_fields.get(part)
+        kind = field.annotation if field else None
+        if kind is Extractor:
+            model = get_extractor(values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values))
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+    return model

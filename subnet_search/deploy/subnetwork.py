@@ -1,0 +1,193 @@
+"""The artifact: one safetensors file that holds a subnetwork and where it came from.
+
+Masks are packed to one bit a weight, and only the weights that live are stored. A subnetwork of untrained weights can
+leave those out too (`weights="seed"`): they are made again from the seed and checked against the hash, so the file
+costs about one bit a weight. Reading a file runs no code and imports nothing that the file names.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from subnet_search.errors import UserError
+from subnet_search.files import digest, load_tensors, save_tensors
+from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours
+from subnet_search.topology.masks import Masks, pack, unpack
+
+FORMAT = 1
+Weights = Literal["values", "seed"]
+
+
+class Origin(BaseModel):
+    """Where a subnetwork came from: enough to find it again."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    network: NetworkSpec | None  # None: a module handed in from Python
+    init: str  # how its weights began; `keep`: as they were handed in
+    init_density: float | None
+    shape: tuple[int, ...]  # of one input
+    classes: int
+    data: dict[str, Any] | None  # None: data handed in from Python
+    mean: tuple[float, ...] | None  # what images are normalised by
+    deviation: tuple[float, ...] | None
+    extractor: dict[str, Any]
+    unit: str
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Subnetwork:
+    """A topology with the weights it was found in (or trained to), their scales, and everything else of the network."""
+
+    masks: Masks
+    weights: Mapping[str, Tensor]  # of the prunable parameters, dense; dead ones are zero
+    scales: Mapping[str, Tensor]  # rescaling factors: scalars or (out, 1, ...)
+    state: Mapping[str, Tensor]  # all other parameters and buffers
+    origin: Origin
+    metrics: Mapping[str, Any]  # what the run measured: accuracies, steps, seconds ...
+
+    @classmethod
+    def of(
+        cls, net: nn.Module, masks: Masks, scales: Mapping[str, Tensor], origin: Origin, metrics: Mapping[str, Any]
+    ) -> "Subnetwork":
+        """The subnetwork of `net` under `masks`, copied to the CPU."""
+        masks = masks.to("cpu")
+        everything = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+        weights = {name: everything.pop(name) * masks[name] for name in masks}
+        return cls(masks, weights, {n: s.detach().cpu().clone() for n, s in scales.items()}, everything, origin, metrics)
+
+    @property
+    def density(self) -> float:
+        """Fraction of prunable weights alive."""
+        return self.masks.density
+
+    def effective_weights(self) -> dict[str, Tensor]:
+        """The weights the network computes with: s * w * z by parameter name."""
+        return {name: w * self.scales[name] if name in self.scales else w for name, w in self.weights.items()}
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that decides the logits: effective weights, other parameters and buffers."""
+        return digest({**self.state, **self.effective_weights()})
+
+    def network(self) -> nn.Module:
+        """The masked network, built from its name. Raises UserError when it is not one of ours or torchvision's."""
+        spec = self.origin.network
+        if spec is None or not is_ours(spec.name):
+            name = spec.name if spec else "handed in from Python"
+            raise UserError(f"the network of this file ({name}) is not built from the file: hand it in, subnetwork.on(net)")
+        options = {key: value for key, value in spec.options.items() if key != "weights"}  # nothing is downloaded
+        spec = spec.model_copy(update={"init": "keep", "options": options})
+        return self.on(build(spec, self.origin.shape, self.origin.classes, 0))
+
+    def on(self, net: nn.Module) -> nn.Module:
+        """A copy of `net`, dense and ordinary, with this subnetwork's effective weights; dead ones are zero.
+
+        Raises UserError when `net` has other parameters or other shapes.
+        """
+        state = {**self.state, **self.effective_weights()}
+        own = net.state_dict()
+        wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        if wrong:
+            raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
+        out = copy.deepcopy(net)
+        out.load_state_dict(state)
+        check_output(out, self.origin.shape, self.origin.classes)
+        return out
+
+    def summary(self) -> dict[str, Any]:
+        """The record of the run: see the run folder's summary.json."""
+        return {
+            "extractor": self.origin.extractor["name"],
+            "network": self.origin.network.name if self.origin.network else None,
+            "data": self.origin.data["name"] if self.origin.data else None,
+            "seed": self.origin.seed,
+            "density": self.density,
+            "layer_density": self.masks.layer_density(),
+            **self.metrics,
+            "sha256": self.sha256,
+        }
+
+    def dense_bytes(self) -> int:
+        """Bytes of all parameters and buffers of the dense network."""
+        return sum(t.numel() * t.element_size() for t in (*self.weights.values(), *self.state.values()))
+
+    def remade(self) -> dict[str, Tensor]:
+        """The initial weights, made again from the seed. Raises UserError when they were not made from one."""
+        if self.origin.init == "keep":
+            raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+        return _remake(self.origin, {name: tuple(mask.shape) for name, mask in self.masks.items()})
+
+    def save(self, path: str | os.PathLike[str], weights: Weights = "values") -> int:
+        """Write the file, atomically, and return its size in bytes.
+
+        weights="seed" stores no prunable weights. Raises UserError when they were trained or not made from a seed,
+        RunError when the file cannot be written.
+        """
+        tensors = {f"mask.{name}": pack(mask) for name, mask in self.masks.items()}
+        tensors |= {f"scale.{name}": scale for name, scale in self.scales.items()}
+        tensors |= {f"state.{name}": value for name, value in self.state.items()}
+        if weights == "values":
+            tensors |= {f"kept.{name}": w[self.masks[name]] for name, w in self.weights.items()}
+        else:
+            remade = self.remade()
+            if any(not torch.equal(remade[n] * self.masks[n], w) for n, w in self.weights.items()):
+                raise UserError("these weights were trained, so no seed makes them: save them with weights='values'")
+        header = {
+            "format": FORMAT,
+            "weights": weights,
+            "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
+            "origin": self.origin.model_dump(mode="json"),
+            "metrics": dict(self.metrics),
+            "sha256": self.sha256,
+        }
+        path = Path(path)
+        save_tensors(path, tensors, header)
+        return path.stat().st_size
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Subnetwork":
+        """Read a file. Raises UserError when it is damaged, of a newer format, or does not match its hash."""
+        path = Path(path)
+        tensors, header = load_tensors(path, "subnetwork file")
+        if header.get("format", 0) > FORMAT:
+            raise UserError(
+                f"{path} has format {header['format']}, newer than the {FORMAT} this version reads: update subnet-search"
+            )
+        try:
+            groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mask", "scale", "state", "kept")}
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition(".")
+                groups[kind][rest] = tensor
+            shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
+            masks = Masks({name: unpack(groups["mask"][name], shape) for name, shape in shapes.items()})
+            origin = Origin.model_validate(header["origin"])
+            if header["weights"] == "seed":
+                weights = {name: w * masks[name] for name, w in _remake(origin, shapes).items()}
+            else:
+                weights = {}
+                for name, mask in masks.items():
+                    kept = groups["kept"][name]
+                    weights[name] = torch.zeros(mask.shape, dtype=kept.dtype).masked_scatter_(mask, kept)
+            found = cls(masks, weights, groups["scale"], groups["state"], origin, header["metrics"])
+        except (KeyError, ValueError, RuntimeError, ValidationError) as error:
+            raise UserError(f"{path} is not a subnetwork file: {error}") from error
+        if found.sha256 != header["sha256"]:
+            raise UserError(
+                f"{path}: the effective weights do not match the hash (made on another kind of machine, or changed)"
+            )
+        return found
+
+
+def _remake(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density) for name, shape in shapes.items()}

@@ -1,0 +1,240 @@
+"""The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from subnet_search.config import RunConfig, check, flatten
+from subnet_search.data import Data, DataSpec, from_user, load
+from subnet_search.deploy import Origin, Subnetwork
+from subnet_search.errors import UserError
+from subnet_search.evaluation.cost import cost
+from subnet_search.extractors import Clock, Extractor, create
+from subnet_search.files import write_atomically
+from subnet_search.nets import NetworkSpec, build, check_output, initialise
+from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
+from subnet_search.training.loop import evaluate
+from subnet_search.training.ranks import rank_and_world
+
+CHECKPOINT = Path("checkpoint") / "state.safetensors"
+
+
+def extract(
+    network: nn.Module | NetworkSpec | str | dict[str, Any],
+    data: Any,
+    extractor: str | Extractor = "gumbel",
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    init: str = "keep",
+    unit: str = "weight",
+    out: str | Path | None = None,
+    resume: bool = False,
+    **hyperparameters: Any,
+) -> Subnetwork:
+    """Find a subnetwork of any network, on any classification data.
+
+    network          a torch module (copied, never changed), or a name such as "conv2" or "torchvision:resnet18"
+    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or what `load_data` returned
+    extractor        a method's name, with its hyperparameters as keyword arguments, or an extractor
+    recipe           how to train; what it leaves open takes the method's published settings
+    seed             decides every draw: the same arguments give the same subnetwork, bit for bit, on one machine
+    init             how a module's weights begin: "keep", or one of the initialisations ("signed_constant", ...)
+    out, resume      a run folder for checkpoints, metrics and the result; go on from the checkpoint in it
+
+    Raises UserError (a ValueError) when something asked for cannot be, RunError when the run cannot go on.
+    """
+    method = create({"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor)
+    if hyperparameters and not isinstance(extractor, str):
+        raise UserError("hyperparameters are part of an extractor that is already made; give its name instead")
+    settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed, "unit": unit}
+    module = network if isinstance(network, nn.Module) else None
+    if module is None:
+        settings["network"] = network
+        if init != "keep":
+            settings["network"] = {**NetworkSpec.model_validate(network).model_dump(exclude_unset=True), "init": init}
+    named = isinstance(data, str | dict | DataSpec)
+    if named:
+        settings["data"] = data
+    config = check(RunConfig, settings)
+    return run(config, out, resume=resume, module=module, init=init, data=None if named else from_user(data))
+
+
+def run(
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    module: nn.Module | None = None,
+    init: str = "keep",
+    data: Data | None = None,
+    save: bool = True,
+    on_step: Callable[[Clock], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Subnetwork:
+    """Run a configuration, with the network and data it names or with those handed in.
+
+    With a folder `out`, that holds config.yaml, metrics.jsonl, checkpoint/, and in the end subnetwork.safetensors
+    (unless `save` is false) and summary.json. See `extract` for the rest.
+    """
+    config = config.resolve()
+    folder = Path(out) if out is not None else None
+    if folder:
+        _open_folder(folder, config, resume, handed_in=(module is not None, data is not None))
+    given_data, data = data, data or load(config.data)
+    with _threads(config.recipe.threads):
+        net, spec = _network(config, module, init, data)
+        supernet = Supernet(net, config.extractor, config.recipe, config.seed)
+        outcome = train(
+            supernet,
+            data,
+            config.seed,
+            checkpoint=folder / CHECKPOINT if folder else None,
+            resume=resume,
+            on_step=on_step,
+            on_epoch=_also_log(folder, on_epoch),
+            should_stop=should_stop,
+        )
+        masks = supernet.masks
+        origin = _origin(config, spec, init, data, None if given_data else config.data)
+        metrics = _measure(supernet, data, outcome)
+    subnet = Subnetwork.of(supernet.net, masks, supernet.factors(masks), origin, metrics)
+    if folder and rank_and_world()[0] == 0:
+        subnet = _save(subnet, folder, config, save)
+    return subnet
+
+
+def _network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
+    if module is None:
+        net = build(config.network, data.shape, data.classes, config.seed)
+        check_output(net, data.shape, data.classes, config.network.name)
+        return net, config.network
+    import copy
+
+    net = copy.deepcopy(module)
+    check_output(net, data.shape, data.classes)
+    density = getattr(config.extractor, "density", None)
+    initialise(net, init, config.seed, density if init == "scaled" else None)
+    return net, None
+
+
+def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, data_spec: DataSpec | None) -> Origin:
+    scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
+    return Origin(
+        network=spec,
+        init=str(spec.init) if spec else init,
+        init_density=spec.init_density if spec else scaled,
+        shape=data.shape,
+        classes=data.classes,
+        data=data_spec.model_dump(mode="json") if data_spec else None,
+        mean=None if data.mean is None else tuple(data.mean.tolist()),
+        deviation=None if data.deviation is None else tuple(data.deviation.tolist()),
+        extractor=config.dump()["extractor"],
+        unit=config.unit,
+        recipe=config.recipe.model_dump(mode="json"),
+        seed=config.seed,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its configuration."""
+    packages = {name: importlib.metadata.version(name) for name in ("subnet-search", "torch", "numpy")}
+    return {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def _measure(supernet: Supernet, data: Data, outcome: Outcome) -> dict[str, Any]:
+    """The record of a run. Its last line is the only place in a run that opens the test split."""
+    counted = cost(supernet.net, supernet.masks, data.shape)
+    record: dict[str, Any] = {
+        "val_accuracy": outcome.val.accuracy,
+        "val_nll": outcome.val.nll,
+        "val_ece": outcome.val.ece,
+        "epoch": outcome.epoch,
+        "steps": outcome.steps,
+        "passes": {"forward": outcome.steps, "backward": outcome.steps},
+        "seconds": outcome.seconds,
+        "weights": counted.weights,
+        "kept": counted.kept,
+        "macs": counted.macs,
+        "kept_macs": counted.kept_macs,
+    }
+    test = data.test()
+    if test is not None:
+        mean, deviation = (None if t is None else t.to(supernet.device) for t in (data.mean, data.deviation))
+        record["test_accuracy"] = evaluate(supernet, test.to(supernet.device), mean, deviation).accuracy
+    return {"test_accuracy": None, **record}
+
+
+def _open_folder(folder: Path, config: RunConfig, resume: bool, handed_in: tuple[bool, bool]) -> None:
+    """Write config.yaml, or check that the one that is there asks for the same run."""
+    wanted = config.dump()
+    for key, given in zip(("network", "data"), handed_in, strict=True):
+        if given:
+            wanted[key] = None  # not to be had from a file
+    path = folder / "config.yaml"
+    if path.is_file():
+        if not resume:
+            raise UserError(f"{folder} already holds a run: resume it, or choose another folder")
+        before = flatten(yaml.safe_load(path.read_text()))
+        after = flatten(json.loads(json.dumps(wanted)))
+        differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        if differing:
+            key = differing[0]
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise UserError(f"cannot resume {folder}: {key} was {before.get(key)!r}, now {after.get(key)!r}{more}")
+    elif rank_and_world()[0] == 0:
+        write_atomically(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _also_log(folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
+    """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
+    if folder is None or rank_and_world()[0] != 0:
+        return on_epoch
+    path = folder / "metrics.jsonl"
+    trimmed = False
+
+    def log(epoch: Epoch) -> None:
+        nonlocal trimmed
+        if not trimmed and path.is_file():
+            kept = path.read_text().splitlines(keepends=True)[: epoch.epoch - 1]
+            write_atomically(path, "".join(kept).encode())
+        trimmed = True
+        with open(path, "a") as file:
+            file.write(json.dumps(asdict(epoch)) + "\n")
+        if on_epoch:
+            on_epoch(epoch)
+
+    return log
+
+
+def _save(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) -> Subnetwork:
+    """Write the subnetwork and the summary; the checkpoint is then of no more use."""
+    metrics = dict(subnet.metrics) | {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
+    if save:
+        path = folder / "subnetwork.safetensors"
+        metrics |= {"bytes": subnet.save(path, config.weights), "subnetwork": str(path)}
+    subnet = Subnetwork(subnet.masks, subnet.weights, subnet.scales, subnet.state, subnet.origin, metrics)
+    write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return subnet
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
