@@ -90,8 +90,8 @@ def run(
     config = config.resolve()
     folder = Path(out) if out is not None else None
     if folder:
-        _open_folder(folder, config, resume, handed_in=(module is not None, data is not None))
-    given_data, data = data, data or load(config.data)
+        _open_folder(folder, config, resume, handed_in=(module is not None, data is not None and data.spec is None))
+    data = data or load(config.data)
     with _threads(config.recipe.threads):
         net, spec = _network(config, module, init, data)
         supernet = Supernet(net, config.extractor, config.recipe, config.seed)
@@ -106,7 +106,7 @@ def run(
             should_stop=should_stop,
         )
         masks = supernet.masks
-        origin = _origin(config, spec, init, data, None if given_data else config.data)
+        origin = _origin(config, spec, init, data)
         metrics = _measure(supernet, data, outcome)
     subnet = Subnetwork.of(supernet.net, masks, supernet.factors(masks), origin, metrics)
     if folder and rank_and_world()[0] == 0:
@@ -128,7 +128,7 @@ def _network(config: RunConfig, module: nn.Module | None, init: str, data: Data)
     return net, None
 
 
-def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, data_spec: DataSpec | None) -> Origin:
+def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
     scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
     return Origin(
         network=spec,
@@ -136,7 +136,7 @@ def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, 
         init_density=spec.init_density if spec else scaled,
         shape=data.shape,
         classes=data.classes,
-        data=data_spec.model_dump(mode="json") if data_spec else None,
+        data=data.spec.model_dump(mode="json") if data.spec else None,
         mean=None if data.mean is None else tuple(data.mean.tolist()),
         deviation=None if data.deviation is None else tuple(data.deviation.tolist()),
         extractor=config.dump()["extractor"],

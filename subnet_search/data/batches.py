@@ -1,0 +1,89 @@
+"""Batches and augmentation on the device, as a function of (seed, step): nothing to save, nothing to resume."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from subnet_search.data.sources import Split
+from subnet_search.seeds import derive, generator
+
+
+def prepare(inputs: Tensor, mean: Tensor | None, deviation: Tensor | None) -> Tensor:
+    """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
+    if mean is None or deviation is None:
+        return inputs.float()
+    # One fused multiply-add a pixel: x / 255 / deviation - mean / deviation.
+    scale = (1 / (255 * deviation)).view(-1, 1, 1)
+    return torch.addcmul((-mean / deviation).view(-1, 1, 1), inputs.float(), scale)
+
+
+def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
+    """A random window of the image padded with zeros (black) by `pad` pixels on each side."""
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (pad,) * 4)
+    top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=rng, device=images.device)
+    rows = top + torch.arange(height, device=images.device)  # (N, H)
+    columns = left + torch.arange(width, device=images.device)  # (N, W)
+    index = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[index, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def flip(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Mirrored left to right, with probability one half."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
+    """A black square of half the image's height around a random pixel (DeVries & Taylor 2017, arXiv:1708.04552)."""
+    count, _, height, width = images.shape
+    half = height // 4
+    y = torch.randint(0, height, (count, 1, 1, 1), generator=rng, device=images.device)
+    x = torch.randint(0, width, (count, 1, 1, 1), generator=rng, device=images.device)
+    rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
+    inside = ((rows - y).abs() < half) & ((columns - x).abs() < half)
+    return images.masked_fill(inside, 0)
+
+
+AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"crop": crop, "flip": flip, "cutout": cutout}
+
+
+class Batches:
+    """The training batches of a split: `batch(step)` is the same whenever and wherever it is asked for.
+
+    Every epoch is a fresh permutation from (seed, epoch); the images left over at its end are dropped, so all batches
+    have one size. With `world` processes each takes its own part of every batch (`rank`).
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        mean: Tensor | None,
+        deviation: Tensor | None,
+        batch_size: int,
+        seed: int,
+        augment: Sequence[str] = (),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split, self.mean, self.deviation = split, mean, deviation
+        self.batch_size = min(batch_size, len(split))
+        self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
+        self.steps_per_epoch = len(split) // self.batch_size
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of training step `step`, counted from 0 over the whole run."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order.to(self.split.labels.device)
+        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
+        inputs, labels = self.split.inputs[chosen], self.split.labels[chosen]
+        rng = torch.Generator(inputs.device)
+        for name in self.augment:
+            inputs = AUGMENTATIONS[name](inputs, rng.manual_seed(derive(self.seed, name, step, self.rank)))
+        return prepare(inputs, self.mean, self.deviation), labels

@@ -1,0 +1,270 @@
+"""Data sets by name or from the user's hands, as tensors, with a seeded and stratified validation split.
+
+The test split is behind a method, `Data.test()`, and is read from disk only when that is called: nothing that
+searches or selects a model can touch it by accident.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from subnet_search.data import readers
+from subnet_search.errors import UserError, unknown
+from subnet_search.seeds import generator
+
+NAMES = {
+    "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
+    "fashion_mnist": "Fashion-MNIST: 70000 grey images of 28x28, 10 classes; idx files, or a 30 MB download",
+    "cifar10": "CIFAR-10: 60000 colour images of 32x32, 10 classes; torchvision, a 170 MB download",
+    "cifar100": "CIFAR-100: 60000 colour images of 32x32, 100 classes; torchvision, a 170 MB download",
+}
+PREFIXES = {
+    "npz:FILE": "an npz file in the MedMNIST layout: train_images, train_labels, [val_...], test_images, test_labels",
+    "image_folder:DIR": "DIR/[train|val|test/]CLASS/*.png and so on, resized to data.size pixels",
+}
+
+
+class DataSpec(BaseModel):
+    """Which data, and how it is split. A bare string is the name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """digits, fashion_mnist, cifar10, cifar100, `npz:FILE` or `image_folder:DIR`."""
+    root: str | None = None
+    """Folder of the data set's files; where a download goes. Default: known places, then `data/`."""
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Fraction of the training images held out for validation, unless the data brings its own validation split."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the split. Apart from the run's seed, so that runs with other seeds are validated on the same images."""
+    limit: int | None = Field(default=None, ge=2)
+    """Use at most this many training images, an equal share of each class."""
+    size: int = Field(default=32, ge=8)
+    """Height and width that an image folder's images are resized to."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> "DataSpec":
+        if self.name not in NAMES and not self.name.startswith(("npz:", "image_folder:")):
+            raise unknown("data set", self.name, [*NAMES, *PREFIXES])
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs (N, ...) and labels (N,) int64. Images are uint8; other inputs are floats and are used as they are."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.inputs.to(device), self.labels.to(device))
+
+    def take(self, index: Tensor) -> "Split":
+        return Split(self.inputs[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready to train on: its splits, its classes, and the statistics that normalise its images."""
+
+    name: str
+    train: Split
+    val: Split
+    classes: int
+    mean: Tensor | None = None  # (channels,), of training images scaled to 0..1; None: inputs are not normalised
+    deviation: Tensor | None = None
+    spec: DataSpec | None = None  # None: handed in from Python
+    _test: Callable[[], Split | None] = field(default=lambda: None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return tuple(self.train.inputs.shape[1:])
+
+    def test(self) -> Split | None:
+        """The test split, read now; None when the data has none."""
+        split = self._test()
+        if split is not None:
+            _check(f"{self.name} (test)", split, self.classes)
+        return split
+
+
+def load(spec: DataSpec | str) -> Data:
+    """Read the training and validation images of a data set. Raises UserError that names the file at fault."""
+    spec = DataSpec.model_validate(spec)
+    kind, _, path = spec.name.partition(":")
+    val: Split | None = None
+    test: Callable[[], Split | None]
+    classes: int | None = None
+    match kind:
+        case "digits":
+            rest, held = _stratify(Split(*readers.digits()), 0.2, seed=0)  # the test images never depend on a setting
+            train, test = rest, lambda: held
+        case "fashion_mnist":
+            train = Split(*readers.fashion_mnist(spec.root, train=True))
+            test = lambda: Split(*readers.fashion_mnist(spec.root, train=False))  # noqa: E731
+        case "cifar10" | "cifar100":
+            train = Split(*readers.cifar(kind, spec.root, train=True))
+            test = lambda: Split(*readers.cifar(kind, spec.root, train=False))  # noqa: E731
+        case "npz":
+            file = Path(spec.root or ".") / Path(path).expanduser()
+            arrays = readers.npz(file, "train")
+            if arrays is None:
+                raise UserError(f"{file} has no array 'train_images'")
+            train, val = Split(*arrays), _optional(readers.npz(file, "val"))
+            test = lambda: _optional(readers.npz(file, "test"))  # noqa: E731
+        case _:
+            folder = Path(spec.root or ".") / Path(path).expanduser()
+            train, val, test, classes = _image_folder(folder, spec.size)
+    return _assemble(spec, train, val, test, classes)
+
+
+def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data:
+    """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name.
+
+    Datasets and loaders are read once, from beginning to end, and kept as tensors: random augmentation inside them
+    is frozen (use `Recipe(augment=...)` instead). uint8 images (N, C, H, W) are normalised by their own mean and
+    deviation; other inputs are used as they are. There is no test split.
+    Raises UserError for anything that is not a classification data set.
+    """
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, str | DataSpec | dict):
+        return load(DataSpec.model_validate(data))
+    if isinstance(data, DataLoader):
+        parts = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in data]
+        inputs, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1)) if parts else (torch.empty(0), torch.empty(0))
+    elif isinstance(data, Dataset):
+        items = [data[i] for i in range(len(data))] if hasattr(data, "__len__") else list(iter(data))
+        if not items:
+            raise UserError("the data set is empty")
+        inputs = torch.stack([torch.as_tensor(x) for x, _ in items])
+        labels = torch.as_tensor([int(y) for _, y in items])
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        inputs, labels = (torch.as_tensor(part) for part in data)
+    else:
+        raise UserError(
+            "data must be a name, a pair (inputs, labels), a Dataset or a DataLoader of such pairs, "
+            f"or subnet_search.load_data(...), got {type(data).__name__}"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
+    if inputs.dtype == torch.float64:
+        inputs = inputs.float()
+    spec = DataSpec(name="digits", val_fraction=val_fraction, split_seed=split_seed)
+    return _assemble(spec, Split(inputs, labels.reshape(-1).long()), None, lambda: None, None, given=True)
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Every data set by name: what it is and whether it is here now."""
+    here = {
+        "digits": "here",
+        "fashion_mnist": f"here: {folder}" if (folder := readers.fashion_folder(None)) else "would be downloaded to data/",
+        "cifar10": _downloaded("data/cifar-10-batches-py"),
+        "cifar100": _downloaded("data/cifar-100-python"),
+    }
+    rows = [{"name": name, "state": here[name], "description": text} for name, text in NAMES.items()]
+    return rows + [{"name": name, "state": "your files", "description": text} for name, text in PREFIXES.items()]
+
+
+def _downloaded(folder: str) -> str:
+    return f"here: {folder}" if Path(folder).is_dir() else "would be downloaded to data/"
+
+
+def _optional(arrays: readers.Arrays | None) -> Split | None:
+    return Split(*arrays) if arrays else None
+
+
+def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callable[[], Split | None], int]:
+    if not folder.is_dir():
+        raise UserError(f"no such image folder: {folder}")
+
+    @cache
+    def read(split: str | None) -> tuple[Split, list[str]]:
+        inputs, labels, names = readers.image_folder(folder, split, size)
+        return Split(inputs, labels), names
+
+    if not (folder / "train").is_dir():
+        everything, names = read(None)
+        train, held = _stratify(everything, 0.2, seed=0)
+        return train, None, lambda: held, len(names)
+    train, names = read("train")
+
+    def optional(split: str) -> Split | None:
+        if not (folder / split).is_dir():
+            return None
+        found, others = read(split)
+        if others != names:
+            raise UserError(
+                f"{folder / split} and {folder / 'train'} have different classes: {sorted(set(others) ^ set(names))}"
+            )
+        return found
+
+    return train, optional("val"), partial(optional, "test"), len(names)
+
+
+def _assemble(
+    spec: DataSpec, train: Split, val: Split | None, test: Callable[[], Split | None], classes: int | None, given: bool = False
+) -> Data:
+    name = "given data" if given else spec.name
+    if classes is None and len(train.labels):
+        classes = int(train.labels.max()) + 1
+    _check(name, train, classes or 0)
+    if spec.limit is not None and spec.limit < len(train):
+        train, _ = _stratify(train, 1 - spec.limit / len(train), seed=0)
+    if val is None:
+        train, val = _stratify(train, spec.val_fraction, spec.split_seed)
+    assert classes is not None
+    _check(f"{name} (validation)", val, classes)
+    mean = deviation = None
+    if train.inputs.dtype == torch.uint8 and train.inputs.dim() == 4:
+        mean, deviation = _statistics(train.inputs)
+    return Data(name, train, val, classes, mean, deviation, None if given else spec, test)
+
+
+def _check(name: str, split: Split, classes: int) -> None:
+    if len(split.inputs) != len(split.labels):
+        raise UserError(f"{name}: {len(split.inputs)} inputs but {len(split.labels)} labels")
+    if not len(split):
+        raise UserError(f"{name} is empty")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
+
+
+def _stratify(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split off `fraction` of each class (at least one of each class that has two). Both parts keep the order."""
+    held = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique().tolist():
+        members = (split.labels == label).nonzero().view(-1)
+        shuffled = members[torch.randperm(len(members), generator=generator(seed, "split", label))]
+        take = min(len(members) - 1, max(1, round(fraction * len(members))))
+        held[shuffled[:take]] = True
+    if not held.any() or held.all():
+        raise UserError(f"{len(split)} items in {len(split.labels.unique())} classes are too few to hold some out")
+    return split.take(~held), split.take(held)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact whole-number sums."""
+    counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    total = counts.sum(1)
+    mean = counts @ values / total
+    variance = counts @ values.square() / total - mean.square()
+    return mean.float(), variance.clamp(min=1e-6).sqrt().float()
