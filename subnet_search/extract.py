@@ -1,11 +1,13 @@
 """The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
 
 import contextlib
+import copy
 import importlib.metadata
+import itertools
 import json
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from subnet_search.config import RunConfig, check, flatten
 from subnet_search.data import Data, DataSpec, from_user, load
 from subnet_search.deploy import Origin, Subnetwork
+from subnet_search.deploy.masks import save_masks
 from subnet_search.errors import UserError
 from subnet_search.evaluation.cost import cost
 from subnet_search.extractors import Clock, Extractor, create
@@ -84,17 +87,20 @@ def run(
 ) -> Subnetwork:
     """Run a configuration, with the network and data it names or with those handed in.
 
-    With a folder `out`, that holds config.yaml, metrics.jsonl, checkpoint/, and in the end subnetwork.safetensors
-    (unless `save` is false) and summary.json. See `extract` for the rest.
+    With a folder `out`, that holds config.yaml, metrics.jsonl, checkpoint/, and in the end summary.json and
+    subnetwork.safetensors (masks.safetensors alone when `save` is false). See `extract` for the rest.
     """
     config = config.resolve()
     folder = Path(out) if out is not None else None
-    if folder:
-        _open_folder(folder, config, resume, handed_in=(module is not None, data is not None and data.spec is None))
+    handed_in = (module is not None, data is not None and data.spec is None)
     data = data or load(config.data)
     with _threads(config.recipe.threads):
         net, spec = _network(config, module, init, data)
         supernet = Supernet(net, config.extractor, config.recipe, config.seed)
+        if folder:  # only now: a mistake in what was asked for leaves no folder behind
+            _open_folder(folder, config, resume, handed_in)
+            if resume and (done := _finished(folder)):
+                return done
         outcome = train(
             supernet,
             data,
@@ -114,13 +120,29 @@ def run(
     return subnet
 
 
+def free_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that holds no run yet."""
+    return next(folder for folder in _folders(name) if not (folder / "config.yaml").is_file())
+
+
+def last_folder(name: str) -> Path:
+    """The last of runs/NAME, runs/NAME-2, ... that holds a run. Raises UserError when none does."""
+    found = list(itertools.takewhile(lambda folder: (folder / "config.yaml").is_file(), _folders(name)))
+    if not found:
+        raise UserError(f"there is no run to resume in runs/{name}")
+    return found[-1]
+
+
+def _folders(name: str) -> Iterator[Path]:
+    yield Path("runs") / name
+    yield from (Path("runs") / f"{name}-{number}" for number in itertools.count(2))
+
+
 def _network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
     if module is None:
         net = build(config.network, data.shape, data.classes, config.seed)
         check_output(net, data.shape, data.classes, config.network.name)
         return net, config.network
-    import copy
-
     net = copy.deepcopy(module)
     check_output(net, data.shape, data.classes)
     density = getattr(config.extractor, "density", None)
@@ -197,6 +219,19 @@ def _open_folder(folder: Path, config: RunConfig, resume: bool, handed_in: tuple
         write_atomically(path, yaml.safe_dump(wanted, sort_keys=False).encode())
 
 
+def _finished(folder: Path) -> Subnetwork | None:
+    """The result of a run that is complete already."""
+    path = folder / "subnetwork.safetensors"
+    if not path.is_file() or not (folder / "summary.json").is_file():
+        return None
+    subnet = Subnetwork.load(path)
+    return _with_metrics(subnet, {"bytes": path.stat().st_size, "dense_bytes": subnet.dense_bytes(), "subnetwork": str(path)})
+
+
+def _with_metrics(subnet: Subnetwork, more: dict[str, Any]) -> Subnetwork:
+    return replace(subnet, metrics={**subnet.metrics, **more})
+
+
 def _also_log(folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
     """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
     if folder is None or rank_and_world()[0] != 0:
@@ -220,13 +255,17 @@ def _also_log(folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> 
 
 def _save(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) -> Subnetwork:
     """Write the subnetwork and the summary; the checkpoint is then of no more use."""
-    metrics = dict(subnet.metrics) | {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
-    if save:
+    metrics: dict[str, Any] = {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
+    if not save:
+        save_masks(folder / "masks.safetensors", subnet.masks)
+    else:
         path = folder / "subnetwork.safetensors"
         metrics |= {"bytes": subnet.save(path, config.weights), "subnetwork": str(path)}
-    subnet = Subnetwork(subnet.masks, subnet.weights, subnet.scales, subnet.state, subnet.origin, metrics)
+    subnet = _with_metrics(subnet, metrics)
     write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / CHECKPOINT).parent.rmdir()
     return subnet
 
 

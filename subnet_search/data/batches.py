@@ -21,7 +21,7 @@ def prepare(inputs: Tensor, mean: Tensor | None, deviation: Tensor | None) -> Te
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
     """A random window of the image padded with zeros (black) by `pad` pixels on each side."""
-    count, channels, height, width = images.shape
+    count, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=rng, device=images.device)
     rows = top + torch.arange(height, device=images.device)  # (N, H)

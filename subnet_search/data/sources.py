@@ -182,6 +182,26 @@ def catalogue() -> list[dict[str, Any]]:
     return rows + [{"name": name, "state": "your files", "description": text} for name, text in PREFIXES.items()]
 
 
+def describe(spec: DataSpec | str) -> dict[str, Any]:
+    """One data set in plain values; one that would have to be downloaded is not read. The test split is not opened."""
+    spec = DataSpec.model_validate(spec)
+    listed = {row["name"]: row for row in catalogue()}
+    record = listed.get(spec.name, {"name": spec.name, "state": "your files"})
+    if record["state"].startswith("would be"):
+        return record
+    data = load(spec)
+    statistics = (
+        {}
+        if data.mean is None or data.deviation is None
+        else {
+            "mean": [round(value, 4) for value in data.mean.tolist()],
+            "deviation": [round(value, 4) for value in data.deviation.tolist()],
+        }
+    )
+    sizes = {"train": len(data.train), "validation": len(data.val), "shape": list(data.shape), "classes": data.classes}
+    return {**record, **sizes, **statistics}
+
+
 def _downloaded(folder: str) -> str:
     return f"here: {folder}" if Path(folder).is_dir() else "would be downloaded to data/"
 

@@ -37,6 +37,11 @@ class Paper:
     def __str__(self) -> str:
         return f"{self.authors} {self.year}, arXiv:{self.arxiv}"
 
+    @property
+    def short(self) -> str:
+        """As papers are cited in running text: Ramanujan et al. 2020."""
+        return f"{self.authors.split(',')[0].split(' & ')[0]} et al. {self.year}"
+
 
 @dataclass(frozen=True)
 class Paradigm:

@@ -48,7 +48,7 @@ class Gumbel(RelevanceLearner):
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published; near one half."""
     reach: Annotated[Literal["rank", "penalty"], OneOf("rank", "penalty")] = "rank"
     """How a density is reached: by ranking in the end, or by a penalty during training as well."""
-    strength: Annotated[float, Ge(0), Real(0.1, 100, log=True)] = 10.0
+    strength: Annotated[float, Ge(0), Real(0.01, 1, log=True)] = 0.1
     """Weight of the budget penalty in the loss."""
     temperature: Annotated[float, Gt(0), Real(0.3, 3, log=True)] = 1.0
     """tau of the gradient, at the first step."""

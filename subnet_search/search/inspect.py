@@ -25,7 +25,7 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
                 "name": study,
                 "states": dict(Counter(trial.state.name for trial in trials)),
                 "best": best[0].values[0] if best and len(loaded.directions) == 1 else None,
-                "started": min((str(t.datetime_start) for t in trials if t.datetime_start), default=None),
+                "started": min((t.datetime_start.isoformat(" ", "seconds") for t in trials if t.datetime_start), default=None),
             }
         )
     return rows
@@ -40,6 +40,7 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "values": trial.values,
         "params": trial.params,
         **{key: attrs.get(key) for key in ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")},
+        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
     }
 
 

@@ -5,15 +5,17 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.files import write_atomically
 from subnet_search.search.samplers import make_pruner, make_sampler
-from subnet_search.search.spec import OBJECTIVES, StudySpec, read_study
+from subnet_search.search.spec import DEFAULT_STORAGE, OBJECTIVES, StudySpec, read_study
 from subnet_search.search.storage import load_study, open_storage, reap, spec_of
 from subnet_search.search.worker import run_worker, taken
 
@@ -50,20 +52,47 @@ def run_study(
     return load_study(spec.name, open_storage(url), sampler=make_sampler(spec), pruner=make_pruner(spec))
 
 
+def find_spec(given: str, overrides: list[str], storage: str | None) -> StudySpec:
+    """The spec in a YAML file, or that of a study which is in the storage already."""
+    if Path(given).suffix in (".yaml", ".yml") or Path(given).exists():
+        return read_study(given, overrides)
+    study = load_study(given, open_storage(storage or DEFAULT_STORAGE))
+    if overrides:
+        raise UserError(f"-s changes a spec file, but {given!r} is a study that has begun; --trials extends it")
+    spec = spec_of(study)
+    return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE})
+
+
+def join_study(
+    name: str,
+    storage: str | None = None,
+    *,
+    trials: int | None = None,
+    timeout: float | None = None,
+    threads: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run trials of a study that somebody has started, until its budget is met."""
+    count = threads or len(os.sched_getaffinity(0))
+    url = storage or DEFAULT_STORAGE
+    run_worker(name, url, trials=trials, timeout=timeout, threads=count, should_stop=should_stop)
+
+
 def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
     """The study in the storage: made now, or checked to search the same, its killed trials queued again."""
     store = open_storage(url, create=True)
     make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
     if spec.name not in optuna.get_all_study_names(store):
+        directions: list[Any] = [OBJECTIVES[name] for name in spec.objective]
         try:
-            study = optuna.create_study(
-                study_name=spec.name, storage=store, directions=[OBJECTIVES[name] for name in spec.objective]
-            )
+            study = optuna.create_study(study_name=spec.name, storage=store, directions=directions)
         except optuna.exceptions.DuplicatedStudyError:  # another process was faster by a moment
             study = load_study(spec.name, store)
         else:
             study.set_user_attr("folder", str(Path("runs/trials") / f"{spec.name}-{uuid.uuid4().hex[:8]}"))
-            study.set_metric_names(spec.objective)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
             study.set_user_attr("spec", spec.to_json())
             return study
     study = load_study(spec.name, store)

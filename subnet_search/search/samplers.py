@@ -1,7 +1,7 @@
 """Optuna's samplers and pruners by name, rebuilt from a study's own spec and seeded by trial."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -11,6 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.errors import UserError
 from subnet_search.search.spec import StudySpec
 from subnet_search.seeds import derive
+
+T = TypeVar("T")
 
 
 class PerTrialSampler(BaseSampler):
@@ -72,7 +74,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     return optuna.pruners.NopPruner()
 
 
-def _made(kind: str, name: str, make: Callable[[], Any]) -> Any:
+def _made(kind: str, name: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except (TypeError, ValueError) as error:

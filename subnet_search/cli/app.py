@@ -1,0 +1,164 @@
+"""The commands on single runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subnet_search.cli import show
+from subnet_search.cli.study import studies
+from subnet_search.errors import Interrupted, UserError
+
+app = typer.Typer(
+    name="subnet-search",
+    help="Find small, effective networks inside large ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.add_typer(studies, name="study")
+
+Set = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override any key; VALUE is YAML.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+
+
+@app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")
+def extract(
+    config: Annotated[Path | None, typer.Argument(help="A run's YAML file; without one, everything is default.")] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, numbered].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
+    weights: Annotated[str | None, typer.Option(help="What the file stores: values, or only their seed.")] = None,
+    json: Json = False,
+) -> None:
+    """Find one subnetwork and write it to a run folder."""
+    from subnet_search.cli.progress import RunProgress
+    from subnet_search.cli.signals import stop_on_signal
+    from subnet_search.config import RunConfig, read_config
+    from subnet_search.extract import free_folder, last_folder, run
+
+    name = config.stem if config else "extract"
+    folder = out or (last_folder(name) if resume else free_folder(name))
+    if resume and config is None:
+        config = folder / "config.yaml"
+    overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
+    settings = read_config(RunConfig, config, overrides)
+    try:
+        with stop_on_signal() as should_stop, RunProgress(quiet=json) as progress:
+            subnet = run(
+                settings,
+                folder,
+                resume=resume,
+                on_step=progress.on_step,
+                on_epoch=progress.on_epoch,
+                should_stop=should_stop,
+            )
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; go on with: subnet-search extract --resume --out {folder}") from stop
+    if json:
+        show.print_json(subnet.summary())
+    else:
+        show.subnetwork_summary(subnet.summary())
+
+
+@app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")
+def evaluate(
+    subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
+    split: Annotated[str, typer.Option(help="val or test.")] = "val",
+    data: Annotated[str | None, typer.Option(help="Another data set than the run's (a name, npz:FILE, ...).")] = None,
+    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
+    noise: Annotated[bool, typer.Option("--noise", help="Also under uniform noise.")] = False,
+    corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under common image corruptions.")] = False,
+    json: Json = False,
+) -> None:
+    """Accuracy, calibration, robustness and cost of a subnetwork."""
+    if split not in ("val", "test"):
+        raise UserError(f"--split is val or test, got {split!r}")
+    from subnet_search.deploy import Subnetwork
+    from subnet_search.evaluate import evaluate as judge
+
+    record = judge(
+        Subnetwork.load(subnetwork),
+        "test" if split == "test" else "val",
+        network=network,
+        data=data,
+        noise=noise,
+        corruptions=corruptions,
+    )
+    if json:
+        show.print_json(record)
+        return
+    show.pairs(
+        {
+            f"accuracy ({split}, {record['items']:,} images)": show.percent(record["accuracy"]),
+            "negative log-likelihood": f"{record['nll']:.4f} nats",
+            "Brier score": f"{record['brier']:.4f}",
+            "calibration error (15 bins)": show.percent(record["ece"]),
+            "density": show.cell("density", record["density"]),
+            "multiply-accumulates": f"{record['kept_macs']:,} of {record['macs']:,}",
+            "file": show.size(subnetwork.stat().st_size),
+        }
+    )
+    for key, heading in (("noise", "Under noise"), ("corruptions", "Under corruptions")):
+        if key in record:
+            show.console.print()
+            show.table(record[key], {name: name.replace("_", " ") for name in record[key][0]}, title=heading)
+
+
+@app.command(epilog="Example: subnet-search methods gumbel")
+def methods(name: Annotated[str | None, typer.Argument(help="One method.")] = None, json: Json = False) -> None:
+    """The methods side by side; or one: its paper, formula, hyperparameters and their domains."""
+    from subnet_search.extractors.catalogue import catalogue, describe
+
+    if name is None:
+        rows = catalogue()
+        if json:
+            show.print_json(rows)
+            return
+        flat = [{**row, **row["paradigm"], "units": ", ".join(row["units"])} for row in rows]
+        headings = {"name": "method", "cited": "paper", "mask_from": "mask", "weights_from": "weights"}
+        show.table(flat, {**headings, "schedule": "density", "units": "units"})
+        return
+    method = describe(name)
+    if json:
+        show.print_json(method)
+        return
+    show.console.print(f"[bold]{name}[/bold]  {method['summary']}\n")
+    paradigm = method["paradigm"]
+    show.pairs(
+        {
+            "paper": f"{method['title']} ({method['paper']})",
+            "formula": method["formula"],
+            "mask": paradigm["mask_from"],
+            "weights": paradigm["weights_from"],
+            "density": paradigm["schedule"],
+            "units": ", ".join(method["units"]),
+            "published recipe": ", ".join(f"{key} {value}" for key, value in method["recipe"].items()) or "the defaults",
+        }
+    )
+    show.console.print()
+    for field in method["hyperparameters"]:
+        searched = f"; searched over {field['domain']}" if field["domain"] else ""
+        default = "none" if field["default"] is None else field["default"]
+        show.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
+
+
+@app.command(epilog="Example: subnet-search data npz:my_images.npz")
+def data(name: Annotated[str | None, typer.Argument(help="One data set.")] = None, json: Json = False) -> None:
+    """The data sets: which are here, and which would be downloaded; or one: its splits and statistics."""
+    from subnet_search.data import catalogue, describe
+
+    if name is None:
+        rows = catalogue()
+        if json:
+            show.print_json(rows)
+        else:
+            show.table(rows, {"name": "name", "state": "state", "description": ""})
+        return
+    record = describe(name)
+    if json:
+        show.print_json(record)
+    else:
+        show.pairs(record)

@@ -1,0 +1,148 @@
+"""Progress: a live bar on a terminal, plain lines elsewhere. Always on standard error, so output stays clean."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from subnet_search.cli import show
+
+PLAIN_SECONDS = 10.0  # between plain lines of a run
+
+
+class RunProgress:
+    """Follows one run: `on_step` and `on_epoch` go to `extract.run`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.live = show.errors.is_terminal and not quiet
+        self.quiet = quiet
+        self.said = 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=show.errors,
+            transient=True,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("training", total=None)
+
+    def on_step(self, clock: Any) -> None:
+        if self.live:
+            self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
+        self.total = clock.total
+
+    def on_epoch(self, epoch: Any) -> None:
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {show.percent(epoch.val_accuracy)}"
+        self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
+        last = epoch.step == self.total
+        if not self.live and not self.quiet and (last or time.monotonic() - self.said > PLAIN_SECONDS):
+            self.said = time.monotonic()
+            done = epoch.step / self.total
+            left = show.seconds(epoch.seconds * (1 - done) / done)
+            show.errors.print(
+                f"{text}  density {epoch.density:.3f}  {show.percent(done)} done, {left} left", markup=False, soft_wrap=True
+            )
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+@contextmanager
+def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet: bool = False) -> Iterator[None]:
+    """Follows a study by looking into its storage, whoever runs its trials. `rows` gives all trials, as plain rows."""
+    if quiet:
+        yield
+        return
+    watch = _StudyWatch(rows, budget)
+    if show.errors.is_terminal:
+        with Live(get_renderable=watch.render, console=show.errors, refresh_per_second=2, transient=True):
+            yield
+        return
+    ended = threading.Event()
+
+    def talk() -> None:
+        while not ended.wait(0.5):
+            watch.tell()
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        watch.tell()
+
+
+class _StudyWatch:
+    def __init__(self, rows: Callable[[], list[dict[str, Any]]], budget: int) -> None:
+        self.rows, self.budget = rows, budget
+        self.started = time.monotonic()
+        before = rows()
+        self.told = {row["number"] for row in before if row["state"] not in ("RUNNING", "WAITING")}
+        self.at_start = len(_finished(before))
+
+    def tell(self) -> None:
+        """A line for every trial that has ended since the last call."""
+        rows = self.rows()
+        for row in rows:
+            if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.told:
+                continue
+            self.told.add(row["number"])
+            show.errors.print(
+                f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}", markup=False, soft_wrap=True
+            )
+
+    def render(self) -> RenderableType:
+        """The state of the study: a line, the best so far, and the trials under way."""
+        rows = self.rows()
+        done = len(_finished(rows))
+        elapsed = time.monotonic() - self.started
+        fresh = done - self.at_start
+        left = f"about {show.seconds(elapsed / fresh * (self.budget - done))} left" if fresh else "estimating"
+        failed = sum(row["state"] == "FAIL" for row in rows)
+        line = f"{done} of {self.budget} trials, {failed} failed, {show.seconds(elapsed)}, {left}"
+        out = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("trial", "state", "validation", "density", "parameters"):
+            out.add_column(heading)
+        best = max((r for r in _finished(rows) if r["val_accuracy"] is not None), key=lambda r: r["val_accuracy"], default=None)
+        for label, row in [("best", best)] + [("running", r) for r in rows if r["state"] == "RUNNING"]:
+            if row is not None:
+                density = "" if row["density"] is None else f"{row['density']:.3f}"
+                seen = row["val_accuracy"] if row["val_accuracy"] is not None else row.get("last")
+                accuracy = "" if seen is None else show.percent(seen)
+                out.add_row(str(row["number"]), label, accuracy, density, Text(_params(row)))
+        return Group(line, out)
+
+
+def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["state"] in ("COMPLETE", "PRUNED")]
+
+
+def _ending(row: dict[str, Any]) -> str:
+    if row["state"] == "FAIL":
+        return f"failed: {row['reason']}"
+    accuracy = "-" if row["val_accuracy"] is None else show.percent(row["val_accuracy"])
+    density = "-" if row["density"] is None else f"{row['density']:.3f}"
+    word = "pruned" if row["state"] == "PRUNED" else "complete"
+    return f"{word}: validation {accuracy}, density {density}  ({_params(row)})"
+
+
+def _params(row: dict[str, Any]) -> str:
+    return ", ".join(f"{key.removeprefix('extractor.')}={show.cell('', value)}" for key, value in row["params"].items())

@@ -1,0 +1,104 @@
+"""Printing: JSON alone on standard output, or tables for people. Numbers are formatted here and nowhere else."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """The value as JSON on standard output, and nothing else."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
+    """Rows as a table: `columns` maps a key to its heading. Numbers are right-aligned."""
+    rows = list(rows)
+    out = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, show_edge=False)
+    for key, heading in columns.items():
+        numeric = any(isinstance(row.get(key), int | float) for row in rows)
+        out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*(Text(cell(key, row.get(key))) for key in columns))
+    console.print(out)
+
+
+def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
+    """A two-column table of names and values."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    out.add_column(style="dim", no_wrap=True)
+    out.add_column(overflow="fold")
+    for name, value in values.items():
+        out.add_row(Text(name), Text(value if isinstance(value, str) else cell(name, value)))
+    console.print(out)
+
+
+def cell(key: str, value: Any) -> str:
+    """A value in words, by what it is: percentages, bytes, seconds, plain numbers."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "accuracy" in key:
+        return percent(value)
+    if "density" in key:
+        return f"{value:.4g}"
+    if key == "bytes" or key.endswith("_bytes"):
+        return size(value)
+    if key == "seconds":
+        return seconds(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(name, inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(key, inner) for inner in value)
+    return str(value)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit a person would choose."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def seconds(count: float) -> str:
+    """A duration in the unit a person would choose."""
+    if count < 60:
+        return f"{count:.1f} s"
+    minutes, rest = divmod(round(count), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def subnetwork_summary(record: Mapping[str, Any]) -> None:
+    """The result of a run as people read it."""
+    density = record["density"]
+    rows = {
+        "method": f"{record['extractor']} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
+        "validation accuracy": percent(record["val_accuracy"]),
+        "test accuracy": "no test split" if record["test_accuracy"] is None else percent(record["test_accuracy"]),
+        "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
+        "multiply-accumulates": f"{record['kept_macs']:,} of {record['macs']:,} with a weight that is alive",
+        "steps": f"{record['steps']:,} in {seconds(record['seconds'])}",
+    }
+    if record.get("bytes"):
+        rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
+    pairs({**rows, "sha256": record["sha256"]})

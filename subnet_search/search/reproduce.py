@@ -1,0 +1,68 @@
+"""Train a study's trial again, to its subnetwork."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from subnet_search.config import flatten
+from subnet_search.deploy import Subnetwork
+from subnet_search.deploy.masks import load_masks
+from subnet_search.errors import UserError
+from subnet_search.extract import run
+from subnet_search.extractors import Clock
+from subnet_search.search.worker import config_of
+from subnet_search.training import Epoch
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A trial's subnetwork, trained again, beside what the trial itself had found."""
+
+    subnetwork: Subnetwork
+    same: bool | None  # by hash; None when the trial stored no hash (it was stopped early)
+    overlap: float | None  # Jaccard index of the two topologies; None when the trial's is not at hand
+    changed: list[str]  # versions and machine, where they differ from the trial's
+
+    def in_words(self) -> str:
+        """One line for people."""
+        if self.same:
+            return "the same subnetwork, bit for bit"
+        if self.same is None:
+            return "the trial was stopped early, so there is nothing to compare with"
+        overlap = "" if self.overlap is None else f"; the topologies overlap by {self.overlap:.4f}"
+        reason = "; ".join(self.changed) or "the same versions, so another kind of processor"
+        return f"not the same bits ({reason}){overlap}"
+
+
+def train_again(
+    trial: FrozenTrial,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Clock], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Reproduction:
+    """Run a trial's stored configuration again, threads and seed included, and compare the hashes.
+
+    On another kind of machine floating point may differ; then `same` is false and `overlap` says how much.
+    Raises UserError when the trial never began or the folder holds another run.
+    """
+    config = config_of(trial)
+    subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
+    expected = trial.user_attrs.get("sha256")
+    same = None if expected is None else subnet.sha256 == expected
+    masks = Path(trial.user_attrs.get("folder", "")) / "masks.safetensors"
+    overlap = subnet.masks.overlap(load_masks(masks)) if masks.is_file() else None
+    before, now = trial.user_attrs.get("versions", {}), subnet.origin.versions
+    changed = [f"{key} was {before[key]}, is {now.get(key)}" for key in flatten(before) if before[key] != now.get(key)]
+    return Reproduction(subnet, same, overlap, changed)
+
+
+def pick_trial(best: list[FrozenTrial]) -> FrozenTrial:
+    """The only best trial. Raises UserError when there are several: a Pareto front."""
+    if len(best) > 1:
+        raise UserError(f"the study has {len(best)} best trials (a Pareto front): choose one with --trial")
+    return best[0]

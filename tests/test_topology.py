@@ -1,0 +1,449 @@
+"""Masks, selection, schedules, samplers, rescaling and budgets: eight weights by hand first, then many at random."""
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from subnet_search.errors import UserError
+from subnet_search.topology.budget import budget_penalty, likely, ranked
+from subnet_search.topology.masks import Masks, pack, unpack
+from subnet_search.topology.rescale import dynamic, fan_in, masked_weight
+from subnet_search.topology.samplers import bernoulli_gate, logistic_gate, straight_through
+from subnet_search.topology.schedules import cosine, cubic, geometric, linear
+from subnet_search.topology.select import allocate, count, erdos_renyi, keep_by_layer, keep_global, top_k, uniform
+
+
+def bits(text):
+    """A bool tensor from zeros and ones: bits("0110")."""
+    return torch.tensor([character == "1" for character in text])
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# --- masks ---
+
+
+def test_density_counts_over_all_tensors():
+    masks = Masks({"a": bits("1101"), "b": bits("10000000")})  # 3 of 4, 1 of 8: 4 of 12
+    assert (masks.kept, masks.numel, masks.density) == (4, 12, 4 / 12)
+    assert masks.layer_density() == {"a": 3 / 4, "b": 1 / 8}
+
+
+def test_union_intersection_and_overlap():
+    one, other = Masks({"w": bits("11010000")}), Masks({"w": bits("10011000")})
+    assert (one | other)["w"].equal(bits("11011000"))
+    assert (one & other)["w"].equal(bits("10010000"))
+    assert one.overlap(other) == 2 / 4
+
+
+def test_overlap_of_empty_masks_is_one():
+    nothing = Masks({"w": bits("0000")})
+    assert nothing.overlap(nothing) == 1
+    assert nothing.overlap(Masks({"w": bits("0100")})) == 0
+
+
+def test_same_looks_at_names_and_units():
+    mask = Masks({"w": bits("1100")})
+    assert mask.same(Masks({"w": bits("1100")}))
+    assert not mask.same(Masks({"w": bits("1010")}))
+    assert not mask.same(Masks({"v": bits("1100")}))
+
+
+def test_masks_of_different_networks_do_not_combine():
+    with pytest.raises(ValueError, match="'v'"):
+        Masks({"w": bits("1")}) | Masks({"v": bits("1")})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
+def test_only_bool_tensors_are_masks(dtype):
+    with pytest.raises(TypeError, match="the mask of w must be bool"):
+        Masks({"w": torch.ones(8, dtype=dtype)})
+
+
+def test_ones_keeps_everything():
+    assert Masks.ones({"w": torch.zeros(2, 4)})["w"].equal(torch.ones(2, 4, dtype=torch.bool))
+
+
+def test_masks_cannot_be_assigned_to():
+    with pytest.raises(TypeError):
+        Masks({"w": bits("1")})["w"] = bits("0")
+
+
+def test_pack_puts_eight_units_in_a_byte():
+    # 1101 0000 is 0xD0; the ninth bit opens a new byte from the left: 0x80.
+    assert pack(bits("110100001")).tolist() == [0xD0, 0x80]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 5), (2, 3, 3, 3), (1000, 3)])
+def test_unpack_undoes_pack(shape):
+    mask = torch.rand(shape, generator=rng()) < 0.5
+    packed = pack(mask)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == math.ceil(mask.numel() / 8)
+    assert unpack(packed, shape).equal(mask)
+
+
+def test_pack_of_a_transposed_mask_is_row_major():
+    mask = bits("11010000").view(2, 4).T
+    assert unpack(pack(mask), (4, 2)).equal(mask)
+
+
+@pytest.mark.parametrize("shape", [(8,), (17,)])
+def test_unpack_refuses_another_length(shape):
+    with pytest.raises(ValueError, match="2 bytes"):
+        unpack(torch.zeros(2, dtype=torch.uint8), shape)
+
+
+# --- which units live ---
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        (0, "00000000"),
+        (1, "00000001"),  # 0.9
+        (2, "00010001"),  # and 0.8
+        (3, "00110001"),  # and the first of the three at 0.3
+        (4, "00111001"),  # and the second
+        (5, "00111011"),
+        (6, "10111011"),  # and 0.1
+        (7, "10111111"),  # all but -0.5
+        (8, "11111111"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_top_k_keeps_the_highest_and_fills_ties_in_order(k, expected, dtype):
+    scores = torch.tensor([0.1, -0.5, 0.3, 0.8, 0.3, 0.0, 0.3, 0.9], dtype=dtype)
+    assert top_k(scores, k).equal(bits(expected))
+
+
+def test_top_k_keeps_the_shape_and_counts_ties_row_by_row():
+    assert top_k(torch.zeros(2, 4), 5).equal(bits("11111000").view(2, 4))
+
+
+def test_top_k_takes_infinite_scores():
+    scores = torch.tensor([-math.inf, math.inf, 0.0, -math.inf])
+    assert top_k(scores, 1).equal(bits("0100"))
+    assert top_k(scores, 3).equal(bits("1110"))
+
+
+def test_top_k_of_scores_with_a_gradient():
+    assert top_k(torch.tensor([1.0, 2.0], requires_grad=True), 1).equal(bits("01"))
+
+
+@pytest.mark.parametrize("where", range(8))
+@pytest.mark.parametrize("k", [1, 4, 7])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_top_k_refuses_a_score_that_is_not_a_number(where, k, dtype):
+    scores = torch.arange(8).to(dtype)
+    scores[where] = math.nan
+    with pytest.raises(ValueError, match="not a number"):
+        top_k(scores, k)
+
+
+@pytest.mark.parametrize("k", [-1, 9])
+def test_top_k_refuses_a_count_outside_the_tensor(k):
+    with pytest.raises(ValueError, match=f"cannot keep {k} of 8"):
+        top_k(torch.zeros(8), k)
+
+
+@pytest.mark.parametrize("values", [2, 5, 10**6])  # distinct scores: from nearly all tied to nearly none
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_top_k_is_a_stable_sort(values, dtype):
+    draw = rng(values)
+    for _ in range(50):
+        numel = int(torch.randint(1, 400, (), generator=draw))
+        k = int(torch.randint(0, numel + 1, (), generator=draw))
+        scores = torch.randint(0, values, (numel,), generator=draw).to(dtype)
+        expected = torch.zeros(numel, dtype=torch.bool)
+        expected[scores.sort(descending=True, stable=True).indices[:k]] = True
+        assert top_k(scores, k).equal(expected)
+
+
+def test_keep_global_ranks_all_layers_together():
+    scores = {"a": torch.tensor([5.0, 1.0, 3.0]), "b": torch.tensor([[3.0, 4.0], [3.0, 0.0]])}
+    masks = keep_global(scores, 4)  # 5, 4, then two of the three 3s: the first layer's, then the first of b
+    assert masks["a"].equal(bits("101"))
+    assert masks["b"].equal(bits("1100").view(2, 2))
+
+
+def test_keep_by_layer_ranks_each_layer_for_itself():
+    scores = {"a": torch.tensor([5.0, 1.0, 3.0]), "b": torch.tensor([0.1, 0.2, 0.2])}
+    masks = keep_by_layer(scores, {"a": 1, "b": 2})
+    assert masks["a"].equal(bits("100"))
+    assert masks["b"].equal(bits("011"))
+
+
+# --- how many live ---
+
+
+@pytest.mark.parametrize(
+    ("density", "numel", "expected"), [(0.5, 8, 4), (0.5, 3, 2), (0.3, 8, 2), (0.32, 8, 3), (0.001, 8, 1), (1, 8, 8)]
+)
+def test_count_rounds_to_the_nearest_and_keeps_at_least_one(density, numel, expected):
+    assert count(density, numel) == expected  # 4, 1.5 up, 2.4 down, 2.56 up, 0.008, 8
+
+
+SHAPES = {"conv": (4, 2, 3, 3), "linear": (4, 4)}  # 72 and 16 weights
+
+
+def test_uniform_densities():
+    assert uniform(SHAPES, 0.25) == {"conv": 0.25, "linear": 0.25}
+
+
+def test_erdos_renyi_kernel_densities():
+    # Ratios: (4 + 2 + 3 + 3) / 72 = 1/6 and 8 / 16 = 1/2. Budget 0.25 * 88 = 22 = e * (72/6 + 16/2), so e = 1.1.
+    assert erdos_renyi(SHAPES, 0.25) == pytest.approx({"conv": 1.1 / 6, "linear": 1.1 / 2})
+
+
+def test_erdos_renyi_densities_without_the_kernel():
+    # Ratios: (4 + 2) / (4 * 2) = 3/4 and 8 / 16 = 1/2. 22 = e * (72 * 3/4 + 16/2) = 62 e.
+    assert erdos_renyi(SHAPES, 0.25, kernel=False) == pytest.approx({"conv": 22 / 62 * 0.75, "linear": 22 / 62 * 0.5})
+
+
+def test_erdos_renyi_makes_a_layer_over_one_dense_and_solves_the_rest_again():
+    # Ratios 4/4 = 1 and 16/64 = 1/4. 34 = e * (4 + 16) gives e = 1.7, so `small` would be at 1.7: it becomes dense, and
+    # the other layer takes what is left: 34 - 4 = 30 of 64.
+    assert erdos_renyi({"small": (2, 2), "large": (8, 8)}, 0.5) == pytest.approx({"small": 1, "large": 30 / 64})
+
+
+def test_erdos_renyi_at_density_one_is_dense():
+    assert erdos_renyi({"small": (2, 2), "large": (8, 8)}, 1.0) == pytest.approx({"small": 1, "large": 1})
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("uniform", {"conv": 18, "linear": 4}),  # 72 / 4, 16 / 4
+        ("erk", {"conv": 13, "linear": 9}),  # 13.2 and 8.8: one left over, to the larger remainder
+        ("er", {"conv": 19, "linear": 3}),  # 19.16 and 2.84: likewise
+    ],
+)
+def test_allocate_rounds_shares_to_whole_units(how, expected):
+    assert allocate(SHAPES, 0.25, how) == expected
+
+
+def test_allocate_gives_a_tie_to_the_first_layer():
+    assert allocate({"a": (1, 5), "b": (1, 5)}, 0.3) == {"a": 2, "b": 1}  # 1.5 each, 3 in all
+
+
+def test_allocate_leaves_every_layer_one_unit():
+    # Shares 0.04 and 3.96, 4 in all: the small layer's one unit is taken from the large one.
+    assert allocate({"small": (1, 4), "large": (4, 99)}, 0.01) == {"small": 1, "large": 3}
+
+
+@pytest.mark.parametrize("how", ["uniform", "er", "erk"])
+def test_allocate_is_exact_for_many_shapes(how):
+    draw = random.Random(how)
+    for _ in range(300):
+        layers = draw.randint(1, 8)
+        shapes = {str(i): [draw.randint(1, 30) for _ in range(draw.choice((2, 4)))] for i in range(layers)}
+        numel = {name: math.prod(shape) for name, shape in shapes.items()}
+        density = draw.choice((draw.uniform(0.001, 1), 10 ** draw.uniform(-3, 0), 1.0))
+        total = count(density, sum(numel.values()))
+        if total < layers:
+            with pytest.raises(UserError):
+                allocate(shapes, density, how)
+            continue
+        counts = allocate(shapes, density, how)
+        assert sum(counts.values()) == total
+        assert all(1 <= counts[name] <= numel[name] for name in shapes)
+
+
+def test_allocate_refuses_fewer_units_than_layers():
+    with pytest.raises(UserError, match="keeps 1 of 12 weights, fewer than the network's 3 layers"):
+        allocate({"a": (2, 2), "b": (2, 2), "c": (2, 2)}, 0.1)
+
+
+# --- schedules ---
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"),
+    [
+        (linear, 0.52),  # (1 + 0.04) / 2
+        (cosine, 0.52),  # the wave is half way too
+        (geometric, 0.2),  # sqrt(1 * 0.04)
+        (cubic, 0.16),  # 0.04 + 0.96 / 8
+    ],
+)
+def test_schedules_at_their_ends_and_half_way(schedule, middle):
+    values = [schedule(1.0, 0.04, progress) for progress in (-0.5, 0, 0.5, 1, 1.5)]
+    assert values == pytest.approx([1, 1, middle, 0.04, 0.04])
+
+
+def test_cosine_is_flat_at_the_ends_and_cubic_is_fast_first():
+    assert 1 - cosine(1, 0, 0.1) < 1 - linear(1, 0, 0.1) < 1 - cubic(1, 0, 0.1)
+
+
+# --- samplers ---
+
+RELEVANCE = torch.tensor([-3.0, -1.0, 0.0, 0.5, 2.0])
+DRAWS = 100_000
+
+
+def uniform_draws(seed):
+    return torch.rand(DRAWS, len(RELEVANCE), generator=rng(seed))
+
+
+@pytest.mark.parametrize("gate", [logistic_gate, bernoulli_gate])
+def test_gates_are_open_with_probability_sigma(gate):
+    sample = gate(RELEVANCE.expand(DRAWS, -1), uniform_draws(1))
+    assert sample.unique().tolist() == [0, 1]
+    keep = RELEVANCE.sigmoid()
+    error = (keep * (1 - keep) / DRAWS).sqrt()
+    assert ((sample.mean(0) - keep).abs() < 4 * error).all()
+
+
+def test_logistic_gate_by_hand():
+    # m + logit(u) > 0 exactly when u > sigma(-m): for m = ln 3 that is u > 1/4, for m = -ln 3 u > 3/4.
+    relevance = torch.tensor([1.0] * 4 + [-1.0] * 4) * math.log(3)
+    draws = torch.tensor([0.2, 0.24, 0.26, 0.9, 0.2, 0.7, 0.76, 0.9])
+    assert logistic_gate(relevance, draws).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_logistic_gate_is_a_hard_gumbel_softmax():
+    logits = torch.stack([RELEVANCE, torch.zeros_like(RELEVANCE)], dim=1).expand(DRAWS, -1, -1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        theirs = F.gumbel_softmax(logits, hard=True)[..., 0].mean(0)
+    ours = logistic_gate(RELEVANCE.expand(DRAWS, -1), uniform_draws(3)).mean(0)
+    keep = RELEVANCE.sigmoid()
+    error = (2 * keep * (1 - keep) / DRAWS).sqrt()  # of the difference of two means
+    assert ((ours - theirs).abs() < 4 * error).all()
+
+
+def logistic_slope(relevance, draw, temperature):
+    """sigma'((m + logit u) / tau) / tau."""
+    p = ((relevance + draw.logit()) / temperature).sigmoid()
+    return p * (1 - p) / temperature
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logistic_gate_has_the_closed_form_gradient(temperature, dtype):
+    relevance = torch.linspace(-4, 4, 50, dtype=dtype).requires_grad_()
+    draw = torch.rand(50, generator=rng(), dtype=dtype) * 0.98 + 0.01
+    upstream = torch.linspace(1, 2, 50, dtype=dtype)
+    logistic_gate(relevance, draw, temperature).backward(upstream)
+    expected = upstream * logistic_slope(relevance.detach(), draw, temperature)
+    torch.testing.assert_close(relevance.grad, expected)
+
+
+@pytest.mark.parametrize("relevance", [-30.0, 30.0])
+def test_logistic_gate_has_the_closed_form_gradient_far_from_zero_at_high_temperature(relevance):
+    relevance = torch.tensor([relevance], dtype=torch.float64, requires_grad=True)
+    half = torch.tensor([0.5], dtype=torch.float64)
+    logistic_gate(relevance, half, 2.0).sum().backward()
+    torch.testing.assert_close(relevance.grad, logistic_slope(relevance.detach(), half, 2.0))  # sigma'(15) / 2 = 1.5e-7
+
+
+@pytest.mark.parametrize("relevance", [-200.0, -50.0, 0.0, 50.0, 200.0])
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])  # the ends of torch.rand's range
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_logistic_gate_stays_finite_at_the_ends(relevance, draw, temperature):
+    relevance = torch.tensor([relevance], requires_grad=True)
+    sample = logistic_gate(relevance, torch.tensor([draw]), temperature)
+    sample.sum().backward()
+    assert sample.item() in (0, 1)
+    assert relevance.grad.isfinite().all()
+
+
+def test_bernoulli_gate_passes_the_slope_of_sigma_whatever_is_drawn():
+    relevance = RELEVANCE.clone().requires_grad_()
+    sample = bernoulli_gate(relevance, torch.tensor([0.9, 0.1, 0.9, 0.1, 0.9]))
+    assert sample.tolist() == [0, 1, 0, 1, 0]  # open where u < sigma: 0.05, 0.27, 0.5, 0.62, 0.88
+    sample.backward(torch.full((5,), 2.0))
+    torch.testing.assert_close(relevance.grad, 2 * RELEVANCE.sigmoid() * (1 - RELEVANCE.sigmoid()))
+
+
+def test_straight_through_is_the_mask_forward_and_the_identity_backward():
+    relevance = torch.randn(8, generator=rng(), dtype=torch.float64, requires_grad=True)
+    upstream = torch.arange(8, dtype=torch.float64)
+    out = straight_through(relevance, bits("01100101"))
+    assert out.dtype == torch.float64
+    assert out.tolist() == [0, 1, 1, 0, 0, 1, 0, 1]
+    out.backward(upstream)
+    assert relevance.grad.equal(upstream)
+
+
+# --- rescaling ---
+
+
+def test_dynamic_is_numel_over_alive():
+    assert dynamic(bits("11010000").float()) == 8 / 3
+    assert dynamic(torch.zeros(8)) == 8  # an empty layer counts as one unit
+
+
+def test_fan_in_is_a_factor_for_each_output():
+    topology = torch.stack([bits("1000"), bits("1111"), bits("0000")]).float()  # 1, 4 and 0 of a fan-in of 4
+    assert fan_in(topology).tolist() == [[2], [1], [2]]  # sqrt(4 / 1), sqrt(4 / 4), and that of one connection
+
+
+def test_fan_in_of_a_filter_broadcasts():
+    assert fan_in(torch.ones(5, 4, 3, 3)).shape == (5, 1, 1, 1)
+
+
+def masked_weight_inputs(layout):
+    weight = torch.randn(5, 4, 3, 3, generator=rng(1), dtype=torch.float64)
+    topology = torch.rand(5, 4, 3, 3, generator=rng(2), dtype=torch.float64)
+    return tuple(t.contiguous(memory_format=layout) for t in (weight, topology))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", ["none", "learned", "constant", "per output"])
+def test_masked_weight_has_the_gradients_of_the_product(kind, layout):
+    weight, topology = masked_weight_inputs(layout)
+    scale = {
+        "none": None,
+        "learned": torch.tensor(1.7, dtype=torch.float64, requires_grad=True),
+        "constant": torch.tensor(1.7, dtype=torch.float64),
+        "per output": torch.rand(5, 1, 1, 1, generator=rng(3), dtype=torch.float64),
+    }[kind]
+    upstream = torch.randn(5, 4, 3, 3, generator=rng(4), dtype=torch.float64)
+    inputs = [topology.requires_grad_()] + ([scale] if kind == "learned" else [])
+    expected = weight * topology if scale is None else scale * weight * topology
+    ours = masked_weight(weight, topology, scale)
+    torch.testing.assert_close(ours, expected)
+    before = [t.detach().clone() for t in (weight, topology, upstream)]
+    for got, wanted in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert got.shape == wanted.shape
+        torch.testing.assert_close(got, wanted)
+    assert all(now.equal(then) for now, then in zip((weight, topology, upstream), before, strict=True))
+
+
+# --- budgets ---
+
+
+def test_likely_keeps_relevance_from_zero_up():
+    relevance = torch.tensor([-1.0, 0.0, 0.1, -0.1, 3.0, -0.0, -5.0, 2.0], requires_grad=True)
+    assert likely({"w": relevance})["w"].equal(bits("01101101"))
+
+
+def test_ranked_keeps_an_exact_share_over_all_layers():
+    relevance = {"a": torch.tensor([-1.0, -2.0, -3.0, 9.0]), "b": torch.tensor([5.0, 6.0, -9.0, -8.0])}
+    masks = ranked(relevance, 0.5)  # 4 of 8: 9, 6, 5, -1
+    assert masks["a"].equal(bits("1001"))
+    assert masks["b"].equal(bits("1100"))
+
+
+def test_budget_penalty_by_hand():
+    relevance = {"a": torch.zeros(6, requires_grad=True), "b": torch.full((2,), math.log(3.0), requires_grad=True)}
+    # E[density] = (6 * 1/2 + 2 * 3/4) / 8 = 9/16; ((9/16 - 1/4) / (1/4))^2 = (5/4)^2.
+    penalty = budget_penalty(relevance, 0.25)
+    assert penalty.item() == pytest.approx(25 / 16)
+    penalty.backward()
+    # 2 * 5/4 * (1 / 0.25) * sigma'(m) / 8: above the budget, every relevance is pushed down.
+    torch.testing.assert_close(relevance["a"].grad, torch.full((6,), 2 * 1.25 * 4 * 0.25 / 8))
+    torch.testing.assert_close(relevance["b"].grad, torch.full((2,), 2 * 1.25 * 4 * 0.1875 / 8))
+
+
+def test_budget_penalty_vanishes_on_the_budget():
+    assert budget_penalty({"w": torch.zeros(8)}, 0.5).item() == 0
