@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic import SerializerFunctionWrapHandler as Serialize
 
 from subnet_search.data import DataSpec
-from subnet_search.errors import UserError
+from subnet_search.errors import UserError, invalid
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.nets import NetworkSpec
 from subnet_search.training import Recipe
@@ -191,9 +191,7 @@ def _describe(
         hint = f"did you mean {near[0]!r}? " if near else ""
         message = f"unknown key {key!r}: {hint}valid: {', '.join(valid)}"
     else:
-        text = problem["msg"].removeprefix("Value error, ")
-        got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
-        message = f"{key}: {text[0].lower()}{text[1:]}{got}" if key else f"{text}{got}"
+        message = str(invalid(error))
     line = next((lines[part] for n in range(len(path), 0, -1) if (part := ".".join(path[:n])) in lines), None)
     where = f" ({source}{f', line {line}' if line else ''})" if source else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -14,6 +18,15 @@ class RunError(RuntimeError):
 
 class Interrupted(RunError):
     """Stopped on request, at a step boundary, after a checkpoint was written."""
+
+
+def invalid(error: "ValidationError") -> UserError:
+    """The first mistake that pydantic found, in one line."""
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"]))
+    text = problem["msg"].removeprefix("Value error, ")
+    got = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+    return UserError(f"{key}: {text[0].lower()}{text[1:]}{got}" if key else f"{text}{got}")
 
 
 def unknown(kind: str, name: object, valid: Iterable[str], where: str = "") -> UserError:

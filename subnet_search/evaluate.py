@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from subnet_search.data import Data, DataSpec, from_user, load
+from subnet_search.data import Data, from_user, load
 from subnet_search.deploy import Subnetwork
 from subnet_search.errors import UserError
 from subnet_search.evaluation import quality
@@ -65,4 +65,4 @@ def _data(subnetwork: Subnetwork, data: Any) -> Data:
         return from_user(data)
     if subnetwork.origin.data is None:
         raise UserError("the data of this run was handed in from Python: name a data set to evaluate on")
-    return load(DataSpec.model_validate(subnetwork.origin.data))
+    return load(subnetwork.origin.data)

@@ -21,7 +21,7 @@ from subnet_search.deploy import Origin, Subnetwork
 from subnet_search.deploy.masks import save_masks
 from subnet_search.errors import UserError
 from subnet_search.evaluation.cost import cost
-from subnet_search.extractors import Clock, Extractor, create
+from subnet_search.extractors import Clock, Extractor
 from subnet_search.files import write_atomically
 from subnet_search.nets import NetworkSpec, build, check_output, initialise
 from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
@@ -38,7 +38,7 @@ def extract(
     *,
     recipe: Recipe | None = None,
     seed: int = 0,
-    init: str = "keep",
+    init: str | None = None,
     unit: str = "weight",
     out: str | Path | None = None,
     resume: bool = False,
@@ -51,25 +51,25 @@ def extract(
     extractor        a method's name, with its hyperparameters as keyword arguments, or an extractor
     recipe           how to train; what it leaves open takes the method's published settings
     seed             decides every draw: the same arguments give the same subnetwork, bit for bit, on one machine
-    init             how a module's weights begin: "keep", or one of the initialisations ("signed_constant", ...)
+    init             how weights begin: "signed_constant", "kaiming_normal", ... Default: a module keeps the weights it has
     out, resume      a run folder for checkpoints, metrics and the result; go on from the checkpoint in it
 
     Raises UserError (a ValueError) when something asked for cannot be, RunError when the run cannot go on.
     """
-    method = create({"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor)
     if hyperparameters and not isinstance(extractor, str):
         raise UserError("hyperparameters are part of an extractor that is already made; give its name instead")
+    method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed, "unit": unit}
     module = network if isinstance(network, nn.Module) else None
-    if module is None:
+    if isinstance(network, str):
+        settings["network"] = {"name": network, **({"init": init} if init else {})}
+    elif module is None:
         settings["network"] = network
-        if init != "keep":
-            settings["network"] = {**NetworkSpec.model_validate(network).model_dump(exclude_unset=True), "init": init}
     named = isinstance(data, str | dict | DataSpec)
     if named:
         settings["data"] = data
     config = check(RunConfig, settings)
-    return run(config, out, resume=resume, module=module, init=init, data=None if named else from_user(data))
+    return run(config, out, resume=resume, module=module, init=init or "keep", data=None if named else from_user(data))
 
 
 def run(

@@ -1,10 +1,39 @@
-"""What every test may count on."""
+"""What every test may count on: one thread, and a test-only extractor that changes its topology as it goes."""
+
+from typing import Annotated
 
 import pytest
 import torch
+
+from subnet_search.domains import Int, Real
+from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, register
+from subnet_search.extractors.base import Change, Density, Network
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.select import count, keep_global
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Sums depend on the number of threads, and small tensors are fastest on one."""
     torch.set_num_threads(1)
+
+
+@register("redraw")
+class Redraw(Extractor):
+    """Draw a new random topology every few steps: the least that an extractor which drops and grows must do."""
+
+    paper = Paper("Nobody", 2020, "0000.00000", "A test", "mask ~ U")
+    paradigm = Paradigm("random, during training", "trained", "fixed", False)
+
+    density: Annotated[Density, Real(0.05, 0.5)] = 0.4
+    """Fraction kept."""
+    every: Annotated[int, Int(1, 10)] = 3
+    """Steps between changes."""
+
+    def begin(self, net: Network, clock: Clock) -> Masks:
+        scores = {name: clock.uniform(name, weight) for name, weight in net.weights.items()}
+        return keep_global(scores, count(self.density, sum(s.numel() for s in scores.values())))
+
+    def step(self, net: Network, clock: Clock) -> Change | None:
+        due = clock.step % self.every == self.every - 1 and clock.progress < 0.5
+        return Change(self.begin(net, clock)) if due else None

@@ -210,7 +210,7 @@ def test_torchvision_takes_options():
     assert next(m for m in net.modules() if isinstance(m, nn.Dropout)).p == 0
 
 
-@pytest.fixture()
+@pytest.fixture
 def own_module(tmp_path, monkeypatch):
     """A module of the user's, that can be imported by its name."""
     name = "own_network_of_a_test"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from subnet_search.data import readers
-from subnet_search.errors import UserError, unknown
+from subnet_search.errors import UserError, invalid, unknown
 from subnet_search.seeds import generator
 
 NAMES = {
@@ -53,6 +53,14 @@ class DataSpec(BaseModel):
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @classmethod
+    def of(cls, value: Any) -> "DataSpec":
+        """A spec from a name, a mapping or a spec. Raises UserError in one line."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise invalid(error) from error
 
     @model_validator(mode="after")
     def _known(self) -> "DataSpec":
@@ -104,9 +112,9 @@ class Data:
         return split
 
 
-def load(spec: DataSpec | str) -> Data:
+def load(spec: DataSpec | str | dict[str, Any]) -> Data:
     """Read the training and validation images of a data set. Raises UserError that names the file at fault."""
-    spec = DataSpec.model_validate(spec)
+    spec = DataSpec.of(spec)
     kind, _, path = spec.name.partition(":")
     val: Split | None = None
     test: Callable[[], Split | None]
@@ -145,7 +153,7 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data
     if isinstance(data, Data):
         return data
     if isinstance(data, str | DataSpec | dict):
-        return load(DataSpec.model_validate(data))
+        return load(data)
     if isinstance(data, DataLoader):
         parts = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in data]
         inputs, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1)) if parts else (torch.empty(0), torch.empty(0))
@@ -182,9 +190,9 @@ def catalogue() -> list[dict[str, Any]]:
     return rows + [{"name": name, "state": "your files", "description": text} for name, text in PREFIXES.items()]
 
 
-def describe(spec: DataSpec | str) -> dict[str, Any]:
+def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
     """One data set in plain values; one that would have to be downloaded is not read. The test split is not opened."""
-    spec = DataSpec.model_validate(spec)
+    spec = DataSpec.of(spec)
     listed = {row["name"]: row for row in catalogue()}
     record = listed.get(spec.name, {"name": spec.name, "state": "your files"})
     if record["state"].startswith("would be"):

@@ -63,7 +63,7 @@ class Subnetwork:
         """The subnetwork of `net` under `masks`, copied to the CPU."""
         masks = masks.to("cpu")
         everything = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
-        weights = {name: everything.pop(name) * masks[name] for name in masks}
+        weights = {name: _pruned(everything.pop(name), mask) for name, mask in masks.items()}
         return cls(masks, weights, {n: s.detach().cpu().clone() for n, s in scales.items()}, everything, origin, metrics)
 
     @property
@@ -141,7 +141,7 @@ class Subnetwork:
             tensors |= {f"kept.{name}": w[self.masks[name]] for name, w in self.weights.items()}
         else:
             remade = self.remade()
-            if any(not torch.equal(remade[n] * self.masks[n], w) for n, w in self.weights.items()):
+            if any(not torch.equal(_pruned(remade[n], self.masks[n]), w) for n, w in self.weights.items()):
                 raise UserError("these weights were trained, so no seed makes them: save them with weights='values'")
         header = {
             "format": FORMAT,
@@ -173,7 +173,7 @@ class Subnetwork:
             masks = Masks({name: unpack(groups["mask"][name], shape) for name, shape in shapes.items()})
             origin = Origin.model_validate(header["origin"])
             if header["weights"] == "seed":
-                weights = {name: w * masks[name] for name, w in _remake(origin, shapes).items()}
+                weights = {name: _pruned(w, masks[name]) for name, w in _remake(origin, shapes).items()}
             else:
                 weights = {}
                 for name, mask in masks.items():
@@ -187,6 +187,11 @@ class Subnetwork:
                 f"{path}: the effective weights do not match the hash (made on another kind of machine, or changed)"
             )
         return found
+
+
+def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
+    """Dead weights as +0: a product would leave -0 for negative ones, which hashes differently."""
+    return weight.masked_fill(~mask, 0)
 
 
 def _remake(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

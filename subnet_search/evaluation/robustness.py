@@ -1,11 +1,11 @@
 """How sturdy a classifier is: uniform noise on normalised images, and common corruptions.
 
 Noise: Liebenwein, Baykal, Carter, Gifford & Rus 2021, "Lost in Pruning", arXiv:2103.03014. Networks of one accuracy
-can differ in function; noise n ~ U(-eps, eps) shows it. Ours is one draw an image; the authors repeat 100 times.
+can differ in function, and noise ~ U(-eps, eps) shows it. One draw an image.
 Corruptions: Hendrycks & Dietterich 2019, arXiv:1903.12261. **These are kinds of CIFAR-10-C, computed here: not the
 official files, so numbers cannot be put beside published ones.** Formulas and values are those of the authors'
-`make_cifar_c.py` (pixels 0..1), but posterize, which is ours; random draws, the blur's edges and the JPEG encoder
-differ, and we round to uint8 where they cut off. Kinds that need pictures or other libraries (frost, snow) are left out.
+`make_cifar_c.py` (pixels 0..1), but posterize, which is ours; the random draws and the blur's edges differ,
+and we round to uint8 where they cut off. Kinds that need pictures or other libraries (frost, snow ...) are left out.
 
 | kind           | severity         |   1  |   2  |   3  |   4  |   5  |
 |----------------|------------------|------|------|------|------|------|
@@ -21,6 +21,7 @@ differ, and we round to uint8 where they cut off. Kinds that need pictures or ot
 | posterize      | bits kept        | 6    | 5    | 4    | 3    | 2    |
 """
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,7 +34,19 @@ from subnet_search.errors import UserError, unknown
 from subnet_search.seeds import generator
 
 Forward = Callable[[Tensor], Tensor]
-BATCH = 1000  # a constant, since how a random stream is cut into batches decides who gets which number
+BATCH = 1000  # fixed: how a random stream is cut into batches decides which image gets which numbers
+CORRUPTIONS: dict[str, tuple[float, ...]] = {
+    "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+    "shot_noise": (500, 250, 100, 75, 50),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "speckle_noise": (0.06, 0.10, 0.12, 0.16, 0.20),
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),
+    "brightness": (0.05, 0.10, 0.15, 0.20, 0.30),
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    "pixelate": (0.95, 0.90, 0.85, 0.75, 0.65),
+    "jpeg": (80, 65, 58, 50, 40),
+    "posterize": (6, 5, 4, 3, 2),
+}
 
 
 @torch.no_grad()
@@ -46,12 +59,12 @@ def noise_curve(
     levels: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Accuracy and distance from a reference network (the dense one, say) under uniform noise: a row a level.
+    """Accuracy, and distance from a reference network (say, the dense one), under uniform noise: a row a level.
 
     forward, reference: normalised inputs (N, ...) to logits (N, classes); the caller sets evaluation mode.
-    levels: eps >= 0, in deviations of the data: noise comes after normalisation. Draws depend on `seed` and the
-    level's place in `levels` alone. Each row has `level`, `accuracy` (fraction right), and, else None, `agreement`
-    (fraction of equal predictions) and `distance` (mean L2 norm of the difference of the softmax outputs, 0 to 1.41).
+    levels: eps >= 0, in deviations of the data. Draws depend on `seed` and a level's place in `levels` alone.
+    Rows hold `level`, `accuracy` (fraction right), and, None without a reference, `agreement` (fraction of equal
+    predictions) and `distance` (mean L2 norm of the difference of softmax outputs, 0 to 1.41).
     Raises UserError for a level below 0.
     """
     rows = []
@@ -62,15 +75,15 @@ def noise_curve(
         right, equal, distance = 0, 0, 0.0
         for inputs, labels in zip(split.inputs.split(BATCH), split.labels.split(BATCH), strict=True):
             clean = prepare(inputs, mean, deviation)
-            noisy = clean + torch.empty_like(clean).uniform_(-1, 1, generator=rng).mul_(level)
+            noisy = clean + level * torch.empty_like(clean).uniform_(-1, 1, generator=rng)
             outputs = forward(noisy)
             right += int((outputs.argmax(1) == labels).sum())
             if reference is not None:
                 others = reference(noisy)
                 equal += int((outputs.argmax(1) == others.argmax(1)).sum())
                 distance += float((outputs.double().softmax(1) - others.double().softmax(1)).norm(dim=1).sum())
-        compared = {"agreement": equal / len(split), "distance": distance / len(split)} if reference is not None else {}
-        rows.append({"level": level, "accuracy": right / len(split), "agreement": None, "distance": None, **compared})
+        alike, far = (None, None) if reference is None else (equal / len(split), distance / len(split))
+        rows.append({"level": level, "accuracy": right / len(split), "agreement": alike, "distance": far})
     return rows
 
 
@@ -80,99 +93,70 @@ def corruption_table(
     split: Split,
     mean: Tensor | None,
     deviation: Tensor | None,
-    severities: Iterable[int] = (1, 2, 3, 4, 5),
+    severities: Sequence[int] = (1, 2, 3, 4, 5),
     names: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Accuracy on corrupted images: a row (`corruption`, `severity`, `accuracy`) each. Draws are always the same.
+    """Accuracy on corrupted images: rows of `corruption`, `severity` and `accuracy`. Every call draws the same noise.
 
-    split: uint8 images (N, 1 or 3, H, W), at least 8x8; the rest as `noise_curve`. names: default, all.
-    Raises UserError for other inputs, for a name that does not exist and for a severity that is not 1 to 5.
+    split: uint8 images (N, 1 or 3, H, W) of at least 8x8 pixels. names: default all. The rest as in `noise_curve`.
+    Raises UserError for other inputs, for a name that does not exist, and for a severity that is not one of 1 to 5.
     """
-    images, chosen, severities = split.inputs, list(names or CORRUPTIONS), list(severities)
+    images, kinds = split.inputs, list(CORRUPTIONS if names is None else names)
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
-        raise UserError(
-            "corruptions need uint8 images (N, 1 or 3 channels, height and width from 8), "
-            f"got {images.dtype} of shape {tuple(images.shape)}"
-        )
-    for name in chosen:
-        if name not in CORRUPTIONS:
-            raise unknown("corruption", name, CORRUPTIONS)
-    if wrong := [severity for severity in severities if severity not in (1, 2, 3, 4, 5)]:
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(f"corruptions need uint8 images (N, 1 or 3 channels, 8 pixels or more each way), got {found}")
+    if missing := [kind for kind in kinds if kind not in CORRUPTIONS]:
+        raise unknown("corruption", missing[0], CORRUPTIONS)
+    if wrong := [severity for severity in severities if severity not in range(1, 6)]:
         raise UserError(f"a severity is a whole number from 1 to 5, got {wrong[0]!r}")
     rows = []
-    for name in chosen:
-        for severity in severities:
-            right = 0
-            rng = generator(0, "corruption", name, severity, device=images.device)
-            for inputs, labels in zip(images.split(BATCH), split.labels.split(BATCH), strict=True):
-                outputs = forward(prepare(corrupt(inputs, name, severity, rng), mean, deviation))
-                right += int((outputs.argmax(1) == labels).sum())
-            rows.append({"corruption": name, "severity": severity, "accuracy": right / len(split)})
+    for kind, severity in ((kind, severity) for kind in kinds for severity in severities):
+        right, rng = 0, generator(0, "corruption", kind, severity, device=images.device)
+        for inputs, labels in zip(images.split(BATCH), split.labels.split(BATCH), strict=True):
+            outputs = forward(prepare(corrupt(inputs, kind, severity, rng), mean, deviation))
+            right += int((outputs.argmax(1) == labels).sum())
+        rows.append({"corruption": kind, "severity": severity, "accuracy": right / len(split)})
     return rows
 
 
-def corrupt(images: Tensor, name: str, severity: int, rng: torch.Generator) -> Tensor:
-    """uint8 images (N, 1 or 3, H, W) with one corruption, uint8 again; random kinds draw from `rng`."""
-    change, values = CORRUPTIONS[name]
-    return change(images.float().div(255), values[severity - 1], rng).mul(255).round().clamp(0, 255).byte()
+def corrupt(images: Tensor, kind: str, severity: int, rng: torch.Generator) -> Tensor:
+    """uint8 images (N, 1 or 3, H, W) with one corruption, uint8 again. The kinds of noise draw from `rng`."""
+    from torchvision.transforms.v2 import functional
+
+    x, c = images.float() / 255, CORRUPTIONS[kind][severity - 1]
+    match kind:
+        case "gaussian_noise":
+            x = x + c * torch.empty_like(x).normal_(generator=rng)
+        case "shot_noise":
+            x = torch.poisson(x * c, generator=rng) / c
+        case "impulse_noise":
+            draw = torch.empty_like(x).uniform_(generator=rng)  # pepper and salt, half each, channel by channel
+            x = x.masked_fill(draw < c / 2, 0).masked_fill(draw >= 1 - c / 2, 1)
+        case "speckle_noise":
+            x = x + x * c * torch.empty_like(x).normal_(generator=rng)
+        case "gaussian_blur":
+            x = functional.gaussian_blur(x, 2 * int(4 * c + 0.5) + 1, c)  # cut off at four deviations
+        case "brightness":
+            value = x.amax(1, keepdim=True)  # all channels in proportion: hue and saturation stay
+            brighter = (value + c).clamp(max=1)
+            x = torch.where(value > 0, x * brighter / value, brighter)
+        case "contrast":
+            means = x.mean((2, 3), keepdim=True)
+            x = (x - means) * c + means
+        case "pixelate":
+            small = F.interpolate(x, [int(side * c) for side in x.shape[2:]], mode="area")
+            x = F.interpolate(small, list(x.shape[2:]), mode="nearest-exact")
+        case "jpeg":
+            return torch.stack([_jpeg(image, int(c)) for image in images.cpu()]).to(images.device)
+        case "posterize":
+            return functional.posterize(images, int(c))  # type: ignore[no-any-return]
+    return x.mul(255).round().clamp(0, 255).byte()
 
 
-def _normal(x: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.empty_like(x).normal_(generator=rng)
+def _jpeg(image: Tensor, quality: int) -> Tensor:
+    from PIL import Image
+    from torchvision.transforms.v2 import functional
 
-
-def _impulse(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
-    draw = torch.empty_like(x).uniform_(generator=rng)  # salt and pepper, half each
-    return x.masked_fill(draw < amount / 2, 0).masked_fill(draw > 1 - amount / 2, 1)
-
-
-def _blur(x: Tensor, deviation: float, rng: torch.Generator) -> Tensor:
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    blurred: Tensor = gaussian_blur(x, 2 * int(4 * deviation + 0.5) + 1, deviation)  # cut off at 4 deviations
-    return blurred
-
-
-def _brighten(x: Tensor, added: float, rng: torch.Generator) -> Tensor:
-    value = x.amax(1, keepdim=True)  # V of HSV; hue and saturation stay when all channels grow alike
-    brighter = (value + added).clamp(max=1)
-    return torch.where(value > 0, x * brighter / value.clamp(min=1 / 255), brighter)
-
-
-def _contrast(x: Tensor, factor: float, rng: torch.Generator) -> Tensor:
-    means = x.mean((2, 3), keepdim=True)
-    return (x - means) * factor + means
-
-
-def _pixelate(x: Tensor, factor: float, rng: torch.Generator) -> Tensor:
-    small = F.interpolate(x, size=[int(side * factor) for side in x.shape[2:]], mode="area")
-    return F.interpolate(small, size=list(x.shape[2:]), mode="nearest-exact")
-
-
-def _jpeg(x: Tensor, quality: float, rng: torch.Generator) -> Tensor:
-    from torchvision.transforms.v2.functional import jpeg
-
-    coded: Tensor = jpeg(x.mul(255).round().byte().cpu(), int(quality))
-    return coded.to(x.device).float().div(255)
-
-
-def _posterize(x: Tensor, bits: float, rng: torch.Generator) -> Tensor:
-    from torchvision.transforms.v2.functional import posterize
-
-    coarse: Tensor = posterize(x.mul(255).round().byte(), int(bits))
-    return coarse.float().div(255)
-
-
-Change = Callable[[Tensor, float, torch.Generator], Tensor]
-CORRUPTIONS: dict[str, tuple[Change, tuple[float, ...]]] = {
-    "gaussian_noise": (lambda x, c, rng: x + c * _normal(x, rng), (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": (lambda x, c, rng: torch.poisson(x * c, generator=rng) / c, (500, 250, 100, 75, 50)),
-    "impulse_noise": (_impulse, (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "speckle_noise": (lambda x, c, rng: x + x * c * _normal(x, rng), (0.06, 0.10, 0.12, 0.16, 0.20)),
-    "gaussian_blur": (_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
-    "brightness": (_brighten, (0.05, 0.10, 0.15, 0.20, 0.30)),
-    "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "pixelate": (_pixelate, (0.95, 0.90, 0.85, 0.75, 0.65)),
-    "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
-    "posterize": (_posterize, (6, 5, 4, 3, 2)),
-}
+    buffer = io.BytesIO()
+    functional.to_pil_image(image).save(buffer, "JPEG", quality=quality)
+    return functional.pil_to_tensor(Image.open(buffer))  # type: ignore[no-any-return]

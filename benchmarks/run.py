@@ -1,0 +1,77 @@
+"""Side-by-side measurements: `python benchmarks/run.py [NAME]... [--quick]`.
+
+Without names all of them run and benchmarks/RESULTS.md is written; with names, or in the quick form, results are only
+printed. Every benchmark is a file with a docstring, which becomes its text, and `main(quick)`, which returns the rows
+of its tables. What counts are ratios within one run: times are of the machine they were taken on.
+"""
+
+import argparse
+import importlib
+import itertools
+import os
+import platform
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from timing import THREADS
+
+from subnet_search.extract import versions
+
+NAMES = ("step_time", "digits", "seed_size", "selection", "startup", "quickstart")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller cases: does it run?")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in NAMES]:
+        parser.error(f"no benchmark {unknown[0]!r}; valid: {', '.join(NAMES)}")
+    torch.set_num_threads(THREADS)
+    report, failed = [heading()], []
+    print(report[0])
+    for name in options.names or NAMES:
+        try:
+            section = measure(name, options.quick)
+        except Exception as error:  # the others still run, and the report says which did not
+            traceback.print_exc()
+            failed.append(name)
+            section = f"## {name}\n\nFailed: {str(error).splitlines()[0] if str(error) else type(error).__name__}\n"
+        report.append(section)
+        print(section, flush=True)
+    if not options.names and not options.quick:
+        RESULTS.write_text("\n".join(report))
+        print(f"written to {RESULTS}")
+    return 1 if failed else 0
+
+
+def heading() -> str:
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    facts = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "machine")
+    return (
+        "# Benchmarks\n\n"
+        f"Written by `python benchmarks/run.py` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.\n"
+        f"{facts}; {platform.system()} {platform.machine()}, {os.cpu_count()} processors, {THREADS} threads{load}.\n"
+        "Medians of interleaved runs; ratios count, times are of this machine.\n"
+    )
+
+
+def measure(name: str, quick: bool) -> str:
+    benchmark = importlib.import_module(name)
+    rows = benchmark.main(quick)
+    tables = [table(list(group)) for _, group in itertools.groupby(rows, key=lambda row: tuple(row))]
+    return "\n".join([f"## {name}\n", benchmark.__doc__.strip() + "\n", *tables])
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """A markdown table of rows with the same keys."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

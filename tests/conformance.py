@@ -1,0 +1,205 @@
+"""One suite for every extractor. A new file in `extractors/` is tested here without a word changed."""
+
+import json
+import random
+
+import pytest
+import torch
+import yaml
+from toys import accuracy, conv_bn, mlp, pictures, planted, points, run_config
+
+from subnet_search import Masks, Recipe, RunConfig, Subnetwork
+from subnet_search.config import check
+from subnet_search.data import Data
+from subnet_search.domains import domains
+from subnet_search.errors import Interrupted
+from subnet_search.extractors import RelevanceLearner, create, extractor_names, get_extractor
+from subnet_search.extractors.catalogue import describe
+from subnet_search.nets import prunable
+from subnet_search.topology.select import count
+from subnet_search.training import Supernet, train
+from subnet_search.training.loop import make_optimizer
+
+every_extractor = pytest.mark.parametrize("name", extractor_names())
+
+
+def config(name, epochs=2, recipe=None, seed=3, **hyperparameters):
+    return check(
+        RunConfig,
+        {
+            "extractor": {"name": name, **hyperparameters},
+            "recipe": {"epochs": epochs, "batch_size": 32, "threads": 1, "device": "cpu", **(recipe or {})},
+            "seed": seed,
+        },
+    )
+
+
+def has_density(name):
+    return "density" in get_extractor(name).model_fields
+
+
+@every_extractor
+def test_says_what_it_is(name):
+    method = describe(name)
+    assert method["summary"]
+    assert method["paper"]
+    assert method["formula"]
+    assert all(method["paradigm"][key] for key in ("mask_from", "weights_from", "schedule"))
+    assert "weight" in method["units"]
+    assert all(field["help"].endswith(".") for field in method["hyperparameters"])
+
+
+@every_extractor
+def test_configuration_round_trip(name):
+    before = config(name).resolve()
+    after = check(RunConfig, yaml.safe_load(yaml.safe_dump(before.dump())))
+    assert after == before
+    assert json.loads(json.dumps(before.dump())) == after.dump()
+
+
+BOUNDS = [
+    (name, key, value)
+    for name in extractor_names()
+    for key, domain in domains(get_extractor(name)).items()
+    for value in domain.bounds()
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), BOUNDS)
+def test_every_bound_of_every_domain_runs(name, key, value):
+    data = points(64)
+    subnet = run_config(config(name, epochs=1, **{key: value}), module=mlp(), data=data)
+    assert 0 < subnet.density <= 1
+    assert all(w.isfinite().all() for w in subnet.effective_weights().values())
+
+
+@every_extractor
+@pytest.mark.parametrize("density", [0.05, 0.1, 0.37, 0.5, 1.0])
+def test_density_is_met_exactly(name, density):
+    if not has_density(name):
+        assert not has_density(name)  # density is this method's outcome, not its setting
+        return
+    subnet = run_config(config(name, epochs=1, density=density), module=mlp(), data=points(64))
+    assert subnet.masks.kept == count(density, subnet.masks.numel)
+
+
+@every_extractor
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_dead_weights_are_zero_and_so_is_their_optimizer_state(name, optimizer, monkeypatch):
+    extractor = create(name)
+    recipe = Recipe(epochs=2, batch_size=32, optimizer=optimizer, lr=0.05, weight_decay=1e-2, threads=1, device="cpu")
+    net = mlp()
+    before = {key: weight.detach().clone() for key, weight in prunable(net).items()}
+    supernet = Supernet(net, extractor, recipe.resolve({}), 0)
+    optimizers = []
+    monkeypatch.setattr(
+        "subnet_search.training.loop.make_optimizer", lambda *a: optimizers.append(make_optimizer(*a)) or optimizers[0]
+    )
+    checked = []
+
+    def check_step(clock):
+        checked.append(clock.step)
+        if isinstance(extractor, RelevanceLearner):
+            assert all(torch.equal(weight, before[key]) for key, weight in prunable(net).items()), "weights moved"
+            return
+        for key, weight in prunable(net).items():
+            dead = ~supernet.masks[key]
+            assert not weight[dead].any()
+            for value in optimizers[0].state.get(weight, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    assert not value[dead].any()
+
+    train(supernet, points(96), 0, on_step=check_step)
+    assert len(checked) == 4
+
+
+@every_extractor
+def test_killed_and_resumed_is_bit_identical(name, tmp_path):
+    """At three random steps, with batch norm, dropout, augmentation and early stopping under way."""
+    data = pictures()
+    settings = config(name, epochs=4, recipe={"augment": ["crop", "flip"], "patience": 2, "lr": 0.05})
+    whole = run_config(settings, tmp_path / "whole", module=conv_bn_from(0), data=data)
+    steps = whole.metrics["steps"]
+    history = metrics(tmp_path / "whole")
+    for stop in random.Random(name).sample(range(1, steps), 3):
+        folder, seen = tmp_path / str(stop), []
+        with pytest.raises(Interrupted, match=f"step {stop} of"):
+            run_config(
+                settings,
+                folder,
+                module=conv_bn_from(0),
+                data=data,
+                on_step=seen.append,
+                should_stop=lambda seen=seen, stop=stop: len(seen) == stop,
+            )
+        resumed = run_config(settings, folder, resume=True, module=conv_bn_from(0), data=data)
+        assert resumed.sha256 == whole.sha256
+        assert resumed.masks.same(whole.masks)
+        assert metrics(folder) == history
+
+
+@every_extractor
+def test_saved_and_loaded_gives_the_same_logits(name, tmp_path):
+    data = pictures()
+    net = conv_bn_from(1)
+    subnet = run_config(config(name), module=net, data=data)
+    subnet.save(tmp_path / "a.safetensors")
+    loaded = Subnetwork.load(tmp_path / "a.safetensors")
+    assert loaded.sha256 == subnet.sha256
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(loaded.on(net).eval()(x), subnet.on(net).eval()(x))
+
+
+@every_extractor
+def test_validation_is_that_of_the_artifact(name):
+    """What was measured is the `finish` topology, never a sample: the file's network gives the same accuracy."""
+    data = points()
+    net = mlp()
+    subnet = run_config(config(name), module=net, data=data)
+    measured = accuracy(subnet.on(net), data.val.inputs, data.val.labels)
+    assert measured == pytest.approx(subnet.metrics["val_accuracy"])
+
+
+@every_extractor
+def test_the_seed_decides_everything(name):
+    data = points(96)
+    first, again, other = (run_config(config(name, seed=seed), module=mlp(), data=data) for seed in (1, 1, 2))
+    assert first.sha256 == again.sha256
+    assert first.sha256 != other.sha256
+
+
+@every_extractor
+def test_test_data_is_opened_by_the_last_line_only(name):
+    opened = []
+    given = points(96)
+    watched = Data(given.name, given.train, given.val, given.classes, _test=lambda: opened.append(1) or given.val)
+    seen = []
+    subnet = run_config(config(name), module=mlp(), data=watched, on_epoch=lambda epoch: seen.append(list(opened)))
+    assert seen == [[], []]
+    assert opened == [1]
+    assert subnet.metrics["test_accuracy"] == pytest.approx(subnet.metrics["val_accuracy"])
+
+
+@every_extractor
+def test_planted_subnetwork_beats_random_masks(name):
+    net, data = planted()
+    method = config(name, epochs=30, **({"density": 0.5} if has_density(name) else {}))
+    found = run_config(method, module=net, data=data)
+    rng = torch.Generator().manual_seed(0)
+    luck = []
+    for _ in range(20):
+        masks = Masks({key: torch.rand(w.shape, generator=rng) < found.density for key, w in prunable(net).items()})
+        drawn = Subnetwork.of(net, masks, {}, found.origin, {})
+        luck.append(accuracy(drawn.on(net), data.val.inputs, data.val.labels))
+    assert found.metrics["val_accuracy"] > max(luck)
+
+
+def conv_bn_from(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return conv_bn()
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
