@@ -53,7 +53,7 @@ def row(name: str, settings: Mapping[str, Any], seeds: range) -> dict[str, objec
         "validation": spread([record["val_accuracy"] for record in found]),
         "test": spread([record["test_accuracy"] for record in found]),
         "seconds": f"{median(took):.1f}",
-        "targets": f"{verdict(val, '>=', 0.97)}, {verdict(median(took), '<', 10)} s" if name == "gumbel" else "",
+        "targets": f"{verdict(val, '>=', 0.97)}; {verdict(median(took), '<', 10, ' s')}" if name == "gumbel" else "",
     }
 
 

@@ -25,7 +25,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         {
             "study": "quickstart, 2 trials" if quick else "quickstart",
             "seconds": f"{seconds:.0f}",
-            "target": verdict(seconds, "<", 120),
+            "target": verdict(seconds, "<", 120, " s"),
             "best validation accuracy": f"{accuracy:.4f}",
             "target ": verdict(accuracy, ">=", 0.98),
         }

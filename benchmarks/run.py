@@ -6,7 +6,7 @@ of its tables. What counts are ratios within one run: times are of the machine t
 """
 
 import argparse
-import importlib
+import importlib.metadata
 import itertools
 import os
 import platform
@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 from timing import THREADS
-
-from subnet_search.extract import versions
 
 NAMES = ("step_time", "digits", "seed_size", "selection", "startup", "quickstart")
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -51,11 +49,11 @@ def main() -> int:
 
 def heading() -> str:
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    facts = ", ".join(f"{name} {version}" for name, version in versions().items() if name != "machine")
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("subnet-search", "torch", "numpy"))
     return (
         "# Benchmarks\n\n"
         f"Written by `python benchmarks/run.py` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.\n"
-        f"{facts}; {platform.system()} {platform.machine()}, {os.cpu_count()} processors, {THREADS} threads{load}.\n"
+        f"{packages}, python {platform.python_version()}; {platform.system()} {platform.machine()}, {os.cpu_count()} processors, {THREADS} threads{load}.\n"
         "Medians of interleaved runs; ratios count, times are of this machine.\n"
     )
 

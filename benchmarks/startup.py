@@ -8,11 +8,12 @@ from pathlib import Path
 
 from timing import medians, verdict
 
+TORCH = "python -c 'import torch'"
 COMMANDS = {
     "subnet-search --help": [str(Path(sysconfig.get_path("scripts")) / "subnet-search"), "--help"],
     "python -m subnet_search --help": [sys.executable, "-m", "subnet_search", "--help"],
-    'python -c "pass"': [sys.executable, "-c", "pass"],
-    'python -c "import torch"': [sys.executable, "-c", "import torch"],
+    "python -c pass": [sys.executable, "-c", "pass"],
+    TORCH: [sys.executable, "-c", "import torch"],
 }
 
 
@@ -22,8 +23,8 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         {
             "command": f"`{name}`",
             "seconds": f"{seconds:.2f}",
-            "x import torch": f"{seconds / took['python -c "import torch"']:.2f}",
-            "target": verdict(seconds, "<", 0.6) if "--help" in name else "",
+            "x import torch": f"{seconds / took[TORCH]:.2f}",
+            "target": verdict(seconds, "<", 0.6, " s") if "--help" in name else "",
         }
         for name, seconds in took.items()
     ]

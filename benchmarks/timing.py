@@ -31,7 +31,7 @@ def medians(contenders: Mapping[str, Callable[[], object]], rounds: int, warmup:
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def verdict(value: float, comparison: str, limit: float) -> str:
+def verdict(value: float, comparison: str, limit: float, unit: str = "") -> str:
     """A table cell that says whether a target is met: `verdict(1.3, "<=", 1.25)` is "<= 1.25: missed"."""
     met = COMPARISONS[comparison](value, limit)
-    return f"{comparison} {limit:g}: {'met' if met else 'missed'}"
+    return f"{comparison} {limit:g}{unit}: {'met' if met else 'missed'}"

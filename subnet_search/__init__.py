@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from subnet_search.deploy import Subnetwork as Subnetwork
     from subnet_search.errors import RunError as RunError
     from subnet_search.errors import UserError as UserError
-    from subnet_search.extract import extract as extract
-    from subnet_search.extract import run as run
+    from subnet_search.extraction import extract as extract
+    from subnet_search.extraction import run as run
+    from subnet_search.judging import evaluate as evaluate
     from subnet_search.search import run_study as run_study
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
@@ -31,9 +32,10 @@ _HOMES = {
     "RunError": ("errors", "RunError"),
     "Subnetwork": ("deploy", "Subnetwork"),
     "UserError": ("errors", "UserError"),
-    "extract": ("extract", "extract"),
+    "evaluate": ("judging", "evaluate"),
+    "extract": ("extraction", "extract"),
     "load_data": ("data", "load"),
-    "run": ("extract", "run"),
+    "run": ("extraction", "run"),
     "run_study": ("search", "run_study"),
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "RunError",
     "Subnetwork",
     "UserError",
+    "evaluate",
     "extract",
     "load_data",
     "run",
@@ -57,7 +60,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'subnet_search' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     value = getattr(importlib.import_module(f"subnet_search.{module}"), attribute)
-    globals()[name] = value  # also where a submodule has the same name: `extract` is the function
+    globals()[name] = value
     return value
 
 

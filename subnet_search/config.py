@@ -14,7 +14,9 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     WrapSerializer,
+    field_validator,
     model_validator,
 )
 from pydantic import SerializerFunctionWrapHandler as Serialize
@@ -71,12 +73,13 @@ class RunConfig(BaseModel):
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
         return {**values, **unnamed}
 
-    @model_validator(mode="after")
-    def _unit_supported(self) -> "RunConfig":
-        units = self.extractor.paradigm.units
-        if self.unit not in units:
-            raise UserError(f"unit {self.unit!r} is not one that {self.extractor.name} supports: {', '.join(units)}")
-        return self
+    @field_validator("unit")
+    @classmethod
+    def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:
+        extractor = info.data.get("extractor")
+        if extractor is not None and unit not in extractor.paradigm.units:
+            raise UserError(f"{extractor.name} does not support {unit!r}, only {', '.join(extractor.paradigm.units)}")
+        return unit
 
     def resolve(self) -> "RunConfig":
         """The same configuration with every default filled in, this machine's device and threads included."""
@@ -99,7 +102,7 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
 
     Raises UserError: one line that names the file, the line, the key, and what would be right.
     """
-    values, lines = ({}, {}) if path is None else _read_yaml(Path(path))
+    values, places = ({}, {}) if path is None else _read_yaml(Path(path))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -108,15 +111,18 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
             put(values, key.strip(), yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise UserError(f"the value of -s {key} is not YAML: {text!r}") from error
-    return check(model, values, str(path) if path else "", lines)
+        inside = f"{key.strip()}."
+        places = {name: place for name, place in places.items() if not name.startswith(inside)}
+        places[key.strip()] = f"-s {override}"
+    return check(model, values, places)
 
 
-def check(model: type[M], values: Mapping[str, Any], source: str = "", lines: Mapping[str, int] | None = None) -> M:
-    """`values` as a `model`. Raises UserError with the first mistake in one line."""
+def check(model: type[M], values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> M:
+    """`values` as a `model`. Raises UserError with the first mistake in one line, and its place if `places` has its key."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_describe(model, values, error, source, lines or {})) from error
+        raise UserError(_describe(model, values, error, places or {})) from error
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -148,7 +154,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values in a file, and the place of every dotted key in words; the empty key is the file."""
     try:
         text = path.read_text()
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -165,22 +172,20 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values, got {type(values).__name__}")
-    lines: dict[str, int] = {}
-    _find_lines(node, "", lines)
-    return values, lines
+    places = {"": str(path)}
+    _find_places(node, "", str(path), places)
+    return values, places
 
 
-def _find_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+def _find_places(node: Any, prefix: str, file: str, places: dict[str, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            _find_lines(value, f"{name}.", lines)
+            places[name] = f"{file}, line {key.start_mark.line + 1}"
+            _find_places(value, f"{name}.", file, places)
 
 
-def _describe(
-    model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, source: str, lines: Mapping[str, int]
-) -> str:
+def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, places: Mapping[str, str]) -> str:
     """The first mistake pydantic found, in one line."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
@@ -192,8 +197,8 @@ def _describe(
         message = f"unknown key {key!r}: {hint}valid: {', '.join(valid)}"
     else:
         message = str(invalid(error))
-    line = next((lines[part] for n in range(len(path), 0, -1) if (part := ".".join(path[:n])) in lines), None)
-    where = f" ({source}{f', line {line}' if line else ''})" if source else ""
+    place = next((places[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in places), None)
+    where = f" ({place})" if place else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{message}{where}{more}"
 

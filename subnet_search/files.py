@@ -1,5 +1,6 @@
 """Files that are never half written and never silently wrong: atomic writes, tensors with a hash. No pickle."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,7 +30,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 

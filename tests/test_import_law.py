@@ -16,7 +16,7 @@ FLOORS = [
     {"topology", "nets", "data"},
     {"extractors", "deploy", "evaluation"},
     {"training"},
-    {"config", "extract", "evaluate", "plasticity"},
+    {"config", "extraction", "judging", "plasticity"},
     {"search"},
     {"cli", "__main__"},
 ]

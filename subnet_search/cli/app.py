@@ -37,7 +37,7 @@ def extract(
     from subnet_search.cli.progress import RunProgress
     from subnet_search.cli.signals import stop_on_signal
     from subnet_search.config import RunConfig, read_config
-    from subnet_search.extract import free_folder, last_folder, run
+    from subnet_search.extraction import free_folder, last_folder, run
 
     name = config.stem if config else "extract"
     folder = out or (last_folder(name) if resume else free_folder(name))
@@ -77,7 +77,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split is val or test, got {split!r}")
     from subnet_search.deploy import Subnetwork
-    from subnet_search.evaluate import evaluate as judge
+    from subnet_search.judging import evaluate as judge
 
     record = judge(
         Subnetwork.load(subnetwork),

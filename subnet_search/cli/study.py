@@ -163,7 +163,7 @@ def extract(
     """Train a trial again, to its subnetwork, and check that it is the same one."""
     from subnet_search.cli.progress import RunProgress
     from subnet_search.cli.signals import stop_on_signal
-    from subnet_search.extract import free_folder
+    from subnet_search.extraction import free_folder
     from subnet_search.search.inspect import find_trial, need_best
     from subnet_search.search.reproduce import pick_trial, train_again
 

@@ -44,7 +44,7 @@ def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
     x = torch.randint(0, width, (count, 1, 1, 1), generator=rng, device=images.device)
     rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
-    inside = ((rows - y).abs() < half) & ((columns - x).abs() < half)
+    inside = (rows >= y - half) & (rows < y + half) & (columns >= x - half) & (columns < x + half)
     return images.masked_fill(inside, 0)
 
 

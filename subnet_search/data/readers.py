@@ -7,6 +7,7 @@ in its message when something is missing, truncated or of another shape.
 import gzip
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +64,23 @@ def npz(path: Path, split: str) -> Arrays | None:
         raise UserError(f"no such data file: {path}")
     try:
         with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise UserError(f"{path} holds a single array, not the named arrays of an npz file")
             if f"{split}_images" not in file:
                 return None
             for key in (f"{split}_images", f"{split}_labels"):
                 if key not in file:
                     raise UserError(f"{path} has no array {key!r}; it holds {', '.join(file.files)}")
             images, labels = file[f"{split}_images"], file[f"{split}_labels"]
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a readable npz file (truncated?): {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(
             f"{path}: {split}_images must be uint8 of shape (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}"
         )
-    if labels.size != len(labels) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim not in (1, 2) or labels.size != len(labels) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"{path}: {split}_labels must be whole numbers of shape (N,) or (N, 1), got {labels.dtype} {labels.shape}"
         )
@@ -113,7 +116,7 @@ def _idx(folder: Path, name: str, dims: int) -> Tensor:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         magic, *shape = struct.unpack_from(f">{1 + dims}I", raw)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path} is not a readable idx file (truncated?): {error}") from error
     offset = 4 * (1 + dims)
     if magic != 0x800 + dims or len(raw) - offset != int(np.prod(shape)):

@@ -108,7 +108,7 @@ class Data:
         """The test split, read now; None when the data has none."""
         split = self._test()
         if split is not None:
-            _check(f"{self.name} (test)", split, self.classes)
+            _check(f"{self.name} (test)", split, self.classes, self.train)
         return split
 
 
@@ -121,7 +121,7 @@ def load(spec: DataSpec | str | dict[str, Any]) -> Data:
     classes: int | None = None
     match kind:
         case "digits":
-            rest, held = _stratify(Split(*readers.digits()), 0.2, seed=0)  # the test images never depend on a setting
+            rest, held = _hold_out(Split(*readers.digits()), 0.2, seed=0)  # the test images never depend on a setting
             train, test = rest, lambda: held
         case "fashion_mnist":
             train = Split(*readers.fashion_mnist(spec.root, train=True))
@@ -154,17 +154,12 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data
         return data
     if isinstance(data, str | DataSpec | dict):
         return load(data)
-    if isinstance(data, DataLoader):
-        parts = [(torch.as_tensor(x), torch.as_tensor(y)) for x, y in data]
-        inputs, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1)) if parts else (torch.empty(0), torch.empty(0))
-    elif isinstance(data, Dataset):
-        items = [data[i] for i in range(len(data))] if hasattr(data, "__len__") else list(iter(data))
-        if not items:
-            raise UserError("the data set is empty")
-        inputs = torch.stack([torch.as_tensor(x) for x, _ in items])
-        labels = torch.as_tensor([int(y) for _, y in items])
+    if isinstance(data, DataLoader | Dataset):
+        join = torch.cat if isinstance(data, DataLoader) else torch.stack
+        inputs, labels = _collect(data, join)
     elif isinstance(data, tuple | list) and len(data) == 2:
         inputs, labels = (torch.as_tensor(part) for part in data)
+        labels = labels.view(-1) if labels.shape == (len(inputs), 1) else labels
     else:
         raise UserError(
             "data must be a name, a pair (inputs, labels), a Dataset or a DataLoader of such pairs, "
@@ -175,7 +170,22 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data
     if inputs.dtype == torch.float64:
         inputs = inputs.float()
     spec = DataSpec(name="digits", val_fraction=val_fraction, split_seed=split_seed)
-    return _assemble(spec, Split(inputs, labels.reshape(-1).long()), None, lambda: None, None, given=True)
+    return _assemble(spec, Split(inputs, labels.long()), None, lambda: None, None, given=True)
+
+
+def _collect(data: Any, join: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
+    """Everything in a Dataset (items to stack) or a DataLoader (batches to concatenate)."""
+    try:
+        items = [data[i] for i in range(len(data))] if join is torch.stack and hasattr(data, "__len__") else list(data)
+        pairs = [(torch.as_tensor(inputs), torch.as_tensor(labels)) for inputs, labels in items]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"every item of the data must be a pair (inputs, label): {error}") from error
+    if not pairs:
+        raise UserError("the data set is empty")
+    try:
+        return join([inputs for inputs, _ in pairs]), join([labels for _, labels in pairs])
+    except RuntimeError as error:
+        raise UserError(f"the items of the data have different shapes: {str(error).splitlines()[0]}") from error
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -229,7 +239,7 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
 
     if not (folder / "train").is_dir():
         everything, names = read(None)
-        train, held = _stratify(everything, 0.2, seed=0)
+        train, held = _hold_out(everything, 0.2, seed=0)
         return train, None, lambda: held, len(names)
     train, names = read("train")
 
@@ -250,42 +260,58 @@ def _assemble(
     spec: DataSpec, train: Split, val: Split | None, test: Callable[[], Split | None], classes: int | None, given: bool = False
 ) -> Data:
     name = "given data" if given else spec.name
-    if classes is None and len(train.labels):
-        classes = int(train.labels.max()) + 1
-    _check(name, train, classes or 0)
+    if classes is None:
+        classes = int(train.labels.max()) + 1 if len(train.labels) else 0
+    _check(name, train, classes)
     if spec.limit is not None and spec.limit < len(train):
-        train, _ = _stratify(train, 1 - spec.limit / len(train), seed=0)
+        if spec.limit < 2 * classes:
+            raise UserError(f"{name}: a limit of {spec.limit} leaves less than two images of each of {classes} classes")
+        train, _ = _stratify(train, len(train) - spec.limit, seed=0)
     if val is None:
-        train, val = _stratify(train, spec.val_fraction, spec.split_seed)
-    assert classes is not None
-    _check(f"{name} (validation)", val, classes)
+        train, val = _hold_out(train, spec.val_fraction, spec.split_seed)
+    _check(f"{name} (validation)", val, classes, train)
     mean = deviation = None
     if train.inputs.dtype == torch.uint8 and train.inputs.dim() == 4:
         mean, deviation = _statistics(train.inputs)
     return Data(name, train, val, classes, mean, deviation, None if given else spec, test)
 
 
-def _check(name: str, split: Split, classes: int) -> None:
+def _check(name: str, split: Split, classes: int, like: Split | None = None) -> None:
+    if split.labels.dim() != 1 or not split.inputs.dim():
+        raise UserError(f"{name}: labels must be one class index for each input, got shape {tuple(split.labels.shape)}")
     if len(split.inputs) != len(split.labels):
         raise UserError(f"{name}: {len(split.inputs)} inputs but {len(split.labels)} labels")
     if not len(split):
         raise UserError(f"{name} is empty")
+    if like is not None and (split.inputs.shape[1:], split.inputs.dtype) != (like.inputs.shape[1:], like.inputs.dtype):
+        here, there = (f"{tuple(s.inputs.shape[1:])} {s.inputs.dtype}" for s in (split, like))
+        raise UserError(f"{name}: inputs are {here}, but {there} in training")
     low, high = int(split.labels.min()), int(split.labels.max())
     if low < 0 or high >= classes:
         raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
 
 
-def _stratify(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split off `fraction` of each class (at least one of each class that has two). Both parts keep the order."""
-    held = torch.zeros(len(split), dtype=torch.bool)
-    for label in split.labels.unique().tolist():
+def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    return _stratify(split, round(fraction * len(split)), seed)
+
+
+def _stratify(split: Split, held: int, seed: int) -> tuple[Split, Split]:
+    """Split off `held` items, the same share of each class and at least one; both parts keep their order.
+
+    The whole numbers come from largest remainders, so the count is exact unless there are more classes than `held`.
+    """
+    labels, sizes = split.labels.unique(return_counts=True)
+    shares = held * sizes.double() / len(split)
+    takes = torch.minimum(shares.floor().long().clamp(min=1), sizes - 1)
+    for index in (takes - shares).argsort(stable=True).tolist():
+        takes[index] += int(takes.sum() < held and takes[index] < sizes[index] - 1)
+    chosen = torch.zeros(len(split), dtype=torch.bool)
+    for label, take in zip(labels.tolist(), takes.tolist(), strict=True):
         members = (split.labels == label).nonzero().view(-1)
-        shuffled = members[torch.randperm(len(members), generator=generator(seed, "split", label))]
-        take = min(len(members) - 1, max(1, round(fraction * len(members))))
-        held[shuffled[:take]] = True
-    if not held.any() or held.all():
-        raise UserError(f"{len(split)} items in {len(split.labels.unique())} classes are too few to hold some out")
-    return split.take(~held), split.take(held)
+        chosen[members[torch.randperm(len(members), generator=generator(seed, "split", label))][:take]] = True
+    if not chosen.any() or chosen.all():
+        raise UserError(f"{len(split)} items in {len(labels)} classes are too few to hold some out")
+    return split.take(~chosen), split.take(chosen)
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -160,7 +160,9 @@ class Subnetwork:
         """Read a file. Raises UserError when it is damaged, of a newer format, or does not match its hash."""
         path = Path(path)
         tensors, header = load_tensors(path, "subnetwork file")
-        if header.get("format", 0) > FORMAT:
+        if not isinstance(header.get("format"), int) or not isinstance(header.get("shapes"), dict):
+            raise UserError(f"{path} is not a subnetwork file: its header is of another kind")
+        if header["format"] > FORMAT:
             raise UserError(
                 f"{path} has format {header['format']}, newer than the {FORMAT} this version reads: update subnet-search"
             )

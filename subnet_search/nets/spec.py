@@ -129,11 +129,12 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
 def _factory(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    except ModuleNotFoundError as error:
+        imported = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
         raise UserError(f"cannot import {module!r} for the network {name!r}: {error}") from error
-    except AttributeError as error:
-        raise UserError(f"{module} has no {attribute!r} (network {name!r})") from error
+    if not hasattr(imported, attribute):
+        raise UserError(f"{module} has no {attribute!r} (network {name!r})")
+    return getattr(imported, attribute)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -141,9 +142,9 @@ def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str
     """Run two empty inputs through the network. Raises UserError unless it returns (2, at least `classes`) logits."""
     name, was_training = name or type(net).__name__, net.training
     try:
-        parameter = next(net.parameters())
-        out = net.eval()(torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        device = next((p.device for p in net.parameters()), None)
+        out = net.eval()(torch.zeros(2, *shape, device=device))
+    except Exception as error:  # whatever a user's forward pass raises, it means that it does not take this input
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} does not accept inputs of shape {tuple(shape)}: {reason}") from error
     finally:

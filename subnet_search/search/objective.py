@@ -12,7 +12,7 @@ from subnet_search.config import RunConfig, check
 from subnet_search.data import Data
 from subnet_search.domains import Domain, Int, OneOf, Real
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.extract import run
+from subnet_search.extraction import run
 from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import requeue, whereabouts
 from subnet_search.seeds import derive

@@ -10,7 +10,7 @@ from subnet_search.config import flatten
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.masks import load_masks
 from subnet_search.errors import UserError
-from subnet_search.extract import run
+from subnet_search.extraction import run
 from subnet_search.extractors import Clock
 from subnet_search.search.worker import config_of
 from subnet_search.training import Epoch

@@ -148,7 +148,7 @@ class StudySpec(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> "StudySpec":
-        return check(cls, json.loads(text), "the study's specification")
+        return check(cls, json.loads(text), {"": "the study's specification"})
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:

@@ -10,9 +10,12 @@ from torch.autograd.function import once_differentiable
 class _LogisticGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, relevance: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-        # sigma(m + logit u) = u / (u + exp(-m) (1 - u)): one exponential and no logarithm.
-        soft = torch.exp(-relevance)
-        soft.mul_(1 - uniform).add_(uniform).reciprocal_().mul_(uniform)
+        if temperature == 1:
+            # sigma(m + logit u) = u / (u + exp(-m) (1 - u)): one exponential and no logarithm.
+            below = torch.exp(-relevance).mul_(1 - uniform).add_(uniform)
+            soft = torch.div(uniform, below.clamp_(min=1e-37), out=below)  # u may be 0, and exp(-m) too
+        else:
+            soft = torch.logit(uniform).add_(relevance).div_(temperature).sigmoid_()
         ctx.save_for_backward(soft)
         ctx.temperature = temperature
         return (soft > 0.5).to(relevance.dtype)
@@ -21,10 +24,8 @@ class _LogisticGate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (soft,) = ctx.saved_tensors
-        if ctx.temperature != 1:  # sigma(x / tau), from sigma(x)
-            soft = torch.logit(soft, eps=1e-7).div_(ctx.temperature).sigmoid_()
-        slope = torch.addcmul(soft, soft, soft, value=-1)  # p (1 - p)
-        return slope.mul_(grads[0]).div_(ctx.temperature), None, None
+        slope = torch.addcmul(soft, soft, soft, value=-1).mul_(grads[0])  # p (1 - p)
+        return slope if ctx.temperature == 1 else slope.div_(ctx.temperature), None, None
 
 
 def logistic_gate(relevance: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:

@@ -26,7 +26,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     """The mask of the `k` highest scores. Of equal scores the first in row-major order live, on every device.
 
     A threshold is found by partial selection and ties are filled in order, so the cost is linear and the count exact.
-    Raises ValueError for a k outside 0..numel or for a score that is NaN.
+    Raises ValueError for a k outside 0..numel, or for a NaN among scores that have to be compared.
     """
     flat = scores.detach().reshape(-1)
     if not 0 <= k <= flat.numel():
@@ -111,7 +111,7 @@ def allocate(shapes: Shapes, density: float, how: str = "uniform") -> dict[str, 
             f"density {density:g} keeps {total} of {sum(numel.values())} weights, fewer than the network's {len(numel)} layers"
         )
     shares = {name: share * numel[name] for name, share in ALLOCATIONS[how](shapes, density).items()}
-    # Every layer keeps a path open: at least one unit, which the rounding below then takes from the largest.
+    # Every layer keeps a path open: at least one unit, made up for where rounding had added most.
     counts = {name: min(numel[name], max(1, math.floor(share + 1e-9))) for name, share in shares.items()}
     by_remainder = sorted(counts, key=lambda name: counts[name] - shares[name])
     while (missing := total - sum(counts.values())) != 0:

@@ -61,10 +61,10 @@ def extract(
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed, "unit": unit}
     module = network if isinstance(network, nn.Module) else None
-    if isinstance(network, str):
-        settings["network"] = {"name": network, **({"init": init} if init else {})}
-    elif module is None:
-        settings["network"] = network
+    if not isinstance(network, nn.Module):
+        spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
+        spec = {"name": spec} if isinstance(spec, str) else spec
+        settings["network"] = {**spec, "init": init} if init else spec
     named = isinstance(data, str | dict | DataSpec)
     if named:
         settings["data"] = data
