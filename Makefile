@@ -1,0 +1,37 @@
+# Every target does all the set-up it needs, in the project's own environment.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup quickstart test test-short lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "subnet-search needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv (PyTorch is a large download: a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,plots]'
+	@touch $(READY)
+
+# The main job: 20 trials over a network that is never trained, then the best one's subnetwork.
+quickstart: setup
+	@$(BIN)/subnet-search study run studies/quickstart.yaml
+	@$(BIN)/subnet-search study extract quickstart --best --resume --out runs/quickstart
+
+test: setup
+	@$(BIN)/python -m pytest
+
+test-short: setup
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup
+	@$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache
