@@ -1,7 +1,7 @@
 """`gumbel` on the digits with LeNet-5, and the baselines with as many epochs, over seeds.
 
 `random` is a random topology of the same untrained weights (no epochs), or trained in it; the others learn which
-weights of the untrained network to keep. Medians, and the lowest and highest in brackets. Seconds are a whole run:
+weights of the untrained network to keep, at their default settings. Medians, and the lowest and highest in brackets. Seconds are a whole run:
 data, training, a validation an epoch, the test once.
 """
 
@@ -26,11 +26,12 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         network = {"name": "lenet5", "init": "signed_constant"}
         gumbel = ss.RunConfig.model_validate({"network": network, "recipe": {"epochs": 60}})
     epochs = 2 if quick else gumbel.recipe.epochs
-    untrained = {"network": gumbel.network, "recipe": {"epochs": epochs}}
+    same = {"data": gumbel.data, "recipe": {"epochs": epochs}}
+    untrained = {**same, "network": gumbel.network}
     contenders: dict[str, Mapping[str, Any]] = {
-        "gumbel": gumbel.given() | {"recipe": {**gumbel.given().get("recipe", {}), "epochs": epochs}},
+        "gumbel": {**gumbel.given(), "recipe": {**gumbel.given()["recipe"], "epochs": epochs}},
         "random, untrained": {**untrained, "extractor": "random", "recipe": {"epochs": 0}},
-        "random, trained": {"network": gumbel.network.name, "extractor": "random", "recipe": {"epochs": epochs}},
+        "random, trained": {**same, "network": gumbel.network.name, "extractor": "random"},
         "edge_popup": {**untrained, "extractor": "edge_popup"},
         "supermask": {**untrained, "extractor": "supermask"},
     }

@@ -53,7 +53,8 @@ def heading() -> str:
     return (
         "# Benchmarks\n\n"
         f"Written by `python benchmarks/run.py` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.\n"
-        f"{packages}, python {platform.python_version()}; {platform.system()} {platform.machine()}, {os.cpu_count()} processors, {THREADS} threads{load}.\n"
+        f"{packages}, python {platform.python_version()}; {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} processors, {THREADS} threads{load}.\n"
         "Medians of interleaved runs; ratios count, times are of this machine.\n"
     )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import subnet_search as ss
-from subnet_search.extraction import extract
 
 
 def main(quick: bool = False) -> list[dict[str, object]]:
@@ -21,7 +20,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     for name in ["lenet5", "conv2"] if quick else ["lenet5", "conv2", "conv6", "resnet18"]:
         data = "digits" if name == "lenet5" else cifar
         recipe = ss.Recipe(epochs=0, device="cpu")
-        subnet = extract(name, data, "random", density=0.5, recipe=recipe)
+        subnet = ss.extract(name, data, "random", density=0.5, recipe=recipe)
         with tempfile.TemporaryDirectory() as folder:
             seed, values = (subnet.save(Path(folder) / form, form) for form in ("seed", "values"))
             assert ss.Subnetwork.load(Path(folder) / "seed").sha256 == subnet.sha256

@@ -1,7 +1,7 @@
 """Selecting the k highest of 10 million scores, down to the mask.
 
-Only `top_k` and `torch.sort` give the exact number in the presence of ties, and `torch.sort` and `torch.topk` say
-nothing about which of equal scores they take; `kthvalue` and `partition` keep everything at or above a threshold.
+`torch.sort` and `torch.topk` keep exactly k too, but which of equal scores they take is not said; `torch.kthvalue` and
+`numpy.partition` keep everything at or above a threshold, so more than k where scores are equal.
 """
 
 import numpy as np
@@ -10,11 +10,13 @@ from timing import medians
 from torch import Tensor
 
 from subnet_search.topology.select import top_k
+from subnet_search.training.memory import keep_freed_memory
 
 COUNT = 10_000_000
 
 
 def main(quick: bool = False) -> list[dict[str, object]]:
+    keep_freed_memory()  # as every training run does
     scores = torch.rand(COUNT // 10 if quick else COUNT, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     rows: list[dict[str, object]] = []
     for density in (0.1, 0.5):

@@ -101,10 +101,17 @@ def evaluate(
             "file": show.size(subnetwork.stat().st_size),
         }
     )
-    for key, heading in (("noise", "Under noise"), ("corruptions", "Under corruptions")):
-        if key in record:
-            show.console.print()
-            show.table(record[key], {name: name.replace("_", " ") for name in record[key][0]}, title=heading)
+    if noise:
+        show.console.print()
+        show.table(record["noise"], {"level": "noise", "accuracy": "accuracy"}, title="Under uniform noise")
+    if corruptions:
+        kinds: dict[str, dict[str, object]] = {}
+        for row in record["corruptions"]:
+            kinds.setdefault(row["corruption"], {})[f"accuracy {row['severity']}"] = row["accuracy"]
+        rows = [{"corruption": kind.replace("_", " "), **row} for kind, row in kinds.items()]
+        show.console.print()
+        headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
+        show.table(rows, headings, title="Accuracy under corruptions, by severity")
 
 
 @app.command(epilog="Example: subnet-search methods gumbel")

@@ -36,10 +36,11 @@ class RunProgress:
             transient=True,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("training", total=None)
+        self.task = self.bar.add_task("reading data", total=None, start=False)
 
     def on_step(self, clock: Any) -> None:
         if self.live:
+            self.bar.start_task(self.task)  # the first call starts the clock
             self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
         self.total = clock.total
 
