@@ -1,8 +1,8 @@
 """`gumbel` on the digits with LeNet-5, and the baselines with as many epochs, over seeds.
 
 `random` is a random topology of the same untrained weights (no epochs), or trained in it; the others learn which
-weights of the untrained network to keep, at their default settings. Medians, and the lowest and highest in brackets. Seconds are a whole run:
-data, training, a validation an epoch, the test once.
+weights of the untrained network to keep, at their default settings. Medians, lowest and highest in brackets. Seconds
+are a whole run: data, training, a validation an epoch, the test once.
 """
 
 import time

@@ -8,9 +8,9 @@ second table says what that is worth to the dense step.
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,9 @@ def main(quick: bool = False) -> list[dict[str, object]]:
                 "target ": verdict(faster, ">=", 1.8) if name == "conv2" else "",
             }
         )
-    rounds, pairs = (3, 1) if quick else (20, 3)
-    freed = {how: [dense_in_a_process("conv2", how, rounds) for _ in range(pairs)] for how in ("given back", "kept")}
-    given_back, kept = median(freed["given back"]), median(freed["kept"])
+    with child("conv2", "given back") as given_back_step, child("conv2", "kept") as kept_step:
+        took = medians({"given back": given_back_step, "kept": kept_step}, 5 if quick else 30)
+    given_back, kept = took["given back"], took["kept"]
     rows.append(
         {
             "network": "conv2",
@@ -126,14 +126,29 @@ def gumbel_softmax_step(name: str) -> Callable[[], None]:
     return numbered(step)
 
 
-def dense_in_a_process(name: str, freed: str, rounds: int) -> float:
-    """Median seconds of the dense step in a process of its own: how it treats memory cannot be taken back."""
-    command = [sys.executable, str(Path(__file__)), name, freed, str(rounds)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+@contextmanager
+def child(name: str, freed: str) -> Iterator[Callable[[], None]]:
+    """The dense step in a process of its own, since how a process treats memory cannot be taken back."""
+    command = [sys.executable, str(Path(__file__)), name, freed]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        requests, answers = process.stdin, process.stdout
+        assert requests is not None
+        assert answers is not None
+
+        def step() -> None:
+            print(file=requests, flush=True)
+            if not answers.readline():
+                raise RuntimeError(f"the process of the dense step ended: {command}")
+
+        yield step
+        requests.close()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(THREADS)
     if sys.argv[2] == "kept":
         keep_freed_memory()
-    print(medians({"dense": dense_step(sys.argv[1])}, int(sys.argv[3]))["dense"])
+    dense = dense_step(sys.argv[1])
+    for _ in sys.stdin:
+        dense()
+        print(flush=True)

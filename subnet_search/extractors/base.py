@@ -17,9 +17,10 @@ from torch import Tensor
 
 from subnet_search.domains import OneOf
 from subnet_search.errors import UserError, unknown
-from subnet_search.seeds import generator
+from subnet_search.seeds import derive, generator
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
+from subnet_search.topology.samplers import uniform
 
 Density = Annotated[float, Gt(0), Le(1)]
 
@@ -75,9 +76,8 @@ class Clock:
         return generator(self.seed, "step", self.step, *names, device=device)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
-        """Uniform random numbers in [0, 1) of the shape, type and device of `like`."""
-        rng = self.generator(name, device=like.device)
-        return torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+        """Uniform random numbers in (0, 1), of the shape, type and device of `like`."""
+        return uniform(like, derive(self.seed, "step", self.step, name))
 
 
 class Network(Protocol):

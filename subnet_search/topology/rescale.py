@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from subnet_search.topology.pieces import pieces
+
 Rescale = Literal["none", "learned", "dynamic", "fan_in"]
 
 
@@ -29,18 +31,25 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, topology: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, topology, scale)
-        return torch.mul(weight, topology).mul_(scale)
+        if scale.dim():
+            return torch.mul(weight, topology).mul_(scale)
+        effective = torch.empty_like(weight)
+        for w, z, out in pieces(weight, topology, effective):
+            torch.mul(w, z, out=out).mul_(scale)
+        return effective
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None]:
         weight, topology, scale = ctx.saved_tensors
-        to_topology = torch.mul(grads[0], weight)
-        to_scale = None
-        if ctx.needs_input_grad[2]:
-            flat = to_topology.is_contiguous() and topology.is_contiguous()  # then one pass and nothing allocated
-            to_scale = torch.dot(to_topology.view(-1), topology.view(-1)) if flat else (to_topology * topology).sum()
-        return None, to_topology.mul_(scale), to_scale
+        if scale.dim():
+            return None, torch.mul(grads[0], weight).mul_(scale), None
+        to_topology, to_scale = torch.empty_like(weight), torch.zeros_like(scale)
+        for g, w, z, out in pieces(grads[0], weight, topology, to_topology):
+            torch.mul(g, w, out=out)
+            to_scale += (out * z).sum()
+            out.mul_(scale)
+        return None, to_topology, to_scale
 
 
 def masked_weight(weight: Tensor, topology: Tensor, scale: Tensor | None) -> Tensor:

@@ -2,30 +2,58 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from subnet_search.topology.pieces import pieces
+
+
+def uniform(like: Tensor, seed: int) -> Tensor:
+    """Uniform random numbers in the open interval (0, 1), of the shape, type and device of `like`.
+
+    On the CPU two float32 numbers are cut from each 64-bit word of a generator whose stream is guaranteed; that takes
+    a third of the time of `torch.rand`, on a finer grid (2^-32 instead of 2^-24).
+    """
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        rng = torch.Generator(like.device).manual_seed(seed)
+        drawn = torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+        return drawn.clamp_(min=2.0**-25)
+    stream, numbers = np.random.SFC64(seed), torch.empty(like.numel())
+    shrink = 2.0**-32 * (1 - 2.0**-23)  # so that neither end rounds to 0 or 1
+    for (out,) in pieces(numbers):
+        words = stream.random_raw((out.numel() + 1) // 2).view(np.int32)
+        out.copy_(torch.from_numpy(words[: out.numel()])).mul_(shrink).add_(0.5)
+    return numbers.view(like.shape)
 
 
 class _LogisticGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, relevance: Tensor, uniform: Tensor, temperature: float) -> Tensor:
-        if temperature == 1:
-            # sigma(m + logit u) = u / (u + exp(-m) (1 - u)): one exponential and no logarithm.
-            below = torch.exp(-relevance).mul_(1 - uniform).add_(uniform)
-            soft = torch.div(uniform, below.clamp_(min=1e-37), out=below)  # u may be 0, and exp(-m) too
-        else:
-            soft = torch.logit(uniform).add_(relevance).div_(temperature).sigmoid_()
+        soft, hard = torch.empty_like(relevance), torch.empty_like(relevance)
+        for m, u, p, z in pieces(relevance, uniform, soft, hard):
+            if temperature == 1:
+                # sigma(m + logit u) = u / (u + exp(-m) (1 - u)): one exponential and no logarithm.
+                torch.neg(m, out=p).exp_()
+                torch.div(u, torch.addcmul(u, p, 1 - u, out=p), out=p)
+            else:
+                torch.logit(u, out=p).add_(m).div_(temperature).sigmoid_()
+            torch.gt(p, 0.5, out=z)
         ctx.save_for_backward(soft)
         ctx.temperature = temperature
-        return (soft > 0.5).to(relevance.dtype)
+        return hard
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (soft,) = ctx.saved_tensors
-        slope = torch.addcmul(soft, soft, soft, value=-1).mul_(grads[0])  # p (1 - p)
-        return slope if ctx.temperature == 1 else slope.div_(ctx.temperature), None, None
+        slope = torch.empty_like(soft)
+        for p, g, out in pieces(soft, grads[0], slope):
+            torch.addcmul(p, p, p, value=-1, out=out).mul_(g)  # p (1 - p)
+            if ctx.temperature != 1:
+                out.div_(ctx.temperature)
+        return slope, None, None
 
 
 def logistic_gate(relevance: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
@@ -36,7 +64,7 @@ def logistic_gate(relevance: Tensor, uniform: Tensor, temperature: float = 1.0) 
     backward dz/dm = sigma'((m + logit u) / temperature) / temperature (straight-through).
     Source: Dupont et al. 2022, arXiv:2202.12986; Jang et al. 2017, arXiv:1611.01144.
 
-    relevance, uniform: any one shape, float. Returns 0 and 1 in the dtype of relevance.
+    relevance, uniform: any one shape, float, the latter in the open interval (0, 1). Returns 0 and 1 in the dtype of relevance.
     """
     return _LogisticGate.apply(relevance, uniform, temperature)  # type: ignore[no-any-return]
 
