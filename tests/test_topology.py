@@ -11,7 +11,7 @@ from subnet_search.errors import UserError
 from subnet_search.topology.budget import budget_penalty, likely, ranked
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.rescale import dynamic, fan_in, masked_weight
-from subnet_search.topology.samplers import bernoulli_gate, logistic_gate, straight_through
+from subnet_search.topology.samplers import bernoulli_gate, logistic_gate, straight_through, uniform_noise
 from subnet_search.topology.schedules import cosine, cubic, geometric, linear
 from subnet_search.topology.select import allocate, count, erdos_renyi, keep_by_layer, keep_global, top_k, uniform
 
@@ -344,7 +344,7 @@ def test_logistic_gate_has_the_closed_form_gradient_far_from_zero_at_high_temper
 
 
 @pytest.mark.parametrize("relevance", [-200.0, -50.0, 0.0, 50.0, 200.0])
-@pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])  # the ends of torch.rand's range
+@pytest.mark.parametrize("draw", [2**-24, 1 - 2**-24])  # the ends of the open interval
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_logistic_gate_stays_finite_at_the_ends(relevance, draw, temperature):
     relevance = torch.tensor([relevance], requires_grad=True)
@@ -447,3 +447,16 @@ def test_budget_penalty_by_hand():
 
 def test_budget_penalty_vanishes_on_the_budget():
     assert budget_penalty({"w": torch.zeros(8)}, 0.5).item() == 0
+
+
+def test_noise_is_a_function_of_its_seed_and_never_an_end():
+    like = torch.empty(1001, 999)
+    drawn = uniform_noise(like, 7)
+    assert torch.equal(drawn, uniform_noise(like, 7))
+    assert not torch.equal(drawn, uniform_noise(like, 8))
+    assert 0 < drawn.min() < 1e-4
+    assert 1 - 1e-4 < drawn.max() < 1
+    # The mean of a million draws from U(0, 1) lies within 5 standard errors, 5 / sqrt(12 * 1e6) = 0.0015.
+    assert abs(drawn.mean().item() - 0.5) < 0.0015
+    assert abs(drawn.var().item() - 1 / 12) < 0.001
+    assert uniform_noise(like.double(), 7).dtype == torch.float64

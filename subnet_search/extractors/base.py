@@ -20,7 +20,7 @@ from subnet_search.errors import UserError, unknown
 from subnet_search.seeds import derive, generator
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
-from subnet_search.topology.samplers import uniform
+from subnet_search.topology.samplers import uniform_noise
 
 Density = Annotated[float, Gt(0), Le(1)]
 
@@ -77,7 +77,7 @@ class Clock:
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
         """Uniform random numbers in (0, 1), of the shape, type and device of `like`."""
-        return uniform(like, derive(self.seed, "step", self.step, name))
+        return uniform_noise(like, derive(self.seed, "step", self.step, name))
 
 
 class Network(Protocol):

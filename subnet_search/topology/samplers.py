@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from subnet_search.topology.pieces import pieces
 
 
-def uniform(like: Tensor, seed: int) -> Tensor:
+def uniform_noise(like: Tensor, seed: int) -> Tensor:
     """Uniform random numbers in the open interval (0, 1), of the shape, type and device of `like`.
 
     On the CPU two float32 numbers are cut from each 64-bit word of a generator whose stream is guaranteed; that takes
