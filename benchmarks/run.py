@@ -15,6 +15,10 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
+# Each thread on a processor of its own, set before torch starts them: two that share one wait for each other, and a
+# step then takes four times as long, whoever's it is.
+os.environ.setdefault("OMP_PROC_BIND", "true")
+
 import torch
 from timing import THREADS
 

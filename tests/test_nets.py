@@ -315,3 +315,11 @@ def test_check_output_leaves_the_network_as_it_was(training):
     check_output(net, (4,), 3)
     assert net.training is training
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("init", ["glorot_normal", "glorot_constant"])
+def test_glorot_counts_both_fans(init):
+    weight = initial_weight("w", (200, 50, 3, 3), init, 0)
+    # fan_in = 50 * 9 = 450, fan_out = 200 * 9 = 1800, so the variance is 2 / 2250.
+    assert weight.var().item() == pytest.approx(2 / 2250, rel=0.02)
+    assert (len(weight.unique()) == 2) == (init == "glorot_constant")

@@ -2,9 +2,13 @@
 
 Zhou, Lan, Liu & Yosinski 2019, "Deconstructing Lottery Tickets", arXiv:1905.01067, section 4.2. A scalar a for each
 weight; every step draws z ~ Bernoulli(sigma(a)) and passes the gradient straight through to sigma(a). At their best
-the weights are signed constants (network.init: signed_constant) and each layer is multiplied by numel / nnz ("dynamic
-weight rescaling", the default here). In the end a weight is kept when sigma(a) >= 1/2; the authors average ten
-sampled evaluations instead. A density is our addition: the most relevant weights over all layers.
+the weights are signed constants and each layer is multiplied by numel / nnz ("dynamic weight rescaling", the default
+here). In the end a weight is kept when sigma(a) >= 1/2; the authors average ten sampled evaluations instead. A density
+is our addition: the most relevant weights over all layers.
+
+Trap: their weights are Glorot's (network.init: glorot_constant). At one half kept, numel / nnz turns Glorot's variance
+of about 1 / fan_in into the 2 / fan_in that rectifiers need; on kaiming's it gives 4 / fan_in, a signal that doubles
+in power with every layer, and the method fails on deeper networks: use another rescale there.
 """
 
 from collections.abc import Mapping

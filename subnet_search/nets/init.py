@@ -4,7 +4,8 @@ The random bits are the raw 64-bit words of numpy's counter-based Philox generat
 not a library's sampling order. One word a weight, in row-major order, turned into a uniform number and from there,
 for the normal distributions, through the inverse of the normal distribution function.
 
-Sources: He et al. 2015, arXiv:1502.01852 (kaiming); Ramanujan et al. 2020, arXiv:1911.13299 (signed constant, scaled).
+Sources: He et al. 2015, arXiv:1502.01852 (kaiming); Ramanujan et al. 2020, arXiv:1911.13299 (signed constant, scaled);
+Glorot & Bengio 2010, AISTATS (glorot); Zhou et al. 2019, arXiv:1905.01067 (its signed constant).
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from subnet_search.errors import UserError
 from subnet_search.seeds import derive
 
-InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "keep"]
+InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "glorot_normal", "glorot_constant", "keep"]
 INITS: tuple[str, ...] = get_args(InitName)
 
 
@@ -47,21 +48,24 @@ def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, dens
     kaiming_uniform  U(-b, b), b = sqrt(6 / fan_in)
     signed_constant  +c or -c with equal chance, c = sqrt(2 / fan_in)
     scaled           N(0, 2 / (fan_in * density)): the fan-in that is left after pruning to `density`
+    glorot_normal    N(0, 2 / (fan_in + fan_out))
+    glorot_constant  +c or -c with equal chance, c = sqrt(2 / (fan_in + fan_out))
 
     The constant is the distribution's standard deviation, not the drawn tensor's: it differs by about
     1 / sqrt(2 numel) and needs no reduction, whose order could change a bit.
     """
     fan_in = math.prod(shape[1:])
-    deviation = math.sqrt(2 / fan_in)
+    fan_out = fan_in * shape[0] // shape[1]
+    deviation = math.sqrt(2 / (fan_in + fan_out if init.startswith("glorot") else fan_in))
     words = np.random.Philox(key=derive(seed, "weights", name)).random_raw(math.prod(shape))
-    if init == "signed_constant":
+    if init in ("signed_constant", "glorot_constant"):
         value = torch.from_numpy((words >> np.uint64(63)).astype(np.float32)).mul_(2).sub_(1).mul_(deviation)
         return value.view(shape)
     uniform = torch.from_numpy((words >> np.uint64(11)).astype(np.float64)).add_(0.5).mul_(2.0**-53)  # in (0, 1)
     match init:
         case "kaiming_uniform":
             value = uniform.mul_(2).sub_(1).mul_(math.sqrt(6 / fan_in))
-        case "kaiming_normal":
+        case "kaiming_normal" | "glorot_normal":
             value = torch.special.ndtri(uniform).mul_(deviation)
         case "scaled":
             if density is None:
