@@ -15,9 +15,8 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Each thread on a processor of its own, set before torch starts them: two that share one wait for each other, and a
-# step then takes four times as long, whoever's it is.
-os.environ.setdefault("OMP_PROC_BIND", "true")
+# As the command line does, before torch starts its threads: without it a busy neighbour makes any step many times slower.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 from timing import THREADS

@@ -6,9 +6,11 @@ Three separate questions, three functions: how many in all (`count`), how many i
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from subnet_search.errors import UserError
@@ -33,22 +35,27 @@ def top_k(scores: Tensor, k: int) -> Tensor:
         raise ValueError(f"cannot keep {k} of {flat.numel()} units")
     if k == 0 or k == flat.numel():
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    if flat.is_cuda:
-        threshold = torch.topk(flat, k, sorted=False).values.min()
-        broken = bool(flat.isnan().any())
-    else:
+    if flat.device.type == "cpu":
         array = flat.float().numpy() if flat.dtype == torch.bfloat16 else flat.numpy()
-        # NaN sorts last in numpy, so one would show up in the upper part of the partition.
-        parted = np.partition(array, flat.numel() - k)
-        threshold = torch.as_tensor(parted[flat.numel() - k], dtype=flat.dtype)
-        broken = bool(np.isnan(parted[flat.numel() - k :].max()))
-    if broken:
+        return torch.from_numpy(_top_k(array, k)).view(scores.shape)
+    threshold = torch.topk(flat, k, sorted=False).values.min()
+    if bool(flat.isnan().any()):
         raise ValueError("a score is not a number")
     mask = flat > threshold
-    missing = k - int(mask.count_nonzero())
-    ties = (flat == threshold).nonzero().view(-1)[:missing]
-    mask[ties] = True
+    ties = (flat == threshold).nonzero().view(-1)
+    mask[ties[: k - int(mask.count_nonzero())]] = True
     return mask.view(scores.shape)
+
+
+def _top_k(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
+    """`top_k` on one dimension, in numpy, whose partition is several times faster than any selection of torch's."""
+    parted = np.partition(scores, len(scores) - k)
+    threshold = parted[len(scores) - k]
+    if np.isnan(parted[len(scores) - k :].max()):  # NaN sorts last
+        raise ValueError("a score is not a number")
+    mask: NDArray[np.bool_] = scores > threshold
+    mask[np.flatnonzero(scores == threshold)[: k - np.count_nonzero(mask)]] = True
+    return mask
 
 
 def keep_global(scores: Mapping[str, Tensor], k: int) -> Masks:
