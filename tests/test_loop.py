@@ -1,6 +1,7 @@
 """The supernet and the loop: changes of topology, schedules, early stopping, failures."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -108,6 +109,15 @@ def test_settings_train(name, setting):
     plain = train(supernet(name, conv_bn(), epochs=2, batch_size=32), pictures(), 0)
     assert all(math.isfinite(epoch.train_loss) for epoch in outcome.history)
     assert outcome.history[0].train_loss != plain.history[0].train_loss
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_is_the_same_method():
+    plain, compiled = (supernet("gumbel", epochs=2, batch_size=64, compile=compile) for compile in (False, True))
+    outcomes = [train(net, points(), 0) for net in (plain, compiled)]
+    losses = [[epoch.train_loss for epoch in outcome.history] for outcome in outcomes]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_evaluation_uses_the_finish_topology_and_training_a_sample():

@@ -62,13 +62,18 @@ def worker(
     trials: Trials = None,
     timeout: Timeout = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each trial [default: all].")] = None,
+    json: Json = False,
 ) -> None:
     """Join a study from any machine, until its budget is met."""
     from subnet_search.cli.signals import stop_on_signal
     from subnet_search.search.launch import join_study
 
     with stop_on_signal() as should_stop:
-        join_study(name, storage, trials=trials, timeout=timeout, threads=threads, should_stop=should_stop)
+        ran = join_study(name, storage, trials=trials, timeout=timeout, threads=threads, should_stop=should_stop)
+    if json:
+        show.print_json({"name": name, "ran": ran})
+    else:
+        show.console.print(f"ran trials {', '.join(map(str, ran))} of {name}" if ran else f"{name} has all its trials")
 
 
 @studies.command("list", epilog="Example: subnet-search study list --json")

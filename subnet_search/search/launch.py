@@ -71,11 +71,11 @@ def join_study(
     timeout: float | None = None,
     threads: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Run trials of a study that somebody has started, until its budget is met."""
+) -> list[int]:
+    """Run trials of a study that somebody has started, until its budget is met, and return their numbers."""
     count = threads or len(os.sched_getaffinity(0))
     url = storage or DEFAULT_STORAGE
-    run_worker(name, url, trials=trials, timeout=timeout, threads=count, should_stop=should_stop)
+    return run_worker(name, url, trials=trials, timeout=timeout, threads=count, should_stop=should_stop)
 
 
 def prepare_study(spec: StudySpec, url: str) -> optuna.Study:

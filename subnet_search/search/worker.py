@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig
-from subnet_search.data import Data, DataSpec, load
+from subnet_search.data import load
 from subnet_search.errors import Interrupted, RunError
 from subnet_search.search.objective import TrialFailed, objective
 from subnet_search.search.samplers import make_pruner, make_sampler
@@ -26,19 +26,20 @@ def run_worker(
     timeout: float | None = None,
     threads: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
-) -> None:
+) -> list[int]:
     """Run trials until `trials` of the study (default: its spec's number) are finished or `timeout` seconds passed.
 
-    A trial that fails is recorded with its reason and the worker goes on; after five failures in a row it raises
-    RunError, since the sixth would fail too. When `should_stop` says so, the trial under way writes a checkpoint and
-    is queued to go on, and Interrupted is raised.
+    Returns the numbers of the trials that ran here. A trial that fails is recorded with its reason and the worker
+    goes on; after five failures in a row it raises RunError, since the sixth would fail too. When `should_stop` says
+    so, the trial under way writes a checkpoint and is queued to go on, and Interrupted is raised.
     """
     storage = open_storage(url)
     spec = spec_of(load_study(name, storage))
     study = load_study(name, storage, sampler=make_sampler(spec), pruner=make_pruner(spec))
     budget, deadline = trials or spec.trials, time.monotonic() + (timeout or spec.timeout or float("inf"))
-    data = lru_cache(maxsize=2)(_load)
+    data = lru_cache(maxsize=2)(load)
     failures: list[str] = []
+    ran: list[int] = []
 
     def run_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
         if taken(study, before=trial.number) >= budget:  # another worker took the last place at the same moment
@@ -51,6 +52,7 @@ def run_worker(
             raise
 
     def note(_: optuna.Study, trial: FrozenTrial) -> None:
+        ran.append(trial.number)
         if trial.state in FINISHED:
             failures.clear()
 
@@ -60,16 +62,13 @@ def run_worker(
         study.optimize(run_trial, n_trials=1, catch=(TrialFailed,), callbacks=[note])
         if len(failures) >= FAILURES_IN_A_ROW:
             raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
+    return ran
 
 
 def taken(study: optuna.Study, before: int | None = None) -> int:
     """Trials that count against the budget, finished or under way; with `before`, those with a lower number only."""
     states = (*FINISHED, TrialState.RUNNING)
     return sum(before is None or t.number < before for t in study.get_trials(deepcopy=False, states=states))
-
-
-def _load(spec: DataSpec) -> Data:
-    return load(spec)
 
 
 def config_of(trial: FrozenTrial) -> RunConfig:
