@@ -193,8 +193,8 @@ def _measure(supernet: Supernet, data: Data, outcome: Outcome) -> dict[str, Any]
     }
     test = data.test()
     if test is not None:
-        mean, deviation = (None if t is None else t.to(supernet.device) for t in (data.mean, data.deviation))
-        record["test_accuracy"] = evaluate(supernet, test.to(supernet.device), mean, deviation).accuracy
+        device = supernet.device
+        record["test_accuracy"] = evaluate(supernet, data.to(device), test.to(device)).accuracy
     return {"test_accuracy": None, **record}
 
 

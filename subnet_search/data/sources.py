@@ -5,7 +5,7 @@ searches or selects a model can touch it by accident.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,12 @@ class Data:
         """The shape of one input."""
         return tuple(self.train.inputs.shape[1:])
 
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data with its splits and statistics on `device`; the test split stays where it is until asked for."""
+        moved = {name: getattr(self, name) for name in ("mean", "deviation")}
+        moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
+        return replace(self, train=self.train.to(device), val=self.val.to(device), **moved)
+
     def test(self) -> Split | None:
         """The test split, read now; None when the data has none."""
         split = self._test()
@@ -186,42 +192,6 @@ def _collect(data: Any, join: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor,
         return join([inputs for inputs, _ in pairs]), join([labels for _, labels in pairs])
     except RuntimeError as error:
         raise UserError(f"the items of the data have different shapes: {str(error).splitlines()[0]}") from error
-
-
-def catalogue() -> list[dict[str, Any]]:
-    """Every data set by name: what it is and whether it is here now."""
-    here = {
-        "digits": "here",
-        "fashion_mnist": f"here: {folder}" if (folder := readers.fashion_folder(None)) else "would be downloaded to data/",
-        "cifar10": _downloaded("data/cifar-10-batches-py"),
-        "cifar100": _downloaded("data/cifar-100-python"),
-    }
-    rows = [{"name": name, "state": here[name], "description": text} for name, text in NAMES.items()]
-    return rows + [{"name": name, "state": "your files", "description": text} for name, text in PREFIXES.items()]
-
-
-def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
-    """One data set in plain values; one that would have to be downloaded is not read. The test split is not opened."""
-    spec = DataSpec.of(spec)
-    listed = {row["name"]: row for row in catalogue()}
-    record = listed.get(spec.name, {"name": spec.name, "state": "your files"})
-    if record["state"].startswith("would be"):
-        return record
-    data = load(spec)
-    statistics = (
-        {}
-        if data.mean is None or data.deviation is None
-        else {
-            "mean": [round(value, 4) for value in data.mean.tolist()],
-            "deviation": [round(value, 4) for value in data.deviation.tolist()],
-        }
-    )
-    sizes = {"train": len(data.train), "validation": len(data.val), "shape": list(data.shape), "classes": data.classes}
-    return {**record, **sizes, **statistics}
-
-
-def _downloaded(folder: str) -> str:
-    return f"here: {folder}" if Path(folder).is_dir() else "would be downloaded to data/"
 
 
 def _optional(arrays: readers.Arrays | None) -> Split | None:

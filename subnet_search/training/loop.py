@@ -51,66 +51,39 @@ def train(
     `resume` the run goes on from there, to the same bits as if it had never stopped.
     Raises RunError with the step when the loss is not finite, and Interrupted when stopped.
     """
-    recipe = supernet.recipe
     keep_freed_memory()
+    recipe, device = supernet.recipe, supernet.device
     rank, world = rank_and_world()
-    device = supernet.device
-    train_split, val_split = data.train.to(device), data.val.to(device)
-    mean, deviation = (None if t is None else t.to(device) for t in (data.mean, data.deviation))
-    batches = Batches(train_split, mean, deviation, recipe.batch_size, seed, recipe.augment, rank, world)
+    data = data.to(device)
+    batches = Batches(data.train, data.mean, data.deviation, recipe.batch_size, seed, recipe.augment, rank, world)
     if batches.batch_size < world:
         raise UserError(f"a batch of {batches.batch_size} cannot be shared by {world} processes")
-    per_epoch, total = batches.steps_per_epoch, recipe.epochs * batches.steps_per_epoch
-    optimizer = make_optimizer(supernet, recipe)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    losses = torch.zeros(per_epoch, device=device)  # of this epoch's steps
-    progress, best = Progress(), dict[str, Tensor]()
+    total = recipe.epochs * batches.steps_per_epoch
     supernet.begin(Clock(0, total, seed))
+    run = _Run(supernet, data, batches.steps_per_epoch, checkpoint if rank == 0 else None)
     if resume and checkpoint and checkpoint.is_file():
-        progress, best = load_checkpoint(checkpoint, supernet, optimizer, losses)
-    learned = list(supernet.learned().values())
-    started = time.monotonic() - progress.seconds
-
-    def save() -> None:
-        progress.seconds = time.monotonic() - started
-        if checkpoint and rank == 0:
-            save_checkpoint(checkpoint, progress, supernet, optimizer, losses, best)
-
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.backends.cudnn.flags(deterministic=True),
-    ):
-        while progress.step < total and not _out_of_patience(progress, recipe):
+        run.restore(checkpoint)
+    progress, learned = run.progress, list(supernet.learned().values())
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
+        while progress.step < total and not run.out_of_patience():
             clock = Clock(progress.step, total, seed)
-            for group, base in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base * recipe.rate(clock.progress)
+            run.set_rates(recipe.rate(clock.progress))
             torch.manual_seed(derive(seed, "dropout", clock.step, rank))
-            loss = training_step(supernet, optimizer, batches, clock, learned)
-            losses[clock.step % per_epoch] = loss
-            progress.step += 1
+            loss = training_step(supernet, run.optimizer, batches, clock, learned)
+            run.note(loss)
             if on_step:
                 on_step(clock)
-            epoch_ends = progress.step % per_epoch == 0
-            if epoch_ends or progress.step % NAN_CHECK_EVERY == 0:
-                _check_finite(losses, progress.step, per_epoch)
-            if epoch_ends:
-                average(b for b in supernet.net.buffers() if b.is_floating_point())
-                seconds = time.monotonic() - started
-                _end_epoch(progress, supernet, val_split, mean, deviation, losses, optimizer.param_groups[0]["lr"], seconds)
-                if recipe.patience and progress.best == progress.history[-1].epoch:
-                    best = {name: tensor.clone() for name, tensor in supernet.state().items()}
-                if len(progress.history) % recipe.checkpoint_every == 0 or progress.step == total:
-                    save()
+            if progress.step % batches.steps_per_epoch == 0:
+                epoch = run.end_epoch()
+                if epoch.epoch % recipe.checkpoint_every == 0 or progress.step == total:
+                    run.save()
                 if on_epoch:
-                    on_epoch(progress.history[-1])
+                    on_epoch(epoch)
             if should_stop and should_stop():
-                save()
+                run.save()
                 raise Interrupted(f"stopped after step {progress.step} of {total}")
-    if best:
-        supernet.load_state(best)
-    val = evaluate(supernet, val_split, mean, deviation)
-    kept = progress.best if best and progress.best else len(progress.history)
-    return Outcome(progress.history, val, kept, progress.step, time.monotonic() - started)
+    return run.outcome()
 
 
 def training_step(
@@ -150,48 +123,78 @@ def make_optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=lr, betas=(recipe.momentum, 0.999))
 
 
-def evaluate(supernet: Supernet, split: Split, mean: Tensor | None, deviation: Tensor | None) -> Quality:
-    """The quality of the `finish` topology on a split."""
+def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
+    """The quality of the `finish` topology on a split of `data`; both on the supernet's device."""
     supernet.net.eval()
-    return quality(logits(supernet.evaluator(), split, mean, deviation), split.labels)
+    return quality(logits(supernet.evaluator(), split, data.mean, data.deviation), split.labels)
 
 
-def _end_epoch(
-    progress: Progress,
-    supernet: Supernet,
-    val: Split,
-    mean: Tensor | None,
-    deviation: Tensor | None,
-    losses: Tensor,
-    lr: float,
-    seconds: float,
-) -> None:
-    measured = evaluate(supernet, val, mean, deviation)
-    epoch = Epoch(
-        epoch=len(progress.history) + 1,
-        step=progress.step,
-        train_loss=losses.mean().item(),
-        val_accuracy=measured.accuracy,
-        val_loss=measured.nll,
-        density=supernet.masks.density,
-        lr=lr,
-        seconds=seconds,
-    )
-    if progress.best is None or epoch.val_accuracy > progress.history[progress.best - 1].val_accuracy:
-        progress.best = epoch.epoch
-    progress.history.append(epoch)
+class _Run:
+    """A training run under way: the state that a checkpoint holds, and what happens at the end of an epoch."""
 
+    def __init__(self, supernet: Supernet, data: Data, per_epoch: int, checkpoint: Path | None) -> None:
+        self.supernet, self.data, self.per_epoch, self.checkpoint = supernet, data, per_epoch, checkpoint
+        self.optimizer = make_optimizer(supernet, supernet.recipe)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.losses = torch.zeros(per_epoch, device=supernet.device)  # of this epoch's steps
+        self.progress, self.best = Progress(), dict[str, Tensor]()
+        self.started = time.monotonic()
 
-def _out_of_patience(progress: Progress, recipe: Recipe) -> bool:
-    if recipe.patience is None or progress.best is None:
-        return False
-    return len(progress.history) - progress.best >= recipe.patience
+    def restore(self, path: Path) -> None:
+        found, self.best = load_checkpoint(path, self.supernet, self.optimizer, self.losses)
+        self.progress = found
+        self.started = time.monotonic() - found.seconds
 
+    def save(self) -> None:
+        self.progress.seconds = time.monotonic() - self.started
+        if self.checkpoint:
+            save_checkpoint(self.checkpoint, self.progress, self.supernet, self.optimizer, self.losses, self.best)
 
-def _check_finite(losses: Tensor, step: int, per_epoch: int) -> None:
-    """Raise RunError if a loss of this epoch, up to `step` steps done, is not a finite number."""
-    index = (step - 1) % per_epoch
-    bad = (~losses[: index + 1].isfinite()).nonzero()
-    if len(bad):
-        at = step - 1 - index + int(bad[0]) + 1
-        raise RunError(f"the loss is {losses[bad[0]].item()} at step {at}: try a lower learning rate")
+    def set_rates(self, factor: float) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+
+    def note(self, loss: Tensor) -> None:
+        """Count a step and keep its loss. Raises RunError when a loss of this epoch is not finite."""
+        index = self.progress.step % self.per_epoch
+        self.losses[index] = loss
+        self.progress.step += 1
+        if index + 1 == self.per_epoch or self.progress.step % NAN_CHECK_EVERY == 0:
+            bad = (~self.losses[: index + 1].isfinite()).nonzero()
+            if len(bad):
+                step = self.progress.step - index + int(bad[0])
+                raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
+
+    def end_epoch(self) -> Epoch:
+        """Validate, and remember the state if it is the best so far and early stopping may go back to it."""
+        average(buffer for buffer in self.supernet.net.buffers() if buffer.is_floating_point())
+        history, val = self.progress.history, evaluate(self.supernet, self.data, self.data.val)
+        epoch = Epoch(
+            epoch=len(history) + 1,
+            step=self.progress.step,
+            train_loss=self.losses.mean().item(),
+            val_accuracy=val.accuracy,
+            val_loss=val.nll,
+            density=self.supernet.masks.density,
+            lr=self.optimizer.param_groups[0]["lr"],
+            seconds=time.monotonic() - self.started,
+        )
+        history.append(epoch)
+        if self.progress.best is None or epoch.val_accuracy > history[self.progress.best - 1].val_accuracy:
+            self.progress.best = epoch.epoch
+            if self.supernet.recipe.patience:
+                self.best = {name: tensor.clone() for name, tensor in self.supernet.state().items()}
+        return epoch
+
+    def out_of_patience(self) -> bool:
+        patience, best = self.supernet.recipe.patience, self.progress.best
+        return patience is not None and best is not None and len(self.progress.history) - best >= patience
+
+    def outcome(self) -> Outcome:
+        """The result, of the best state where early stopping kept one."""
+        epoch = len(self.progress.history)
+        if self.best and self.progress.best:
+            self.supernet.load_state(self.best)
+            epoch = self.progress.best
+        val = evaluate(self.supernet, self.data, self.data.val)
+        return Outcome(self.progress.history, val, epoch, self.progress.step, time.monotonic() - self.started)

@@ -1,0 +1,43 @@
+"""Which data sets there are, and which of them are here."""
+
+from pathlib import Path
+from typing import Any
+
+from subnet_search.data import readers
+from subnet_search.data.sources import NAMES, PREFIXES, DataSpec, load
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Every data set by name: what it is and whether it is here now."""
+    here = {
+        "digits": "here",
+        "fashion_mnist": f"here: {folder}" if (folder := readers.fashion_folder(None)) else "would be downloaded to data/",
+        "cifar10": _downloaded("data/cifar-10-batches-py"),
+        "cifar100": _downloaded("data/cifar-100-python"),
+    }
+    rows = [{"name": name, "state": here[name], "description": text} for name, text in NAMES.items()]
+    return rows + [{"name": name, "state": "your files", "description": text} for name, text in PREFIXES.items()]
+
+
+def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
+    """One data set in plain values; one that would have to be downloaded is not read. The test split is not opened."""
+    spec = DataSpec.of(spec)
+    listed = {row["name"]: row for row in catalogue()}
+    record = listed.get(spec.name, {"name": spec.name, "state": "your files"})
+    if record["state"].startswith("would be"):
+        return record
+    data = load(spec)
+    statistics = (
+        {}
+        if data.mean is None or data.deviation is None
+        else {
+            "mean": [round(value, 4) for value in data.mean.tolist()],
+            "deviation": [round(value, 4) for value in data.deviation.tolist()],
+        }
+    )
+    sizes = {"train": len(data.train), "validation": len(data.val), "shape": list(data.shape), "classes": data.classes}
+    return {**record, **sizes, **statistics}
+
+
+def _downloaded(folder: str) -> str:
+    return f"here: {folder}" if Path(folder).is_dir() else "would be downloaded to data/"
