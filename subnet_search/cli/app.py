@@ -7,7 +7,7 @@ import typer
 
 from subnet_search.cli import show
 from subnet_search.cli.study import studies
-from subnet_search.errors import Interrupted, UserError
+from subnet_search.errors import UserError
 
 app = typer.Typer(
     name="subnet-search",
@@ -34,8 +34,7 @@ def extract(
     json: Json = False,
 ) -> None:
     """Find one subnetwork and write it to a run folder."""
-    from subnet_search.cli.progress import RunProgress
-    from subnet_search.cli.signals import stop_on_signal
+    from subnet_search.cli.progress import follow_run
     from subnet_search.config import RunConfig, read_config
     from subnet_search.extraction import free_folder, last_folder, run
 
@@ -45,18 +44,8 @@ def extract(
         config = folder / "config.yaml"
     overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
     settings = read_config(RunConfig, config, overrides)
-    try:
-        with stop_on_signal() as should_stop, RunProgress(quiet=json) as progress:
-            subnet = run(
-                settings,
-                folder,
-                resume=resume,
-                on_step=progress.on_step,
-                on_epoch=progress.on_epoch,
-                should_stop=should_stop,
-            )
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: subnet-search extract --resume --out {folder}") from stop
+    with follow_run(json, f"subnet-search extract --resume --out {folder}") as callbacks:
+        subnet = run(settings, folder, resume=resume, **callbacks)
     if json:
         show.print_json(subnet.summary())
     else:

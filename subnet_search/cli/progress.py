@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from subnet_search.cli import show
+from subnet_search.cli.signals import stop_on_signal
+from subnet_search.errors import Interrupted
 
 PLAIN_SECONDS = 10.0  # between plain lines of a run
 
 
 class RunProgress:
-    """Follows one run: `on_step` and `on_epoch` go to `extract.run`."""
+    """Follows one run: `on_step` and `on_epoch` go to `extraction.run`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.live = show.errors.is_terminal and not quiet
@@ -62,6 +64,16 @@ class RunProgress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+@contextmanager
+def follow_run(quiet: bool, go_on: str) -> Iterator[dict[str, Any]]:
+    """Callbacks for `extraction.run`: progress, and stopping on Ctrl-C; a run that is stopped says the command to go on."""
+    try:
+        with stop_on_signal() as should_stop, RunProgress(quiet) as progress:
+            yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; go on with: {go_on}") from stop
 
 
 @contextmanager

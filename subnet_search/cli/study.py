@@ -166,8 +166,7 @@ def extract(
     json: Json = False,
 ) -> None:
     """Train a trial again, to its subnetwork, and check that it is the same one."""
-    from subnet_search.cli.progress import RunProgress
-    from subnet_search.cli.signals import stop_on_signal
+    from subnet_search.cli.progress import follow_run
     from subnet_search.extraction import free_folder
     from subnet_search.search.inspect import find_trial, need_best
     from subnet_search.search.reproduce import pick_trial, train_again
@@ -175,19 +174,9 @@ def extract(
     study = _study(name, storage)
     chosen = find_trial(study, number) if number is not None and not best else pick_trial(need_best(study))
     folder = out or free_folder(name)
-    try:
-        with stop_on_signal() as should_stop, RunProgress(quiet=json) as progress:
-            again = train_again(
-                chosen,
-                folder,
-                resume=resume,
-                on_step=progress.on_step,
-                on_epoch=progress.on_epoch,
-                should_stop=should_stop,
-            )
-    except Interrupted as stop:
-        command = f"subnet-search study extract {name} --trial {chosen.number} --resume --out {folder}"
-        raise Interrupted(f"{stop}; go on with: {command}") from stop
+    command = f"subnet-search study extract {name} --trial {chosen.number} --resume --out {folder}"
+    with follow_run(json, command) as callbacks:
+        again = train_again(chosen, folder, resume=resume, **callbacks)
     if json:
         show.print_json(
             {
