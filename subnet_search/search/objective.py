@@ -94,6 +94,7 @@ class _Watch:
         self.reports = len(spec.objective) == 1
         self.prunes = spec.pruner["name"] != "none"
         self.target: float | None = getattr(config.extractor, "density", None)
+        self.epochs = config.recipe.epochs
         self.last = 0.0
 
     def epoch(self, epoch: Epoch) -> None:
@@ -104,7 +105,7 @@ class _Watch:
         if self.prunes or time.monotonic() - self.last > REPORT_SECONDS:
             self.last = time.monotonic()
             self.trial.report(epoch.val_accuracy, epoch.epoch)
-        if self.prunes and self.trial.should_prune():
+        if self.prunes and epoch.epoch < self.epochs and self.trial.should_prune():  # a finished trial is complete
             self.trial.set_user_attr("density", epoch.density)
             self.trial.set_user_attr("val_accuracy", epoch.val_accuracy)
             self.trial.set_user_attr("seconds", epoch.seconds)
