@@ -18,6 +18,7 @@ from subnet_search.search.samplers import make_pruner, make_sampler
 from subnet_search.search.spec import DEFAULT_STORAGE, OBJECTIVES, StudySpec, read_study
 from subnet_search.search.storage import load_study, open_storage, reap, spec_of
 from subnet_search.search.worker import run_worker, taken
+from subnet_search.training.recipe import processors
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
 
@@ -43,7 +44,7 @@ def run_study(
     url = storage or spec.storage
     study = prepare_study(spec, url)
     count = workers or spec.workers
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    threads = max(1, processors() // count)
     budget, limit = trials or spec.trials, timeout or spec.timeout
     if count == 1:
         run_worker(spec.name, url, trials=budget, timeout=limit, threads=threads, should_stop=should_stop)
@@ -73,7 +74,7 @@ def join_study(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[int]:
     """Run trials of a study that somebody has started, until its budget is met, and return their numbers."""
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or processors()
     url = storage or DEFAULT_STORAGE
     return run_worker(name, url, trials=trials, timeout=timeout, threads=count, should_stop=should_stop)
 

@@ -83,7 +83,7 @@ class Recipe(BaseModel):
         """The complete recipe: what the user set, then the extractor's published settings, then this machine's."""
         chosen = {**published, **{key: getattr(self, key) for key in self.model_fields_set}}
         chosen["device"] = _device(chosen.get("device", self.device))
-        chosen["threads"] = chosen.get("threads") or len(os.sched_getaffinity(0))
+        chosen["threads"] = chosen.get("threads") or processors()
         return Recipe(**chosen)
 
     def rate(self, progress: float) -> float:
@@ -94,6 +94,11 @@ class Recipe(BaseModel):
             case "step":
                 return self.gamma ** sum(progress >= point for point in self.milestones)
         return 1.0
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device(name: str) -> str:
