@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -23,11 +23,16 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: 
     """Rows as a table: `columns` maps a key to its heading. Numbers are right-aligned."""
     rows = list(rows)
     out = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, show_edge=False)
+    cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
+    widths = {key: max(map(len, (heading, *cells[key]))) + 2 for key, heading in columns.items()}
+    short = {key for key, width in widths.items() if width <= 14}
+    fits = sum(widths[key] for key in short) + 20 * bool(widths.keys() - short) <= console.width
     for key, heading in columns.items():
         numeric = any(isinstance(row.get(key), int | float) for row in rows)
-        out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        out.add_row(*(Text(cell(key, row.get(key))) for key in columns))
+        whole = fits and key in short  # long texts give way to numbers on a narrow terminal
+        out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+    for texts in zip(*cells.values(), strict=True):
+        out.add_row(*map(Text, texts))
     console.print(out)
 
 

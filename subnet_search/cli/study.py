@@ -115,7 +115,8 @@ def trials(name: Name, storage: Storage = None, json: Json = False) -> None:
     columns = {"number": "trial", "state": "state", "val_accuracy": "valid.", "density": "density", "seconds": "time"}
     flat = [{**row, **row["params"]} for row in rows]
     params = sorted({key for row in rows for key in row["params"]})
-    show.table(flat, {**columns, **{key: key.rpartition(".")[2] for key in params}, "reason": "reason"})
+    reason = {"reason": "reason"} if any(row["reason"] for row in rows) else {}
+    show.table(flat, {**columns, **{key: key.rpartition(".")[2] for key in params}, **reason})
 
 
 @studies.command(epilog="Example: subnet-search study trial quickstart 7")

@@ -14,7 +14,7 @@ from subnet_search.domains import Domain, Int, OneOf, Real
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run
 from subnet_search.search.spec import StudySpec
-from subnet_search.search.storage import requeue, whereabouts
+from subnet_search.search.storage import place, requeue, whereabouts
 from subnet_search.seeds import derive
 from subnet_search.training import Epoch
 
@@ -81,7 +81,7 @@ def _config(trial: optuna.Trial, spec: StudySpec, params: dict[str, Any], number
         before = next((t for t in trial.study.get_trials(deepcopy=False) if t.number == number), None)
         if before is not None and "config" in before.user_attrs:
             return check(RunConfig, before.user_attrs["config"])
-    seed = derive(spec.seed, "trial", number) % 2**31
+    seed = derive(spec.seed, "trial", place(trial.study, number)) % 2**31
     recipe = {"recipe.threads": threads} if spec.run.recipe.threads is None else {}
     return spec.config({**params, **recipe, "seed": seed}).resolve()
 

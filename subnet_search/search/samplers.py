@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError
 from subnet_search.search.spec import StudySpec
+from subnet_search.search.storage import place
 from subnet_search.seeds import derive
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ class PerTrialSampler(BaseSampler):
     """A sampler made afresh for each trial, with a seed from (study seed, trial number).
 
     A sampler's own generator is lost with its process: a study that is stopped and continued would draw its first
-    points again, and so would two workers with one seed. Seeded by trial, the draw depends on the trial's number and
+    points again, and so would two workers with one seed. Seeded by trial, the draw depends on the trial's place and
     on the trials before it, and on nothing else. The samplers that Optuna ships keep what they learn in the storage.
     """
 
@@ -28,7 +29,7 @@ class PerTrialSampler(BaseSampler):
         self._inner = make(seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._inner = self._make(derive(self._seed, "sampler", trial.number) % 2**32)
+        self._inner = self._make(derive(self._seed, "sampler", place(study, trial.number)) % 2**32)
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -80,7 +80,7 @@ def reap(study: optuna.Study) -> list[int]:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker", {})
         if worker.get("host") == socket.gethostname() and not _alive(worker["pid"]):
-            requeue(study, trial, "its process was killed")
+            requeue(study, trial, "killed")
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             gone.append(trial.number)
     return gone
@@ -88,8 +88,13 @@ def reap(study: optuna.Study) -> list[int]:
 
 def requeue(study: optuna.Study, trial: FrozenTrial | optuna.Trial, reason: str) -> None:
     """Queue an unfinished trial's parameters; the new trial takes over its seed, configuration and checkpoint."""
-    study._storage.set_trial_user_attr(trial._trial_id, "reason", f"{reason}; goes on in a later trial")
+    study._storage.set_trial_user_attr(trial._trial_id, "reason", f"{reason}; continued later")
     study.enqueue_trial(trial.params, user_attrs={"continues": trial.user_attrs.get("continues", trial.number)})
+
+
+def place(study: optuna.Study, number: int) -> int:
+    """A trial's place among the trials that began afresh: its number, had no trial ever been stopped and continued."""
+    return sum(t.number < number and "continues" not in t.user_attrs for t in study.get_trials(deepcopy=False))
 
 
 def _alive(pid: int) -> bool:
