@@ -33,9 +33,10 @@ from subnet_search.runfolder import (
 )
 from subnet_search.runfolder import free_folder as free_folder
 from subnet_search.runfolder import last_folder as last_folder
+from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
 from subnet_search.training.loop import evaluate
-from subnet_search.training.ranks import rank_and_world
+from subnet_search.training.ranks import one_goes_ahead, rank_and_world
 
 
 def extract(
@@ -89,6 +90,7 @@ def run(
     data: Data | None = None,
     densities: Sequence[float] = (),
     save: bool = True,
+    on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -103,7 +105,7 @@ def run(
     config = config.resolve()
     folder = Path(out) if out is not None else None
     handed_in = (module is not None, data is not None and data.spec is None)
-    data = data or load(config.data)
+    data = data or one_goes_ahead(lambda: load(config.data))
     with on_threads(config.recipe.threads):
         net, spec = make_network(config, module, init, data)
         origin = _origin(config, spec, init, data)
@@ -122,6 +124,7 @@ def run(
                 config.seed,
                 checkpoint=folder / CHECKPOINT if folder else None,
                 resume=resume,
+                on_begin=on_begin,
                 on_step=on_step,
                 on_epoch=log_epochs(folder, on_epoch),
                 should_stop=should_stop,
@@ -237,6 +240,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "probe_steps": outcome.probe_steps,
         "passes": supernet.passes._asdict(),
         "seconds": outcome.seconds,
+        "processes": rank_and_world()[1],
         "weights": counted.weights,
         "kept": counted.kept,
         "macs": counted.macs,

@@ -16,7 +16,7 @@ from subnet_search.deploy.masks import save_masks
 from subnet_search.errors import UserError
 from subnet_search.files import write_atomically
 from subnet_search.training import Epoch
-from subnet_search.training.ranks import rank_and_world
+from subnet_search.training.ranks import from_first, rank_and_world
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
@@ -41,6 +41,10 @@ def _folders(name: str) -> Iterator[Path]:
 
 def claim(folder: Path, wanted: Mapping[str, Any], resume: bool) -> None:
     """Write config.yaml, or check that the one that is there asks for the same. Raises UserError when it does not."""
+    from_first(lambda: _claim(folder, wanted, resume))
+
+
+def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool) -> None:
     path = folder / "config.yaml"
     if path.is_file():
         if not resume:
@@ -52,7 +56,7 @@ def claim(folder: Path, wanted: Mapping[str, Any], resume: bool) -> None:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise UserError(f"cannot resume {folder}: {key} was {before.get(key)!r}, now {after.get(key)!r}{more}")
-    elif rank_and_world()[0] == 0:
+    else:
         write_atomically(path, yaml.safe_dump(dict(wanted), sort_keys=False).encode())
 
 
@@ -62,6 +66,7 @@ def no_trace_of_mistakes(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except UserError:
+        folder = folder if rank_and_world()[0] == 0 else None
         if folder and not (folder / "metrics.jsonl").exists() and not (folder / CHECKPOINT).exists():
             (folder / "config.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -71,6 +76,10 @@ def no_trace_of_mistakes(folder: Path | None) -> Iterator[None]:
 
 def finished(folder: Path, densities: Iterable[float] = ()) -> Subnetwork | None:
     """The result of a run that is complete already. Raises UserError when it is, without what is now asked for."""
+    return from_first(lambda: _finished(folder, densities))
+
+
+def _finished(folder: Path, densities: Iterable[float]) -> Subnetwork | None:
     path = folder / "subnetwork.safetensors"
     if not path.is_file() or not (folder / "summary.json").is_file():
         return None

@@ -1,40 +1,194 @@
-"""Two processes, half of every batch each: the same topology and the same weights on both, by construction."""
+"""Two processes, half of every batch each: the same topology, the same weights and the same decisions on both."""
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from toys import mlp, points, supernet
+from toys import conv_bn, mlp, pictures, points, supernet
 
+from subnet_search.errors import Interrupted, RunError, UserError
+from subnet_search.extractors import Clock
 from subnet_search.training import train
+from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, one_goes_ahead
 
 
-def work(rank, folder, name):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def learn(name):
     net = supernet(name, mlp(), epochs=3, batch_size=40, lr=1.0)
     outcome = train(net, points(), 0)
-    torch.save(
-        {"masks": dict(net.masks), "state": net.state(), "loss": [e.train_loss for e in outcome.history]},
-        f"{folder}/{rank}.pt",
-    )
+    return {
+        "masks": dict(net.masks),
+        "state": net.state(),
+        "loss": torch.tensor([epoch.train_loss for epoch in outcome.history]),
+        "val": [epoch.val_accuracy for epoch in outcome.history],
+    }
+
+
+def normalised(**more):
+    """A network with running statistics and dropout, 9 steps an epoch."""
+    torch.manual_seed(0)
+    net = supernet("redraw", conv_bn(), epochs=5, batch_size=12, lr=0.1)
+    train(net, pictures(), 0, **more)
+    return net.state()
+
+
+def stopped(rank, folder):
+    """Rank 1 alone is asked to stop, in the middle of the second epoch; both go on from its checkpoint."""
+    asked = []
+
+    def note(clock: Clock) -> None:
+        asked.append(rank == 1 and clock.step >= 12)
+
+    checkpoint = folder / "stopped"
+    with pytest.raises(Interrupted, match="after step 20 of 45"):
+        normalised(checkpoint=checkpoint, on_step=note, should_stop=lambda: asked[-1])
+    assert (checkpoint.is_file(), len(asked)) == (True, 20)
+    return normalised(checkpoint=checkpoint, resume=True)
+
+
+def broken(rank, folder):
+    """One image is not a number: only the rank that has it sees that."""
+    data = points()
+    data.train.inputs[3] = float("nan")
+    train(supernet("redraw", mlp(), epochs=1, batch_size=40, lr=0.1), data, 0)
+
+
+def patient(rank, folder):
+    net = supernet("redraw", mlp(), epochs=30, batch_size=40, lr=0.5, patience=2)
+    outcome = train(net, points(), 0)
+    return {"epoch": outcome.epoch, "epochs": len(outcome.history), "state": net.state()}
+
+
+def mean(rank, folder):
+    """Small tensors go together, large ones alone; the layout in memory stays."""
+    tensors = [torch.full((2, 3), 1.0 + rank), torch.tensor(5.0 * rank), torch.full((600, 500), 4.0 * rank)]
+    turned = torch.arange(6.0).view(2, 3).t()
+    average([*tensors, turned])
+    return [*tensors, turned]
+
+
+def one_mistaken(rank, folder):
+    def make():
+        if rank == 0:
+            raise UserError("no")
+        return rank
+
+    return from_first(make)
+
+
+def one_unprepared(rank, folder):
+    """The first process looks before the others, and its mistake is theirs."""
+
+    def make():
+        raise UserError(f"not here, says {rank}")
+
+    return one_goes_ahead(make)
+
+
+SCENES = {
+    "gumbel": lambda rank, folder: learn("gumbel"),
+    "redraw": lambda rank, folder: learn("redraw"),
+    "snip": lambda rank, folder: learn("snip"),
+    "undisturbed": lambda rank, folder: normalised(),
+    "stopped": stopped,
+    "broken": broken,
+    "patient": patient,
+    "mean": mean,
+    "any": lambda rank, folder: [any_rank(rank == 1), any_rank(False)],
+    "first": lambda rank, folder: from_first(lambda: f"told by {rank}"),
+    "mistaken": one_mistaken,
+    "ahead": lambda rank, folder: one_goes_ahead(lambda: rank),
+    "unprepared": one_unprepared,
+    "strangers": lambda rank, folder: train(supernet("redraw", mlp(seed=rank), epochs=1, batch_size=40), points(), 0),
+    "equal": lambda rank, folder: check_equal(lambda: {"a": torch.ones(2)}, 7),
+    "uneven": lambda rank, folder: check_shares(7, "cpu"),
+    "one gpu": lambda rank, folder: check_shares(8, "cuda:0"),
+    "no gpus": lambda rank, folder: check_shares(8, "cuda") if not torch.cuda.is_available() else None,
+}
+
+
+def work(rank, folder):
+    import conftest  # noqa: F401  the test-only extractor, in this process too
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for name, scene in SCENES.items():
+        try:
+            found = scene(rank, folder)
+        except (UserError, RunError) as error:
+            found = f"{type(error).__name__}: {error}"
+        torch.save(found, folder / f"{name}.{rank}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["gumbel", "redraw"])
-def test_two_ranks_agree(name, tmp_path):
-    mp.spawn(_entry, args=(str(tmp_path), name), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(first["masks"][key], second["masks"][key]) for key in first["masks"])
-    assert all(torch.equal(first["state"][key], second["state"][key]) for key in first["state"])
-    assert first["loss"] != second["loss"]  # each has seen its own half
-    alone = supernet(name, mlp(), epochs=3, batch_size=40, lr=1.0)
-    train(alone, points(), 0)
-    for key, value in alone.state().items():
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What the two ranks came to, in every scene."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(folder,), nprocs=2)
+    return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in SCENES}
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ["gumbel", "redraw", "snip"])
+def test_two_ranks_agree(name, seen):
+    first, second = seen[name]
+    same(first["masks"], second["masks"])
+    same(first["state"], second["state"])
+    assert torch.equal(first["loss"], second["loss"])
+    assert first["val"] == second["val"]
+    alone = learn(name)
+    assert torch.allclose(alone["loss"], first["loss"], atol=1e-4)  # of the whole batch, not of a rank's half
+    for key, value in alone["state"].items():
         assert torch.allclose(value.float(), first["state"][key].float(), atol=1e-4), key
 
 
-def _entry(rank, folder, name):
-    import conftest  # noqa: F401  the test-only extractor, in this process too
+def test_one_rank_is_asked_to_stop_and_both_do(seen):
+    same(*seen["stopped"])
+    same(*seen["undisturbed"])
+    same(seen["stopped"][0], seen["undisturbed"][0])
 
-    work(rank, folder, name)
+
+def test_a_loss_that_is_no_number_on_one_rank(seen):
+    first, second = seen["broken"]
+    assert first == second
+    with pytest.raises(RunError, match="the loss is nan at step") as alone:
+        broken(0, None)
+    assert first == f"RunError: {alone.value}"
+
+
+def test_both_lose_patience_at_once(seen):
+    first, second = seen["patient"]
+    assert (first["epoch"], first["epochs"]) == (second["epoch"], second["epochs"])
+    assert first["epochs"] == first["epoch"] + 2 < 30
+    same(first["state"], second["state"])
+
+
+def test_a_mean_over_ranks(seen):
+    for tensors in seen["mean"]:
+        assert [float(t.mean()) for t in tensors[:3]] == [1.5, 2.5, 2.0]
+        assert torch.equal(tensors[3], torch.arange(6.0).view(2, 3).t())
+
+
+def test_what_one_rank_knows_is_told_to_all(seen):
+    assert seen["any"] == [[True, False]] * 2
+    assert seen["first"] == ["told by 0"] * 2
+    assert seen["mistaken"] == ["UserError: no"] * 2
+    assert seen["ahead"] == [0, 1]
+    assert seen["unprepared"] == ["UserError: not here, says 0"] * 2
+
+
+def test_ranks_that_differ_are_named(seen):
+    text = "RunError: process 1 holds another network than process 0 after step 0; they must be the same"
+    assert seen["strangers"] == [text] * 2
+    assert seen["equal"] == [None, None]
+
+
+def test_what_cannot_be_shared_is_refused(seen):
+    assert seen["uneven"] == ["UserError: a batch of 7 images cannot be shared equally by 2 processes; 6 or 8 can"] * 2
+    assert seen["one gpu"] == ["UserError: recipe.device: cuda:0 would be shared by 2 processes; with cuda each takes its own"] * 2
+    if not torch.cuda.is_available():
+        assert seen["no gpus"] == ["UserError: 2 processes need as many GPUs, and there are 0; or -s recipe.device=cpu"] * 2

@@ -16,7 +16,7 @@ FLOORS = [
     {"topology", "nets", "data"},
     {"extractors", "deploy", "evaluation"},
     {"training"},
-    {"config", "extraction", "runfolder", "judging", "plasticity", "analyses", "plots"},
+    {"config", "extraction", "runfolder", "judging", "measures", "plasticity", "analyses", "plots"},
     {"search"},
     {"cli", "__main__"},
 ]

@@ -13,7 +13,7 @@ from subnet_search.data import Batches
 from subnet_search.errors import UserError
 from subnet_search.extractors.base import Change
 from subnet_search.topology.masks import alive
-from subnet_search.topology.regrow import regrow, shrink, shrink_to
+from subnet_search.topology.regrow import regrow, shrink_to
 from subnet_search.topology.scores import local_community, magnitude_and_gradient, relative_importance
 from subnet_search.topology.select import count, top_k
 from subnet_search.training.loop import Run
@@ -146,8 +146,8 @@ TWO = Masks({"a": torch.ones(2, 1, dtype=torch.bool), "b": bits("111 011")})  # 
 SCORES = {"a": torch.tensor([[0.1], [0.2]]), "b": torch.tensor([[0.9, 0.8, 0.3], [7.0, 0.4, 0.5]])}
 
 
-def test_shrink_ranks_all_layers_together_and_the_living_alone():
-    after = shrink(TWO, SCORES, 3)  # 0.9, 0.8, 0.5; the 7 is dead
+def test_shrink_to_ranks_all_layers_together_and_the_living_alone():
+    after = shrink_to(TWO, SCORES, 3 / 8, "global")  # 0.9, 0.8, 0.5; the 7 is dead
     assert after["a"].equal(torch.tensor([[False], [False]]))
     assert after["b"].equal(bits("110 001"))
 
@@ -158,6 +158,8 @@ def test_shrink_ranks_all_layers_together_and_the_living_alone():
         ("global", ("00", "111 011")),  # 5 of 8, the highest: all of b's
         ("uniform", ("01", "110 011")),  # shares 1.25 and 3.75: the one left over goes to b
         ("erk", ("11", "110 001")),  # ratios 3/2 and 5/6: 5 = e (2 * 3/2 + 6 * 5/6) = 8 e, shares 1.875 and 3.125
+        ({"a": 2, "b": 1}, ("11", "110 001")),  # 5 = e (2 * 2 + 6 * 1) = 10 e, shares 2 and 3
+        ({"a": 1, "b": 2}, ("01", "110 011")),  # 5 = e (2 * 1 + 6 * 2) = 14 e, shares 0.7 and 4.3
     ],
 )
 def test_shrink_to_shares_the_density_out(how, expected):
@@ -167,9 +169,8 @@ def test_shrink_to_shares_the_density_out(how, expected):
 
 
 def test_a_living_weight_of_zero_comes_before_a_dead_one():
-    assert shrink(Masks({"w": bits("01011001")}), {"w": torch.tensor([9.0, 0, 9, 2, 1, 9, 9, 0])}, 3)["w"].equal(
-        bits("01011000")
-    )
+    scores = {"w": torch.tensor([9.0, 0, 9, 2, 1, 9, 9, 0])}
+    assert shrink_to(Masks({"w": bits("01011001")}), scores, 3 / 8, "global")["w"].equal(bits("01011000"))
 
 
 def test_shrink_to_refuses_fewer_weights_than_layers():
@@ -177,7 +178,7 @@ def test_shrink_to_refuses_fewer_weights_than_layers():
         shrink_to(TWO, SCORES, 1 / 8, "uniform")
 
 
-@pytest.mark.parametrize("how", ["global", "uniform", "erk"])
+@pytest.mark.parametrize("how", ["global", "uniform", "erk", "relative"])
 @pytest.mark.parametrize("sizes", [((2, 3), (2, 3), (1, 2)), ((3, 5), (4, 4), (2, 2), (1, 7))])
 def test_a_falling_density_never_grows_a_weight(how, sizes):
     """Shares rounded by largest remainders can rise as the total falls (Alabama's paradox): 6, 6 and 2 weights at 11
@@ -185,6 +186,7 @@ def test_a_falling_density_never_grows_a_weight(how, sizes):
     draw = rng()
     scores = {str(index): torch.rand(size, generator=draw) for index, size in enumerate(sizes)}
     masks, numel = Masks.ones(scores), sum(score.numel() for score in scores.values())
+    how = {name: 1 + int(name) for name in scores} if how == "relative" else how
     for total in range(numel - 1, len(sizes) - 1, -1):
         after = shrink_to(masks, scores, total / numel, how)
         assert after.kept == count(total / numel, numel)

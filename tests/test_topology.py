@@ -19,8 +19,10 @@ from subnet_search.topology.select import (
     count,
     erdos_renyi,
     keep_by_layer,
+    keep_by_scope,
     keep_global,
     random_masks,
+    relative,
     sampled,
     top_k,
     uniform,
@@ -456,6 +458,59 @@ def test_allocate_rounds_shares_to_whole_units(how, expected):
     assert allocate(SHAPES, 0.25, how) == expected
 
 
+EIGHT = {"conv.weight": (2, 1), "fc.weight": (2, 3)}  # 2 and 6 weights
+
+
+@pytest.mark.parametrize(
+    ("shares", "density", "expected"),
+    [
+        ({"conv": 2, "fc": 1}, 5 / 8, (2, 3)),  # 5 = e (2 * 2 + 6 * 1) = 10 e: 2 and 3
+        ({"fc": 0.1, "conv": 0.2}, 5 / 8, (2, 3)),  # what counts is their ratio, not their order
+        ({"conv": 1, "fc": 2}, 5 / 8, (1, 4)),  # 5 = 14 e: 0.71 and 4.29
+        ({"conv": 9, "fc": 1}, 5 / 8, (2, 3)),  # 5 = 24 e: 3.75 of 2, so all of them, and 3 are left
+        ({"conv": 1, "fc": 9}, 4 / 8, (1, 3)),  # 4 = 56 e: 0.14 and 3.86, but every layer keeps one
+        ({"conv": 1, "fc": 1e-300}, 2 / 8, (1, 1)),
+        ({"conv": 1e-300, "fc": 1}, 8 / 8, (2, 6)),
+    ],
+)
+def test_allocate_by_relative_densities(shares, density, expected):
+    assert tuple(allocate(EIGHT, density, shares).values()) == expected
+
+
+def test_relative_densities_before_rounding():
+    assert relative(EIGHT, 5 / 8, {"conv": 1, "fc": 2}) == pytest.approx({"conv.weight": 5 / 14, "fc.weight": 10 / 14})
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"conv": 1, "fc": 1, "cnov": 1}, "unknown layer 'cnov': did you mean 'conv'? valid: conv, fc"),
+        ({"conv.weight": 1, "fc": 1}, "unknown layer 'conv.weight': did you mean 'conv'? valid: conv, fc"),
+        ({"conv": 1}, "every layer needs a relative density, and there is none for fc"),
+        ({}, "every layer needs a relative density, and there is none for conv, fc"),
+    ],
+)
+def test_relative_densities_name_the_layers(shares, message):
+    with pytest.raises(UserError) as caught:
+        allocate(EIGHT, 0.5, shares)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("scope", "conv", "fc"),
+    [
+        ("global", "00", "111011"),  # 0.9, 0.8, 0.7, 0.5, 0.4
+        ("uniform", "01", "111001"),  # 1.25 and 3.75
+        ({"conv": 2, "fc": 1}, "11", "111000"),
+    ],
+)
+def test_keep_by_scope_over_all_layers_or_each_its_share(scope, conv, fc):
+    scores = {"conv.weight": torch.tensor([0.1, 0.2]), "fc.weight": torch.tensor([0.9, 0.8, 0.7, 0.3, 0.4, 0.5])}
+    masks = keep_by_scope(scores, 5 / 8, scope)
+    assert masks["conv.weight"].equal(bits(conv))
+    assert masks["fc.weight"].equal(bits(fc))
+
+
 def test_allocate_gives_a_tie_to_the_first_layer():
     assert allocate({"a": (1, 5), "b": (1, 5)}, 0.3) == {"a": 2, "b": 1}  # 1.5 each, 3 in all
 
@@ -465,7 +520,7 @@ def test_allocate_leaves_every_layer_one_unit():
     assert allocate({"small": (1, 4), "large": (4, 99)}, 0.01) == {"small": 1, "large": 3}
 
 
-@pytest.mark.parametrize("how", ["uniform", "er", "erk"])
+@pytest.mark.parametrize("how", ["uniform", "er", "erk", "relative"])
 def test_allocate_is_exact_for_many_shapes(how):
     draw = random.Random(how)
     for _ in range(300):
@@ -473,12 +528,13 @@ def test_allocate_is_exact_for_many_shapes(how):
         shapes = {str(i): [draw.randint(1, 30) for _ in range(draw.choice((2, 4)))] for i in range(layers)}
         numel = {name: math.prod(shape) for name, shape in shapes.items()}
         density = draw.choice((draw.uniform(0.001, 1), 10 ** draw.uniform(-3, 0), 1.0))
+        shares = {name: 10 ** draw.uniform(-4, 4) for name in shapes} if how == "relative" else how
         total = count(density, sum(numel.values()))
         if total < layers:
             with pytest.raises(UserError):
-                allocate(shapes, density, how)
+                allocate(shapes, density, shares)
             continue
-        counts = allocate(shapes, density, how)
+        counts = allocate(shapes, density, shares)
         assert sum(counts.values()) == total
         assert all(1 <= counts[name] <= numel[name] for name in shapes)
 
@@ -691,6 +747,12 @@ def test_budget_penalty_by_hand():
     # 2 * 5/4 * (1 / 0.25) * sigma'(m) / 8: above the budget, every relevance is pushed down.
     torch.testing.assert_close(relevance["a"].grad, torch.full((6,), 2 * 1.25 * 4 * 0.25 / 8))
     torch.testing.assert_close(relevance["b"].grad, torch.full((2,), 2 * 1.25 * 4 * 0.1875 / 8))
+
+
+def test_budget_penalty_of_each_layers_share():
+    # Every weight is as likely kept as not: 1 of 2 and 3 of 6 expected. Shares of 5: 2 and 3.
+    relevance = {"conv.weight": torch.zeros(2), "fc.weight": torch.zeros(6)}
+    assert budget_penalty(relevance, 5 / 8, {"conv": 2, "fc": 1}).item() == pytest.approx(((1 / 2 - 1) ** 2 + 0) / 2)
 
 
 def test_budget_penalty_vanishes_on_the_budget():

@@ -1,7 +1,7 @@
 """The commands on single runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,21 +38,29 @@ def extract(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find one subnetwork and write it to a run folder."""
+    """Find one subnetwork and write it to a run folder.
+
+    With several processes that share every batch: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
+    """
     from subnet_search.cli.progress import follow_run
     from subnet_search.config import RunConfig, read_config
     from subnet_search.extraction import free_folder, last_folder, run
+    from subnet_search.training.ranks import from_first, launcher, process_group
 
-    name = config.stem if config else "extract"
-    folder = out or (last_folder(name) if resume else free_folder(name))
-    if resume and config is None:
-        config = folder / "config.yaml"
-    overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
-    settings = read_config(RunConfig, config, overrides)
-    wanted, again = numbers("--densities", densities), f" --densities {densities}" if densities else ""
-    with follow_run(json, f"subnet-search extract --resume --out {folder}{again}") as callbacks:
-        subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
-    record = subnet.summary()
+    name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
+    with process_group() as speaks:
+        folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
+        if resume and config is None:
+            config = folder / "config.yaml"
+        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
+        settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
+        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
+            subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
+        if speaks:
+            _tell(subnet.summary(), folder, json)
+
+
+def _tell(record: dict[str, Any], folder: Path, json: bool) -> None:
     if json:
         show.print_json(record)
     else:

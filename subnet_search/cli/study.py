@@ -61,15 +61,14 @@ def worker(
     storage: Storage = None,
     trials: Trials = None,
     timeout: Timeout = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each trial [default: all].")] = None,
     json: Json = False,
 ) -> None:
     """Join a study from any machine, until its budget is met."""
     from subnet_search.cli.signals import stop_on_signal
-    from subnet_search.search.launch import join_study
+    from subnet_search.search.worker import run_worker
 
     with stop_on_signal() as should_stop:
-        ran = join_study(name, storage, trials=trials, timeout=timeout, threads=threads, should_stop=should_stop)
+        ran = run_worker(name, _url(storage), trials=trials, timeout=timeout, should_stop=should_stop)
     if json:
         show.print_json({"name": name, "ran": ran})
     else:
@@ -80,7 +79,7 @@ def worker(
 def list_(storage: Storage = None, json: Json = False) -> None:
     """All studies in a storage."""
     from subnet_search.search.inspect import list_studies
-    from subnet_search.search.storage import open_storage
+    from subnet_search.search.backends import open_storage
 
     rows = list_studies(open_storage(_url(storage)))
     if json:
@@ -200,7 +199,8 @@ def _url(storage: str | None) -> str:
 
 
 def _study(name: str, storage: str | None) -> Any:
-    from subnet_search.search.storage import load_study, open_storage
+    from subnet_search.search.backends import open_storage
+    from subnet_search.search.storage import load_study
 
     return load_study(name, open_storage(_url(storage)))
 

@@ -9,7 +9,7 @@ keep). Extractors hold hyperparameters; the network holds all state, and a probe
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import torch
 from annotated_types import Gt, Le
@@ -20,15 +20,15 @@ from subnet_search.domains import OneOf, Real
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors.clock import Clock as Clock
 from subnet_search.extractors.clock import Span as Span
+from subnet_search.extractors.shares import Allocation as Allocation
+from subnet_search.extractors.shares import PlainAllocation as PlainAllocation
+from subnet_search.extractors.shares import PlainScope as PlainScope
+from subnet_search.extractors.shares import Scope as Scope
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.select import LayerShares, Shapes
 
 Density = Annotated[float, Gt(0), Le(1)]
-Allocation = Annotated[Literal["uniform", "er", "erk"], OneOf("uniform", "er", "erk")]
-"""How a density is shared among layers."""
-Scope = Annotated[Literal["global", "uniform", "erk"], OneOf("global", "uniform", "erk")]
-"""Whether weights compete over all layers, or each layer gets its share."""
 Every = Annotated[Span, Real(0.005, 0.1, log=True)]
 """Between two changes: steps, or a fraction of the run."""
 Learned = Literal["weights", "relevance", "both"]
@@ -219,6 +219,11 @@ class RelevanceLearner(Extractor):
         return None
 
 
+def only_begins(method: type[Extractor]) -> bool:
+    """Whether all that a method does to the topology, it does before the first step."""
+    return method.begin is not Extractor.begin and method.step is Extractor.step and method.finish is Extractor.finish
+
+
 def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
     """A uniform random number in (0, 1) for every weight: what random topologies are drawn by."""
     return {name: clock.uniform(name, weight) for name, weight in net.weights.items()}
@@ -237,6 +242,11 @@ def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
 def numel(tensors: Tensors) -> int:
     """Units in all layers together."""
     return sum(tensor.numel() for tensor in tensors.values())
+
+
+def layer_field(cls: type[Extractor]) -> str | None:
+    """The hyperparameter that takes a relative density for each layer, `allocation` or `scope`; None: no such."""
+    return next((name for name, field in cls.model_fields.items() if LayerShares in get_args(field.annotation)), None)
 
 
 REGISTRY: dict[str, type[Extractor]] = {}

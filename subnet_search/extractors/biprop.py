@@ -18,10 +18,19 @@ import torch
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.extractors.base import (
+    Clock,
+    Density,
+    Network,
+    Paper,
+    Paradigm,
+    PlainAllocation,
+    RelevanceLearner,
+    register,
+)
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import Shapes, allocate, keep_by_layer
+from subnet_search.topology.select import Shapes, allocate, keep_by_scope
 
 
 @register("biprop")
@@ -39,13 +48,15 @@ class Biprop(RelevanceLearner):
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    """Fraction of each layer's weights kept."""
+    """Fraction of prunable weights kept."""
+    allocation: PlainAllocation = "uniform"
+    """How the density is shared among layers."""
     # Counting factors would take gates for counts.
     rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
     """Factor on each layer beside its magnitude alpha: none, or learned (a scalar)."""
 
     def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density)
+        allocate(shapes, self.density, self.allocation)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         bound = 1 / math.sqrt(weight[0].numel())
@@ -63,7 +74,7 @@ class Biprop(RelevanceLearner):
         return {name: _binarising(net.weights[name].detach(), mask) for name, mask in masks.items()}
 
     def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_layer(scores, allocate({name: s.shape for name, s in scores.items()}, self.density))
+        return keep_by_scope(scores, self.density, self.allocation)
 
 
 def _binarising(weight: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from subnet_search.domains import domains
 from subnet_search.extractors.base import Extractor, extractor_names, get_extractor
+from subnet_search.topology.select import LayerShares
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -57,7 +58,9 @@ def markdown() -> str:
 INTRODUCTION = """# Methods
 
 Written by `make docs` from the classes in `subnet_search/extractors/`; one paper, one file. A length of training (`every`,
-`end` and so on) is a number of steps when it is whole, and a fraction of the run when it has a decimal point.
+`end` and so on) is a number of steps when it is whole, and a fraction of the run when it has a decimal point. Relative
+densities are numbers above 0, one for every layer, as in `{conv1: 2, fc: 0.5}`: what counts is their ratio, and the density
+over all layers is met all the same.
 """
 
 
@@ -104,6 +107,8 @@ def _words(kind: Any) -> str:
     """A type as a person would name it."""
     if kind is NoneType:
         return "none"
+    if kind == LayerShares:
+        return "{layer: relative density}"
     if get_origin(kind) is Annotated:
         return _words(get_args(kind)[0])
     if get_origin(kind) is Literal:

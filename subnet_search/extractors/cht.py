@@ -28,16 +28,17 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    PlainScope,
     Probe,
     Span,
     Tensors,
     chances,
     register,
 )
-from subnet_search.topology.regrow import drop, grow, shrink
+from subnet_search.topology.regrow import check_scope, drop, grow, shrink_to
 from subnet_search.topology.schedules import cosine, linear, sigmoid
 from subnet_search.topology.scores import local_community, magnitude, relative_importance
-from subnet_search.topology.select import Shapes, allocate, count, random_masks, sampled
+from subnet_search.topology.select import LayerShares, Shapes, allocate, random_masks, sampled
 
 
 @register("cht")
@@ -69,16 +70,19 @@ class CHT(Extractor):
     """delta at first; the higher, the closer removal is to a ranking."""
     final_softness: Annotated[float, Gt(0), Lt(1)] = 0.75
     """delta at the last step."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers as the density falls, from an ERK topology, or each layer has its share."""
 
     def check(self, shapes: Shapes, clock: Clock) -> None:
         if self._first < self.density:
             raise UserError(f"cht.initial_density {self._first:g} is below the density {self.density:g}")
-        allocate(shapes, self._first, "erk")
+        check_scope(shapes, self.density, self.scope)
+        allocate(shapes, self._first, self._first_shares)
         clock.check_end("cht.end", 0, self.end)
         clock.check_interval("cht.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self._first))
+        return Change(random_masks(chances(net, clock), self._first, self._first_shares))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ramp = clock.ramp(self.every, 0, self.end) if self._first > self.density else None
@@ -86,8 +90,8 @@ class CHT(Extractor):
             return None
         masks = net.masks
         if ramp is not None:
-            k = count(sigmoid(self._first, self.density, ramp), masks.numel)
-            masks = shrink(masks, relative_importance(net.weights), k)
+            density = sigmoid(self._first, self.density, ramp)
+            masks = shrink_to(masks, relative_importance(net.weights), density, self.scope)
         kept = drop(masks, self._survival(net, clock), cosine(self.drop_fraction, 0.0, clock.progress))
         links = {name: local_community(mask) for name, mask in kept.items()}  # of the topology that is left
         return Change(grow(kept, {name: sampled(s, clock.uniform(f"grow {name}", s)) for name, s in links.items()}, masks))
@@ -95,6 +99,10 @@ class CHT(Extractor):
     @property
     def _first(self) -> float:
         return self.initial_density or self.density
+
+    @property
+    def _first_shares(self) -> str | LayerShares:
+        return "erk" if self.scope == "global" else self.scope
 
     def _survival(self, net: Network, clock: Clock) -> Tensors:
         """What survives a draw with chances in proportion to importance^(delta / (1 - delta))."""

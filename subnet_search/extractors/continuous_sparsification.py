@@ -32,6 +32,7 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    PlainScope,
     RelevanceLearner,
     Rewind,
     Span,
@@ -39,6 +40,7 @@ from subnet_search.extractors.base import (
 )
 from subnet_search.topology.budget import likely, ranked
 from subnet_search.topology.masks import Masks
+from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.select import Shapes
 
@@ -60,6 +62,8 @@ class ContinuousSparsification(RelevanceLearner):
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with s >= 0, as published."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share of the density."""
     s_init: Annotated[float, Real(-0.02, 0.2)] = 0.0
     """What s begins at, and the most it keeps between rounds: the lower, the sparser."""
     final_beta: Annotated[float, Ge(1), Real(50, 500, log=True)] = 200.0
@@ -79,6 +83,7 @@ class ContinuousSparsification(RelevanceLearner):
     """Factor on each layer: none, or learned (a scalar)."""
 
     def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
         clock.check_end("continuous_sparsification.until", self.rewind_to if self.rewind == "weights" else 0, self.until)
         if self.rounds > (search := self._ends(clock)[-1]):
             raise UserError(f"continuous_sparsification: {self.rounds} rounds do not fit into {search} steps")
@@ -115,7 +120,7 @@ class ContinuousSparsification(RelevanceLearner):
         return Change(relevance=kept, rewind="schedule")
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density)
+        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)
 
     def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
         return {name: mask.to(net.weights[name].dtype) * self._scale() for name, mask in masks.items()}

@@ -18,10 +18,19 @@ import torch
 from torch import Tensor
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.extractors.base import (
+    Clock,
+    Density,
+    Network,
+    Paper,
+    Paradigm,
+    PlainAllocation,
+    RelevanceLearner,
+    register,
+)
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import allocate, keep_by_layer
+from subnet_search.topology.select import Shapes, allocate, keep_by_scope
 
 
 @register("edge_popup")
@@ -39,7 +48,12 @@ class EdgePopup(RelevanceLearner):
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    """Fraction of each layer's weights kept."""
+    """Fraction of prunable weights kept."""
+    allocation: PlainAllocation = "uniform"
+    """How the density is shared among layers."""
+
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        allocate(shapes, self.density, self.allocation)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         bound = 1 / math.sqrt(weight[0].numel())
@@ -55,4 +69,4 @@ class EdgePopup(RelevanceLearner):
         return self._select({name: s.detach().abs() for name, s in net.relevance.items()})
 
     def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_layer(scores, allocate({name: s.shape for name, s in scores.items()}, self.density))
+        return keep_by_scope(scores, self.density, self.allocation)

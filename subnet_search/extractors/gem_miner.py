@@ -19,9 +19,20 @@ from torch import Tensor
 
 from subnet_search.domains import Int, Real
 from subnet_search.errors import UserError
-from subnet_search.extractors.base import Change, Clock, Density, Network, Paper, Paradigm, RelevanceLearner, Span, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    RelevanceLearner,
+    Span,
+    register,
+)
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import shrink_to
+from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.samplers import straight_through
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.select import Shapes
@@ -47,8 +58,11 @@ class GemMiner(RelevanceLearner):
     """Times that the lowest scores die."""
     until: Annotated[Span, Real(0.3, 0.8)] = 0.5
     """When the last round ends and training begins: steps, or a fraction of the run."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share."""
 
     def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
         clock.check_end("gem_miner.until", 0, self.until)
         if self.rounds > self._search(clock):
             raise UserError(f"gem_miner: {self.rounds} rounds do not fit into {self._search(clock)} steps")
@@ -70,14 +84,14 @@ class GemMiner(RelevanceLearner):
         if clock.step == search:
             return Change(self.finish(net), learn="weights", rewind="schedule")
         density = geometric(1.0, self.density, (ends.index(clock.step) + 1) / self.rounds)
-        return Change(shrink_to(net.masks, net.relevance, density, "global"))
+        return Change(shrink_to(net.masks, net.relevance, density, self.scope))
 
     def adjust(self, net: Network, clock: Clock) -> None:
         for s in net.relevance.values():  # scores, not gradients: as early as the authors clamp them
             s.clamp_(0, 1)
 
     def finish(self, net: Network) -> Masks:
-        return shrink_to(net.masks, net.relevance, self.density, "global")
+        return shrink_to(net.masks, net.relevance, self.density, self.scope)
 
     def _search(self, clock: Clock) -> int:
         """The step at which the last round ends."""

@@ -27,16 +27,17 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    PlainScope,
     Probe,
     Span,
     chances,
     growth,
     register,
 )
-from subnet_search.topology.regrow import regrow, shrink_to
+from subnet_search.topology.regrow import check_scope, regrow, shrink_to
 from subnet_search.topology.schedules import cosine, cubic
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import Shapes, allocate, random_masks
+from subnet_search.topology.select import LayerShares, Shapes, allocate, random_masks
 
 
 @register("granet")
@@ -56,7 +57,7 @@ class GraNet(Extractor):
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in the end."""
     initial_density: Annotated[Density, OneOf(0.5, 1.0)] = 1.0
-    """Fraction kept at first, shared by ERK; at least the density."""
+    """Fraction kept at first; at least the density."""
     start: Span = 0
     """When the ramp begins: steps, or a fraction of the run."""
     end: Annotated[Span, Real(0.3, 0.8)] = 0.5
@@ -69,22 +70,29 @@ class GraNet(Extractor):
     """That fraction at the last step."""
     grow: Annotated[Grow, OneOf("gradient", "momentum", "random")] = "gradient"
     """What dead weights grow by."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
 
     @property
     def needs_momentum(self) -> bool:
         return self.grow == "momentum"
 
+    @property
+    def _first_shares(self) -> str | LayerShares:
+        return "erk" if self.scope == "global" else self.scope
+
     def check(self, shapes: Shapes, clock: Clock) -> None:
         if self.initial_density < self.density:
             raise UserError(f"granet.initial_density {self.initial_density:g} is below the density {self.density:g}")
-        allocate(shapes, self.initial_density, "erk")
+        check_scope(shapes, self.density, self.scope)
+        allocate(shapes, self.initial_density, self._first_shares)
         clock.check_end("granet.end", self.start, self.end)
         clock.check_interval("granet.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         if self.initial_density == 1:
             return Change()
-        return Change(random_masks(chances(net, clock), self.initial_density))
+        return Change(random_masks(chances(net, clock), self.initial_density, self._first_shares))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ramp = clock.ramp(self.every, self.start, self.end)
@@ -94,6 +102,6 @@ class GraNet(Extractor):
         masks = net.masks
         if ramp is not None:
             density = cubic(self.initial_density, self.density, ramp)
-            masks = shrink_to(masks, magnitude(net.weights), density, "global")
+            masks = shrink_to(masks, magnitude(net.weights), density, self.scope)
         fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.progress)
         return Change(regrow(masks, net.weights, growth(net, clock, self.grow), fraction))

@@ -21,12 +21,23 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.extractors.base import (
+    Clock,
+    Density,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    RelevanceLearner,
+    register,
+)
 from subnet_search.topology.budget import budget_penalty, likely, ranked
 from subnet_search.topology.masks import Masks
+from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.samplers import logistic_gate
 from subnet_search.topology.schedules import geometric
+from subnet_search.topology.select import Shapes
 
 
 @register("gumbel")
@@ -45,6 +56,8 @@ class Gumbel(RelevanceLearner):
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published; near one half."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share of the density."""
     reach: Annotated[Literal["rank", "penalty"], OneOf("rank", "penalty")] = "rank"
     """How a density is reached: by ranking in the end, or by a penalty during training as well."""
     strength: Annotated[float, Ge(0), Real(0.01, 1, log=True)] = 0.1
@@ -56,6 +69,9 @@ class Gumbel(RelevanceLearner):
     rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "learned"
     """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
 
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
+
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
 
@@ -66,7 +82,7 @@ class Gumbel(RelevanceLearner):
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
         if self.density is None or self.reach == "rank":
             return None
-        return self.strength * budget_penalty(net.relevance, self.density)
+        return self.strength * budget_penalty(net.relevance, self.density, self.scope)
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density)
+        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)

@@ -28,12 +28,13 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    PlainAllocation,
     RelevanceLearner,
     register,
 )
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import Shapes, allocate, keep_by_layer
+from subnet_search.topology.select import Shapes, allocate, keep_by_scope
 
 
 @register("iterand")
@@ -51,14 +52,16 @@ class IteRand(RelevanceLearner):
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    """Fraction of each layer's weights kept."""
+    """Fraction of prunable weights kept."""
+    allocation: PlainAllocation = "uniform"
+    """How the density is shared among layers."""
     every: Every = 0.01
     """Between two re-drawings: steps, or a fraction of the run."""
     redraw: Annotated[float, Gt(0), Le(1), Real(0.01, 1, log=True)] = 0.1
     """Probability that a pruned weight is re-drawn."""
 
     def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density)
+        allocate(shapes, self.density, self.allocation)
         clock.check_interval("iterand.every", self.every)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
@@ -86,4 +89,4 @@ class IteRand(RelevanceLearner):
         return weight.detach().masked_scatter(drawn & ~kept, values[order])
 
     def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_layer(scores, allocate({name: s.shape for name, s in scores.items()}, self.density))
+        return keep_by_scope(scores, self.density, self.allocation)

@@ -11,9 +11,21 @@ from typing import Annotated
 from annotated_types import Ge
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Probe, numel, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    Probe,
+    register,
+)
+from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import count, keep_global
+from subnet_search.topology.select import Shapes, keep_by_scope
 
 
 @register("snip")
@@ -33,9 +45,14 @@ class Snip(Extractor):
     """Fraction of prunable weights kept."""
     images: Annotated[int, Ge(1)] | None = None
     """Training images in the batch. None: as many as in a training step."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share."""
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
 
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
+
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         scores = saliency(net.weights, probe.gradients(net.weights, images=self.images))
-        return Change(keep_global(inverted(scores) if self.invert else scores, count(self.density, numel(scores))))
+        return Change(keep_by_scope(inverted(scores) if self.invert else scores, self.density, self.scope))

@@ -12,12 +12,23 @@ from typing import Annotated
 from annotated_types import Ge
 
 from subnet_search.domains import Int, OneOf, Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Probe, numel, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    Probe,
+    register,
+)
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import shrink
+from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import count, keep_global
+from subnet_search.topology.select import Shapes
 
 
 @register("snip_iterative")
@@ -41,8 +52,13 @@ class IterativeSnip(Extractor):
     """Let pruned weights come back (FORCE)."""
     images: Annotated[int, Ge(1)] | None = None
     """Training images in a round's batch. None: as many as in a training step."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share."""
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
+
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         masks = Masks.ones(net.weights)
@@ -51,6 +67,6 @@ class IterativeSnip(Extractor):
             gradients = probe.gradients(pruned, index, self.images)
             scores = saliency(net.weights, gradients)
             scores = inverted(scores) if self.invert else scores
-            k = count(geometric(1.0, self.density, (index + 1) / self.rounds), numel(scores))
-            masks = keep_global(scores, k) if self.revive else shrink(masks, scores, k)
+            density = geometric(1.0, self.density, (index + 1) / self.rounds)
+            masks = shrink_to(Masks.ones(scores) if self.revive else masks, scores, density, self.scope)
         return Change(masks)

@@ -17,11 +17,22 @@ import torch
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.extractors.base import (
+    Clock,
+    Density,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    RelevanceLearner,
+    register,
+)
 from subnet_search.topology.budget import likely, ranked
 from subnet_search.topology.masks import Masks
+from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.samplers import bernoulli_gate
+from subnet_search.topology.select import Shapes
 
 
 @register("supermask")
@@ -40,8 +51,13 @@ class Supermask(RelevanceLearner):
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share of the density."""
     rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "dynamic"
     """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
+
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
@@ -50,4 +66,4 @@ class Supermask(RelevanceLearner):
         return {name: bernoulli_gate(a, clock.uniform(name, a)) for name, a in net.relevance.items()}
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density)
+        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)

@@ -15,12 +15,23 @@ from typing import Annotated
 from annotated_types import Ge
 
 from subnet_search.domains import Int, Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Probe, numel, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Network,
+    Paper,
+    Paradigm,
+    PlainScope,
+    Probe,
+    register,
+)
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import shrink
+from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import count
+from subnet_search.topology.select import Shapes
 
 
 @register("synflow")
@@ -40,8 +51,13 @@ class SynFlow(Extractor):
     """Fraction of prunable weights kept."""
     rounds: Annotated[int, Ge(1), Int(10, 200, log=True)] = 100
     """Times that the flow is measured, on one input each."""
+    scope: PlainScope = "global"
+    """Whether weights compete over all layers, or each layer gets its share."""
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
+
+    def check(self, shapes: Shapes, clock: Clock) -> None:
+        check_scope(shapes, self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         masks = Masks.ones(net.weights)
@@ -49,5 +65,6 @@ class SynFlow(Extractor):
             pruned = {name: weight * masks[name] for name, weight in net.weights.items()}
             scores = saliency(pruned, probe.flow_gradients(pruned))
             scores = inverted(scores) if self.invert else scores
-            masks = shrink(masks, scores, count(geometric(1.0, self.density, (index + 1) / self.rounds), numel(scores)))
+            density = geometric(1.0, self.density, (index + 1) / self.rounds)
+            masks = shrink_to(masks, scores, density, self.scope)
         return Change(masks)

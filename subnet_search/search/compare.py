@@ -18,13 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig, check, with_values
 from subnet_search.errors import UserError
-from subnet_search.extractors import Extractor, get_extractor
+from subnet_search.extractors import get_extractor
+from subnet_search.extractors.base import only_begins
+from subnet_search.search.dispatch import WITHDRAWN
 from subnet_search.search.launch import prepare_study
+from subnet_search.search.space import own_rates
 from subnet_search.search.spec import Comparison
-from subnet_search.training import Recipe
 
 MEASURES = ("val_accuracy", "test_accuracy", "achieved_density", "steps", "forward", "backward", "seconds")
-WITHDRAWN = "withdrawn: not asked for any more"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def method_grid(name: str, config: RunConfig, methods: Sequence[str], densities:
     for method in dict.fromkeys(methods):
         if "density" not in get_extractor(method).model_fields:
             raise UserError(f"{method} has no density to set, so it cannot be compared at {densities[0]:g}: leave it out")
-        spec, rates = own if own["name"] == method else {"name": method}, _own_rates(method, given)
+        spec, rates = own if own["name"] == method else {"name": method}, own_rates(method, given)
         for density in dict.fromkeys(densities):
             arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **rates}))
     recipe = config.recipe.resolve(config.extractor.recipe)
@@ -92,7 +93,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     """
     method, given = config.extractor, config.given()
     density: float | None = getattr(method, "density", None)
-    if not _only_begins(type(method)):
+    if not only_begins(type(method)):
         raise UserError(
             f"the sanity checks are for methods that find their topology before training, and {method.name} does not"
         )
@@ -120,14 +121,20 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
     Cells that wait but are not of this grid are withdrawn, unless somebody is at work on the study.
     """
     study = prepare_study(grid.spec, url)
-    if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        _withdraw(study, grid)
+    trials = study.get_trials(deepcopy=False)
+    wanted = {cell.key for cell in grid.cells}
+    if not any(trial.state == TrialState.RUNNING for trial in trials):
+        for trial in trials:
+            asked = _key_of(trial, grid.spec) in wanted
+            if trial.state == TrialState.WAITING and asked == bool(trial.user_attrs.get(WITHDRAWN)):
+                study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
     found = _trials_by_key(study, grid.spec)
-    cells = {cell.key: cell for cell in grid.cells if all(t.state == TrialState.FAIL for t in found.get(cell.key, []))}
-    for key, cell in cells.items():
-        study.enqueue_trial({}, user_attrs={"cell": cell.attribute, **_going_on(found.get(key, []))})
-    budget = sum(trial.state != TrialState.FAIL for trial in study.get_trials(deepcopy=False))
-    study.set_user_attr("spec", grid.spec.model_copy(update={"trials": budget}).to_json())
+    for cell in grid.cells:
+        if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
+            study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
+            found[cell.key] = study.get_trials(deepcopy=False)[-1:]
+    alive = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and not t.user_attrs.get(WITHDRAWN)]
+    study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
     return study
 
 
@@ -178,28 +185,11 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int) -> Grid:
     return Grid(spec, tuple(cells))
 
 
-def _own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The published rate and decay of a method that learns relevance and nothing else, as changes to the run.
-
-    A configuration that is written for the method sets them itself.
-    """
-    cls = get_extractor(method)
-    if cls.learns != "relevance" or cls.paradigm.trains_after or given.get("extractor", {}).get("name") == method:
-        return {}
-    published = Recipe(**cls.recipe)
-    return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}
-
-
 def _key(config: RunConfig) -> str:
     """What stands for a complete configuration, on whatever device and threads."""
     complete = config.dump()
     complete["recipe"] |= {"device": None, "threads": None}
     return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _only_begins(method: type[Extractor]) -> bool:
-    """Whether all that a method does to the topology, it does before the first step."""
-    return method.begin is not Extractor.begin and method.step is Extractor.step and method.finish is Extractor.finish
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
@@ -221,24 +211,6 @@ def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[Froz
         found.setdefault(_key_of(trial, spec), []).append(trial)
     found.pop("", None)
     return found
-
-
-def _withdraw(study: optuna.Study, grid: Grid) -> None:
-    """Take the cells off the queue that are not of this grid: claimed as a worker would, so that nobody else has them."""
-    wanted = {cell.key for cell in grid.cells}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        if _key_of(trial, grid.spec) not in wanted and study._storage.set_trial_state_values(
-            trial._trial_id, state=TrialState.RUNNING
-        ):
-            study._storage.set_trial_user_attr(trial._trial_id, "reason", WITHDRAWN)
-            study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _going_on(failed: list[FrozenTrial]) -> dict[str, int]:
-    """For a cell that did not fail but was withdrawn or broken off: the trial whose checkpoint it goes on from."""
-    last = failed[-1].user_attrs if failed else {}
-    begun = "config" in last or "continues" in last
-    return {"continues": last.get("continues", failed[-1].number)} if begun and last.get("reason") in (None, WITHDRAWN) else {}
 
 
 def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:

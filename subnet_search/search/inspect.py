@@ -8,9 +8,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from subnet_search.errors import UserError
-from subnet_search.search.spec import OBJECTIVES, StudySpec
-
-SORTED_FROM_THE_TOP = {name for name, direction in OBJECTIVES.items() if direction == "maximize"}
+from subnet_search.search.ranking import rank
+from subnet_search.search.spec import StudySpec
 
 
 def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
@@ -72,13 +71,7 @@ def trial_details(trial: FrozenTrial) -> dict[str, Any]:
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best trial, the earlier of equal ones; with several objectives, the Pareto front. Empty before any is complete."""
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if not complete:
-        return []
-    if len(study.directions) > 1:
-        return study.best_trials
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    return [min(complete, key=lambda trial: (sign * trial.values[0], trial.number))]
+    return [ranked.trial for ranked in (rank(study) if len(study.directions) > 1 else rank(study)[:1])]
 
 
 def need_best(study: optuna.Study) -> list[FrozenTrial]:
@@ -98,7 +91,7 @@ def overview(study: optuna.Study, spec: StudySpec) -> dict[str, Any]:
         "objective": spec.objective,
         "sampler": None if spec.compares else spec.sampler,
         "pruner": None if spec.compares else spec.pruner,
-        "space": _compared(trials) if spec.compares else {key: str(domain) for key, domain in spec.domains().items()},
+        "space": _compared(trials) if spec.compares else spec.searched.words(),
         "network": spec.run.network.name,
         "data": spec.run.data.name,
         "extractor": spec.run.extractor.name,

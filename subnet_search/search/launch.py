@@ -1,26 +1,45 @@
-"""Start or continue a study: check it against the storage, then one worker here or several processes."""
+"""Start or continue a study: check it against the storage, then one worker here, several processes, or a cluster."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from subnet_search.errors import Interrupted, RunError, UserError
+from subnet_search.extraction import versions
 from subnet_search.files import write_atomically
+from subnet_search.search.backends import exclusive, open_storage, scrub
+from subnet_search.search.dispatch import FINISHED, STOPPED, Dispatcher
+from subnet_search.search.entries import LAYERS
+from subnet_search.search.known import KNOWN
+from subnet_search.search.ranking import REPEATS
+from subnet_search.search.rungs import check_options
 from subnet_search.search.samplers import make_pruner, make_sampler
-from subnet_search.search.spec import DEFAULT_STORAGE, OBJECTIVES, StudySpec, read_study
-from subnet_search.search.storage import load_study, open_storage, reap, spec_of
-from subnet_search.search.worker import run_worker, taken, unfinished
-from subnet_search.training.recipe import processors
+from subnet_search.search.space import layers_of
+from subnet_search.search.spec import DEFAULT_STORAGE, StudySpec, read_study
+from subnet_search.search.storage import load_study, spec_of
+from subnet_search.search.warm import warm_start
+from subnet_search.search.worker import run_worker
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
+RESTARTS = 10  # of a worker process that is killed from outside
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where Ray places workers, and what each of them takes."""
+
+    address: str | None = None  # of a Ray cluster; None starts a local one
+    gpus: float = 0.0  # a worker, which runs one trial at a time
+    cpus: float = 1.0
 
 
 def run_study(
@@ -30,27 +49,41 @@ def run_study(
     workers: int | None = None,
     trials: int | None = None,
     timeout: float | None = None,
+    cluster: Cluster | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
     """Start a study, or continue it if its storage already has it, and return it as Optuna knows it.
 
     spec      a StudySpec, or the path of a YAML file
     storage   overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
+    cluster   lets Ray place the workers; default: processes on this machine, one worker in this process
 
     Raises UserError when the storage's study searches something else, and names the difference; Interrupted when
-    stopped; RunError when trial after trial fails.
+    stopped; RunError when trial after trial fails, or the workers cannot go on.
     """
     spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
     url = storage or spec.storage
     study = prepare_study(spec, url)
-    spec = spec_of(study) if spec.compares else spec  # its budget is all the cells that were ever queued
-    count = workers or spec.workers
-    threads = max(1, processors() // count)
-    budget, limit = trials or spec.trials, timeout or spec.timeout
-    if count == 1:
-        run_worker(spec.name, url, trials=budget, timeout=limit, threads=threads, should_stop=should_stop)
-    elif unfinished(study, spec, budget):
-        _run_processes(study, url, count, threads, budget, limit, should_stop)
+    spec = spec_of(study)
+    count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
+    if cluster:
+        from subnet_search.search.ray_engine import run_on_ray
+
+        run_on_ray(
+            spec.name,
+            url,
+            workers=count,
+            trials=budget,
+            timeout=limit,
+            address=cluster.address,
+            gpus=cluster.gpus,
+            cpus=cluster.cpus,
+            should_stop=should_stop,
+        )
+    elif count == 1:
+        run_worker(spec.name, url, trials=budget, timeout=limit, should_stop=should_stop)
+    else:
+        _run_processes(study, url, count, budget, limit, should_stop)
     return load_study(spec.name, open_storage(url), sampler=make_sampler(spec), pruner=make_pruner(spec))
 
 
@@ -65,38 +98,18 @@ def find_spec(given: str, overrides: list[str], storage: str | None) -> StudySpe
     return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE})
 
 
-def join_study(
-    name: str,
-    storage: str | None = None,
-    *,
-    trials: int | None = None,
-    timeout: float | None = None,
-    threads: int | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[int]:
-    """Run trials of a study that somebody has started, until its budget is met, and return their numbers."""
-    count = threads or processors()
-    url = storage or DEFAULT_STORAGE
-    return run_worker(name, url, trials=trials, timeout=timeout, threads=count, should_stop=should_stop)
-
-
 def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
-    """The study in the storage: made now, or checked to search the same, its killed trials queued again."""
+    """The study in the storage: made now, or checked to search the same; one that was stopped may go on."""
     store = open_storage(url, create=True)
+    if spec.space.get(LAYERS) is True:
+        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: layers_of(spec.run)}})
+        spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
     make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
-    if spec.name not in optuna.get_all_study_names(store):
-        directions: list[Any] = [OBJECTIVES[name] for name in spec.objective]
-        try:
-            study = optuna.create_study(study_name=spec.name, storage=store, directions=directions)
-        except optuna.exceptions.DuplicatedStudyError:  # another process was faster by a moment
-            study = load_study(spec.name, store)
-        else:
-            study.set_user_attr("folder", str(Path("runs/trials") / f"{spec.name}-{uuid.uuid4().hex[:8]}"))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
-            study.set_user_attr("spec", spec.to_json())
-            return study
+    if spec.pruner["name"] == "rungs":
+        check_options(spec)
+    with exclusive(store, spec.name):
+        if spec.name not in optuna.get_all_study_names(store):
+            return _make_study(spec, store)
     study = load_study(spec.name, store)
     differences = spec_of(study).differences(spec)
     if differences:
@@ -104,49 +117,107 @@ def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
         raise UserError(
             f"the study {spec.name!r} searches something else: {differences[0]}{more}; give the new one another name"
         )
-    reap(study)
+    if study.user_attrs.get(STOPPED):
+        study.set_user_attr(STOPPED, False)
     return study
 
 
+def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
+    study = optuna.create_study(study_name=spec.name, storage=store, directions=spec.directions)
+    try:
+        study.set_user_attr("folder", str(Path("runs/trials") / f"{spec.name}-{uuid.uuid4().hex[:8]}"))
+        study.set_user_attr("versions", versions())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
+        warm_start(study, spec)
+        study.set_user_attr("spec", spec.to_json())
+    except UserError:
+        optuna.delete_study(study_name=spec.name, storage=store)
+        raise
+    return study
+
+
+def finished(study: optuna.Study) -> int:
+    """Trials that count as finished: results that were imported and repeats do not."""
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    return sum(not trial.user_attrs.keys() & {KNOWN, REPEATS} for trial in trials)
+
+
+def reap(study: optuna.Study) -> list[int]:
+    """Let the trials wait whose worker's process on this machine is gone; returns their numbers."""
+    return Dispatcher(study, spec_of(study), 0).reap()
+
+
 def _run_processes(
-    study: optuna.Study, url: str, count: int, threads: int, budget: int, limit: float | None, should_stop: Callable[[], bool]
+    study: optuna.Study, url: str, count: int, budget: int, limit: float | None, should_stop: Callable[[], bool]
 ) -> None:
-    """Workers as processes of their own, each with its share of the processors and a log file; wait for all."""
-    folder = Path(study.user_attrs["folder"])
-    environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name]
-    command += ["--trials", str(budget), "--threads", str(threads), *(["--timeout", str(limit)] if limit else [])]
-    processes = []
-    for index in range(count):
-        log = folder / f"worker-{index}.log"
-        write_atomically(log, b"")
-        with open(log, "wb") as file:
-            # Own sessions: a Ctrl-C reaches this process alone, which then stops the workers one way.
-            process = subprocess.Popen(
-                command,
-                env=environment,
+    """Workers as processes of their own, each with a log file; wait for all. One that is killed is started again."""
+    spec, end = spec_of(study), time.monotonic() + (limit or float("inf"))
+    processes = [_Process(study, url, index, spec.run.recipe.threads or 1, budget) for index in range(count)]
+    for process in processes:
+        process.start(limit)
+    stopped = False
+    try:
+        while any(process.alive() for process in processes):
+            if not stopped and should_stop():
+                stopped = True
+                for process in processes:
+                    process.stop()
+            for process in processes:
+                if not stopped and process.was_killed() and time.monotonic() < end:
+                    process.start(end - time.monotonic() if limit else None)
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.stop()
+    reap(study)
+    if stopped:
+        raise Interrupted("stopped; the trials under way wait to go on")
+    failed = [process for process in processes if process.code() != 0]
+    if failed and time.monotonic() < end and not (spec.compares or finished(study) >= budget):
+        raise RunError(f"a worker failed: {failed[0].last_words()} ({failed[0].log})")
+
+
+class _Process:
+    """A worker in a process of its own."""
+
+    def __init__(self, study: optuna.Study, url: str, index: int, threads: int, budget: int) -> None:
+        self.log = Path(study.user_attrs["folder"]) / f"worker-{index}.log"
+        # The URL is not on the command line, where every user of the machine could read its password.
+        self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(threads)}
+        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name, "--trials", str(budget)]
+        self.starts = 0
+
+    def start(self, limit: float | None) -> None:
+        if self.starts == 0:
+            write_atomically(self.log, b"")
+        self.starts += 1
+        with open(self.log, "ab") as file:
+            # A session of its own: a Ctrl-C reaches the first process alone, which then stops the workers one way.
+            self.process = subprocess.Popen(
+                [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else [])],
+                env=self.environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        processes.append((process, log))
-    stopped = False
-    try:
-        while any(process.poll() is None for process, _ in processes):
-            if not stopped and should_stop():
-                stopped = True
-                for process, _ in processes:
-                    process.terminate()
-            time.sleep(0.1)
-    finally:
-        for process, _ in processes:
-            if process.poll() is None:
-                process.terminate()
-    reap(study)
-    if stopped:
-        raise Interrupted("stopped; the trials under way are queued to go on")
-    failed = [log for process, log in processes if process.returncode != 0]
-    if failed and taken(study) < budget:
-        lines = failed[0].read_text().strip().splitlines()
-        raise RunError(f"a worker failed: {lines[-1] if lines else 'no reason given'} ({failed[0]})")
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def code(self) -> int:
+        return self.process.returncode
+
+    def was_killed(self) -> bool:
+        """Whether a signal ended the process, which it did not get from here, and it may be started again."""
+        return not self.alive() and self.process.returncode < 0 and self.starts <= RESTARTS
+
+    def stop(self) -> None:
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+
+    def last_words(self) -> str:
+        lines = scrub(self.log.read_text(errors="replace")).strip().splitlines()
+        return lines[-1] if lines else "no reason given"

@@ -1,119 +1,257 @@
-"""One trial: parameters from Optuna, a run, and everything about it stored with the trial."""
+"""One trial: a run (with Wilcoxon's pruner, one for each seed) that is watched, measured, and whose end is told."""
 
-import time
+import errno
+import gc
+import logging
+import shutil
+import threading
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-import optuna
+import torch
+from optuna.trial import TrialState
 
-from subnet_search.config import RunConfig, check
+from subnet_search.config import RunConfig
 from subnet_search.data import Data
-from subnet_search.domains import Domain, Int, OneOf, Real
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.extraction import run
-from subnet_search.search.spec import StudySpec
-from subnet_search.search.storage import place, requeue, whereabouts
-from subnet_search.seeds import derive
+from subnet_search.extraction import run, versions
+from subnet_search.measures import at_epoch, before_training, measure, of_topology
+from subnet_search.nets import build, is_ours
+from subnet_search.search.backends import scrub
+from subnet_search.search.claim import Claim, LeaseLost
+from subnet_search.search.dispatch import repeat_seed
+from subnet_search.search.ranking import REPEATS
+from subnet_search.search.rungs import is_behind, rungs
+from subnet_search.search.spec import WATCHED, StudySpec
+from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
-REPORT_SECONDS = 1.0  # between progress reports that no pruner needs
+REPORTS = 20  # at most, of a trial that no pruner watches
+LOG_LINES = 20  # of a failed trial's log, kept in the study
+RECORD = ("density", "val_accuracy", "test_accuracy", "steps", "passes", "seconds", "sha256")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+log = logging.getLogger("subnet_search")
 
 
-class TrialFailed(Exception):
-    """The trial has failed; its reason is stored, and the study goes on."""
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, and what is stored about it."""
+
+    state: TrialState
+    values: Sequence[float] | None
+    attrs: dict[str, Any] = field(default_factory=dict)
 
 
-def suggest(trial: optuna.Trial, space: dict[str, Domain]) -> dict[str, Any]:
-    """A value for every key of the space. Choices that Optuna cannot store are stored as text."""
-    params: dict[str, Any] = {}
-    for key, domain in space.items():
-        match domain:
-            case Real():
-                params[key] = trial.suggest_float(key, domain.low, domain.high, log=domain.log)
-            case Int():
-                params[key] = trial.suggest_int(key, domain.low, domain.high, log=domain.log)
-            case OneOf():
-                by_label = {_label(choice): choice for choice in domain.choices}
-                params[key] = by_label[trial.suggest_categorical(key, list(by_label))]
-    return params
+class _Pruned(Exception):
+    """The trial is not worth going on with."""
+
+    def __init__(self, reason: str, attrs: dict[str, Any] | None = None) -> None:
+        super().__init__(reason)
+        self.attrs = attrs or {}
 
 
-def objective(
-    trial: optuna.Trial, spec: StudySpec, threads: int, load: Callable[[RunConfig], Data], should_stop: Callable[[], bool]
-) -> float | tuple[float, ...]:
-    """Run a trial and return its values. Raises TrialFailed, TrialPruned, or Interrupted (after queueing the rest)."""
-    trial.set_user_attr("worker", whereabouts())
-    params = suggest(trial, spec.domains())
-    number = trial.user_attrs.get("continues", trial.number)
-    try:
-        config = _config(trial, spec, params, number, threads)
-        folder = Path(trial.study.user_attrs["folder"]) / f"{number:04d}"
-        trial.set_user_attr("config", config.dump())
-        trial.set_user_attr("seed", config.seed)
-        trial.set_user_attr("folder", str(folder))
-        watch = _Watch(trial, spec, config)
-        subnet = run(config, folder, resume=True, data=load(config), save=False, on_epoch=watch.epoch, should_stop=should_stop)
-    except Interrupted:
-        requeue(trial.study, trial, "interrupted")
-        raise
-    except optuna.TrialPruned:
-        trial.set_user_attr("reason", "pruned")
-        raise
-    except (UserError, RunError) as error:
-        trial.set_user_attr("reason", str(error))
-        raise TrialFailed(str(error)) from error
-    except Exception as error:  # a fault of the network or the machine: the study must outlive it, with the reason kept
-        trial.set_user_attr("reason", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        trial.set_user_attr("traceback", traceback.format_exc())
-        raise TrialFailed(str(error)) from error
-    record = subnet.summary()
-    for key in ("density", "val_accuracy", "test_accuracy", "steps", "passes", "seconds", "sha256"):
-        trial.set_user_attr(key, record[key])
-    trial.set_user_attr("versions", subnet.origin.versions)
-    return tuple(record[name] for name in spec.objective)
+def run_trial(claim: Claim, spec: StudySpec, load: Callable[[RunConfig], Data], should_stop: Callable[[], bool]) -> Ending:
+    """Run a trial to its end, whatever that is.
+
+    Raises Interrupted when stopped, RunError when the disk is full (in both cases the trial is as far as its last
+    checkpoint), and LeaseLost when another worker has it by now.
+    """
+    with _logged(claim), _beating(claim, spec.heartbeat) as lost:
+        try:
+            return _Trial(claim, spec, load(claim.config), lost).run(should_stop)
+        except _Pruned as pruned:
+            log.info("stopped early: %s", pruned)
+            last = [claim.reports[max(claim.reports)]] if claim.reports and len(spec.objective) == 1 else None
+            return Ending(TrialState.PRUNED, last, {"reason": str(pruned), **pruned.attrs})
+        except (Interrupted, LeaseLost):
+            raise
+        except Exception as error:  # a fault of the network or the machine: the study must outlive it, with the reason kept
+            if any(isinstance(fault, OSError) and fault.errno in FULL for fault in (error, error.__cause__)):
+                raise RunError(f"the disk is full: {error}") from error
+            return _failed(claim, error)
 
 
-def _config(trial: optuna.Trial, spec: StudySpec, params: dict[str, Any], number: int, threads: int) -> RunConfig:
-    """The trial's complete configuration: that of the trial it continues, its cell's, or one with a seed of its own."""
-    if number != trial.number:
-        before = next((t for t in trial.study.get_trials(deepcopy=False) if t.number == number), None)
-        if before is not None and "config" in before.user_attrs:
-            return check(RunConfig, before.user_attrs["config"])
-    if spec.compares:
-        values = trial.user_attrs["cell"]["values"]
-    else:
-        values = {**params, "seed": derive(spec.seed, "trial", place(trial.study, number)) % 2**31}
-    recipe = {"recipe.threads": threads} if spec.run.recipe.threads is None else {}
-    return spec.config({**values, **recipe}).resolve()
+class _Trial:
+    """What happens between a trial's first step and its last."""
 
+    def __init__(self, claim: Claim, spec: StudySpec, data: Data, lost: threading.Event) -> None:
+        self.claim, self.spec, self.data, self.lost = claim, spec, data, lost
+        self.config = claim.config
+        self.pruner = "none" if REPEATS in claim.attrs or spec.compares else spec.pruner["name"]
+        self.density: float | None = getattr(self.config.extractor, "density", None)
+        epochs = self.config.recipe.epochs
+        self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
+        self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in WATCHED else None
+        self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
+        self.reached: dict[str, list[float]] = dict(claim.attrs.get("rungs", {}))
+        for step, value in sorted(claim.reports.items()):  # of earlier workers, whose pruner said to go on
+            self.claim.known.report(value, step)
+            self.claim.known.should_prune()
 
-class _Watch:
-    """Reports validation accuracy to the study as a trial goes on, and stops the trial when its pruner says so."""
+    def run(self, should_stop: Callable[[], bool]) -> Ending:
+        if self.claim.attrs.get("versions", versions()) != versions():
+            log.warning("begun anew: it was begun with other versions of the packages")
+            shutil.rmtree(self.claim.folder, ignore_errors=True)
+        self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
+        by_seeds = self.pruner == "wilcoxon"
+        seeds: list[dict[str, Any]] = list(self.claim.attrs.get("seeds", []))
+        record: dict[str, Any] = dict(self.claim.attrs.get("first", {}))
+        for index in range(len(seeds), self.spec.repeats if by_seeds else 1):
+            values, found = self._one(index, should_stop)
+            seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
+            if index == 0:
+                record = found
+            if by_seeds:
+                self.claim.note(seeds=seeds, first=record)
+                self._compare_seeds(index, values[0], record)
+        attrs = {key: value for key, value in record.items() if key != "seed"}
+        means = [fmean(column) for column in zip(*(seed["values"] for seed in seeds), strict=True)]
+        log.info("complete: %s", ", ".join(f"{key} {value:.4g}" for key, value in zip(self.spec.objective, means, strict=True)))
+        return Ending(TrialState.COMPLETE, means, attrs)
 
-    def __init__(self, trial: optuna.Trial, spec: StudySpec, config: RunConfig) -> None:
-        self.trial = trial
-        self.reports = len(spec.objective) == 1
-        self.prunes = spec.pruner["name"] != "none"
-        self.target: float | None = getattr(config.extractor, "density", None)
-        self.epochs = config.recipe.epochs
-        self.last = 0.0
+    def _one(self, index: int, should_stop: Callable[[], bool]) -> tuple[list[float], dict[str, Any]]:
+        """One run: its values, and what is stored of it."""
+        config, folder = self.config, self.claim.folder
+        if index:
+            config = config.model_copy(update={"seed": repeat_seed(self.spec, self.claim.number, index)})
+            folder = folder / f"seed-{index}"
+        subnet = run(
+            config,
+            folder,
+            resume=True,
+            data=self.data,
+            save=False,
+            on_begin=self._begun if self.spec.bounds else None,
+            on_step=lambda _: self._still_ours(),
+            on_epoch=self._epoch,
+            should_stop=should_stop,
+        )
+        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds)])
+        net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
+        measured = measure(names, subnet, self.data, net, config.weights)
+        for bound in self.spec.bounds:
+            self.claim.constrain(bound.name, bound.violation(measured[bound.name]))
+        summary = subnet.summary()
+        return [measured[name] for name in self.spec.objective], {
+            **{key: summary[key] for key in RECORD},
+            **{key: value for key, value in measured.items() if key not in RECORD},
+            "seed": config.seed,
+        }
 
-    def epoch(self, epoch: Epoch) -> None:
+    def _constrain(self, known: dict[str, float], when: str) -> None:
+        """Store the constraints that are certain by now. One that is broken ends the trial."""
+        for bound in self.spec.bounds:
+            if bound.name in known:
+                self.claim.constrain(bound.name, bound.violation(known[bound.name]))
+                if bound.violation(known[bound.name]) > 0:
+                    raise _Pruned(f"{bound} is broken {when}: {known[bound.name]:.4g}")
+
+    def _begun(self, masks: Masks) -> None:
+        self._constrain(of_topology(self.config, self.data, masks), "by the topology it began with")
+
+    def _still_ours(self) -> None:
+        if self.lost.is_set():
+            raise LeaseLost
+
+    def _epoch(self, epoch: Epoch) -> None:
+        log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.val_accuracy, epoch.density)
         # While a network is still denser than it will be, its accuracy says nothing about the trial.
-        still_dense = self.target is not None and epoch.density > self.target * 1.01
-        if not self.reports or still_dense:
+        if self.density is not None and epoch.density > self.density * 1.01:
             return
-        if self.prunes or time.monotonic() - self.last > REPORT_SECONDS:
-            self.last = time.monotonic()
-            self.trial.report(epoch.val_accuracy, epoch.epoch)
-        if self.prunes and epoch.epoch < self.epochs and self.trial.should_prune():  # a finished trial is complete
-            self.trial.set_user_attr("density", epoch.density)
-            self.trial.set_user_attr("val_accuracy", epoch.val_accuracy)
-            self.trial.set_user_attr("seconds", epoch.seconds)
-            raise optuna.TrialPruned
+        last = epoch.epoch >= self.config.recipe.epochs
+        now = {"density": epoch.density, "val_accuracy": epoch.val_accuracy, "seconds": epoch.seconds, "steps": epoch.step}
+        if self.watched and self.pruner != "wilcoxon" and (last or epoch.epoch % self.every == 0):
+            value = at_epoch(epoch)[self.watched]
+            if epoch.epoch not in self.claim.reports:
+                self.claim.known.report(value, epoch.epoch)
+            self.claim.report(epoch.epoch, value)
+            if not last and self.claim.known.should_prune():
+                raise _Pruned(f"{self.spec.pruner['name']} stopped it after epoch {epoch.epoch}", now)
+        if epoch.epoch in self.rungs and not last:
+            known = {**at_epoch(epoch), "density": epoch.density}
+            self.reached[str(epoch.epoch)] = [known[name] for name in self.spec.objective if name in known]
+            self.claim.note(rungs=self.reached)
+            if is_behind(self.claim, self.spec, str(epoch.epoch), self.reached[str(epoch.epoch)]):
+                raise _Pruned(f"behind others at rung {epoch.epoch}", now)
+
+    def _compare_seeds(self, index: int, value: float, record: dict[str, Any]) -> None:
+        self.claim.known.report(value, index)
+        self.claim.report(index, value)
+        if index + 1 < self.spec.repeats and self.claim.known.should_prune():
+            raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in RECORD})
 
 
-def _label(choice: Any) -> Any:
-    return choice if choice is None or isinstance(choice, bool | int | float | str) else str(choice)
+def _failed(claim: Claim, error: Exception) -> Ending:
+    expected = isinstance(error, UserError | RunError)
+    first = (str(error).splitlines() or [""])[0]
+    reason = scrub(first if expected else f"{type(error).__name__}: {first}")
+    trace = {} if expected else {"traceback": scrub("".join(traceback.format_exception(error)))}
+    log.error("failed: %s", reason)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):  # what the trial held must be gone before the next begins
+        error.__traceback__ = None
+        gc.collect()
+        torch.cuda.empty_cache()
+    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": _tail(claim)})
+
+
+def _tail(claim: Claim) -> list[str]:
+    path = claim.folder / "log.txt"
+    return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:] if path.is_file() else []
+
+
+@contextmanager
+def _logged(claim: Claim) -> Iterator[None]:
+    """The trial's log.txt: what is logged and warned of while it runs."""
+    try:
+        claim.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(claim.folder / "log.txt")
+    except OSError as error:
+        raise RunError(f"cannot write {claim.folder}: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk ends a trial by its checkpoint
+    before, warned = log.level, logging.getLogger("py.warnings")
+    for logger in (log, warned):
+        logger.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    worker = claim.attrs.get("interruptions", [])
+    log.info("trial %d %s", claim.number, f"goes on ({worker[-1]['why']})" if worker else "begins")
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        log.setLevel(before)
+        for logger in (log, warned):
+            logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _beating(claim: Claim, heartbeat: float) -> Iterator[threading.Event]:
+    """Signs of life while the trial runs. Yields an event that is set when the trial is another worker's by now."""
+    ended, lost = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(heartbeat):
+            try:
+                if not claim.mine():
+                    lost.set()
+                    return
+                count += 1
+                claim.note(beat=count)
+            except RunError:  # the storage is away: that is found by whoever needs it next
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        ended.set()
+        thread.join()

@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from subnet_search.config import RunConfig, check, flatten, put, read_config, with_values
-from subnet_search.domains import Domain, Int, OneOf, Real, domains
+from subnet_search.config import RunConfig, check, flatten, read_config
 from subnet_search.errors import UserError, unknown
-from subnet_search.extractors import Extractor, create
+from subnet_search.measures import MEASURES, Constraint, parse_constraint
+from subnet_search.search.entries import LAYERS
+from subnet_search.search.space import Space
 
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
-OBJECTIVES = {"val_accuracy": "maximize", "val_nll": "minimize", "density": "minimize", "seconds": "minimize"}
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
-PRUNERS = ("none", "hyperband", "median")
+WATCHED = ("val_accuracy", "val_nll")  # what is known at the end of every epoch, and a pruner can look at
+PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
 Options: TypeAlias = dict[str, Any]
 
@@ -29,26 +31,49 @@ class StudySpec(BaseModel):
     name: str = Field(min_length=1)
     """The study's name in its storage."""
     run: RunConfig = RunConfig()
-    """The run that every trial varies."""
+    """The run that every trial varies. It takes one CPU thread, unless `recipe.threads` says otherwise."""
     space: dict[str, Any] = Field(default={"extractor": "all"}, min_length=1)
-    """Keys of a run with `{float: [low, high], log: true}`, `{int: ...}` or `{choice: [...]}`. For `extractor`: `all`
-    of the domains it declares, a list of their names, or names with a domain, a value to pin, or nothing (its own)."""
+    """Keys of a run with `{float: [low, high], log: true}`, `{int: ...}` or `{choice: [...]}`, a value to set, or a list
+    of either under `when: {key: value}`. For `extractor`: `all` of the domains it declares, a list of their names, or
+    names with a domain, a value, or nothing (its own); `{choice: [...]}` searches methods, each with its own domains."""
     objective: list[str] = ["val_accuracy"]
-    """What to search for: val_accuracy, val_nll, density, seconds; several give a Pareto front."""
+    """What to search for: val_accuracy, density, flops, latency, ... Several give a Pareto front."""
+    constraints: dict[str, str] = {}
+    """What a trial has to keep to be the best, as in `density: "<= 0.1"`. One that is broken for certain is not trained."""
     sampler: Options = {"name": "tpe"}
     """tpe, random, gp, nsga2 or cmaes, with Optuna's options for it."""
     pruner: Options = {"name": "none"}
-    """none, hyperband or median, with Optuna's options for it; stops trials early, by validation accuracy."""
+    """Stops trials early: hyperband, median or patient by validation accuracy after each epoch, wilcoxon by the seeds of
+    a trial (`repeats`), rungs for several objectives; with Optuna's options for it."""
     trials: int = Field(default=50, ge=1)
     """Trials to finish: completed and pruned ones count, failed ones do not."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which no new trial is begun."""
+    steps: int | None = Field(default=None, ge=1)
+    """Training steps, over all trials, after which no new trial is begun."""
+    repeats: int = Field(default=1, ge=1)
+    """Seeds that the best trials are run with: once all trials are finished, the best are repeated on fresh seeds."""
+    promising: int = Field(default=5, ge=1)
+    """How many of the best are repeated."""
+    duplicates: Literal["rerun", "reuse", "prune"] = "rerun"
+    """What to do with a trial whose configuration has been run: with its own seed, take the result over, or drop it."""
+    enqueue: list[dict[str, Any]] = []
+    """Values of searched keys to try first; `{study: NAME, best: 5}` takes the best of a study in the same storage."""
+    imports: list[str] = []
+    """Studies in the same storage, or files that `study export` made, whose results the sampler knows from the start."""
+    parallel: int | None = Field(default=8, ge=1)
+    """How many trials may be under way at once. A trial is drawn from what was found at least so many places before it,
+    so any number of workers finds the same trials. null: from whatever is finished by then, as Optuna does."""
     workers: int = Field(default=1, ge=1)
-    """Processes on this machine; its processors are divided among them."""
+    """Processes on this machine."""
+    heartbeat: float = Field(default=60.0, gt=0)
+    """Seconds between a worker's signs of life. One that gives none for five times as long has lost its trial."""
     seed: int = Field(default=0, ge=0)
     """Decides the sampler's draws and, with a trial's number, the seed of its run."""
     storage: str = DEFAULT_STORAGE
-    """Any Optuna storage URL."""
+    """An Optuna storage URL: sqlite:///FILE for one machine, postgresql://... for many."""
+    artifacts: str | dict[str, Any] | None = None
+    """Where files of trials are kept for other machines: a folder, or `{bucket: NAME, endpoint_url: ...}` (S3)."""
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -60,81 +85,86 @@ class StudySpec(BaseModel):
     def _named(cls, value: Any) -> Any:
         return {"name": "none" if value is None else value} if not isinstance(value, Mapping) else value
 
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        return {key: str(text) for key, text in value.items()} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
         for name in self.objective:
-            if name not in OBJECTIVES:
-                raise unknown("objective", name, OBJECTIVES)
+            if name not in MEASURES:
+                raise unknown("objective", name, MEASURES)
+        if len(set(self.objective)) < len(self.objective) or not self.objective:
+            raise UserError(f"objective: name each of them once, got {self.objective}")
         for kind, options, valid in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if options.get("name") not in valid:
                 raise unknown(kind, options.get("name"), valid)
-        if self.pruner["name"] != "none" and self.objective != ["val_accuracy"]:
-            raise UserError(
-                f"the pruner {self.pruner['name']!r} watches validation accuracy, so the objective must be "
-                "val_accuracy alone: fix the density in the run (extractor.density), or use pruner: none"
-            )
-        self._try_bounds()
+        self._check_pruner(self.pruner["name"])
+        _ = self.bounds, self.searched
         return self
 
-    def _try_bounds(self) -> None:
-        """Every end of every domain must make a valid run: found now, not in trial 17."""
-        for key, domain in self.domains().items():
-            for value in domain.bounds():
-                try:
-                    self.config({key: value})
-                except UserError as error:
-                    raise UserError(f"space: {error}") from error
+    def _check_pruner(self, name: str) -> None:
+        others = [key for key in self.objective if key not in WATCHED]
+        if name == "rungs":
+            if len(self.objective) < 2 or len(others) == len(self.objective):
+                raise UserError("pruner: rungs is for several objectives, one of them val_accuracy or val_nll")
+        elif len(self.objective) > 1 and name != "none":
+            form = ", ".join(
+                f'{key}: "{"<=" if MEASURES[key].direction == "minimize" else ">="} ..."' for key in others or ["density"]
+            )
+            raise UserError(
+                f"the pruner {name!r} cannot weigh several objectives: make one of them the objective and the others "
+                f"constraints (objective: val_accuracy, constraints: {{{form}}}), or use pruner: rungs"
+            )
+        elif name == "wilcoxon" and self.repeats < 2:
+            raise UserError("pruner: wilcoxon compares the seeds of trials: set repeats to 2 or more")
+        elif name not in ("none", "wilcoxon") and others:
+            raise UserError(
+                f"the pruner {name!r} watches validation after each epoch, so the objective is val_accuracy or val_nll, "
+                f"not {others[0]}: make that a constraint, or use pruner: none"
+            )
 
-    def domains(self) -> dict[str, Domain]:
-        """The search space: a domain for each dotted key of a run."""
-        space = {}
-        for key, value in self._entries().items():
-            domain = _domain(key, value)
-            if domain is not None:
-                space[key] = domain
-        return space
+    @cached_property
+    def searched(self) -> Space:
+        """The space, read and checked."""
+        return Space(self.space, self.run)
 
-    def config(self, params: Mapping[str, Any]) -> RunConfig:
-        """The run that the values of a trial ask for. Raises UserError when there is no such run."""
-        values = self.run.given()
-        values.setdefault("extractor", {"name": self.run.extractor.name})
-        pinned = {key: value for key, value in self._entries().items() if _domain(key, value) is None}
-        return check(RunConfig, with_values(with_values(values, pinned), params))
+    @cached_property
+    def bounds(self) -> list[Constraint]:
+        """The constraints, read and checked."""
+        return [parse_constraint(name, text) for name, text in self.constraints.items()]
 
-    def _entries(self) -> dict[str, Any]:
-        """The space with the extractor's own domains written out."""
-        entries = {key: value for key, value in self.space.items() if key != "extractor"}
-        for key in entries:
-            _check_key(key, self.run.extractor)
-        if "extractor" in self.space:
-            own = domains(type(self.run.extractor))
-            wanted = self.space["extractor"]
-            if wanted == "all":
-                wanted = dict.fromkeys(own)
-            elif isinstance(wanted, list):
-                wanted = dict.fromkeys(wanted)
-            elif not isinstance(wanted, Mapping):
-                raise UserError("space.extractor is `all`, a list of hyperparameters, or hyperparameters with domains")
-            for name, value in wanted.items():
-                if name not in type(self.run.extractor).model_fields:
-                    raise unknown(f"hyperparameter of {self.run.extractor.name}", name, own)
-                if value is None and name not in own:
-                    raise UserError(f"space.extractor.{name}: {self.run.extractor.name} declares no domain for it, so give one")
-                entries[f"extractor.{name}"] = own[name] if value is None else value
-        return entries
+    @property
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
+        return [MEASURES[name].direction for name in self.objective]
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether anything about a trial depends on those before it."""
+        return self.sampler["name"] != "random" or self.pruner["name"] != "none" or self.duplicates != "rerun"
+
+    def config(self, values: Mapping[str, Any]) -> RunConfig:
+        """The run that values of keys ask for, on one thread unless it says otherwise. Raises UserError when there is none."""
+        config = self.searched.config(values)
+        if config.recipe.threads is None:  # never by the number of workers: sums depend on it
+            config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"threads": 1})})
+        return config
 
     def differences(self, other: "StudySpec") -> list[str]:
         """In words, how another spec searches something else: everything but budget, workers and storage."""
+        keys = {"objective", "constraints", "sampler", "pruner", "seed", "parallel", "duplicates", "repeats", "promising"}
         mine, theirs = (
             flatten(
                 {
-                    "run": s.run.dump(),
-                    "space": {key: str(domain) for key, domain in s.domains().items()},
-                    "pinned": {k: v for k, v in s._entries().items() if _domain(k, v) is None},
-                    **s.model_dump(include={"objective", "sampler", "pruner", "seed"}),
+                    "run": spec.run.dump(),
+                    "space": {name: words for name, words in spec.searched.words().items() if not _is_layer(name)},
+                    "density_per_layer": bool(spec.space.get(LAYERS)),
+                    "set": spec.searched.pinned(),
+                    **spec.model_dump(include=keys),
                 }
             )
-            for s in (self, other)
+            for spec in (self, other)
         )
         return [
             f"{key} was {mine.get(key, 'absent')}, now {theirs.get(key, 'absent')}"
@@ -157,11 +187,19 @@ class Comparison(StudySpec):
     """A study that samples nothing: its trials are cells, each queued with the keys of the run that it changes.
 
     A trial that is a cell has it as its user attribute `cell`, with `values`, its seed among them. The budget is all
-    trials that have not failed, those that wait included; a trial without a cell is one too many.
+    trials that have not failed, those that wait included.
     """
 
     compares: ClassVar[bool] = True
     space: dict[str, Any] = {}
+
+    @property
+    def looks_back(self) -> bool:
+        return False
+
+    @cached_property
+    def searched(self) -> Space:
+        return Space({}, self.run, empty=True)
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
@@ -169,36 +207,5 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpe
     return read_config(StudySpec, path, overrides or ())
 
 
-def _domain(key: str, value: Any) -> Domain | None:
-    """The domain that an entry of the space stands for; None when it pins a value."""
-    if isinstance(value, Real | Int | OneOf):
-        return value
-    kinds = [kind for kind in ("float", "int", "choice") if isinstance(value, Mapping) and kind in value]
-    if not kinds:
-        return None
-    extra = set(value) - {kinds[0], "log"}
-    if extra or (kinds[0] == "choice" and len(value) > 1):
-        raise UserError(f"space.{key}: {kinds[0]} does not go with {', '.join(sorted(map(str, extra or {'log'})))}")
-    given = value[kinds[0]]
-    if not isinstance(given, list) or not given or (kinds[0] != "choice" and len(given) != 2):
-        wanted = "a list of values" if kinds[0] == "choice" else "[low, high]"
-        raise UserError(f"space.{key}: {kinds[0]} takes {wanted}, got {given!r}")
-    try:
-        if kinds[0] == "choice":
-            return OneOf(*given)
-        log = bool(value.get("log", False))
-        return Real(float(given[0]), float(given[1]), log) if kinds[0] == "float" else Int(int(given[0]), int(given[1]), log)
-    except (UserError, TypeError, ValueError) as error:
-        raise UserError(f"space.{key}: {error}") from error
-
-
-def _check_key(key: str, extractor: Extractor) -> None:
-    """Refuse a key that no run has."""
-    if key == "seed":
-        raise UserError("space.seed: every trial has a seed of its own already, made from the study's seed")
-    defaults: dict[str, Any] = RunConfig(extractor=create(extractor)).dump()
-    valid = flatten(defaults)
-    if key not in valid and key not in defaults:
-        probe: dict[str, Any] = {}
-        put(probe, key, None)
-        raise unknown("key of a run", key, valid, where="space")
+def _is_layer(name: str) -> bool:
+    return name.startswith(f"{LAYERS}.")

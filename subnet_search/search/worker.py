@@ -1,23 +1,29 @@
 """A worker: one process that runs trials of a study until its budget is met. Stateless; the storage is the state."""
 
+import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig
-from subnet_search.data import load
+from subnet_search.data import Data, load
 from subnet_search.errors import Interrupted, RunError
-from subnet_search.search.objective import TrialFailed, objective
-from subnet_search.search.samplers import make_pruner, make_sampler
+from subnet_search.extraction import versions
+from subnet_search.search.backends import open_storage
+from subnet_search.search.claim import Claim, LeaseLost
+from subnet_search.search.dispatch import FINISHED, Dispatcher
+from subnet_search.search.objective import Ending, run_trial
 from subnet_search.search.spec import StudySpec
-from subnet_search.search.storage import load_study, open_storage, spec_of
+from subnet_search.search.storage import load_study, spec_of
 
 FAILURES_IN_A_ROW = 5
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-SURPLUS = "surplus: the study was complete"
+LOOK_AGAIN = 0.05, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
+
+Objective = Callable[[Claim, StudySpec, Callable[[RunConfig], Data], Callable[[], bool]], Ending]
+
+log = logging.getLogger(__name__)
 
 
 def run_worker(
@@ -26,72 +32,80 @@ def run_worker(
     *,
     trials: int | None = None,
     timeout: float | None = None,
-    threads: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
+    objective: Objective = run_trial,
 ) -> list[int]:
     """Run trials until `trials` of the study (default: its spec's number) are finished or `timeout` seconds passed.
 
-    Returns the numbers of the trials that ran here. A trial that fails is recorded with its reason and the worker
-    goes on; after five failures in a row it raises RunError, since the sixth would fail too (but not in a comparison,
-    whose cells have little in common, and which ends with its queue). When `should_stop` says so, the trial under way
-    writes a checkpoint and is queued to go on, and Interrupted is raised.
+    Returns the numbers of the trials that ended here. While others are at work the worker stays, to take over what they
+    leave. A trial that fails is recorded with its reason and the worker goes on; after five failures in a row it raises
+    RunError, since the sixth would fail too (but not in a comparison, whose cells have little in common). When
+    `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
     """
-    storage = open_storage(url)
-    spec = spec_of(load_study(name, storage))
-    study = load_study(name, storage, sampler=make_sampler(spec), pruner=make_pruner(spec))
-    budget, deadline = trials or spec.trials, time.monotonic() + (timeout or spec.timeout or float("inf"))
+    study = load_study(name, open_storage(url))
+    spec = spec_of(study)
+    _tell_versions(study.user_attrs.get("versions", {}))
+    dispatcher = Dispatcher(study, spec, trials or spec.trials)
     data = lru_cache(maxsize=2)(load)
+    deadline = time.monotonic() + (timeout or spec.timeout or float("inf"))
     failures: list[str] = []
     ran: list[int] = []
-
-    def run_trial(trial: optuna.Trial) -> float | tuple[float, ...]:
-        if _is_surplus(study, trial, spec, budget):
-            trial.set_user_attr("reason", SURPLUS)
-            raise TrialFailed
-        try:
-            return objective(trial, spec, threads, lambda config: data(config.data), should_stop)
-        except TrialFailed as error:
-            failures.append(str(error))
-            raise
-
-    def note(_: optuna.Study, trial: FrozenTrial) -> None:
-        ran.append(trial.number)
-        if trial.state in FINISHED:
-            failures.clear()
-
-    while unfinished(study, spec, budget) and time.monotonic() < deadline:
+    pause = LOOK_AGAIN[0]
+    while True:
         if should_stop():
             raise Interrupted("stopped between trials")
-        study.optimize(run_trial, n_trials=1, catch=(TrialFailed,), callbacks=[note])
+        claim = dispatcher.next(begin=time.monotonic() < deadline)
+        if claim == "done":
+            return ran
+        if claim == "wait":
+            time.sleep(pause)
+            pause = min(2 * pause, LOOK_AGAIN[1])
+            continue
+        pause = LOOK_AGAIN[0]
+        ending = _run(claim, spec, objective, lambda config: data(config.data), should_stop)
+        if ending is None:
+            continue
+        ran.append(claim.number)
+        failures = [] if ending.state in FINISHED else [*failures, ending.attrs["reason"]]
         if len(failures) >= FAILURES_IN_A_ROW and not spec.compares:
             raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
-    return ran
 
 
-def taken(study: optuna.Study, before: int | None = None) -> int:
-    """Trials that count against the budget, finished or under way; with `before`, those with a lower number only."""
-    states = (*FINISHED, TrialState.RUNNING)
-    return sum(before is None or t.number < before for t in study.get_trials(deepcopy=False, states=states))
+def _run(
+    claim: Claim,
+    spec: StudySpec,
+    objective: Objective,
+    load: Callable[[RunConfig], Data],
+    should_stop: Callable[[], bool],
+) -> Ending | None:
+    """Run a trial and store its end; None when another worker has taken it over."""
+    try:
+        ending = objective(claim, spec, load, should_stop)
+        claim.end(ending.state, ending.values, ending.attrs)
+        return ending
+    except LeaseLost:
+        log.warning("trial %d was taken over by another worker", claim.number)
+        return None
+    except Interrupted:
+        claim.release("interrupted")
+        raise
+    except RunError as error:
+        claim.release(str(error))
+        raise
+    except KeyboardInterrupt:
+        claim.release("broken off")
+        raise
 
 
-def unfinished(study: optuna.Study, spec: StudySpec, budget: int) -> bool:
-    """Whether a trial should begin: the budget is not met and, in a comparison, a cell waits in the queue."""
-    return taken(study) < budget and (not spec.compares or bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,))))
-
-
-def _is_surplus(study: optuna.Study, trial: optuna.Trial, spec: StudySpec, budget: int) -> bool:
-    """Whether others took the last place at the same moment; in a comparison, the last cell, or this one."""
-    if not spec.compares:
-        return taken(study, before=trial.number) >= budget
-    attrs = trial.user_attrs
-    if "cell" not in attrs or "continues" in attrs:
-        return "cell" not in attrs
-    earlier = (t for t in study.get_trials(deepcopy=False) if t.number < trial.number and t.state != TrialState.FAIL)
-    return any(t.user_attrs.get("cell", {}).get("values") == attrs["cell"]["values"] for t in earlier)
+def _tell_versions(begun: dict[str, str]) -> None:
+    changed = [f"{key} {begun[key]}, here {now}" for key, now in versions().items() if begun.get(key, now) != now]
+    if changed:
+        log.warning("the study was begun with %s: its trials say which version they ran with", "; ".join(changed))
 
 
 def config_of(trial: FrozenTrial) -> RunConfig:
     """The complete configuration that a trial ran with. Raises RunError when it never began."""
     if "config" not in trial.user_attrs:
-        raise RunError(f"trial {trial.number} holds no configuration: {trial.user_attrs.get('reason', 'it never began')}")
+        reason = "it waits to begin" if trial.state == TrialState.WAITING else trial.user_attrs.get("reason", "it never began")
+        raise RunError(f"trial {trial.number} holds no configuration: {reason}")
     return RunConfig.model_validate(trial.user_attrs["config"])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import count, keep_global
+from subnet_search.topology.select import LayerShares, allocate, keep_by_scope
 
 
 def likely(relevance: Mapping[str, Tensor]) -> Masks:
@@ -14,16 +14,21 @@ def likely(relevance: Mapping[str, Tensor]) -> Masks:
     return Masks({name: m.detach() >= 0 for name, m in relevance.items()})
 
 
-def ranked(relevance: Mapping[str, Tensor], density: float) -> Masks:
-    """The most relevant units over all layers together, exactly `density` of them."""
-    return keep_global(relevance, count(density, sum(m.numel() for m in relevance.values())))
+def ranked(relevance: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global") -> Masks:
+    """The most relevant units, exactly `density` of them: over all layers together, or of each layer by its share."""
+    return keep_by_scope(relevance, density, scope)
 
 
-def budget_penalty(relevance: Mapping[str, Tensor], density: float) -> Tensor:
+def budget_penalty(relevance: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global") -> Tensor:
     """((E[density] - density) / density)^2, with E[density] = mean of sigma(m): a scalar.
+
+    Over all layers together, or the mean over layers, each with the density that is its share.
 
     Source: Dupont, Sahbi & Michel 2021, arXiv:2107.03909, the budget loss, here on expected instead of counted units.
     """
+    if scope != "global":
+        counts = allocate({name: m.shape for name, m in relevance.items()}, density, scope)
+        return torch.stack([(torch.sigmoid(m).sum() / counts[n] - 1).square() for n, m in relevance.items()]).mean()
     total = sum(m.numel() for m in relevance.values())
     expected = torch.stack([torch.sigmoid(m).sum() for m in relevance.values()]).sum() / total
     return ((expected - density) / density).square()

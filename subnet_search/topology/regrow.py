@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from subnet_search.topology.masks import Masks, alive
-from subnet_search.topology.select import Shapes, allocate, count, keep_by_layer, keep_global, top_k
+from subnet_search.topology.select import LayerShares, Shapes, allocate, keep_by_scope, top_k
 
 Tensors = Mapping[str, Tensor]
 
@@ -40,28 +40,17 @@ def grow(masks: Masks, by: Tensors, like: Masks) -> Masks:
     return Masks(grown)
 
 
-def shrink(masks: Masks, scores: Tensors, k: int) -> Masks:
-    """The `k` highest scores over all layers together, of the weights that live in `masks`."""
-    return keep_global(_inside(masks, scores), k)
+def shrink_to(masks: Masks, scores: Tensors, density: float, scope: str | LayerShares) -> Masks:
+    """The highest scores inside `masks`, `density` of all weights: over all layers (`global`), or each layer's share.
 
-
-def shrink_to(masks: Masks, scores: Tensors, density: float, how: str) -> Masks:
-    """The highest scores inside `masks`, `density` of all weights: over all layers (`global`), or `uniform` or `erk`.
-
-    Raises UserError when the shares cannot be met in whole weights.
+    scope: `global`, a rule of `allocate`, or the layers' relative densities. Raises UserError when the shares cannot be met.
     """
-    if how == "global":
-        return shrink(masks, scores, count(density, masks.numel))
     living = {name: alive(mask) for name, mask in masks.items()}  # rounding must not bring a dropped weight back
-    counts = allocate({name: mask.shape for name, mask in masks.items()}, density, how, living)
-    return keep_by_layer(_inside(masks, scores), counts)
+    inside = {name: score.masked_fill(~masks[name], -math.inf) for name, score in scores.items()}
+    return keep_by_scope(inside, density, scope, living)
 
 
-def check_scope(shapes: Shapes, density: float, how: str) -> None:
+def check_scope(shapes: Shapes, density: float | None, scope: str | LayerShares) -> None:
     """Raise UserError when `shrink_to` cannot reach a density, or a density above it, in whole weights of each layer."""
-    if how != "global":
-        allocate(shapes, density, how)
-
-
-def _inside(masks: Masks, scores: Tensors) -> dict[str, Tensor]:
-    return {name: score.masked_fill(~masks[name], -math.inf) for name, score in scores.items()}
+    if density is not None and scope != "global":
+        allocate(shapes, density, scope)

@@ -1,23 +1,25 @@
 """Exact selection: which units to keep, given their scores and how many may live.
 
-Three separate questions, three functions: how many in all (`count`), how many in each layer (`allocate`, after
-`uniform` or `erdos_renyi`), and which (`top_k`, `keep_global`, `keep_by_layer`). Nothing is ever one unit off.
+Three separate questions: how many in all (`count`), how many in each layer (`allocate`, after `uniform`, `erdos_renyi`
+or `relative`), and which (`top_k`, `keep_global`, `keep_by_layer`). Nothing is ever one unit off.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subnet_search.errors import UserError
+from subnet_search.errors import UserError, unknown
 from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.pieces import PIECE
 
 Shapes = Mapping[str, Sequence[int]]
+LayerShares: TypeAlias = Mapping[str, float]
+"""A relative density above 0 for each layer, by `layer_name`: what counts is their ratio."""
 
 
 class NotANumber(ValueError):
@@ -144,6 +146,18 @@ def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Ma
     return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
 
 
+def keep_by_scope(
+    scores: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global", room: Mapping[str, int] | None = None
+) -> Masks:
+    """The highest scores, exactly `density` of them: over all layers together (`global`), or of each layer by `allocate`.
+
+    Raises UserError when the layers' shares cannot be met.
+    """
+    if scope == "global":
+        return keep_global(scores, count(density, sum(score.numel() for score in scores.values())))
+    return keep_by_layer(scores, allocate({name: score.shape for name, score in scores.items()}, density, scope, room))
+
+
 def sampled(scores: Tensor, uniform: Tensor, power: float = 1.0) -> Tensor:
     """Scores whose `k` highest are a draw of k units without replacement, each in proportion to score^power.
 
@@ -163,11 +177,34 @@ def erdos_renyi(shapes: Shapes, density: float, kernel: bool = True) -> dict[str
     """Erdos-Renyi densities: in proportion to the sum over the product of a layer's dimensions, `density` over all.
 
     `kernel` counts the kernel's height and width too (ERK; Evci et al. 2020, arXiv:1911.11134, appendix); without,
-    only fan-out and fan-in count (ER; Mocanu et al. 2018, arXiv:1707.04780). A layer that would pass 1 is made dense
-    and the rest is solved again, so the mean over all weights is `density` exactly (before rounding to units).
+    only fan-out and fan-in count (ER; Mocanu et al. 2018, arXiv:1707.04780).
+    """
+    ratio = {name: sum(dims) / math.prod(dims) for name, shape in shapes.items() for dims in [shape if kernel else shape[:2]]}
+    return _in_proportion(shapes, density, ratio)
+
+
+def layer_name(parameter: str) -> str:
+    """What a layer is called: its weight's name without `.weight`, so `conv1` for `conv1.weight`."""
+    return parameter.removesuffix(".weight")
+
+
+def relative(shapes: Shapes, density: float, shares: LayerShares) -> dict[str, float]:
+    """Densities in proportion to `shares`, `density` over all. Raises UserError unless they name every layer, and no other."""
+    layers = [layer_name(name) for name in shapes]
+    for layer in shares:
+        if layer not in layers:
+            raise unknown("layer", layer, layers)
+    if missing := [layer for layer in layers if layer not in shares]:
+        raise UserError(f"every layer needs a relative density, and there is none for {', '.join(missing)}")
+    return _in_proportion(shapes, density, {name: shares[layer_name(name)] for name in shapes})
+
+
+def _in_proportion(shapes: Shapes, density: float, ratio: Mapping[str, float]) -> dict[str, float]:
+    """Densities in proportion to `ratio`. A layer that would pass 1 is made dense and the rest is solved again.
+
+    So the mean over all weights is `density` exactly (before rounding to units).
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
-    ratio = {name: sum(dims) / math.prod(dims) for name, shape in shapes.items() for dims in [shape if kernel else shape[:2]]}
     dense: set[str] = set()
     while True:
         sparse = [name for name in shapes if name not in dense]
@@ -188,17 +225,20 @@ ALLOCATIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
 }
 
 
-def random_masks(uniform: Mapping[str, Tensor], density: float, how: str = "erk") -> Masks:
+def random_masks(uniform: Mapping[str, Tensor], density: float, how: str | LayerShares = "erk") -> Masks:
     """Masks drawn uniformly among all that have the counts of `allocate`. uniform: independent uniform numbers."""
     return keep_by_layer(uniform, allocate({name: draw.shape for name, draw in uniform.items()}, density, how))
 
 
-def allocate(shapes: Shapes, density: float, how: str = "uniform", room: Mapping[str, int] | None = None) -> dict[str, int]:
+def allocate(
+    shapes: Shapes, density: float, how: str | LayerShares = "uniform", room: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Whole numbers of units a layer, that add up to exactly `count(density, total)`.
 
     Shares are rounded down and the units left over go to the largest remainders (ties: the first layer). No layer
-    gets more than it has, or than its `room` (default: all its units). `how` is one of `uniform`, `er`, `erk`.
-    Raises UserError when the total cannot leave one unit in every layer.
+    gets more than it has, or than its `room` (default: all its units). `how` is one of `uniform`, `er`, `erk`, or the
+    layers' relative densities. Raises UserError when the total cannot leave one unit in every layer, or for relative
+    densities of other layers.
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     total = count(density, sum(numel.values()))
@@ -206,7 +246,8 @@ def allocate(shapes: Shapes, density: float, how: str = "uniform", room: Mapping
         raise UserError(
             f"density {density:g} keeps {total} of {sum(numel.values())} weights, fewer than the network's {len(numel)} layers"
         )
-    shares = {name: share * numel[name] for name, share in ALLOCATIONS[how](shapes, density).items()}
+    densities = ALLOCATIONS[how](shapes, density) if isinstance(how, str) else relative(shapes, density, how)
+    shares = {name: share * numel[name] for name, share in densities.items()}
     # Every layer keeps a path open: at least one unit, made up for where rounding had added most.
     room = numel if room is None else room
     if sum(room.values()) < total:

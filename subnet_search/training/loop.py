@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from subnet_search.data import Batches, Data, Split
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.evaluation.accuracy import Quality, logits, quality
 from subnet_search.extractors import Clock, RelevanceLearner
-from subnet_search.extractors.base import Change
+from subnet_search.extractors.base import Change, only_begins
 from subnet_search.seeds import derive
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber, count
 from subnet_search.training.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
 from subnet_search.training.memory import keep_freed_memory
+from subnet_search.training.optimizer import make_optimizer
 from subnet_search.training.probe import Probe
-from subnet_search.training.ranks import average, rank_and_world
-from subnet_search.training.recipe import Recipe
+from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, rank_and_world, time_to_stop
 from subnet_search.training.supernet import Passes, Supernet
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
+    on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -56,24 +57,27 @@ def train(
 
     A checkpoint goes to `checkpoint` every `recipe.checkpoint_every` epochs and when `should_stop` says so; with
     `resume` the run goes on from there, to the same bits as if it had never stopped.
-    Raises RunError with the step when the loss is not finite, and Interrupted when stopped.
+    `on_begin` is told the topology of an extractor that never changes it, before the first step and after a resume.
+    Raises RunError with the step when the loss is not finite, and Interrupted when stopped: on all ranks alike.
     """
     keep_freed_memory()
     recipe, device = supernet.recipe, supernet.device
     rank, world = rank_and_world()
     data = data.to(device)
     batches = Batches(data.train, data.mean, data.deviation, recipe.batch_size, seed, recipe.augment, rank, world)
-    if batches.batch_size < world:
-        raise UserError(f"a batch of {batches.batch_size} cannot be shared by {world} processes")
+    check_shares(batches.batch_size, recipe.device)
     run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None)
     progress, total = run.progress, run.total
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
-        if resume and checkpoint and checkpoint.is_file():
+        if resume and checkpoint and from_first(checkpoint.is_file):
             run.restore(checkpoint)
             progress = run.progress
         else:
             run.begin()
+        check_equal(supernet.state, progress.step)
+        if on_begin and only_begins(type(supernet.extractor)):
+            on_begin(supernet.masks)
         while progress.step < total and not run.out_of_patience():
             clock = Clock(progress.step, total, seed)
             run.step(clock)
@@ -85,9 +89,11 @@ def train(
                     run.save()
                 if on_epoch:
                     on_epoch(epoch)
-            if should_stop and should_stop():
+            if should_stop and time_to_stop(should_stop, progress.step):
                 run.save()
+                any_rank(True)  # no rank leaves before the checkpoint is written
                 raise Interrupted(f"stopped after step {progress.step} of {total}")
+        check_equal(supernet.state, progress.step)
     return run.outcome()
 
 
@@ -109,7 +115,8 @@ def training_step(
     optimizer.zero_grad()
     loss.backward()
     supernet.passes += (0, 1)
-    average(parameter.grad for parameter in learned if parameter.grad is not None)
+    loss = loss.detach()
+    average(_of_this_rank(supernet, learned, loss))
     supernet.watch_gradients()
     with torch.no_grad():
         change = extractor.step(supernet, clock)
@@ -117,34 +124,23 @@ def training_step(
             extractor.adjust(supernet, clock)
             supernet.mask_gradients()
             optimizer.step()
-    return loss.detach(), change
+    return loss, change
 
 
-def make_optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over what is learned. Relevance has its own rate and decay; rescaling factors no decay."""
-    relevance, scales = list(supernet.relevance.values()), list(supernet.scales.values())
-    apart = {id(parameter) for parameter in (*relevance, *scales)}
-    weights = [parameter for parameter in supernet.learned().values() if id(parameter) not in apart]
-    decay = recipe.weight_decay if recipe.relevance_decay is None else recipe.relevance_decay
-    groups = [
-        {"params": weights, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-        {"params": relevance, "lr": recipe.relevance_lr or recipe.lr, "weight_decay": decay},
-        {"params": scales, "lr": recipe.scale_lr, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    match recipe.optimizer:
-        case "sgd":
-            nesterov = recipe.nesterov and recipe.momentum > 0
-            return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
-        case "adam":
-            return torch.optim.Adam(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+def _of_this_rank(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iterator[Tensor]:
+    """What came out of this rank's part of a batch: gradients, running statistics, the loss."""
+    yield from (parameter.grad for parameter in learned if parameter.grad is not None)
+    yield from (buffer for buffer in supernet.net.buffers() if buffer.is_floating_point())
+    yield loss
 
 
 def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
-    """The quality of the `finish` topology on a split of `data`; both on the supernet's device."""
+    """The quality of the `finish` topology on a split of `data`; both on the supernet's device.
+
+    Every rank must ask: the first measures, and all get its numbers.
+    """
     supernet.net.eval()
-    return quality(logits(supernet.evaluator(), split, data.mean, data.deviation), split.labels)
+    return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.deviation), split.labels))
 
 
 class Run:
@@ -209,7 +205,6 @@ class Run:
 
     def end_epoch(self) -> Epoch:
         """Validate, and remember the state if it is the best so far and early stopping may go back to it."""
-        average(buffer for buffer in self.supernet.net.buffers() if buffer.is_floating_point())
         history, masks = self.progress.history, self.supernet.final()
         self._look_for_collapse(masks)
         val = evaluate(self.supernet, self.data, self.data.val)

@@ -1,0 +1,299 @@
+"""Storages underneath: opening them, one process at a time, many attributes at once, patience through outages."""
+
+import json
+import logging
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple
+from urllib.parse import unquote, unquote_plus
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from sqlalchemy import URL, Engine, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from subnet_search.errors import RunError, UserError
+
+Result = TypeVar("Result")
+Args = TypeVarTuple("Args")
+
+PATIENCE = 600.0  # seconds that a lock or a server that does not answer is waited for
+LONGEST_PAUSE = 15.0  # seconds between two tries
+RACES = 5  # tries at making the tables, when other processes make them at the same moment
+POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed within a minute or so
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "fallback_application_name": "subnet-search",
+}
+
+LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
+SQLITE_OUTAGES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # to the last @: rather too much hidden than too little
+IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
+
+_threads = threading.Lock()  # for storages that no other process can reach
+_passwords: set[str] = set()  # of the storages opened here, so that no message can hold one
+
+
+def open_storage(url: str, create: bool = False) -> BaseStorage:
+    """Any storage that Optuna knows by a URL: SQLite, PostgreSQL (needs the extra `postgres`), MySQL.
+
+    SQLite files get write-ahead logging, ten times faster and safe on a local disk; `create` makes a missing one.
+    Raises UserError, without the URL's password, when there is no such storage.
+    """
+    parsed = _parse(url)
+    _passwords.update(_secrets(url))
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    match parsed.get_backend_name():
+        case "sqlite":
+            _require(parsed, create)
+            options = {"connect_args": {"timeout": 60}, "pool_events": [(_write_ahead, "connect")]}
+        case "postgresql":
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            if parsed.get_driver_name() in ("psycopg", "psycopg2"):
+                options["connect_args"] = {key: value for key, value in POSTGRES.items() if key not in parsed.query}
+                options["pool_events"] = [(_keep_alive, "connect")]
+    try:
+        storage = _with_tables(parsed, options)
+    except ImportError as error:
+        reason = f"{error.__cause__ or error}"
+        if parsed.drivername == "postgresql+psycopg":
+            reason = "PostgreSQL needs psycopg (pip install 'subnet-search[postgres]')"
+        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(reason, url)}") from error
+    except (SQLAlchemyError, OptunaError, OSError, RuntimeError) as error:
+        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(_reason(error), url)}") from error
+    if (kind := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
+        log.warning("no lock on a %s storage: with several workers a study may exceed its budget by workers - 1", kind)
+    return storage
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(re.sub("^postgres:", "postgresql:", url))
+        parsed.get_dialect()  # raises ArgumentError for a database that SQLAlchemy does not know
+    except (ArgumentError, ValueError):
+        raise UserError(f"not a storage URL: {safe_url(url)!r}; for example sqlite:///runs/studies.db") from None
+    except ImportError:
+        pass  # the driver is missing: said when it is opened
+    if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+        raise UserError(f"not a storage URL: {safe_url(url)!r}; in a password, write @ as %40, : as %3A and / as %2F")
+    return parsed
+
+
+def _require(parsed: URL, create: bool) -> None:
+    if not parsed.database or parsed.database == ":memory:":
+        return
+    if not create and not Path(parsed.database).is_file():
+        raise UserError(f"no studies yet: {parsed.database} does not exist (start one with: subnet-search study run)")
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of {parsed.database}: {error.strerror}") from error
+
+
+def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
+    """Optuna makes missing tables without a lock, so whoever loses the race finds them half made, and looks again."""
+    url = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
+    for tried in range(1, RACES + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=dict(options))
+        except (DBAPIError, StorageInternalError) as error:
+            if tried == RACES or not re.search("already exists|unique constraint", str(error.__cause__ or error), re.I):
+                raise
+            time.sleep(0.1 * tried)
+    raise AssertionError("the last try returns or raises")
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _keep_alive(connection: Any, _: Any) -> None:
+    """The server too must notice within a minute when a client's machine is gone: its locks are released then."""
+    cursor = connection.cursor()
+    for option in ("idle = 30", "interval = 10", "count = 3"):
+        cursor.execute(f"SET tcp_keepalives_{option}")
+    cursor.execute("SET tcp_user_timeout = 60000")
+    cursor.close()
+    connection.commit()
+
+
+def rdb(storage: BaseStorage) -> RDBStorage | None:
+    """The database behind a storage (Optuna wraps it in a cache), None when it has none."""
+    inner = storage._backend if isinstance(storage, _CachedStorage) else storage
+    return inner if isinstance(inner, RDBStorage) else None
+
+
+def exclusive(storage: BaseStorage, name: str, patience: float = PATIENCE) -> AbstractContextManager[object]:
+    """One process (and thread) at a time works on the study `name` of a storage: `with exclusive(...):`. Not re-entrant.
+
+    A file lock beside a SQLite file, an advisory lock of a PostgreSQL server: both are released when their holder is
+    killed. Raises RunError when another has held it for `patience` seconds.
+    """
+    database = rdb(storage)
+    if database and database.engine.dialect.name == "postgresql":
+        return _advisory(database.engine, name, patience)
+    file = database.engine.url.database if database and database.engine.dialect.name == "sqlite" else None
+    return _beside(file, name, patience) if file and file != ":memory:" else _threads
+
+
+@contextmanager
+def _beside(file: str, name: str, patience: float) -> Iterator[None]:
+    lock = FileLock(f"{Path(file).resolve()}.lock", timeout=patience, poll_interval=0.01)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(_stuck(name, patience, f"who has {lock.lock_file} open?")) from None
+    except OSError as error:
+        raise RunError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
+    """The lock belongs to a transaction of a connection of its own, so it ends with either, however they end."""
+    key = int.from_bytes(blake2b(f"subnet-search {name}".encode(), digest_size=8).digest(), "big", signed=True)
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql(
+                f"SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = {patience * 1000:.0f};"
+                f"SELECT pg_advisory_xact_lock({key})"
+            )
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+                raise RunError(_stuck(name, patience, "see pg_locks on the server")) from None
+            raise
+        try:
+            yield
+        finally:
+            try:
+                connection.commit()
+            except DBAPIError as error:  # what was done under the lock is done; only the server went away in between
+                log.warning("the lock of the study %r was lost before its end: %s", name, scrub(_reason(error)))
+
+
+def _stuck(name: str, patience: float, where: str) -> str:
+    return f"the study {name!r} has been locked by another process for {patience:.0f} seconds; {where}"
+
+
+def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], system: bool = False) -> None:
+    """Write many user (or system) attributes of a trial that has not ended: all of them, in one transaction, or none.
+
+    Storages other than SQLite and PostgreSQL write one after the other. Raises TypeError for what JSON cannot hold,
+    KeyError when there is no such trial, Optuna's UpdateFinishedTrialError when it has ended.
+    """
+    database = rdb(storage)
+    kind = database.engine.dialect.name if database else ""
+    if not database or kind not in ("sqlite", "postgresql"):
+        write = storage.set_trial_system_attr if system else storage.set_trial_user_attr
+        for key, value in attrs.items():
+            write(trial_id, key, value)
+        return
+    model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
+    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    insert = (sqlite.insert if kind == "sqlite" else postgresql.insert)(model)
+    upsert = insert.on_conflict_do_update(
+        index_elements=[model.trial_id, model.key], set_={"value_json": insert.excluded.value_json}
+    )
+    with _create_scoped_session(database.scoped_session) as session:
+        trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        database.check_trial_is_updatable(trial_id, trial.state)
+        if rows:
+            session.execute(upsert.values(rows))
+
+
+def patiently(call: Callable[[*Args], Result], *args: *Args, patience: float = PATIENCE) -> Result:
+    """The result of a call that talks to a storage, tried again while the storage does not answer.
+
+    A write whose answer was lost is written again, so what is called must bear being done twice. Raises RunError
+    when `patience` seconds were not enough; every error that is no outage passes through at once.
+    """
+    start, pause = time.monotonic(), 0.1
+    while True:
+        try:
+            return call(*args)
+        except (StorageInternalError, DBAPIError) as error:
+            if not _outage(error):
+                raise
+            reason = scrub(_reason(error))
+            waited = time.monotonic() - start
+            if waited >= patience:
+                raise RunError(f"the storage has not answered for {waited:.0f} seconds: {reason}") from None
+            if pause == 0.1:
+                log.warning("the storage does not answer, trying for up to %.0f seconds: %s", patience, reason)
+        time.sleep(min(pause, max(patience - waited, 0.01)))
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _outage(error: BaseException) -> bool:
+    """Whether a storage's error may go away by itself."""
+    if isinstance(error, StorageInternalError):
+        return error.__cause__ is not None and _outage(error.__cause__)
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):  # its OperationalError is also raised for a missing table
+        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in SQLITE_OUTAGES
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def safe_url(url: str) -> str:
+    """A storage URL that may be shown: without its password, also where it stands in the query."""
+    return IN_QUERY.sub(r"\1***", CREDENTIALS.sub(r"\1***@", url))
+
+
+def scrub(text: str, url: str = "") -> str:
+    """A text with the password of a storage's URL, and of every storage opened here, replaced by `***`."""
+    for password in sorted(_passwords | _secrets(url), key=len, reverse=True):
+        text = re.sub("".join(map(_spellings, password)), "***", text)
+    return text
+
+
+def _secrets(url: str) -> set[str]:
+    raw = {match[2] for way in (CREDENTIALS, IN_QUERY) for match in way.finditer(url)}
+    raw |= {word.split("@")[0] for word in raw}  # an @ further on, in the query, is none of the password's end
+    return {decode(word) for word in raw for decode in (unquote, unquote_plus)} - {""}
+
+
+def _spellings(letter: str) -> str:
+    """A pattern for a letter of a password: as it is, behind a backslash, percent-encoded."""
+    encoded = "".join(f"%{byte:02X}" for byte in letter.encode())
+    return rf"(?:\\?{re.escape(letter)}|(?i:{encoded}){'|[+]' if letter == ' ' else ''})"
+
+
+def _reason(error: BaseException) -> str:
+    """What a database said, in one line."""
+    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]
+    return re.sub("^connection failed: |FATAL: +", "", lines[0])

@@ -1,0 +1,78 @@
+"""Who runs a trial, and whether that worker is still there. No clock of any machine is compared with another's."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+PATIENCE = 5  # heartbeats without a sign of life, after which a worker is given up
+ME = uuid.uuid4().hex  # this process, as no other ever was
+
+
+def whereabouts() -> dict[str, Any]:
+    """This process, as a trial keeps it: readable, and enough to find out on the same machine whether it is alive."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": ME, **_process(os.getpid())}
+
+
+class Leases:
+    """Watches the running trials, and tells which have lost their worker.
+
+    On the same machine a process is looked up. Elsewhere, and for one that hangs, a worker counts up the trial's `beat`,
+    and is gone when that stays the same for five heartbeats by the watcher's own monotonic clock: a clock that jumps,
+    there or here, changes nothing.
+    """
+
+    def __init__(self, heartbeat: float) -> None:
+        self.heartbeat = heartbeat
+        self.seen: dict[int, tuple[Any, float]] = {}
+
+    def lost(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """The running trials that nobody runs any more."""
+        now, found = time.monotonic(), []
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker", {}).get("token") == ME:
+                continue
+            sign = (trial.user_attrs.get("worker", {}).get("token"), trial.user_attrs.get("beat"))
+            before, since = self.seen.setdefault(trial.number, (sign, now))
+            if before != sign:
+                self.seen[trial.number] = (sign, now)
+            elif now - since > PATIENCE * self.heartbeat or is_dead(trial.user_attrs.get("worker", {})):
+                found.append(trial)
+        return found
+
+
+def is_dead(worker: dict[str, Any]) -> bool:
+    """Whether a worker ran on this machine and its process is gone; False when that cannot be told from here."""
+    if worker.get("host") != socket.gethostname() or worker.get("namespace") != _process(os.getpid())["namespace"]:
+        return False
+    if worker.get("boot") != _process(os.getpid())["boot"]:
+        return True  # the machine was started again
+    try:
+        os.kill(worker["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return bool(_process(worker["pid"])["started"] != worker.get("started"))  # the number belongs to another process by now
+
+
+def _process(pid: int) -> dict[str, Any]:
+    """What tells a process from every other of this machine, also after a restart; None where the system does not say."""
+    fields = (_read(f"/proc/{pid}/stat") or "Z").rpartition(")")[2].split()
+    return {
+        "started": None if fields[0] == "Z" else fields[19],  # in ticks since the machine was started; a zombie is gone
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "namespace": os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else None,
+    }
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,163 @@
+"""What a study searches: keys of a run with domains, some of which exist only for some values of others.
+
+    space:
+      extractor: {choice: [gumbel, granet, synflow]}      # each opens the domains that it declares
+      extractor.density: 0.1                              # the same for all of them
+      recipe.lr:                                          # conditions written by hand
+        - {when: {extractor: gumbel}, float: [10, 100], log: true}
+        - {when: {extractor: [granet, synflow]}, float: [0.01, 0.3], log: true}
+      density_per_layer: true                             # a relative density for every layer
+
+A parameter is called by its key. One that exists only under a condition is called by its key and the condition, as in
+`recipe.lr @granet|synflow`, so that a name has one domain throughout a study.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+
+from subnet_search.config import RunConfig, check, with_values
+from subnet_search.data import load
+from subnet_search.domains import OneOf
+from subnet_search.errors import UserError, unknown
+from subnet_search.extractors import get_extractor
+from subnet_search.extractors.base import layer_field
+from subnet_search.nets import build, prunable
+from subnet_search.search.entries import (
+    LAYERS,
+    METHOD,
+    Entry,
+    check_key,
+    entries_of,
+    layer_entries,
+    method_entries,
+    stored,
+    value_of,
+)
+from subnet_search.training import Recipe
+
+
+class Space:
+    """The entries of a study's space, and how they change its run."""
+
+    def __init__(self, given: Mapping[str, Any], run: RunConfig, empty: bool = False) -> None:
+        self.run = run
+        self.entries = [*method_entries(given, run), *layer_entries(given)]
+        for key, value in given.items():
+            if key not in (METHOD, LAYERS):
+                self.entries += entries_of(key, value)
+        self.entries.sort(key=lambda entry: bool(entry.when))  # what conditions look at comes first
+        self._check()
+        if not self.searched and not empty and given.get(LAYERS) is not True:
+            raise UserError("space: nothing is searched: give at least one key a domain")
+
+    @property
+    def searched(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.domain is not None]
+
+    @property
+    def conditional(self) -> bool:
+        return any(entry.when for entry in self.searched)
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A value for every key of the space that counts, drawn by the trial."""
+        return self._choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of keys of a run as Optuna's parameters. Raises UserError for one that is not searched or not possible."""
+        found: dict[str, Any] = {}
+
+        def take(entry: Entry) -> Any:
+            if entry.key not in values:
+                return None
+            text = stored(values[entry.key])
+            try:
+                inside = entry.distribution._contains(entry.distribution.to_internal_repr(text))
+            except (ValueError, TypeError):
+                inside = False
+            if not inside:
+                raise UserError(f"{entry.key} is searched over {entry.domain}, which {values[entry.key]!r} is not of")
+            found[entry.name] = text
+            return values[entry.key]
+
+        chosen = self._choose(take)
+        if missing := [key for key in values if chosen.get(key) is None and values[key] is not None]:
+            raise unknown("searched key", missing[0], {entry.key for entry in self.searched})
+        return found
+
+    def config(self, values: Mapping[str, Any]) -> RunConfig:
+        """The run that these values of its keys ask for. Raises UserError when there is no such run."""
+        given = self.run.given()
+        method = values.get(METHOD, self.run.extractor.name)
+        own = given.get(METHOD, {"name": self.run.extractor.name})
+        rates = own_rates(method, given) if METHOD in values else {}
+        base = with_values({**given, METHOD: own if own["name"] == method else {"name": method}}, rates)
+        seen = self._seen(values)
+        pinned = {entry.key: entry.value for entry in self.entries if entry.domain is None and entry.holds(seen)}
+        rest = {key: value for key, value in values.items() if key != METHOD and not key.startswith(f"{LAYERS}.")}
+        layers = {key.removeprefix(f"{LAYERS}."): value for key, value in values.items() if key.startswith(f"{LAYERS}.")}
+        if layers:
+            rest[f"{METHOD}.{layer_field(get_extractor(method))}"] = layers
+        return check(RunConfig, with_values(with_values(base, pinned), rest))
+
+    def words(self) -> dict[str, str]:
+        """Parameters with their domains, for people and for comparing."""
+        return {entry.name: str(entry.domain) for entry in self.searched}
+
+    def pinned(self) -> dict[str, Any]:
+        return {entry.name: entry.value for entry in self.entries if entry.domain is None}
+
+    def methods(self) -> list[str]:
+        """The methods that trials may have."""
+        for entry in self.searched:
+            if entry.key == METHOD and isinstance(entry.domain, OneOf):
+                return list(entry.domain.choices)
+        return [self.run.extractor.name]
+
+    def _choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for entry in self.entries:
+            if entry.domain is not None and entry.holds(self._seen(chosen)):
+                chosen[entry.key] = draw(entry)
+        return chosen
+
+    def _seen(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """What conditions may look at: what was chosen, and what the space sets."""
+        return {**{entry.key: entry.value for entry in self.entries if entry.domain is None and not entry.when}, **chosen}
+
+    def _check(self) -> None:
+        """Every end of every domain must make a valid run: found now, not in trial 17."""
+        keys = {entry.key for entry in self.entries}
+        first = {METHOD: self.methods()[0]} if METHOD in keys else {}
+        for entry in self.entries:
+            for key in entry.when:
+                if key not in keys:
+                    raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
+            context = {**first, **{key: values[0] for key, values in entry.when.items()}}
+            for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
+                check_key(entry.key, get_extractor(method))
+            for value in entry.domain.bounds() if entry.domain else ():
+                try:
+                    self.config({**context, entry.key: value})
+                except UserError as error:
+                    raise UserError(f"space: {error}") from error
+
+
+def layers_of(run: RunConfig) -> list[str]:
+    """The prunable layers of a run's network, by the names of their modules."""
+    data = load(run.data)
+    return [name.removesuffix(".weight") for name in prunable(build(run.network.resolve(1.0), data.shape, data.classes, 0))]
+
+
+def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The published rate and decay of a method that learns relevance and nothing else, as changes to the run.
+
+    What a run sets for all methods are the rates of weights. A configuration that is written for the method sets them
+    itself.
+    """
+    cls = get_extractor(method)
+    if cls.learns != "relevance" or cls.paradigm.trains_after or given.get(METHOD, {}).get("name") == method:
+        return {}
+    published = Recipe(**cls.recipe)
+    return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}
