@@ -61,7 +61,7 @@ def test_every_shipped_configuration_is_valid():
 
     assert all(read_config(RunConfig, path).resolve() for path in (ROOT / "configs").glob("*.yaml"))
     studies = list((ROOT / "studies").glob("*.yaml"))
-    assert all(read_study(path).domains() for path in studies)
+    assert all(read_study(path).searched.words() for path in studies)
     assert all(path.read_text().split("\n")[0].endswith("?") for path in studies), "a study opens with its question"
 
 

@@ -6,7 +6,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from toys import conv_bn, mlp, pictures, points, supernet
 
+from subnet_search.config import RunConfig, check
 from subnet_search.errors import Interrupted, RunError, UserError
+from subnet_search.extraction import run
 from subnet_search.extractors import Clock
 from subnet_search.training import train
 from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, one_goes_ahead
@@ -58,6 +60,15 @@ def patient(rank, folder):
     return {"epoch": outcome.epoch, "epochs": len(outcome.history), "state": net.state()}
 
 
+def whole(rank, folder):
+    """A run with its folder, and the same again."""
+    config = check(RunConfig, {"network": "lenet_300_100", "recipe": {"epochs": 1, "threads": 1, "device": "cpu"}})
+    records = [run(config, folder / "run", resume=again, densities=(0.1,)).summary() for again in (False, True)]
+    with pytest.raises(UserError, match="already holds a run"):
+        run(config, folder / "run")
+    return {"records": records, "files": sorted(path.name for path in (folder / "run").iterdir())}
+
+
 def mean(rank, folder):
     """Small tensors go together, large ones alone; the layout in memory stays."""
     tensors = [torch.full((2, 3), 1.0 + rank), torch.tensor(5.0 * rank), torch.full((600, 500), 4.0 * rank)]
@@ -92,6 +103,7 @@ SCENES = {
     "stopped": stopped,
     "broken": broken,
     "patient": patient,
+    "whole": whole,
     "mean": mean,
     "any": lambda rank, folder: [any_rank(rank == 1), any_rank(False)],
     "first": lambda rank, folder: from_first(lambda: f"told by {rank}"),
@@ -167,6 +179,18 @@ def test_both_lose_patience_at_once(seen):
     same(first["state"], second["state"])
 
 
+def test_a_run_has_one_folder(seen):
+    first, second = seen["whole"]
+    assert first["files"] == second["files"]
+    assert set(first["files"]) >= {"config.yaml", "metrics.jsonl", "summary.json", "subnetwork.safetensors", "curve.json"}
+    (before, after), (elsewhere, told) = first["records"], second["records"]
+    assert before == after == told  # a finished run is read by one rank
+    assert before["sha256"] == elsewhere["sha256"]
+    for key in ("val_accuracy", "val_nll", "test_accuracy", "density"):
+        assert before[key] == elsewhere[key]
+    assert before["processes"] == 2
+
+
 def test_a_mean_over_ranks(seen):
     for tensors in seen["mean"]:
         assert [float(t.mean()) for t in tensors[:3]] == [1.5, 2.5, 2.0]
@@ -189,6 +213,8 @@ def test_ranks_that_differ_are_named(seen):
 
 def test_what_cannot_be_shared_is_refused(seen):
     assert seen["uneven"] == ["UserError: a batch of 7 images cannot be shared equally by 2 processes; 6 or 8 can"] * 2
-    assert seen["one gpu"] == ["UserError: recipe.device: cuda:0 would be shared by 2 processes; with cuda each takes its own"] * 2
+    assert (
+        seen["one gpu"] == ["UserError: recipe.device: cuda:0 would be shared by 2 processes; with cuda each takes its own"] * 2
+    )
     if not torch.cuda.is_available():
         assert seen["no gpus"] == ["UserError: 2 processes need as many GPUs, and there are 0; or -s recipe.device=cpu"] * 2

@@ -35,5 +35,5 @@ def test_every_configuration_reads_and_says_what_it_is(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_reads_and_opens_with_its_question(path):
-    assert read_study(path).domains()
+    assert read_study(path).searched.words()
     assert path.read_text().splitlines()[0].endswith("?")

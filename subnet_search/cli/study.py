@@ -78,8 +78,8 @@ def worker(
 @studies.command("list", epilog="Example: subnet-search study list --json")
 def list_(storage: Storage = None, json: Json = False) -> None:
     """All studies in a storage."""
-    from subnet_search.search.inspect import list_studies
     from subnet_search.search.backends import open_storage
+    from subnet_search.search.inspect import list_studies
 
     rows = list_studies(open_storage(_url(storage)))
     if json:

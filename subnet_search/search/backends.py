@@ -85,7 +85,7 @@ def open_storage(url: str, create: bool = False) -> BaseStorage:
         if parsed.drivername == "postgresql+psycopg":
             reason = "PostgreSQL needs psycopg (pip install 'subnet-search[postgres]')"
         raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(reason, url)}") from error
-    except (SQLAlchemyError, OptunaError, OSError, RuntimeError) as error:
+    except (SQLAlchemyError, OptunaError, OSError, RuntimeError, ValueError, TypeError) as error:  # also bad options in a URL
         raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(_reason(error), url)}") from error
     if (kind := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
         log.warning("no lock on a %s storage: with several workers a study may exceed its budget by workers - 1", kind)
@@ -167,9 +167,9 @@ def exclusive(storage: BaseStorage, name: str, patience: float = PATIENCE) -> Ab
 
 @contextmanager
 def _beside(file: str, name: str, patience: float) -> Iterator[None]:
-    lock = FileLock(f"{Path(file).resolve()}.lock", timeout=patience, poll_interval=0.01)
+    lock = FileLock(f"{Path(file).resolve()}.lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=patience, poll_interval=0.01)
     except Timeout:
         raise RunError(_stuck(name, patience, f"who has {lock.lock_file} open?")) from None
     except OSError as error:

@@ -20,6 +20,7 @@ from subnet_search.config import RunConfig, check, with_values
 from subnet_search.errors import UserError
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins
+from subnet_search.search.backends import exclusive
 from subnet_search.search.dispatch import WITHDRAWN
 from subnet_search.search.launch import prepare_study
 from subnet_search.search.space import own_rates
@@ -121,21 +122,24 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
     Cells that wait but are not of this grid are withdrawn, unless somebody is at work on the study.
     """
     study = prepare_study(grid.spec, url)
-    trials = study.get_trials(deepcopy=False)
-    wanted = {cell.key for cell in grid.cells}
+    with exclusive(study._storage, study.study_name):  # two calls at the same moment must not both queue a cell
+        _queue(study, grid)
+    return study
+
+
+def _queue(study: optuna.Study, grid: Grid) -> None:
+    trials, wanted = study.get_trials(deepcopy=False), {cell.key for cell in grid.cells}
     if not any(trial.state == TrialState.RUNNING for trial in trials):
         for trial in trials:
             asked = _key_of(trial, grid.spec) in wanted
             if trial.state == TrialState.WAITING and asked == bool(trial.user_attrs.get(WITHDRAWN)):
                 study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
     found = _trials_by_key(study, grid.spec)
-    for cell in grid.cells:
+    for cell in {cell.key: cell for cell in grid.cells}.values():
         if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
             study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
-            found[cell.key] = study.get_trials(deepcopy=False)[-1:]
     alive = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and not t.user_attrs.get(WITHDRAWN)]
     study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
-    return study
 
 
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ So what is drawn, and when it is stopped, is a function of a trial's place: the 
 with eight of which five were killed. (With `parallel: null` it knows whatever is finished by now, as usual in Optuna.)
 """
 
-import warnings
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +25,12 @@ class _Memory(InMemoryStorage):
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         pass
 
+    def strip(self, trial_id: int) -> None:
+        """Leave nothing of a trial that is under way but its parameters."""
+        trial = copy.copy(self._get_trial(trial_id))
+        trial.intermediate_values, trial.system_attrs = {}, {}
+        self._set_trial(trial_id, trial)
+
 
 class Known:
     """The trials up to a place, as the trial at that place may see them."""
@@ -37,17 +43,11 @@ class Known:
         """A trial at place `number`, whose `fixed` parameters are set already, and a value for every key it searches."""
         self._look(number, trials)
         self.study.sampler = make_sampler(self.spec, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # grouped TPE
-            if fixed:
-                self.study.enqueue_trial(dict(fixed))
-            trial = self.study.ask()
-            self.ids.append(trial._trial_id)
-            return trial, self.spec.searched.suggest(trial)
-
-    def finished(self) -> list[FrozenTrial]:
-        """The trials whose end is known."""
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if fixed:
+            self.study.enqueue_trial(dict(fixed))
+        trial = self.study.ask()
+        self.ids.append(trial._trial_id)
+        return trial, self.spec.searched.suggest(trial)
 
     def _look(self, number: int, trials: Sequence[FrozenTrial]) -> None:
         """Bring the memory up to what the trial at place `number` may know."""
@@ -55,6 +55,9 @@ class Known:
             return
         if number < len(self.ids):  # an earlier trial, taken up again
             self._forget()
+        if self.own is not None and self.own not in self.ended:  # what it came to is not known yet, to nobody
+            self.memory.strip(self.ids[self.own])
+        self.own = number
         for trial in trials[:number]:
             if trial.number == len(self.ids):
                 self.ids.append(self.memory.create_new_trial(self.study._study_id, _under_way(trial)))
@@ -68,6 +71,7 @@ class Known:
         )
         self.ids: list[int] = []
         self.ended: set[int] = set()
+        self.own: int | None = None  # the trial that was drawn last, which notes its reports here too
 
     def _end(self, trial: FrozenTrial) -> None:
         here = self.ids[trial.number]

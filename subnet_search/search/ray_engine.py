@@ -20,6 +20,7 @@ import os
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -30,11 +31,13 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.search.storage import load_study, open_storage
+from subnet_search.search.backends import open_storage, scrub
+from subnet_search.search.storage import load_study
 from subnet_search.search.worker import run_worker
 
 RESTARTS = 3  # of each worker, before it counts as failed
 POLL_SECONDS = 0.5
+KNOCK_SECONDS = 10.0  # for a cluster to take a connection
 STOP_SECONDS = 15.0  # for a worker to hear that it must stop; one that does not was lost, or never began
 END_SECONDS = 30.0  # for Ray to end, when it must at once
 CALLS = 8  # at once to one worker: its run, the order to stop, and either again after the connection broke
@@ -75,7 +78,8 @@ def run_on_ray(
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"a trial takes a whole number of GPUs, or a fraction of one: not {gpus:g}")
     job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
-    job |= {"deadline": timeout and time.time() + timeout, "address": address, "gpus": gpus, "cpus": cpus}
+    deadline = None if timeout is None else time.time() + timeout
+    job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus}
     log = Path(load_study(name, open_storage(url)).user_attrs["folder"]) / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from subnet_search.search.ray_engine import drive; drive()"]
@@ -115,9 +119,13 @@ def _raise(answer: bytes, log: Path) -> None:
     outcome = json.loads(answer)
     for failure in outcome["failures"]:
         logger.warning("a worker failed, and others did its work: %s", failure)
-    if outcome["error"] is not None:
-        errors: dict[str, type[Exception]] = {"UserError": UserError, "Interrupted": Interrupted}
-        raise errors.get(outcome["error"], RunError)(outcome["message"])
+    match outcome["error"]:
+        case "UserError":
+            raise UserError(outcome["message"])
+        case "Interrupted":
+            raise Interrupted(outcome["message"])
+        case "RunError":
+            raise RunError(f"{outcome['message']} ({log})")
 
 
 def drive() -> None:
@@ -147,6 +155,7 @@ def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
 
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
+        _knock(job["address"])
         ray.init(job["address"] or "local", log_to_driver=False, **({} if job["address"] else options))
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         doing = f"join the Ray cluster at {job['address']}" if job["address"] else "start Ray"
@@ -156,11 +165,18 @@ def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
         # A call is repeated as often as it takes to reach a restarted worker; how often one is restarted has its limit.
         room = {"num_gpus": job["gpus"], "num_cpus": job["cpus"], "max_restarts": RESTARTS, "max_task_retries": -1}
         actor = ray.remote(max_concurrency=CALLS, **room)(StudyWorker)
-        crew = [actor.remote() for _ in range(job["workers"])]
         order = [job[key] for key in ("name", "url", "trials", "deadline", "folder")]
-        return _follow(ray, {worker.run.remote(*order): worker for worker in crew}, should_stop)
+        crew = {worker.run.remote(*order): worker for worker in [actor.remote() for _ in range(job["workers"])]}
+        return _follow(ray, crew, should_stop)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError when nobody listens at an address: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 def _check_nodes(nodes: list[dict[str, Any]], job: dict[str, Any]) -> None:
@@ -185,8 +201,8 @@ def _follow(ray: Any, under_way: dict[Any, Any], should_stop: Callable[[], bool]
     stopped = finished = False
     while under_way:
         for run in ray.wait(list(under_way), timeout=POLL_SECONDS)[0]:
-            del under_way[run]  # an actor without a handle gives its place to one that waits
             failure = _outcome(ray, run)
+            ray.kill(under_way.pop(run))  # its place is for one that waits
             finished |= failure is None
             failures += [] if failure is None else [failure]
         stopped = stopped or should_stop()
@@ -195,7 +211,7 @@ def _follow(ray: Any, under_way: dict[Any, Any], should_stop: Callable[[], bool]
         if stopped:  # said again and again: a worker that was restarted has not heard it
             _dismiss(ray, under_way, {run: worker.stop.remote() for run, worker in under_way.items()}, STOP_SECONDS)
     if stopped:
-        raise Interrupted("stopped; the trials under way are queued to go on")
+        raise Interrupted("stopped; the trials under way wait to go on")
     if not finished:
         raise RunError(f"no worker is left: {failures[-1]}")
     return failures
@@ -214,7 +230,7 @@ def _outcome(ray: Any, run: Any) -> str | None:
     try:
         reason: str | None = ray.get(run)
     except ray.exceptions.RayError as error:
-        return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        return textwrap.shorten(str(error).strip().splitlines()[-1], 200, placeholder=" ...")
     return reason
 
 
@@ -243,7 +259,7 @@ class StudyWorker:
                 return str(error)
             except Exception as error:  # of any package: it must reach the caller, as a line, from wherever it was raised
                 logger.exception("a worker failed")
-                return f"{type(error).__name__}: {' '.join(str(error).split())}"
+                return scrub(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return None
 
     def stop(self) -> None:

@@ -1,5 +1,6 @@
 """Optuna's samplers and pruners by name, rebuilt from a study's own spec."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -53,7 +54,9 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 
 def _made(kind: str, name: str, make: Callable[[], T]) -> T:
     try:
-        return make()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return make()
     except (TypeError, ValueError) as error:
         raise UserError(f"the {kind} {name!r}: {error}") from error
     except ImportError as error:

@@ -134,9 +134,10 @@ class Space:
             for key in entry.when:
                 if key not in keys:
                     raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
-            context = {**first, **{key: values[0] for key, values in entry.when.items()}}
             for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
                 check_key(entry.key, get_extractor(method))
+        for entry in self.entries:
+            context = {**first, **{key: values[0] for key, values in entry.when.items()}}
             for value in entry.domain.bounds() if entry.domain else ():
                 try:
                     self.config({**context, entry.key: value})

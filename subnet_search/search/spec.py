@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from subnet_search.config import RunConfig, check, flatten, read_config
+from subnet_search.config import RunConfig, check, flatten, read_config, with_values
 from subnet_search.errors import UserError, unknown
 from subnet_search.measures import MEASURES, Constraint, parse_constraint
 from subnet_search.search.entries import LAYERS
@@ -146,10 +146,13 @@ class StudySpec(BaseModel):
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
         """The run that values of keys ask for, on one thread unless it says otherwise. Raises UserError when there is none."""
-        config = self.searched.config(values)
+        config = self._config(values)
         if config.recipe.threads is None:  # never by the number of workers: sums depend on it
             config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"threads": 1})})
         return config
+
+    def _config(self, values: Mapping[str, Any]) -> RunConfig:
+        return self.searched.config(values)
 
     def differences(self, other: "StudySpec") -> list[str]:
         """In words, how another spec searches something else: everything but budget, workers and storage."""
@@ -200,6 +203,9 @@ class Comparison(StudySpec):
     @cached_property
     def searched(self) -> Space:
         return Space({}, self.run, empty=True)
+
+    def _config(self, values: Mapping[str, Any]) -> RunConfig:
+        return check(RunConfig, with_values(self.run.given(), values))
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:

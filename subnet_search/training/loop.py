@@ -85,10 +85,10 @@ def train(
                 on_step(clock)
             if progress.step % batches.steps_per_epoch == 0:
                 epoch = run.end_epoch()
+                if on_epoch:  # before the checkpoint: what a resume does not repeat has been told
+                    on_epoch(epoch)
                 if epoch.epoch % recipe.checkpoint_every == 0 or progress.step == total:
                     run.save()
-                if on_epoch:
-                    on_epoch(epoch)
             if should_stop and time_to_stop(should_stop, progress.step):
                 run.save()
                 any_rank(True)  # no rank leaves before the checkpoint is written

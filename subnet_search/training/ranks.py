@@ -45,15 +45,15 @@ def process_group() -> Iterator[bool]:
         return
     from torch.distributed.rendezvous import rendezvous
 
+    gpus = torch.cuda.device_count()
     try:
-        store, rank, world = next(rendezvous("env://"))
-        local = int(os.environ.get("LOCAL_RANK", rank))
+        with _in_touch():
+            store, rank, world = next(rendezvous("env://"))
+            if (local := int(os.environ.get("LOCAL_RANK", rank))) < gpus:
+                torch.cuda.set_device(local)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world)
     except ValueError as error:
         raise UserError(f"WORLD_SIZE is set, but not all else that torchrun sets: {error}") from error
-    gpus = torch.cuda.device_count()
-    if local < gpus:
-        torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world)
     streams = sys.stdout, sys.stderr
     nowhere = open(os.devnull, "w")  # noqa: SIM115  the last words of a process go there after the block
     if rank > 0:
@@ -67,8 +67,9 @@ def process_group() -> Iterator[bool]:
             first = store.add("failed", 1) == 1
         sys.stdout, sys.stderr = streams if first else (nowhere, nowhere)
         # No farewell to the others: a GPU's communicator can wait for ever for one that has failed, even at exit.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LEAVE_WITHIN)
+        if hasattr(signal, "alarm"):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(LEAVE_WITHIN)
         raise
     dist.destroy_process_group()
     sys.stdout, sys.stderr = streams

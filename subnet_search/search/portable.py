@@ -1,0 +1,274 @@
+"""A study as one JSON file, without pickle: out of one storage, into another, or for any other program to read.
+
+The file holds all of a study but where it was stored: its name, directions and attributes (our spec among them), and
+its trials. Numbers that JSON does not have stand as `{"non_finite": "nan"}`. A SHA-256 over the study tells a damaged file.
+"""
+
+import hashlib
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, func, insert, select
+
+from subnet_search.errors import UserError
+from subnet_search.files import write_atomically
+from subnet_search.search.backends import exclusive, patiently, rdb
+from subnet_search.search.reading import read_trials
+from subnet_search.search.storage import load_study
+
+FORMAT, VERSION = "subnet-search study", 1
+NOTE = re.compile(r"(?<=^dashboard:)\d+(?=:)")  # a dashboard's note on a trial is the study's, under the trial's id
+ELSEWHERE = "its study was imported, and its worker is elsewhere"
+
+
+def export_study(study: optuna.Study) -> dict[str, Any]:
+    """A study as plain values that JSON can hold."""
+    trials, system = read_trials(study), study._storage.get_study_system_attrs(study._study_id)
+    numbers = {str(trial._trial_id): str(trial.number) for trial in trials}
+    seen: dict[BaseDistribution, int] = {}
+    content = {
+        "name": study.study_name,
+        "directions": [direction.name.lower() for direction in study.directions],
+        "metric_names": system.pop(METRIC_NAMES, None),
+        "user_attrs": study.user_attrs,
+        "system_attrs": {NOTE.sub(lambda id: numbers.get(id[0], id[0]), key): value for key, value in system.items()},
+        "trials": [_plain(trial, seen) for trial in trials],
+        "distributions": [json.loads(distribution_to_json(distribution)) for distribution in seen],
+    }
+    try:
+        text = _text(content)
+    except ValueError:
+        content = _finite(content)
+        text = _text(content)
+    return {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(text.encode()).hexdigest(), "study": content}
+
+
+def write_export(study: optuna.Study, path: str | Path) -> None:
+    """Write a study to a file that `import_study` reads. Raises RunError when it cannot be written."""
+    write_atomically(Path(path), _text(export_study(study)).encode())
+
+
+def import_study(path: str | Path, storage: BaseStorage, name: str | None = None) -> optuna.Study:
+    """A new study out of a file: whole, or not at all. Under its own name, or another.
+
+    Trials that were under way wait for a worker here, and new run folders are its own. Raises UserError when the storage
+    has a study of the name, or the file is missing, damaged or newer than this program.
+    """
+    content = _read(path)
+    if (database := rdb(storage)) is None:
+        raise UserError("a study can only be imported into a database")
+    patiently(_store, database, name or content["name"], content)
+    return load_study(name or content["name"], storage)
+
+
+def study_in(path: str | Path) -> optuna.Study:
+    """The study in a file, in memory, exactly as it was. Raises UserError as `import_study` does."""
+    content, storage = _read(path), InMemoryStorage()
+    study = optuna.create_study(study_name=content["name"], storage=storage, directions=content["directions"])
+    for key, value in content["user_attrs"].items():
+        study.set_user_attr(key, value)
+    for key, value in {METRIC_NAMES: content["metric_names"], **content["system_attrs"]}.items():
+        storage.set_study_system_attr(study._study_id, key, value)
+    for trial in content["trials"]:
+        storage.create_new_trial(study._study_id, trial)
+    return study
+
+
+def insert_trials(database: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -> range:
+    """Add trials to a study, all or none, 50 times as fast as one by one; returns their numbers."""
+    with database.engine.begin() as connection:
+        return _insert(connection, study_id, trials)
+
+
+def _plain(trial: FrozenTrial, seen: dict[BaseDistribution, int]) -> dict[str, Any]:
+    """A trial without its id; its distributions are places in the list of all that were `seen`."""
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": {name: seen.setdefault(one, len(seen)) for name, one in trial.distributions.items()},
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "intermediate_values": {str(step): value for step, value in trial.intermediate_values.items()},
+        **{key: moment and moment.astimezone(UTC).isoformat() for key, moment in _times(trial).items()},
+    }
+
+
+def _trial(record: Mapping[str, Any], distributions: Sequence[BaseDistribution]) -> FrozenTrial:
+    return FrozenTrial(
+        trial_id=-1,
+        number=record["number"],
+        state=TrialState[record["state"]],
+        value=None,
+        values=record["values"],
+        params=record["params"],
+        distributions={name: distributions[place] for name, place in record["distributions"].items()},
+        user_attrs=record["user_attrs"],
+        system_attrs=record["system_attrs"],
+        intermediate_values={int(step): value for step, value in record["intermediate_values"].items()},
+        **{
+            key: record[key] and datetime.fromisoformat(record[key]).astimezone().replace(tzinfo=None)
+            for key in ("datetime_start", "datetime_complete")
+        },
+    )
+
+
+def _times(trial: FrozenTrial) -> dict[str, datetime | None]:
+    return {"datetime_start": trial.datetime_start, "datetime_complete": trial.datetime_complete}
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The study in a file, with its trials as Optuna's."""
+    try:
+        text = Path(path).read_text()
+        record = json.loads(text)
+        if record["format"] != FORMAT:
+            raise ValueError("another kind of file")
+        if record["version"] > VERSION:
+            raise UserError(f"{path} has format {record['version']}, made by a newer version: this one reads {VERSION}")
+        if hashlib.sha256(_text(record["study"]).encode()).hexdigest() != record["sha256"]:
+            raise UserError(f"{path} is damaged: its content does not match its hash")
+        if '"non_finite"' in text:
+            record = json.loads(text, object_hook=_number)
+        content: dict[str, Any] = record["study"]
+        distributions = [json_to_distribution(json.dumps(one)) for one in content["distributions"]]
+        return {**content, "trials": [_trial(trial, distributions) for trial in content["trials"]]}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is not a study that `study export` wrote, or is damaged") from error
+
+
+def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
+    user, system = dict(content["user_attrs"]), dict(content["system_attrs"])
+    if content["metric_names"] is not None:
+        system[METRIC_NAMES] = content["metric_names"]
+    if "spec" in user:
+        user["spec"] = json.dumps({**json.loads(user["spec"]), "name": name})
+    if "folder" in user:  # two studies must never write to one
+        user["folder"] = str(Path(user["folder"]).with_name(f"{Path(name).name}-{uuid.uuid4().hex[:8]}"))
+    with exclusive(database, name):
+        if name in optuna.get_all_study_names(database):
+            raise UserError(f"the storage has a study {name!r} already: give this one another name (--name)")
+        with database.engine.begin() as connection:
+            made = connection.execute(insert(models.StudyModel.__table__).values(study_name=name))
+            study = {"study_id": made.inserted_primary_key[0]}
+            _insert(connection, study["study_id"], [_waiting(trial) for trial in content["trials"]])
+            ids = {str(number): str(id) for id, number in _ids(connection, study["study_id"], 0)}
+            system = {NOTE.sub(lambda number: ids.get(number[0], number[0]), key): value for key, value in system.items()}
+            directions = [
+                {"objective": place, "direction": StudyDirection[direction.upper()]}
+                for place, direction in enumerate(content["directions"])
+            ]
+            for model, rows in (
+                (models.StudyDirectionModel, directions),
+                (models.StudyUserAttributeModel, _attributes(user)),
+                (models.StudySystemAttributeModel, _attributes(system)),
+            ):
+                _write(connection, model, [{**study, **row} for row in rows])
+
+
+def _waiting(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that was under way waits to go on; every other stays what it is."""
+    if trial.state != TrialState.RUNNING:
+        return trial
+    worker = trial.user_attrs.get("worker", {})
+    past = {"why": ELSEWHERE, "host": worker.get("host"), "pid": worker.get("pid"), "died": False}
+    trial.state = TrialState.WAITING
+    trial.user_attrs |= {"worker": {}, "interruptions": [*trial.user_attrs.get("interruptions", []), past]}
+    return trial
+
+
+def _insert(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> range:
+    """As Optuna's storage writes trials, but table by table."""
+    table = models.TrialModel.__table__
+    first = connection.execute(select(func.count(table.c.trial_id)).where(table.c.study_id == study_id)).scalar_one()
+    rows = [
+        {"number": number, "study_id": study_id, "state": trial.state, **{key: _utc(at) for key, at in _times(trial).items()}}
+        for number, trial in enumerate(trials, first)
+    ]
+    _write(connection, models.TrialModel, rows)
+    added = [(id, trial) for (id, _), trial in zip(_ids(connection, study_id, first), trials, strict=True)]
+    store_value = models.TrialValueModel.value_to_stored_repr
+    store_seen = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    in_words = cache(distribution_to_json)
+    values, seen, params = [], [], []
+    for id, trial in added:
+        for objective, value in enumerate(trial.values or ()):
+            number, kind = store_value(value)
+            values.append({"trial_id": id, "objective": objective, "value": number, "value_type": kind})
+        for step, value in trial.intermediate_values.items():
+            number, kind = store_seen(value)
+            row = {"trial_id": id, "step": step, "intermediate_value": number, "intermediate_value_type": kind}
+            seen.append(row)
+        for name, value in trial.params.items():
+            domain = trial.distributions[name]
+            row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
+            params.append({**row, "distribution_json": in_words(domain)})
+    _write(connection, models.TrialValueModel, values)
+    _write(connection, models.TrialIntermediateValueModel, seen)
+    _write(connection, models.TrialParamModel, params)
+    for model, attributes in (
+        (models.TrialUserAttributeModel, [(id, trial.user_attrs) for id, trial in added]),
+        (models.TrialSystemAttributeModel, [(id, trial.system_attrs) for id, trial in added]),
+    ):
+        _write(connection, model, [{"trial_id": id, **row} for id, attrs in attributes for row in _attributes(attrs)])
+    return range(first, first + len(trials))
+
+
+def _ids(connection: Connection, study_id: int, first: int) -> Sequence[Any]:
+    """Ids and numbers of a study's trials, from the number `first` on."""
+    table = models.TrialModel.__table__
+    query = select(table.c.trial_id, table.c.number).where(table.c.study_id == study_id, table.c.number >= first)
+    return connection.execute(query.order_by(table.c.number)).all()
+
+
+def _write(connection: Connection, model: Any, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(model.__table__), rows)
+
+
+def _attributes(attrs: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """Optuna shows naive local time and stores naive UTC."""
+    return moment and moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _text(value: Any) -> str:
+    """JSON that every program reads, the same for equal values. Raises ValueError for numbers that JSON does not have."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return {"non_finite": str(value)}
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+    return value
+
+
+def _number(value: dict[str, Any]) -> Any:
+    return float(value["non_finite"]) if value.keys() == {"non_finite"} else value
