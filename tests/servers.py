@@ -1,4 +1,7 @@
-"""A real PostgreSQL server for the tests that need one: its own, on loopback, thrown away afterwards."""
+"""A real PostgreSQL server for the tests that need one: its own, on loopback, thrown away afterwards.
+
+A test module that says `pytest_plugins = ["servers"]` has the fixture `postgres`.
+"""
 
 import os
 import shutil
@@ -11,11 +14,11 @@ from urllib.parse import quote
 
 import pytest
 
-PASSWORD = "p@ss:w/ord#1"  # everything that means something in a URL
-
 
 class Postgres:
     """A server in a folder of its own, with one superuser whose password is awkward. `postgres` will not run as root."""
+
+    password = "p@ss:w/ord#1"  # everything that means something in a URL
 
     def __init__(self, programs: Path, folder: Path) -> None:
         with socket.socket() as free:
@@ -23,7 +26,7 @@ class Postgres:
             self.port = free.getsockname()[1]
         self.programs, self.folder = programs, folder
         secret = folder / "password"
-        secret.write_text(PASSWORD)
+        secret.write_text(self.password)
         if os.getuid() == 0:
             for path in (folder, secret):
                 shutil.chown(path, "postgres")
@@ -47,14 +50,20 @@ class Postgres:
         """End it now: connections are closed. `immediate` is a crash."""
         self._run("pg_ctl", "stop", "-w", "-m", mode)
 
-    def url(self, database: str = "", password: str = PASSWORD) -> str:
+    def url(self, database: str = "", password: str = password) -> str:
         """The URL of a database, by default a new, empty one."""
         if not database:
             import psycopg
 
             self.databases += 1
             database = f"studies{self.databases}"
-            server = {"host": "127.0.0.1", "port": self.port, "user": "searcher", "password": PASSWORD, "dbname": "postgres"}
+            server = {
+                "host": "127.0.0.1",
+                "port": self.port,
+                "user": "searcher",
+                "password": self.password,
+                "dbname": "postgres",
+            }
             with psycopg.connect(**server, autocommit=True) as connection:
                 connection.execute(f"CREATE DATABASE {database}")
         return f"postgresql://searcher:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"

@@ -14,8 +14,9 @@ from subnet_search.extraction import run
 from subnet_search.extractors import base
 from subnet_search.extractors.random import Random
 from subnet_search.search.compare import cell_records, method_grid, plot_points, prepare_grid, sanity_grid, table_rows
-from subnet_search.search.inspect import overview, trial_rows
+from subnet_search.search.inspect import trial_rows
 from subnet_search.search.launch import run_study
+from subnet_search.search.overview import overview
 from subnet_search.search.storage import spec_of
 from subnet_search.training import Recipe
 
@@ -270,7 +271,7 @@ def test_rows_are_means_and_spreads():
 def test_a_comparison_looks_like_a_study():
     study, _ = complete(grid())
     assert trial_params(study)[0] == {"arm": "edge_popup", "extractor.density": 0.3, "seed": 0}
-    record = overview(study, spec_of(study))
+    record = overview(study)
     assert record["space"] == {"arm": "edge_popup | random | dense", "extractor.density": "0.3 | 1", "seed": "0"}
     assert record["budget"] == 3
     assert record["sampler"] is None

@@ -6,12 +6,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from toys import conv_bn, mlp, pictures, points, supernet
 
-from subnet_search.config import RunConfig, check
+from subnet_search.config import RunConfig, check, read_config
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run
 from subnet_search.extractors import Clock
 from subnet_search.training import train
 from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, one_goes_ahead
+from subnet_search.training.recipe import processors
 
 
 def learn(name):
@@ -66,7 +67,8 @@ def whole(rank, folder):
     records = [run(config, folder / "run", resume=again, densities=(0.1,)).summary() for again in (False, True)]
     with pytest.raises(UserError, match="already holds a run"):
         run(config, folder / "run")
-    return {"records": records, "files": sorted(path.name for path in (folder / "run").iterdir())}
+    files = sorted(path.name for path in (folder / "run").iterdir())
+    return {"records": records, "files": files, "folder": str(folder / "run")}
 
 
 def mean(rank, folder):
@@ -99,6 +101,7 @@ SCENES = {
     "gumbel": lambda rank, folder: learn("gumbel"),
     "redraw": lambda rank, folder: learn("redraw"),
     "snip": lambda rank, folder: learn("snip"),
+    "probe": lambda rank, folder: train(supernet({"name": "snip", "images": 1}, mlp(), epochs=1), points(), 0),
     "undisturbed": lambda rank, folder: normalised(),
     "stopped": stopped,
     "broken": broken,
@@ -189,6 +192,27 @@ def test_a_run_has_one_folder(seen):
     for key in ("val_accuracy", "val_nll", "test_accuracy", "density"):
         assert before[key] == elsewhere[key]
     assert before["processes"] == 2
+    config = read_config(RunConfig, f"{first['folder']}/config.yaml")
+    assert config.recipe.processes == 2
+    with pytest.raises(
+        UserError, match="processes is 2, and 1 runs: start it with torchrun --nproc-per-node 2 -m subnet_search"
+    ):
+        run(config, first["folder"], resume=True)
+    alone = read_config(RunConfig, f"{first['folder']}/config.yaml", ["recipe.processes=1"])
+    with pytest.raises(UserError, match=r"cannot resume .*: recipe.processes was 2, now 1"):
+        run(alone, first["folder"], resume=True)
+
+
+def test_a_probe_that_cannot_be_shared(seen):
+    assert seen["probe"] == ["UserError: a batch of 1 images cannot be shared equally by 2 processes"] * 2
+
+
+def test_processors_are_shared_by_the_processes_of_a_machine(monkeypatch):
+    alone = processors()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert processors() == max(1, alone // 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert processors() == 1
 
 
 def test_a_mean_over_ranks(seen):

@@ -6,12 +6,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
-from servers import postgres  # noqa: F401
 from sqlalchemy import event
 
 from subnet_search.search.backends import open_storage, rdb
 from subnet_search.search.reading import read_trials, study_states
 
+pytest_plugins = ["servers"]
 DOMAINS = {
     "lr": FloatDistribution(1e-5, 1.0, log=True),
     "coarse": FloatDistribution(0.0, 1.0, step=0.25),

@@ -13,8 +13,9 @@ from subnet_search.config import check
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.search.backends import open_storage
 from subnet_search.search.dispatch import Dispatcher
-from subnet_search.search.inspect import best_trials, find_trial, list_studies, overview, trial_rows
+from subnet_search.search.inspect import best_trials, find_trial, list_studies, trial_rows
 from subnet_search.search.launch import run_study
+from subnet_search.search.overview import overview
 from subnet_search.search.reproduce import train_again
 from subnet_search.search.spec import StudySpec, read_study
 from subnet_search.search.storage import load_study
@@ -125,7 +126,7 @@ def test_inspection():
     assert (listed["name"], listed["states"], listed["best"]) == ("toy", {"COMPLETE": 3}, study.best_value)
     assert [row["number"] for row in trial_rows(study)] == [0, 1, 2]
     assert best_trials(study)[0].number == study.best_trial.number
-    assert json.loads(json.dumps(overview(study, spec())))["states"] == {"COMPLETE": 3}
+    assert json.loads(json.dumps(overview(study)))["states"] == {"COMPLETE": 3}
     with pytest.raises(UserError, match="has no trial 7"):
         find_trial(study, 7)
     with pytest.raises(UserError, match="unknown study 'toi': did you mean 'toy'"):

@@ -89,17 +89,17 @@ def stopped(number, *words):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits():
-    words = [*overrides([*SMALL, *METHODS["rigl"], "recipe.epochs=60"])]
+    words = [*overrides([*SMALL, *METHODS["rigl"], "recipe.epochs=40"])]
     whole = json.loads(on_two(*words, "--out", "whole", "--json").stdout)
     (said,) = stopped(signal.SIGTERM, *words, "--json")
-    found = re.fullmatch(r"stopped after step (\d+) of 420; go on with: torchrun (.*) extract (--resume --out part)", said)
+    found = re.fullmatch(r"stopped after step (\d+) of 280; go on with: torchrun (.*) extract (--resume --out part)", said)
     assert found
     assert int(found[1]) % 10 == 0
     assert found[2] == "--nproc-per-node 2 -m subnet_search"
     resumed = json.loads(on_two(*found[3].split(), "--json").stdout)
     assert resumed["sha256"] == whole["sha256"]
     assert resumed["val_accuracy"] == whole["val_accuracy"]
-    assert Path("part/metrics.jsonl").read_text().count("\n") == 60
+    assert Path("part/metrics.jsonl").read_text().count("\n") == 40
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     [
         (["-s", "data=npz:none.npz"], 2, "no such data file: none.npz"),
         pytest.param(["none.yaml"], 2, "no such file: none.yaml", marks=pytest.mark.slow),
-        pytest.param(["--resume"], 2, "there is no run to resume in runs/extract", marks=pytest.mark.slow),
-        pytest.param(["-s", "recipe.batch_size=25"], 2, "a batch of 25 images cannot be shared", marks=pytest.mark.slow),
         pytest.param([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2", marks=pytest.mark.slow),
         pytest.param(["--out", "taken/run"], 1, "cannot write taken/run/config.yaml", marks=pytest.mark.slow),
     ],

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subnet_search.data.sources import Split
+from subnet_search.errors import UserError
 from subnet_search.seeds import derive, generator
 
 
@@ -55,7 +56,8 @@ class Batches:
     """The training batches of a split: `batch(step)` is the same whenever and wherever it is asked for.
 
     Every epoch is a fresh permutation from (seed, epoch); the images left over at its end are dropped, so all batches
-    have one size. With `world` processes each takes its own part of every batch (`rank`).
+    have one size. With `world` processes each takes its own part of every batch (`rank`); UserError when it has none,
+    or parts would differ in size.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Batches:
     ) -> None:
         self.split, self.mean, self.deviation = split, mean, deviation
         self.batch_size = min(batch_size, len(split))
+        if self.batch_size % world:
+            raise UserError(f"a batch of {self.batch_size} images cannot be shared equally by {world} processes")
         self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
         self.steps_per_epoch = len(split) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)

@@ -22,7 +22,7 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from subnet_search.errors import RunError, UserError
 
@@ -41,14 +41,7 @@ POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed with
     "fallback_application_name": "subnet-search",
 }
 
-LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL's code
-SQLITE_OUTAGES = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-}
+SQLITE_OUTAGES = re.compile("SQLITE_(BUSY|LOCKED|IOERR|FULL|CANTOPEN)")
 CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # to the last @: rather too much hidden than too little
 IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
 
@@ -191,7 +184,7 @@ def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
                 f"SELECT pg_advisory_xact_lock({key})"
             )
         except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            if type(error.orig).__name__ == "LockNotAvailable":  # so called by every driver
                 raise RunError(_stuck(name, patience, "see pg_locks on the server")) from None
             raise
         try:
@@ -204,7 +197,7 @@ def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
 
 
 def _stuck(name: str, patience: float, where: str) -> str:
-    return f"the study {name!r} has been locked by another process for {patience:.0f} seconds; {where}"
+    return f"the study {name!r} has been locked by another process for {patience:g} seconds; {where}"
 
 
 def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], system: bool = False) -> None:
@@ -234,37 +227,43 @@ def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], sys
 
 
 def patiently(call: Callable[[*Args], Result], *args: *Args, patience: float = PATIENCE) -> Result:
-    """The result of a call that talks to a storage, tried again while the storage does not answer.
+    """The result of a call that talks to a storage, tried again while the storage fails.
 
     A write whose answer was lost is written again, so what is called must bear being done twice. Raises RunError
     when `patience` seconds were not enough; every error that is no outage passes through at once.
     """
-    start, pause = time.monotonic(), 0.1
+    since, pause = 0.0, 0.1
     while True:
         try:
             return call(*args)
-        except (StorageInternalError, DBAPIError) as error:
+        except (StorageInternalError, SQLAlchemyError) as error:
             if not _outage(error):
                 raise
             reason = scrub(_reason(error))
-            waited = time.monotonic() - start
+            if not since:
+                since = time.monotonic()
+                log.warning("the storage fails, trying again for up to %.0f seconds: %s", patience, reason)
+            waited = time.monotonic() - since
             if waited >= patience:
-                raise RunError(f"the storage has not answered for {waited:.0f} seconds: {reason}") from None
-            if pause == 0.1:
-                log.warning("the storage does not answer, trying for up to %.0f seconds: %s", patience, reason)
+                raise RunError(f"the storage has been failing for {waited:.0f} seconds: {reason}") from None
         time.sleep(min(pause, max(patience - waited, 0.01)))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _outage(error: BaseException) -> bool:
     """Whether a storage's error may go away by itself."""
-    if isinstance(error, StorageInternalError):
-        return error.__cause__ is not None and _outage(error.__cause__)
+    error = _origin(error)
     if not isinstance(error, DBAPIError):
         return False
     if isinstance(error.orig, sqlite3.Error):  # its OperationalError is also raised for a missing table
-        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in SQLITE_OUTAGES
+        return bool(SQLITE_OUTAGES.match(getattr(error.orig, "sqlite_errorname", "")))
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The database's error behind Optuna's, and behind SQLAlchemy's, when Optuna went on with a broken connection."""
+    behind = {StorageInternalError: error.__cause__, PendingRollbackError: error.__context__}.get(type(error))
+    return _origin(behind) if behind else error
 
 
 def safe_url(url: str) -> str:
@@ -293,7 +292,6 @@ def _spellings(letter: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """What a database said, in one line."""
-    while isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _origin(error)
     lines = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]
     return re.sub("^connection failed: |FATAL: +", "", lines[0])

@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig
 from subnet_search.search.backends import exclusive, patiently, set_attrs
-from subnet_search.search.leases import ME
 
 DEATHS = 5  # of its workers, after which a trial is held to be what kills them
 
@@ -25,6 +24,7 @@ class Claim:
     """A trial that this worker runs."""
 
     study: optuna.Study
+    token: str  # of the worker
     number: int
     trial_id: int
     config: RunConfig
@@ -61,7 +61,7 @@ class Claim:
 
     def _mine(self) -> bool:
         trial = self.study._storage.get_trial(self.trial_id)
-        return trial.state == TrialState.RUNNING and trial.user_attrs.get("worker", {}).get("token") == ME
+        return trial.state == TrialState.RUNNING and trial.user_attrs.get("worker", {}).get("token") == self.token
 
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         storage = self.study._storage
@@ -69,9 +69,9 @@ class Claim:
             if not self._mine():
                 raise LeaseLost
             before = storage.get_trial(self.trial_id).system_attrs
-            for key, value in self.known.study._storage.get_trial(self.known._trial_id).system_attrs.items():
-                if before.get(key) != value:  # what the pruner noted
-                    storage.set_trial_system_attr(self.trial_id, key, value)
+            noted = self.known.study._storage.get_trial(self.known._trial_id).system_attrs  # by the pruner
+            noted = {key: note for key, note in noted.items() if key != "fixed_params" and before.get(key) != note}
+            set_attrs(storage, self.trial_id, noted, system=True)
             set_attrs(storage, self.trial_id, attrs)
             storage.set_trial_state_values(self.trial_id, state, values)
 

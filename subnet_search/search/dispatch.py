@@ -7,6 +7,7 @@ checkpoint. So trials are numbered by their place in the study, and no death cha
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +22,7 @@ from subnet_search.extraction import versions
 from subnet_search.search.backends import exclusive, patiently, set_attrs
 from subnet_search.search.claim import Claim, let_wait
 from subnet_search.search.known import KNOWN, Known, sees_end
-from subnet_search.search.leases import ME, Leases, whereabouts
+from subnet_search.search.leases import Leases, whereabouts
 from subnet_search.search.ranking import REPEATS, promising
 from subnet_search.search.spec import StudySpec
 from subnet_search.seeds import derive
@@ -39,7 +40,8 @@ class Dispatcher:
     def __init__(self, study: optuna.Study, spec: StudySpec, budget: int) -> None:
         self.study, self.spec, self.budget = study, spec, budget
         self.storage = study._storage
-        self.known, self.leases = Known(spec), Leases(spec.heartbeat)
+        self.token = uuid.uuid4().hex  # this worker, as no other ever was
+        self.known, self.leases = Known(spec), Leases(spec.heartbeat, self.token)
         self.refused: list[str] = []  # why configurations drawn one after the other could not be run
 
     def alone(self) -> AbstractContextManager[object]:
@@ -89,7 +91,9 @@ class Dispatcher:
     def _reap(self, trials: Sequence[FrozenTrial]) -> list[int]:
         lost = self.leases.lost(trials)
         # Running under this worker, which runs none now: the answer to its claim was lost on the way.
-        orphans = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker", {}).get("token") == ME]
+        orphans = [
+            t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get("worker", {}).get("token") == self.token
+        ]
         for trial in lost:
             worker = trial.user_attrs.get("worker", {})
             let_wait(self.storage, trial, f"its worker {worker.get('pid')} on {worker.get('host')} was gone", died=True)
@@ -162,7 +166,7 @@ class Dispatcher:
     def _attrs(self, number: int, config: RunConfig) -> dict[str, Any]:
         """What a running trial holds."""
         folder = Path(self.study.user_attrs["folder"]) / f"{number:04d}"
-        attrs = {"worker": whereabouts(), "config": config.dump(), "seed": config.seed, "folder": str(folder)}
+        attrs = {"worker": whereabouts(self.token), "config": config.dump(), "seed": config.seed, "folder": str(folder)}
         key = {"key": configuration_key(config)} if self.spec.duplicates != "rerun" else {}
         return {**attrs, **key, "versions": versions()}
 
@@ -191,7 +195,7 @@ class Dispatcher:
         reports: Mapping[int, float],
     ) -> Claim:
         folder = Path(self.study.user_attrs["folder"]) / f"{number:04d}"
-        return Claim(self.study, number, trial_id, config, folder, known, dict(attrs), dict(reports))
+        return Claim(self.study, self.token, number, trial_id, config, folder, known, dict(attrs), dict(reports))
 
     def _twin(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:
         """The first complete trial of the same configuration that the one at place `number` may know of."""

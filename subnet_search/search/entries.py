@@ -72,7 +72,9 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
     choice = wanted["choice"]
     if len(wanted) > 1 or not isinstance(choice, list | Mapping) or not choice:
         raise UserError("space.extractor: a choice is a list of methods, or methods with what is searched of each")
-    spaces = dict.fromkeys(choice, "all") if isinstance(choice, list) else {k: "all" if v is None else v for k, v in choice.items()}
+    spaces = (
+        dict.fromkeys(choice, "all") if isinstance(choice, list) else {k: "all" if v is None else v for k, v in choice.items()}
+    )
     for method in spaces:
         if method not in extractor_names():
             raise unknown("extractor", method, extractor_names())

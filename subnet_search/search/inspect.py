@@ -1,33 +1,77 @@
-"""Looking into a storage: studies and trials as plain rows, for tables and JSON."""
+"""Looking into a storage: studies and trials as plain rows, for tables and JSON.
 
+All of it needs the storage and nothing else: a study's specification is read as plain values, and torch, which takes
+longer to import than a study of thousands of trials to read, is not imported.
+"""
+
+import json
 from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.errors import UserError
-from subnet_search.search.ranking import rank
-from subnet_search.search.spec import StudySpec
+from subnet_search.errors import UserError, unknown
+from subnet_search.search.backends import scrub
+from subnet_search.search.ranking import REPEATS, Ranked, rank
+from subnet_search.search.reading import read_trials, study_states
+
+DEFAULT_STORAGE = "sqlite:///runs/studies.db"  # as in spec.py
+COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
+COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
+HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # of what runs measure; tested against measures.py
+NO_MEASURES = ("seed", "beat", REPEATS, "reuses")  # numbers that say nothing about how good a run is
+LOG_LINES = 20
+
+
+class Snapshot(optuna.Study):
+    """A study with its trials as they were at one moment, for everything in Optuna that looks at studies."""
+
+    def __init__(
+        self, study: optuna.Study, trials: Iterable[FrozenTrial] | None = None, without: Collection[str] = COLD
+    ) -> None:
+        super().__init__(study.study_name, study._storage)
+        self._seen = list(read_trials(study, without) if trials is None else trials)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The trials, or those in some states. Never copied."""
+        return [trial for trial in self._seen if states is None or trial.state in states]
 
 
 def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
     """Every study: its name, how many trials in which state, its best value (one objective) and when it began."""
     rows = []
-    for study in optuna.get_all_study_names(storage):
-        loaded = optuna.load_study(study_name=study, storage=storage)
-        trials = loaded.get_trials(deepcopy=False)
-        best = best_trials(loaded)
+    for name, states in study_states(storage).items():
+        study = Snapshot(optuna.load_study(study_name=name, storage=storage), without=COLDER)
+        best = best_ranked(study)
+        began = [trial.datetime_start for trial in study.get_trials() if trial.datetime_start]
         rows.append(
             {
-                "name": study,
-                "states": dict(Counter(trial.state.name for trial in trials)),
-                "best": best[0].values[0] if best and len(loaded.directions) == 1 else None,
-                "started": min((t.datetime_start.isoformat(" ", "seconds") for t in trials if t.datetime_start), default=None),
+                "name": name,
+                "states": {state.name: count for state, count in states.items()},
+                "objective": objectives(study),
+                "best": best[0].mean[0] if best and len(study.directions) == 1 else None,
+                "started": _moment(min(began, default=None)),
             }
         )
     return rows
+
+
+def plain_spec(study: optuna.Study) -> dict[str, Any]:
+    """The specification that a study was made with, as plain values; empty for a study that is none of ours."""
+    found: dict[str, Any] = json.loads(study.user_attrs.get("spec", "{}"))
+    return found
+
+
+def objectives(study: optuna.Study) -> list[str]:
+    """The names of a study's values."""
+    count = len(study.directions)
+    return study.metric_names or (["value"] if count == 1 else [f"value_{place}" for place in range(count)])
 
 
 def parameters(trial: FrozenTrial) -> dict[str, Any]:
@@ -45,68 +89,127 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "values": trial.values,
         "params": parameters(trial),
         **{key: attrs.get(key) for key in ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")},
+        "steps": attrs.get("steps"),
+        "repeats": attrs.get(REPEATS),
+        "interruptions": len(attrs.get("interruptions", ())),
+        "constraints": trial.constraints,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
     }
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """All trials, in their order."""
+    """All trials, in their order. Asked again and again of one study, only what has changed is read."""
     return [trial_row(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """A trial by its number. Raises UserError when there is none."""
-    trials = study.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
-        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {len(trials)}, counted from 0")
-    return trials[number]
+    try:
+        return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+    except KeyError as error:
+        count = study_states(study._storage)[study.study_name].total()
+        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0") from error
 
 
-def trial_details(trial: FrozenTrial) -> dict[str, Any]:
-    """Everything stored about one trial."""
-    more = {key: trial.user_attrs.get(key) for key in ("config", "versions", "worker", "folder", "continues", "traceback")}
-    times = {"started": str(trial.datetime_start), "completed": str(trial.datetime_complete)}
-    return {**trial_row(trial), **more, **times, "reports": {str(k): v for k, v in trial.intermediate_values.items()}}
+def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
+    """Everything known about one trial, its repeats and the last lines of its log included. Raises UserError."""
+    trial = find_trial(study, number)
+    attrs = dict(trial.user_attrs)
+    row = {**trial_row(trial), "interruptions": attrs.pop("interruptions", [])}
+    rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
+    named = dict(zip(objectives(study), trial.values or (), strict=False))
+    if plain_spec(study).get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
+        others = [t for t in read_trials(study, COLDER) if t.user_attrs.get(REPEATS) == number]
+        rest["repeated"] = [{"number": t.number, "state": t.state.name, "values": t.values} for t in others]
+    return {
+        **row,
+        **{key: None for key in ("config", "folder", "versions", "worker", "traceback")},
+        **rest,
+        "objectives": named,
+        "started": _moment(trial.datetime_start),
+        "completed": _moment(trial.datetime_complete),
+        "reports": {str(step): value for step, value in trial.intermediate_values.items()},
+        "log": log_tail(trial),
+    }
+
+
+def log_tail(trial: FrozenTrial) -> list[str]:
+    """The last lines of a trial's log, if its folder is on this machine; else those that were stored when it failed."""
+    path = Path(trial.user_attrs.get("folder", "")) / "log.txt"
+    try:
+        return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:]
+    except OSError:
+        return list(trial.user_attrs.get("log", ()))
+
+
+def best_ranked(study: optuna.Study) -> list[Ranked]:
+    """The best trial by the mean over its seeds, or the Pareto front; empty before one is complete."""
+    return rank(study) if len(study.directions) > 1 else rank(study)[:1]
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best trial, the earlier of equal ones; with several objectives, the Pareto front. Empty before any is complete."""
-    return [ranked.trial for ranked in (rank(study) if len(study.directions) > 1 else rank(study)[:1])]
+    return [ranked.trial for ranked in best_ranked(study)]
+
+
+def need_ranked(study: optuna.Study) -> list[Ranked]:
+    """`best_ranked`. Raises UserError that says why when there is none."""
+    found = best_ranked(study)
+    if not found:
+        complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        if not complete:
+            raise UserError(f"no trial of {study.study_name!r} is complete yet")
+        bounds = constraint_words(plain_spec(study))
+        raise UserError(f"none of the {complete} complete trials of {study.study_name!r} keeps its constraints ({bounds})")
+    return found
 
 
 def need_best(study: optuna.Study) -> list[FrozenTrial]:
-    """`best_trials`, or UserError when no trial is complete."""
-    best = best_trials(study)
-    if not best:
-        raise UserError(f"no trial of {study.study_name!r} is complete yet")
-    return best
+    """`best_trials`, complete with their configurations. Raises UserError that says why when there is none."""
+    return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
 
 
-def overview(study: optuna.Study, spec: StudySpec) -> dict[str, Any]:
-    """A study on one page: what it searches, how far it is, and what it found."""
-    trials = study.get_trials(deepcopy=False)
-    reasons = Counter(str(t.user_attrs.get("reason")) for t in trials if t.state.name == "FAIL")
-    return {
-        "name": study.study_name,
-        "objective": spec.objective,
-        "sampler": None if spec.compares else spec.sampler,
-        "pruner": None if spec.compares else spec.pruner,
-        "space": _compared(trials) if spec.compares else spec.searched.words(),
-        "network": spec.run.network.name,
-        "data": spec.run.data.name,
-        "extractor": spec.run.extractor.name,
-        "budget": spec.trials,
-        "states": dict(Counter(trial.state.name for trial in trials)),
-        "failures": dict(reasons),
-        "seconds": sum(t.user_attrs.get("seconds") or 0.0 for t in trials),
-        "best": [trial_row(trial) for trial in best_trials(study)],
-    }
+def ranked_row(ranked: Ranked) -> dict[str, Any]:
+    """A trial with the mean, lowest and highest of each objective over its seeds."""
+    seeds = ranked.trial.user_attrs.get("seeds")  # of one trial, which a pruner compares by its seeds
+    ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
+    spread = [list(ends) for ends in ranked.spread]
+    return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
 
 
-def _compared(trials: list[FrozenTrial]) -> dict[str, str]:
-    """The arms, densities and seeds of a comparison's cells."""
-    seen: dict[str, dict[str, None]] = {}
-    for trial in trials:
-        for key, value in parameters(trial).items():
-            seen.setdefault(key, {})[f"{value:g}" if isinstance(value, float) else str(value)] = None
-    return {key: " | ".join(values) for key, values in seen.items()}
+def measured(trial: FrozenTrial, names: Sequence[str], name: str) -> float | None:
+    """What a complete trial came to in a measure: one of the study's objectives, `names`, or any that its run recorded."""
+    value = trial.values[names.index(name)] if name in names else trial.user_attrs.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def measures(study: optuna.Study) -> list[str]:
+    """The measures that the complete trials of a study recorded, its objectives first."""
+    names = dict.fromkeys(objectives(study))
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        names.update(dict.fromkeys(key for key in trial.user_attrs if measured(trial, (), key) is not None))
+    return [name for name in names if name not in NO_MEASURES]
+
+
+def direction(study: optuna.Study, name: str) -> StudyDirection:
+    """Which way a measure is better. Raises UserError with the nearest names for one that no complete trial recorded."""
+    names = objectives(study)
+    if name in names:
+        return study.directions[names.index(name)]
+    if name not in (valid := measures(study)):
+        raise unknown("measure", name, valid, where=f"of the study {study.study_name!r}")
+    return StudyDirection.MAXIMIZE if name in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+
+
+def constraint_words(spec: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {bound.strip()}" for name, bound in spec.get("constraints", {}).items())
+
+
+def counted(states: Iterable[TrialState]) -> dict[str, int]:
+    """How many trials in which state, in the order of Optuna's states."""
+    found = Counter(states)
+    return {state.name: found[state] for state in TrialState if found[state]}
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment and moment.isoformat(" ", "seconds")

@@ -108,7 +108,11 @@ def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
     if spec.pruner["name"] == "rungs":
         check_options(spec)
     with exclusive(store, spec.name):
-        if spec.name not in optuna.get_all_study_names(store):
+        names = optuna.get_all_study_names(store)
+        if spec.name in names and _is_half_made(load_study(spec.name, store)):
+            optuna.delete_study(study_name=spec.name, storage=store)
+            names.remove(spec.name)
+        if spec.name not in names:
             return _make_study(spec, store)
     study = load_study(spec.name, store)
     differences = spec_of(study).differences(spec)
@@ -136,6 +140,12 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
         optuna.delete_study(study_name=spec.name, storage=store)
         raise
     return study
+
+
+def _is_half_made(study: optuna.Study) -> bool:
+    """Whether the process that made a study was killed before it wrote the spec, which comes last. Holds nothing then."""
+    attrs = study.user_attrs.keys()
+    return attrs <= {"folder", "versions"} and ("folder" in attrs or not study.get_trials(deepcopy=False))
 
 
 def finished(study: optuna.Study) -> int:

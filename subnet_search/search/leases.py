@@ -3,7 +3,6 @@
 import os
 import socket
 import time
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 PATIENCE = 5  # heartbeats without a sign of life, after which a worker is given up
-ME = uuid.uuid4().hex  # this process, as no other ever was
 
 
-def whereabouts() -> dict[str, Any]:
+def whereabouts(token: str) -> dict[str, Any]:
     """This process, as a trial keeps it: readable, and enough to find out on the same machine whether it is alive."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": ME, **_process(os.getpid())}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, **_process(os.getpid())}
 
 
 class Leases:
@@ -27,15 +25,15 @@ class Leases:
     there or here, changes nothing.
     """
 
-    def __init__(self, heartbeat: float) -> None:
-        self.heartbeat = heartbeat
+    def __init__(self, heartbeat: float, token: str) -> None:
+        self.heartbeat, self.token = heartbeat, token
         self.seen: dict[int, tuple[Any, float]] = {}
 
     def lost(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """The running trials that nobody runs any more."""
         now, found = time.monotonic(), []
         for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker", {}).get("token") == ME:
+            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker", {}).get("token") == self.token:
                 continue
             sign = (trial.user_attrs.get("worker", {}).get("token"), trial.user_attrs.get("beat"))
             before, since = self.seen.setdefault(trial.number, (sign, now))

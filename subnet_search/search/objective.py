@@ -21,9 +21,9 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run, versions
 from subnet_search.measures import at_epoch, before_training, measure, of_topology
 from subnet_search.nets import build, is_ours
-from subnet_search.search.backends import scrub
+from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim, LeaseLost
-from subnet_search.search.dispatch import repeat_seed
+from subnet_search.search.dispatch import STOPPED, repeat_seed
 from subnet_search.search.ranking import REPEATS
 from subnet_search.search.rungs import is_behind, rungs
 from subnet_search.search.spec import WATCHED, StudySpec
@@ -34,6 +34,7 @@ REPORTS = 20  # at most, of a trial that no pruner watches
 LOG_LINES = 20  # of a failed trial's log, kept in the study
 RECORD = ("density", "val_accuracy", "test_accuracy", "steps", "passes", "seconds", "sha256")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NOW = "now"  # value of a study's attribute `stopped` when trials under way are to be interrupted too
 
 log = logging.getLogger("subnet_search")
 
@@ -61,9 +62,9 @@ def run_trial(claim: Claim, spec: StudySpec, load: Callable[[RunConfig], Data], 
     Raises Interrupted when stopped, RunError when the disk is full (in both cases the trial is as far as its last
     checkpoint), and LeaseLost when another worker has it by now.
     """
-    with _logged(claim), _beating(claim, spec.heartbeat) as lost:
+    with _logged(claim), _beating(claim, spec.heartbeat) as (lost, stopped):
         try:
-            return _Trial(claim, spec, load(claim.config), lost).run(should_stop)
+            return _Trial(claim, spec, load(claim.config), lost).run(lambda: stopped.is_set() or should_stop())
         except _Pruned as pruned:
             log.info("stopped early: %s", pruned)
             last = [claim.reports[max(claim.reports)]] if claim.reports and len(spec.objective) == 1 else None
@@ -232,9 +233,9 @@ def _logged(claim: Claim) -> Iterator[None]:
 
 
 @contextmanager
-def _beating(claim: Claim, heartbeat: float) -> Iterator[threading.Event]:
-    """Signs of life while the trial runs. Yields an event that is set when the trial is another worker's by now."""
-    ended, lost = threading.Event(), threading.Event()
+def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Signs of life while the trial runs. Yields two events: the trial is another worker's by now; it is to stop now."""
+    ended, lost, stopped = threading.Event(), threading.Event(), threading.Event()
 
     def beat() -> None:
         count = 0
@@ -243,6 +244,8 @@ def _beating(claim: Claim, heartbeat: float) -> Iterator[threading.Event]:
                 if not claim.mine():
                     lost.set()
                     return
+                if patiently(lambda: claim.study.user_attrs).get(STOPPED) == NOW:
+                    stopped.set()
                 count += 1
                 claim.note(beat=count)
             except RunError:  # the storage is away: that is found by whoever needs it next
@@ -251,7 +254,7 @@ def _beating(claim: Claim, heartbeat: float) -> Iterator[threading.Event]:
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield lost
+        yield lost, stopped
     finally:
         ended.set()
         thread.join()

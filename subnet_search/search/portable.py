@@ -28,7 +28,6 @@ from subnet_search.errors import UserError
 from subnet_search.files import write_atomically
 from subnet_search.search.backends import exclusive, patiently, rdb
 from subnet_search.search.reading import read_trials
-from subnet_search.search.storage import load_study
 
 FORMAT, VERSION = "subnet-search study", 1
 NOTE = re.compile(r"(?<=^dashboard:)\d+(?=:)")  # a dashboard's note on a trial is the study's, under the trial's id
@@ -72,7 +71,7 @@ def import_study(path: str | Path, storage: BaseStorage, name: str | None = None
     if (database := rdb(storage)) is None:
         raise UserError("a study can only be imported into a database")
     patiently(_store, database, name or content["name"], content)
-    return load_study(name or content["name"], storage)
+    return optuna.load_study(study_name=name or content["name"], storage=storage)
 
 
 def study_in(path: str | Path) -> optuna.Study:
@@ -168,10 +167,10 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
         if name in optuna.get_all_study_names(database):
             raise UserError(f"the storage has a study {name!r} already: give this one another name (--name)")
         with database.engine.begin() as connection:
-            made = connection.execute(insert(models.StudyModel.__table__).values(study_name=name))
-            study = {"study_id": made.inserted_primary_key[0]}
-            _insert(connection, study["study_id"], [_waiting(trial) for trial in content["trials"]])
-            ids = {str(number): str(id) for id, number in _ids(connection, study["study_id"], 0)}
+            _write(connection, models.StudyModel, [{"study_name": name}])
+            study_id = connection.scalars(select(models.StudyModel.study_id).filter_by(study_name=name)).one()
+            _insert(connection, study_id, [_waiting(trial) for trial in content["trials"]])
+            ids = {str(number): str(id) for id, number in _ids(connection, study_id, 0)}
             system = {NOTE.sub(lambda number: ids.get(number[0], number[0]), key): value for key, value in system.items()}
             directions = [
                 {"objective": place, "direction": StudyDirection[direction.upper()]}
@@ -182,7 +181,7 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
                 (models.StudyUserAttributeModel, _attributes(user)),
                 (models.StudySystemAttributeModel, _attributes(system)),
             ):
-                _write(connection, model, [{**study, **row} for row in rows])
+                _write(connection, model, [{"study_id": study_id, **row} for row in rows])
 
 
 def _waiting(trial: FrozenTrial) -> FrozenTrial:
@@ -209,15 +208,14 @@ def _insert(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]
     store_value = models.TrialValueModel.value_to_stored_repr
     store_seen = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
     in_words = cache(distribution_to_json)
-    values, seen, params = [], [], []
+    values, seen, params = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for id, trial in added:
         for objective, value in enumerate(trial.values or ()):
             number, kind = store_value(value)
             values.append({"trial_id": id, "objective": objective, "value": number, "value_type": kind})
         for step, value in trial.intermediate_values.items():
-            number, kind = store_seen(value)
-            row = {"trial_id": id, "step": step, "intermediate_value": number, "intermediate_value_type": kind}
-            seen.append(row)
+            cells = dict(zip(("intermediate_value", "intermediate_value_type"), store_seen(value), strict=True))
+            seen.append({"trial_id": id, "step": step, **cells})
         for name, value in trial.params.items():
             domain = trial.distributions[name]
             row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}

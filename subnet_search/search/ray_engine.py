@@ -13,6 +13,7 @@ reaches the driving process through a pipe, and a worker as an argument of the c
 that one process and shows nowhere.
 """
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -77,6 +78,7 @@ def run_on_ray(
         raise UserError("the engine ray needs Ray: pip install 'subnet-search[ray]'")
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"a trial takes a whole number of GPUs, or a fraction of one: not {gpus:g}")
+    _knock(address)
     job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
     deadline = None if timeout is None else time.time() + timeout
     job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus}
@@ -100,6 +102,17 @@ def run_on_ray(
         finally:
             _end(driver)
         _raise(answer.read(), log)
+
+
+def _knock(address: str | None) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
 
 
 def _end(driver: subprocess.Popen[bytes]) -> None:
@@ -151,15 +164,13 @@ def drive() -> None:
 def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
     """Join or start a Ray, and run a job's workers on it. Returns why some failed, when others did their work."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
-        _knock(job["address"])
         ray.init(job["address"] or "local", log_to_driver=False, **({} if job["address"] else options))
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         doing = f"join the Ray cluster at {job['address']}" if job["address"] else "start Ray"
-        raise UserError(f"cannot {doing}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        raise UserError(f"cannot {doing}: {_in_one_line(error.__cause__ or error)}") from error
     try:
         _check_nodes(ray.nodes(), job)
         # A call is repeated as often as it takes to reach a restarted worker; how often one is restarted has its limit.
@@ -170,13 +181,6 @@ def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
         return _follow(ray, crew, should_stop)
     finally:
         ray.shutdown()
-
-
-def _knock(address: str | None) -> None:
-    """Raise OSError when nobody listens at an address: Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 def _check_nodes(nodes: list[dict[str, Any]], job: dict[str, Any]) -> None:
@@ -230,8 +234,15 @@ def _outcome(ray: Any, run: Any) -> str | None:
     try:
         reason: str | None = ray.get(run)
     except ray.exceptions.RayError as error:
-        return textwrap.shorten(str(error).strip().splitlines()[-1], 200, placeholder=" ...")
+        return _in_one_line(error)
     return reason
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What Ray says, without the traceback or the particulars that it puts before the reason."""
+    text = str(error).strip() or type(error).__name__
+    told = text.splitlines()[-1] if "Traceback" in text or "actor_id" in text else text
+    return textwrap.shorten(told, 250, placeholder=" ...")
 
 
 class StudyWorker:
@@ -250,7 +261,7 @@ class StudyWorker:
         if os.path.isdir(folder):
             os.chdir(folder)
         with self._running:  # Ray calls again when the connection broke, though the first call may be at work still
-            timeout = None if deadline is None else max(deadline - time.time(), 0.001)
+            timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 would be no limit
             try:
                 run_worker(name, url, trials=trials, timeout=timeout, should_stop=lambda: self._stopping)
             except Interrupted:

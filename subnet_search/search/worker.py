@@ -78,7 +78,7 @@ def _run(
     load: Callable[[RunConfig], Data],
     should_stop: Callable[[], bool],
 ) -> Ending | None:
-    """Run a trial and store its end; None when another worker has taken it over."""
+    """Run a trial and store its end; None when another worker has taken it over, or the study was stopped."""
     try:
         ending = objective(claim, spec, load, should_stop)
         claim.end(ending.state, ending.values, ending.attrs)
@@ -87,8 +87,11 @@ def _run(
         log.warning("trial %d was taken over by another worker", claim.number)
         return None
     except Interrupted:
-        claim.release("interrupted")
-        raise
+        if should_stop():
+            claim.release("interrupted")
+            raise
+        claim.release("the study was stopped")
+        return None
     except RunError as error:
         claim.release(str(error))
         raise

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from subnet_search.data import AUGMENTATIONS
 from subnet_search.errors import UserError, unknown
 from subnet_search.topology.schedules import cosine
+from subnet_search.training.ranks import rank_and_world
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -60,7 +61,9 @@ class Recipe(BaseModel):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads. Part of the result, since sums depend on it. Default: all processors this process may use."""
+    """CPU threads of a process. Part of the result, since sums depend on it. Default: its share of the processors."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that share every batch, as torchrun starts them. Part of the result, since sums depend on it."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: forward passes under autocast."""
     channels_last: bool = False
@@ -90,6 +93,7 @@ class Recipe(BaseModel):
         chosen = {**published, **{key: getattr(self, key) for key in self.model_fields_set}}
         chosen["device"] = _device(chosen.get("device", self.device))
         chosen["threads"] = chosen.get("threads") or processors()
+        chosen["processes"] = _processes(chosen.get("processes"))
         return Recipe(**chosen)
 
     def rate(self, progress: float) -> float:
@@ -103,8 +107,17 @@ class Recipe(BaseModel):
 
 
 def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use; those that torchrun started beside it on this machine have as many."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _processes(wanted: int | None) -> int:
+    world = rank_and_world()[1]
+    if wanted not in (None, world):
+        start = f"torchrun --nproc-per-node {wanted} -m subnet_search extract" if wanted != 1 else "subnet-search extract"
+        raise UserError(f"recipe.processes is {wanted}, and {world} {'runs' if world == 1 else 'run'}: start it with {start}")
+    return world
 
 
 def _device(name: str) -> str:
