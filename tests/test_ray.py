@@ -1,21 +1,24 @@
 """Ray as an engine: workers on a real local cluster, one that loses a node, and what is refused."""
 
 import importlib.util
+import os
+import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_study import RUN, spec
 
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.search import ray_engine
-from subnet_search.search.launch import prepare_study, reap
+from subnet_search.search.launch import prepare_study
 from subnet_search.search.leases import is_dead
-from subnet_search.search.ray_engine import StudyWorker, _check_nodes, run_on_ray
+from subnet_search.search.ray_engine import StudyWorker, _check_nodes, _follow, run_on_ray
 
 HERE = socket.gethostname()
-MEMORY = 80 * 2**20  # bytes of a node's object store, about the least that Ray takes
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
@@ -64,10 +67,9 @@ def test_a_gpu_and_a_half_is_no_share(tmp_path):
 
 @needs_ray
 def test_an_address_where_no_cluster_is():
-    begin("sqlite:///studies.db")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening, and nobody else can
-        with pytest.raises(UserError, match=r"^cannot join the Ray cluster at 127.0.0.1:\d+: .*[Rr]efused$"):
+        with pytest.raises(UserError, match=r"^no Ray cluster answers at 127.0.0.1:\d+: .*refused$"):
             on_ray("sqlite:///studies.db", address=f"127.0.0.1:{taken.getsockname()[1]}")
 
 
@@ -121,19 +123,74 @@ def test_an_actor_says_in_one_line_why_it_failed(tmp_path, monkeypatch):
     assert StudyWorker().run("toy", "sqlite:///missing.db", None, None, str(tmp_path)) == "LookupError: no such luck"
 
 
+# Following the workers, in a Ray that answers at once
+
+
+class Ray(SimpleNamespace):
+    """What the workers' calls come to is the calls themselves: an outcome, or an error that `get` raises."""
+
+    def wait(self, refs, num_returns=1, timeout=None):
+        return [ref for ref in refs if ref != "never"], ["never"]
+
+    def get(self, ref):
+        if isinstance(ref, Exception):
+            raise ref
+        return ref.partition("finished")[0] or None
+
+    def kill(self, worker):
+        self.killed.append(worker.name)
+
+
+def follow(runs, stop=False):
+    ray = Ray(killed=[], exceptions=SimpleNamespace(RayError=LookupError))
+
+    def worker(name, run):
+        answer = SimpleNamespace(remote=lambda: "never" if run == "never" else f"{name} answers")
+        return SimpleNamespace(name=name, stop=answer, __ray_ready__=answer)
+
+    crew = {run: worker(name, run) for name, run in zip("abc", runs, strict=False)}
+    return ray, lambda: _follow(ray, crew, lambda: stop)
+
+
+LOST = LookupError("The actor died.\n\tactor_id: 17\nThe actor is dead because its node has died.")
+
+
+def test_one_that_fails_while_others_finish_is_told_of():
+    ray, wait = follow([LOST, "finished", "never"])
+    assert wait() == ["The actor is dead because its node has died."]
+    assert ray.killed == ["a", "b", "c"]  # the third waits for a place, and there is nothing left to do
+
+
+def test_when_nobody_is_left_the_study_has_failed():
+    _, wait = follow(["5 trials failed in a row", LOST])
+    with pytest.raises(RunError, match=r"^no worker is left: The actor is dead because its node has died\.$"):
+        wait()
+
+
+def test_whoever_does_not_hear_that_it_must_stop_is_ended():
+    ray, wait = follow(["finished", "never"], stop=True)
+    with pytest.raises(Interrupted):
+        wait()
+    assert ray.killed == ["a", "b"]
+
+
 # On a cluster
+
+
+def add_node(cluster, **more):
+    return cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, **more)  # bytes, about the least that Ray takes
 
 
 @pytest.fixture
 def cluster():
-    """Two nodes of one processor each."""
+    """Two nodes of one processor each, whose loss is noticed within seconds."""
     from ray.cluster_utils import Cluster
 
-    options = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
     health = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "_system_config": health})
+    cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+        add_node(cluster, include_dashboard=False, _system_config=health)
+        add_node(cluster)
         yield cluster
     finally:
         cluster.shutdown()
@@ -141,58 +198,49 @@ def cluster():
 
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_that_loses_a_node_finishes_the_study(cluster, capfd):
-    """The storage's URL stands for a password: Ray is to keep it nowhere."""
+def test_a_node_is_lost_half_way_and_all_trials_are_found_and_finished(cluster, capfd):
+    """And the process on the other node is killed: only a worker that was started again can finish the study. The name of
+    the storage's file stands for a password, which Ray is to keep nowhere."""
     url = "sqlite:///hush-hush.db"
-    study = begin(url, trials=6, run=longer(40))
-    lost = []
+    study = begin(url, trials=4, run=longer(40))
+    lost = {}
 
-    def take_a_node_away():
+    def pull_the_plugs():
         under_way = running(study)
         if not lost and len(under_way) == 2 and all(trial.intermediate_values for trial in under_way):
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-            lost.extend(under_way)
+            for trial in under_way:
+                with suppress(ProcessLookupError):
+                    os.kill(trial.user_attrs["worker"]["pid"], signal.SIGKILL)
+            lost.update({trial.number: trial.user_attrs["worker"]["pid"] for trial in running(study)})
         return False
 
-    on_ray(url, workers=2, address=cluster.address, should_stop=take_a_node_away)
-    assert len(lost) == 2
-    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 6
-    assert reap(study) == []
-    (died,) = [t for t in study.trials if any(one["died"] for one in t.user_attrs.get("interruptions", []))]
-    (before,) = [t.user_attrs["worker"]["pid"] for t in lost if t.number == died.number]
-    assert died.user_attrs["interruptions"][-1]["pid"] == before != died.user_attrs["worker"]["pid"]
+    on_ray(url, workers=2, address=cluster.address, should_stop=pull_the_plugs)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 4
+    died = {t.number: [one["pid"] for one in t.user_attrs.get("interruptions", []) if one["died"]] for t in study.trials}
+    assert {number: pids for number, pids in died.items() if pids} == {number: [pid] for number, pid in lost.items()}
+    assert lost
+    assert not {trial.user_attrs["worker"]["pid"] for trial in study.trials if trial.number in lost} & {*lost.values()}
     assert all(is_dead(trial.user_attrs["worker"]) for trial in study.trials)  # nothing is left running
     logs = Path(cluster.head_node.get_logs_dir_path())
     texts = [path.read_bytes() for path in (*logs.rglob("*"), *Path("runs").rglob("ray.log")) if path.is_file()]
     assert any(b"StudyWorker" in text for text in texts)
     assert not any(b"hush" in text for text in texts)
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr().out == ""  # where `--json` prints
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_stop_leaves_trials_that_go_on_from_their_checkpoint():
-    """On a Ray of our own, with a worker more than there is room for."""
-    url = "sqlite:///studies.db"
-    study = begin(url, trials=2, run=longer(400))
+    """On a Ray of our own, with more workers than there is room for."""
+    study = begin("sqlite:///studies.db", run=longer(400))
 
     def once_a_trial_is_under_way():
         return any(trial.intermediate_values for trial in running(study))
 
     with pytest.raises(Interrupted, match="stopped; the trials under way wait to go on"):
-        on_ray(url, workers=3, should_stop=once_a_trial_is_under_way)
+        on_ray("sqlite:///studies.db", workers=os.cpu_count() + 1, should_stop=once_a_trial_is_under_way)
     trials = study.get_trials()
     assert {trial.state.name for trial in trials} == {"WAITING"}
-    assert all(trial.user_attrs["interruptions"][-1]["why"] == "interrupted" for trial in trials)
-    checkpoints = [Path(trial.user_attrs["folder"], "checkpoint") for trial in trials]
-    assert any(folder.exists() for folder in checkpoints)
-
-
-@needs_ray
-@pytest.mark.slow
-def test_when_every_worker_has_failed_the_reason_is_told():
-    begin("sqlite:///studies.db", run={**RUN, "extractor": "random"}, space={"recipe.lr": {"float": [1e30, 2e30]}}, trials=50)
-    with pytest.raises(
-        RunError, match=r"^no worker is left: 5 trials failed in a row, the last because: the loss is .*ray.log"
-    ):
-        on_ray("sqlite:///studies.db")
+    assert {trial.user_attrs["interruptions"][-1]["why"] for trial in trials} == {"interrupted"}
+    assert any(Path(trial.user_attrs["folder"], "checkpoint").exists() for trial in trials)

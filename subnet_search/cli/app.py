@@ -8,7 +8,7 @@ import typer
 from subnet_search.cli import show
 from subnet_search.cli.analyses import accuracy_curve, masks, numbers, plasticity
 from subnet_search.cli.compare import compare, sanity
-from subnet_search.cli.look import studies
+from subnet_search.cli.repair import studies
 from subnet_search.errors import UserError
 
 app = typer.Typer(

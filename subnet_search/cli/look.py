@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subnet_search.cli import page, show
+from subnet_search.cli import listing, page, show
 from subnet_search.cli.study import Json, Name, Storage
 from subnet_search.cli.study import studies as studies
 from subnet_search.errors import UserError
@@ -58,9 +58,7 @@ def trials(
     filter_: Filter = None,
     columns: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Show these [default: as many as fit].")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="Comma-separated values, all columns unless --columns says which.")
-    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values [default: of all columns].")] = False,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
@@ -83,14 +81,14 @@ def trials(
         rows = arrange(rows, find_column(sort or "number", known), desc)
     rows = rows[:limit]
     if csv:
-        page.csv([{key: row.get(key) for key in wanted or known} for row in rows], wanted or known)
+        listing.csv([{key: row.get(key) for key in wanted or known} for row in rows], wanted or known)
     elif json and wanted:
-        page.json_rows({key: row.get(key) for key in wanted} for row in rows)
+        listing.json_rows({key: row.get(key) for key in wanted} for row in rows)
     elif json:
         of = {trial.number: trial for trial in study.get_trials()}
-        page.json_rows(trial_row(of[row["number"]]) for row in rows)
+        listing.json_rows(trial_row(of[row["number"]]) for row in rows)
     else:
-        page.trials(rows, study, wanted)
+        listing.trials(rows, study, wanted)
 
 
 @studies.command(epilog="Example: subnet-search study trial quickstart 7")
@@ -120,7 +118,7 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     if json:
         show.print_json(rows[0] if len(rows) == 1 else rows)
     else:
-        page.best(rows, objectives(study))
+        page.best(rows, objectives(study), sum(trial.state.name == "COMPLETE" for trial in study.get_trials()))
 
 
 @studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
@@ -167,16 +165,14 @@ def pareto(
     if json:
         show.print_json([row for row in rows if row["front"]])
     else:
-        page.front(rows, names, study)
+        listing.front([row for row in rows if row["front"]], names, len(rows))
     _tell(plot)
 
 
 @studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
 def importance(
     name: Name,
-    evaluator: Annotated[
-        str, typer.Option(help="pedanova: what the best trials have in common; fanova: variance.")
-    ] = "pedanova",
+    evaluator: Annotated[str, typer.Option(help="pedanova: what sets the best apart; fanova: variance.")] = "pedanova",
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="Any recorded measure [default: the study's objective].")
     ] = None,
@@ -206,7 +202,7 @@ def importance(
     if json:
         show.print_json(record)
     else:
-        page.importance(record)
+        page.importance(record, name)
     if record["importances"]:
         _tell(plot)
 

@@ -1,246 +1,177 @@
-"""Studies and trials as people read them: what the commands of look.py print."""
+"""Studies and trials as people read them: the pages that the commands of look.py print."""
 
-import csv as csv_files
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from subnet_search.cli import show
-
-if TYPE_CHECKING:
-    import optuna
+from subnet_search.cli import listing, show
+from subnet_search.cli.listing import plain
 
 Row = Mapping[str, Any]
 
-AT_MOST = 20  # points of a front on a page
-FIRST = ("number", "state")  # columns of every table of trials
-GAP = 2  # between columns
+# What a page on a trial shows in a form of its own, or not at all.
+APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
+APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
+WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "seconds": "training time"}
 
 
 def states(counts: Mapping[str, int]) -> str:
+    """How many trials are in which state."""
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
 
 
 def overview(record: Row) -> None:
     """A study on one page."""
-    show.pairs(
-        {
-            "state": _progress(record),
-            "searched over": _lines(record["space"]),
-            "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
-            **_said("keeping", ", ".join(f"{name} {bound}" for name, bound in record["constraints"].items())),
-            **_said("run", _run(record)),
-            **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
-            "trials": states(record["states"]),
-            "spent": _spent(record),
-            **_said("at work", "\n".join(map(_at_work, record["workers"]))),
-            **_said("lost workers", _lost(record["interruptions"])),
-            **_said("failed", _lines(record["failures"], "{1} x {0}")),
-            **_said("stopped early", _lines(record["stopped_early"], "{1} x {0}")),
-            **_said("versions", _lines({key: states(found) for key, found in record["versions"].items()})),
-        },
-        title=record["name"],
-    )
+    lines = {
+        "state": _progress(record),
+        "searched over": _lines(record["space"]),
+        "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
+        "constraints": ", ".join(f"{name} {bound}" for name, bound in record["constraints"].items()),
+        "run": _run(record),
+        **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
+        "trials": states(record["states"]),
+        "spent": _spent(record),
+        "at work": "\n".join(map(_at_work, record["workers"])),
+        "interruptions": _lost(record["interruptions"]),
+        "failed": _counted(record["failures"]),
+        "stopped early": _counted(record["stopped_early"]),
+        "versions": _lines(
+            {key: ", ".join(f"{v} ({n:,})" for v, n in seen.items()) for key, seen in record["versions"].items()}
+        ),
+    }
+    show.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
     if record["best"]:
         show.console.print()
-        best(record["best"], record["objective"])
-    if record["importance"] and record["finished"]:
+        best(record["best"], record["objective"], record["states"]["COMPLETE"])
+    if record["importance"] and record["best"]:
         show.console.print()
-        importance(record["importance"], 8)
+        importance(record["importance"], record["name"], 8)
     if record["best"]:
-        _plain(f"\nGet it: subnet-search study extract {record['name']}")
+        plain(f"\nGet it: subnet-search study extract {record['name']}")
 
 
-def best(rows: Sequence[Row], names: Sequence[str]) -> None:
-    """The best trial, or a front as a table."""
-    if len(rows) > 1:
-        cells = [
-            {**row["params"], "seeds": row["seeds"], "number": row["number"], **dict(zip(names, row["mean"], strict=True))}
-            for row in rows
-        ]
-        _front(cells, names, len(rows), seeds=any(row["seeds"] > 1 for row in rows), params=_keys(rows))
+def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
+    """The best trial, or the front among `count` complete trials as a table."""
+    if len(names) > 1:
+        listing.front([{**row, **dict(zip(names, row["mean"], strict=True))} for row in rows], names, count)
         return
-    for row in rows:
-        found = {name: show.cell(name, mean) for name, mean in zip(names, row["mean"], strict=True)}
-        if row["seeds"] > 1:
-            for name, (low, high) in zip(names, row["spread"], strict=True):
-                found[name] += f", the mean of {row['seeds']} seeds ({show.cell(name, low)} to {show.cell(name, high)})"
-        more = ("val_accuracy", "test_accuracy", "density", "steps", "seconds")
-        found |= {key: show.cell(key, row[key]) for key in more if key not in found and row[key] is not None}
-        words = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
-        params = {key: show.cell("", value) for key, value in row["params"].items()}
-        show.pairs({words.get(k, k): text for k, text in found.items()} | params, title=f"Best: trial {row['number']}")
+    (row,) = rows
+    shown = {names[0]: show.cell(names[0], row["mean"][0])}
+    if row["seeds"] > 1:
+        low, high = (show.cell(names[0], end) for end in row["spread"][0])
+        shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
+    for key in ("val_accuracy", "test_accuracy", "density", "steps", "seconds"):
+        if key not in shown and row[key] is not None:
+            shown[key] = show.cell(key, row[key])
+    params = {key: show.cell("", value) for key, value in row["params"].items()}
+    show.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
 
-def trial(record: Mapping[str, Any], name: str) -> None:
+def trial(record: Row, name: str) -> None:
     """Everything about one trial."""
     import yaml
 
-    left = dict(record)
-    config, log, trace = left.pop("config"), left.pop("log"), left.pop("traceback")
-    past, repeated, seeds = left.pop("interruptions"), left.pop("repeated", []), left.pop("seeds", [])
-    reports = left.pop("reports")
-    for key in ("number", "values", "last", "constraints", *left["objectives"]):
-        if key not in ("constraints",) or not left[key]:
-            left.pop(key, None)
-    first = {"state": left.pop("state"), "reason": left.pop("reason"), **left.pop("objectives"), **left.pop("params")}
-    worker = left.pop("worker") or {}
+    worker, passes = record["worker"] or {}, record.get("passes", {})
     shown = {
-        **first,
-        **left,
+        **{key: record[key] for key in ("state", "reason")},
+        **{WORDS.get(key, key): show.cell(key, value) for key, value in record["objectives"].items()},
+        **record["params"],
+        **{
+            WORDS.get(key, key): listing.cell(key, value)
+            for key, value in record.items()
+            if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
+        },
+        "beyond constraints": ", ".join(f"{key} by {value:.4g}" for key, value in record["constraints"].items() if value > 0),
+        "passes": show.cell("", passes),
         "worker": " ".join(str(worker[key]) for key in ("host", "pid") if key in worker),
-        "repeated by": "\n".join(f"trial {one['number']}: {show.cell('', one['values'])} {one['state']}" for one in repeated),
-        "seeds": "\n".join(f"{one['seed']}: {show.cell('', one['values'])}" for one in seeds),
-        "interruptions": "\n".join(f"{one['why']} ({one['host']} {one['pid']})" for one in past),
-        "reported": ", ".join(f"{step}: {show.cell('', value)}" for step, value in reports.items()),
+        "seeds": "\n".join(f"{one['seed']}: {show.cell('', one['values'])}" for one in record.get("seeds", ())),
+        "repeated by": "\n".join(_repeat(one) for one in record.get("repeated", ())),
+        "interruptions": "\n".join(f"{one['why']} ({one['host']} {one['pid']})" for one in record["interruptions"]),
+        "reports": ", ".join(f"{step}: {show.cell('', value)}" for step, value in record["reports"].items()),
     }
-    show.pairs(
-        {key: value for key, value in shown.items() if value not in (None, "", {}, [])},
-        title=f"Trial {record['number']} of {name}",
-    )
-    if config:
-        show.console.print("\n[bold]Configuration[/bold]")
-        _plain(yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=show.console.width).rstrip())
-    for title, text in (("The end of its log", "\n".join(log)), ("Traceback", trace)):
+    title = f"Trial {record['number']} of {name}"
+    show.pairs({key: value for key, value in shown.items() if value not in (None, "", {}, [])}, title=title)
+    width = max(40, show.console.width - 40)  # it breaks a line after the item that is beyond it
+    config = yaml.safe_dump(record["config"], sort_keys=False, default_flow_style=None, width=width) if record["config"] else ""
+    for heading, text in (
+        ("Configuration", config),
+        ("The end of its log", "\n".join(record["log"])),
+        ("Traceback", record["traceback"]),
+    ):
         if text:
-            show.console.print(f"\n[bold]{title}[/bold]")
-            _plain(text.rstrip())
+            show.console.print(f"\n[bold]{heading}[/bold]")
+            plain(text.rstrip())
 
 
 def versus(record: Row) -> None:
     """Two studies side by side."""
-    one, other = record["studies"]
-    a, b = one["name"], other["name"] if other["name"] != one["name"] else f"{other['name']} "
-    lines = [
-        ("trials", [f"{s['finished']:,} of {s['budget'] or '?'}: {states(s['states'])}" for s in (one, other)]),
-        ("training steps", [f"{s['steps']:,}" for s in (one, other)]),
-        ("training time", [show.seconds(s["seconds"]) for s in (one, other)]),
-    ]
-    names = record["objective"]
+    pair, names = record["studies"], record["objective"]
+    heads = {"a": pair[0]["name"], "b": pair[1]["name"]}
+    lines = {
+        "finished": [f"{study['finished']:,}{_of(study['budget'])} trials" for study in pair],
+        "trials": [states(study["states"]) for study in pair],
+        "training steps": [f"{study['steps']:,}" for study in pair],
+        "training time": [show.seconds(study["seconds"]) for study in pair],
+    }
     if len(names) == 1:
-        lines += [
-            (f"best {names[0]}", [_best_of(s, names[0]) for s in (one, other)]),
-            ("reaches the other's best", [_reached(s["reaches_the_others_best"]) for s in (one, other)]),
-        ]
+        lines[f"best {names[0]}"] = [_best_of(study, names[0]) for study in pair]
+        lines["as good as the other"] = [_reached(study["reaches_the_others_best"]) for study in pair]
     else:
-        lines += [
-            ("trials on its front", [str(len(s["best"])) for s in (one, other)]),
-            ("dominates of the other's", [str(count) for count in record["dominated"]]),
-        ]
-    show.table([{"": key, "a": texts[0], "b": texts[1]} for key, texts in lines], {"": "", "a": a, "b": b})
+        lines["on its front"] = [f"{len(study['best'])} trials" for study in pair]
+        lines["better than, of the other's"] = [f"{count} trials" for count in record["dominated"]]
+    show.table([{"": key, "a": texts[0], "b": texts[1]} for key, texts in lines.items()], {"": "", **heads})
     for key, words in (("trials", "finished trials"), ("steps", "training steps")):
         if rows := record.get(f"at_equal_{key}"):
             show.console.print()
-            cells = [{key: row[key], **{s: show.cell(names[0], row[s]) for s in "ab"}} for row in rows]
-            show.table(cells, {key: f"after {words}", "a": a, "b": b}, title=f"Best so far, one seed each: {names[0]}")
-    if record["differences"]:
-        show.console.print()
-        cells = [
-            {k: v if k == "key" else "-" if v is None else str(v) for k, v in row.items()} for row in record["differences"]
-        ]
-        show.table(cells, {"key": "set differently", "a": a, "b": b})
-    else:
-        show.console.print("\nThey search the same.")
-
-
-def front(rows: Sequence[Row], names: Sequence[str], study: "optuna.Study") -> None:
-    """The points on a front, and how many are not."""
-    ahead = [{**row["params"], **row} for row in rows if row["front"]]
-    bounded = not all(row["feasible"] for row in rows)
-    _front(ahead, names, len(rows), seeds=any(row["seeds"] > 1 for row in ahead), params=_keys(ahead), bounded=bounded)
-
-
-def importance(record: Row, at_most: int | None = None) -> None:
-    """Shares with bars, and in a line what they mean."""
-    _plain(f"Importance by {record['evaluator']}, N = {record['trials']:,}: {record['meaning']}")
-    shares = list(record["importances"].items())
-    widest = max((len(name) for name, _ in shares[:at_most]), default=0)
-    for name, share in shares[:at_most]:
-        _plain(f"  {name:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}")
-    if at_most and len(shares) > at_most:
-        _plain(f"  and {len(shares) - at_most} more: subnet-search study importance")
-    if record["left_out"]:
-        _plain(f"left out, since not all trials have them (look at a branch with --filter): {', '.join(record['left_out'])}")
-    if record["note"]:
-        _plain(record["note"])
-
-
-def trials(rows: Sequence[Row], study: "optuna.Study", wanted: Sequence[str] | None) -> None:
-    """A table of trials: the columns asked for, or as many as fit."""
-    from subnet_search.search.inspect import objectives, parameters
-
-    if not rows:
-        _plain("no such trials" if study.get_trials(deepcopy=False) else "no trials yet")
+            cells = [{key: row[key], **{side: show.cell(names[0], row[side]) for side in heads}} for row in rows]
+            show.table(cells, {key: f"after {words}", **heads}, title=f"Best so far ({names[0]}, one seed)")
+    show.console.print()
+    if not record["differences"]:
+        plain("They search the same.")
         return
-    params = dict.fromkeys(key.partition(" @")[0] for t in study.get_trials(deepcopy=False) for key in parameters(t))
-    usual = [*FIRST, *objectives(study), "density", "feasible", "repeats", "seconds", "reason", *params]
-    columns = wanted or [key for key in dict.fromkeys(usual) if any(row.get(key) is not None for row in rows)]
-    left_out = wide(rows, columns, None if wanted else show.console.width)
-    if left_out:
-        _plain(f"\n{len(rows):,} trials; too narrow for {', '.join(left_out)} (--columns, --csv)")
+    cells = [{"key": one["key"], **{side: show.cell("", one[side]) for side in heads}} for one in record["differences"]]
+    show.table(cells, {"key": "set differently", **heads})
 
 
-def wide(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> list[str]:
-    """Print a table of thousands of rows at once; returns the columns for which `width` has no room."""
-    short = [column.rpartition(".")[2] for column in columns]
-    headings = {c: s if short.count(s) == 1 and s not in columns else c for c, s in zip(columns, short, strict=True)}
-    cells = {column: [show.cell(column, row.get(column)) for row in rows] for column in columns}
-    room, lines, left_out = width or sys.maxsize, [""] * (len(rows) + 1), []
-    for column in columns:
-        texts = [headings[column], *cells[column]]
-        if column == "reason" and width:  # a long one gives way
-            texts = [text if len(text) <= 30 else f"{text[:29]}…" for text in texts]
-        size = max(map(len, texts))
-        if size > room:
-            left_out.append(headings[column])
-            continue
-        room -= size + GAP
-        right = any(isinstance(row.get(column), int | float) for row in rows)
-        lines = [
-            f"{line}{text:>{size}}  " if right else f"{line}{text:<{size}}  " for line, text in zip(lines, texts, strict=True)
-        ]
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
-    return left_out
+def importance(record: Row, name: str, at_most: int | None = None) -> None:
+    """Shares with bars, and in a line by whom, of how many trials, and what they mean."""
+    head = f"Importance by {record['evaluator']}, N = {record['trials']:,}"
+    shares = list(record["importances"].items())
+    plain(f"{head}: {record['meaning'] if shares else record['note']}")
+    widest = max((len(param) for param, _ in shares[:at_most]), default=0)
+    for param, share in shares[:at_most]:
+        plain(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
+    if at_most and len(shares) > at_most:
+        plain(f"  and {len(shares) - at_most} more: subnet-search study importance {name}")
+    if record["left_out"]:
+        plain(f"Left out, since not every trial has them: {', '.join(record['left_out'])}")
+        plain("For those of one branch, look at its trials alone, as in --filter extractor=rigl")
+    if shares and record["note"]:
+        plain(f"Note: {record['note']}")
 
 
-def csv(rows: Iterable[Row], columns: Sequence[str]) -> None:
-    """Comma-separated values, as they are; empty where there is none."""
-    writer = csv_files.DictWriter(sys.stdout, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def _lines(values: Mapping[str, Any]) -> str:
+    widest = max(map(len, values), default=0)
+    return "\n".join(f"{key:<{widest}}  {value}" for key, value in values.items())
 
 
-def json_rows(rows: Iterable[Row]) -> None:
-    """A JSON list with a line for every row: quick also for thousands."""
-    sys.stdout.write("[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]\n")
+def _counted(reasons: Mapping[str, int]) -> str:
+    return "\n".join(f"{count:,} x {reason}" for reason, count in reasons.items())
 
 
-def _plain(text: str) -> None:
-    show.console.print(text, markup=False, soft_wrap=True)
-
-
-def _lines(values: Mapping[str, Any], form: str = "{0}  {1}") -> str:
-    widest = max(map(len, values), default=0) if form[1] == "0" else 0
-    return "\n".join(form.format(f"{key:<{widest}}", value) for key, value in values.items())
-
-
-def _said(name: str, text: str) -> dict[str, str]:
-    """A line of a page, if there is something to say."""
-    return {name: text} if text else {}
+def _of(budget: int | None) -> str:
+    return f" of {budget:,}" if budget else ""
 
 
 def _progress(record: Row) -> str:
-    of = f" of {record['budget']:,}" if record["budget"] else ""
     more = {"repeated": "repeats", "imported": "imported", "withdrawn": "withdrawn"}
     extra = "".join(f", {record[key]:,} {word}" for key, word in more.items() if record[key])
-    return f"{record['status']}: {record['finished']:,}{of} trials finished{extra}"
+    return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials finished{extra}"
 
 
 def _run(record: Row) -> str:
-    words = (record["network"] or "the default network", record["data"] or "the default data")
-    method = None if "extractor" in record["space"] else record["extractor"]
-    return f"{method or 'methods'} on {' and '.join(words)}" if record["network"] or record["data"] or method else ""
+    """The run that is varied, as far as it was set and is not itself searched."""
+    parts = {key: record[key] for key in ("extractor", "network", "data") if record[key] and key not in record["space"]}
+    return ", ".join(f"{key} {value}" for key, value in parts.items())
 
 
 def _named(options: Row) -> str:
@@ -249,49 +180,36 @@ def _named(options: Row) -> str:
 
 
 def _spent(record: Row) -> str:
-    of = f" of {record['budget_steps']:,}" if record["budget_steps"] else ""
-    elapsed = "" if record["elapsed"] is None else f", {show.seconds(record['elapsed'])} from first to last"
-    return f"{record['steps']:,}{of} training steps, {show.seconds(record['seconds'])} of training{elapsed}"
+    elapsed = "" if record["elapsed"] is None else f", {show.seconds(record['elapsed'])} from the first to the last"
+    steps = f"{record['steps']:,}{_of(record['budget_steps'])} training steps"
+    return f"{steps}, {show.seconds(record['seconds'])} of training{elapsed}" if record["states"] else ""
 
 
 def _at_work(worker: Row) -> str:
     where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "a worker"
-    gone = " is gone (the next worker takes it over)" if worker["gone"] else ""
     last = f", last {show.cell('', worker['last'])}" if "last" in worker else ""
-    return f"{where}{gone}: trial {worker['trial']}{last}"
+    gone = " (is gone: the next worker takes it over)" if worker["gone"] else ""
+    return f"{where}: trial {worker['trial']}{last}{gone}"
 
 
 def _lost(record: Row) -> str:
     if not record["times"]:
         return ""
-    died = f", {record['died']} of them a worker's death" if record["died"] else ""
-    return f"{record['trials']} trials went on after losing their worker ({record['times']} times{died}); {record['ended']} have finished"
+    died = f", {record['died']:,} of these by a worker's death" if record["died"] else ""
+    return f"{record['trials']:,} trials went on after {record['times']:,}{died}; {record['ended']:,} of them have finished"
 
 
-def _front(
-    rows: Sequence[Row], names: Sequence[str], count: int, seeds: bool, params: Sequence[str], bounded: bool = False
-) -> None:
-    """The points of a front as a table; those beyond a page are counted."""
-    extra = [*(["seeds"] if seeds else []), *(["feasible"] if bounded else [])]
-    left_out = wide(rows[:AT_MOST], ["number", *names, *extra, *params], show.console.width)
-    beyond = f", the first {AT_MOST} here" if len(rows) > AT_MOST else ""
-    narrow = f"; too narrow for {', '.join(left_out)}" if left_out else ""
-    on = f"{len(rows)} of {count:,} complete trials are" if count > len(rows) else f"{len(rows)} trials"
-    _plain(f"\n{on} on the Pareto front{beyond}{narrow}")
-
-
-def _keys(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row["params"]))
+def _repeat(one: Row) -> str:
+    return f"trial {one['number']}: {one['state'] if one['values'] is None else show.cell('', one['values'])}"
 
 
 def _best_of(study: Row, name: str) -> str:
     if not study["best"]:
         return "-"
     best = study["best"][0]
-    return (
-        f"{show.cell(name, best['mean'][0])} (trial {best['number']}, {best['seeds']} seed{'s' if best['seeds'] > 1 else ''})"
-    )
+    seeds = f", {best['seeds']} seeds" if best["seeds"] > 1 else ""
+    return f"{show.cell(name, best['mean'][0])} (trial {best['number']}{seeds})"
 
 
 def _reached(work: Mapping[str, int] | None) -> str:
-    return f"after {work['trials']:,} trials, {work['steps']:,} steps" if work else "no"
+    return f"after {work['trials']:,} trials, {work['steps']:,} steps" if work else "never"

@@ -35,7 +35,7 @@ def run(
     engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: placed on a cluster by Ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster [default: one on this machine].")] = None,
     gpus_per_trial: Annotated[float, typer.Option(min=0, help="Of a GPU, for each trial (ray).")] = 0.0,
-    cpus_per_trial: Annotated[float, typer.Option(min=0, help="Processors for each trial (ray).")] = 1.0,
+    cpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Processors for each [default: its threads].")] = None,
     json: Json = False,
 ) -> None:
     """Start a study, or continue it."""
@@ -47,8 +47,8 @@ def run(
 
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
-    if engine == "local" and (address or gpus_per_trial):
-        raise UserError("--address and --gpus-per-trial are for --engine ray")
+    if engine == "local" and (address or gpus_per_trial or cpus_per_trial):
+        raise UserError("--address, --gpus-per-trial and --cpus-per-trial are for --engine ray")
     cluster = Cluster(address, gpus_per_trial, cpus_per_trial) if engine == "ray" else None
     wanted = find_spec(spec, set_ or [], storage)
     url = storage or wanted.storage
@@ -60,7 +60,7 @@ def run(
                 wanted, storage=url, workers=workers, trials=budget, timeout=timeout, cluster=cluster, should_stop=should_stop
             )
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: subnet-search study run {spec}") from stop
+        raise Interrupted(f"{stop}; go on with: subnet-search study run {spec}{' --engine ray' * bool(cluster)}") from stop
     record = overview(study)
     if json:
         show.print_json(record)

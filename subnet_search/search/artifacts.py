@@ -16,6 +16,7 @@ import re
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,14 +34,12 @@ from subnet_search.files import load_tensors, write_atomically
 from subnet_search.runfolder import CHECKPOINT
 from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim
-from subnet_search.search.leases import me
 from subnet_search.search.spec import StudySpec
 
 FILES = ("config.yaml", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
 LOOK = 1.0  # seconds between two looks for a newer checkpoint
 SHARE = 0.1  # of a worker's time, that copying takes at most
 REST = 60.0  # seconds after a copy that failed
-CONNECTIONS = 8  # to a store at once
 FAULTS = Exception  # the libraries under a store raise what they like, and a trial that has its result must not fail by it
 
 log = logging.getLogger(__name__)
@@ -70,15 +69,11 @@ def open_store(spec: StudySpec) -> ArtifactStore | None:
     """
     if spec.artifacts is None:
         return None
-    try:
-        store, name = _store(spec.artifacts), f"check-{me()}"
+    with _or_raise(UserError, f"cannot keep artifacts in {_where(spec.artifacts)}"):
+        store, name = _store(spec.artifacts), f"check-{uuid.uuid4().hex}"
         store.write(name, io.BytesIO(b"a check that files can be kept here"))
         _read(store, name)
         store.remove(name)
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise UserError(f"cannot keep artifacts in {_where(spec.artifacts)}: {_reason(error)}") from error
     return store
 
 
@@ -89,9 +84,8 @@ def shared(claim: Claim, spec: StudySpec) -> Iterator[None]:
     if claim.attrs.get("versions", versions()) != versions():
         forget(claim, spec)
     elif "interruptions" in claim.attrs:
-        at = len(claim.attrs.get("seeds", []))  # seeds that it is done with
-        for name, run in list(copies.items())[at : at + 1]:
-            _take_up(store, name, run)
+        done = len(claim.attrs.get("seeds", []))
+        _take_up(store, *list(copies.items())[: done + 1][-1])  # of the seed that is under way
     copy = functools.partial(_copy, store, copies, {})
     try:
         with _now_and_then(copy):
@@ -119,7 +113,7 @@ def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
     settings, found = _settings(study)[0], []
     if settings is None:
         return []
-    try:
+    with _or_raise(RunError, f"cannot fetch the files of trial {trial.number} from {_where(settings)}"):
         store = _store(settings)
         for meta in get_all_artifact_meta(trial, storage=study._storage):
             seed, _, name = meta.filename.rpartition("-")
@@ -128,10 +122,6 @@ def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
                 with contextlib.suppress(ArtifactNotFound):
                     write_atomically(path, _read(store, meta.artifact_id))
                     found.append(path)
-    except (UserError, RunError):
-        raise
-    except FAULTS as error:
-        raise RunError(f"cannot fetch the files of trial {trial.number} from {_where(settings)}: {_reason(error)}") from error
     return found
 
 
@@ -148,12 +138,8 @@ def remove_all(study: optuna.Study) -> None:
         names += _copies(folder / f"{trial.number:04d}", seeds)
         if Path(trial.user_attrs.get("folder", "")).parent == folder:
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
-    try:
+    with _or_raise(RunError, f"cannot remove the study's files from {_where(settings)}"):
         _remove(_store(settings), names)
-    except UserError:
-        raise
-    except FAULTS as error:
-        raise RunError(f"cannot remove the study's files from {_where(settings)}: {_reason(error)}") from error
 
 
 def _take_up(store: ArtifactStore, name: str, run: Path) -> None:
@@ -180,10 +166,9 @@ def _take_up(store: ArtifactStore, name: str, run: Path) -> None:
 def _progress(checkpoint: Path) -> dict[str, Any] | None:
     """How far a checkpoint is; None for one that is missing or damaged."""
     try:
-        progress: dict[str, Any] = load_tensors(checkpoint, "checkpoint")[1]["progress"]
+        return dict(load_tensors(checkpoint, "checkpoint")[1]["progress"])
     except (UserError, KeyError):
         return None
-    return progress
 
 
 @contextlib.contextmanager
@@ -195,11 +180,9 @@ def _now_and_then(copy: Callable[[], bool]) -> Iterator[None]:
         pause = LOOK
         while not ended.wait(pause):
             start = time.monotonic()
-            well = copy()
-            pause = max(LOOK, (time.monotonic() - start) / SHARE) if well else REST
+            pause = max(LOOK if copy() else REST, (time.monotonic() - start) / SHARE)
 
-    thread = threading.Thread(target=keep, daemon=True)
-    thread.start()
+    (thread := threading.Thread(target=keep, daemon=True)).start()
     try:
         yield
     finally:
@@ -211,14 +194,9 @@ def _copy(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tupl
     """Copy the checkpoints that are newer than what was `done`. Whether that went well."""
     try:
         for name, run in copies.items():
-            try:
-                file = open(run / CHECKPOINT, "rb")  # noqa: SIM115
-            except FileNotFoundError:
-                continue
-            with file:  # the checkpoint as it is now, also when the next one takes its place
-                state = os.fstat(file.fileno())
-                mark = (state.st_ino, state.st_mtime_ns)
-                if done.get(name) != mark:
+            with contextlib.suppress(FileNotFoundError), open(run / CHECKPOINT, "rb") as file:
+                state = os.fstat(file.fileno())  # of what is read now, also when the next one takes its place
+                if done.get(name) != (mark := (state.st_ino, state.st_mtime_ns)):
                     store.write(name, file)
                     done[name] = mark
     except FAULTS as error:
@@ -231,8 +209,9 @@ def _upload(store: ArtifactStore, claim: Claim, runs: Iterable[Path]) -> None:
     """Upload the files of a trial that ends. The storage takes their names only before it knows of the end."""
     storage = claim.study._storage
     try:
-        trial = storage.get_trial(claim.trial_id)
+        trial = patiently(storage.get_trial, claim.trial_id)
         there = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
+        upload = functools.partial(upload_artifact, study_or_trial=trial, storage=storage, artifact_store=store)
         with tempfile.TemporaryDirectory() as links:  # an upload goes by its file's name, which seeds share
             for run in runs:
                 for path in filter(Path.is_file, (run / name for name in FILES)):
@@ -242,8 +221,7 @@ def _upload(store: ArtifactStore, claim: Claim, runs: Iterable[Path]) -> None:
                         with open(link, "rb") as file:
                             store.write(there[link.name], file)
                     else:
-                        options = {"study_or_trial": trial, "storage": storage, "artifact_store": store, "file_path": str(link)}
-                        patiently(functools.partial(upload_artifact, **options))
+                        patiently(functools.partial(upload, file_path=str(link)))
     except FAULTS as error:
         log.warning("cannot upload the files of the trial: %s", _reason(error))
         claim.note(not_uploaded=_reason(error))
@@ -262,9 +240,8 @@ def _remove(store: ArtifactStore, names: Iterable[str]) -> None:
         with contextlib.suppress(ArtifactNotFound):
             store.remove(name)
 
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        for _ in pool.map(remove, names):
-            pass
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(remove, names))
 
 
 def _read(store: ArtifactStore, name: str) -> bytes:
@@ -286,7 +263,7 @@ def _store(settings: str | dict[str, Any] | None) -> ArtifactStore:
 
 @functools.cache
 def _bucket(settings: str) -> ArtifactStore:
-    """A bucket, with credentials from wherever boto3 finds them. Raises UserError when boto3 is missing."""
+    """An S3 bucket. Raises UserError when boto3 is missing."""
     options = json.loads(settings)
     try:
         import boto3
@@ -299,14 +276,22 @@ def _bucket(settings: str) -> ArtifactStore:
         request_checksum_calculation="when_required",  # servers other than Amazon's refuse the checksums that are optional
         response_checksum_validation="when_required",
     )
-    name = options.pop("bucket")
-    return Boto3ArtifactStore(name, boto3.client("s3", config=config, **options), avoid_buf_copy=True)
+    bucket = options.pop("bucket")
+    return Boto3ArtifactStore(bucket, boto3.client("s3", config=config, **options), avoid_buf_copy=True)
 
 
 def _where(settings: str | dict[str, Any]) -> str:
-    if isinstance(settings, str):
-        return f"the folder {settings}"
-    return f"the bucket {settings['bucket']}" + (f" at {settings['endpoint_url']}" if "endpoint_url" in settings else "")
+    return settings if isinstance(settings, str) else f"the bucket {settings['bucket']}"
+
+
+@contextlib.contextmanager
+def _or_raise(kind: type[UserError | RunError], what: str) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except FAULTS as error:
+        raise kind(f"{what}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

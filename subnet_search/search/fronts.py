@@ -55,8 +55,5 @@ def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
         values = tuple(value for name in names if (value := measured(trial, own, name)) is not None)
         if len(values) == len(names):
             groups.setdefault(trial.user_attrs.get(REPEATS, trial.number), []).append((trial, values))
-    return [
-        Ranked(group[0][0], tuple(values for _, values in group))
-        for number, group in groups.items()
-        if group[0][0].number == number
-    ]
+    firsts = (group for number, group in groups.items() if group[0][0].number == number)
+    return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]

@@ -41,7 +41,7 @@ def importance(study: Snapshot, evaluator: str = "pedanova", objective: str | No
     name = objective or (names[0] if len(names) == 1 else None)
     trials = _usable(study, names, name)
     top = math.ceil(TOP * len(trials))
-    record = {
+    record: dict[str, Any] = {
         "evaluator": EVALUATORS[evaluator],
         "objective": name,
         "trials": len(trials),

@@ -123,7 +123,7 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
         rest["repeated"] = [{"number": t.number, "state": t.state.name, "values": t.values} for t in others]
     return {
         **row,
-        **{key: None for key in ("config", "folder", "versions", "worker", "traceback")},
+        **dict.fromkeys(("config", "folder", "versions", "worker", "traceback")),
         **rest,
         "objectives": named,
         "started": _moment(trial.datetime_start),
@@ -212,4 +212,4 @@ def counted(states: Iterable[TrialState]) -> dict[str, int]:
 
 
 def _moment(moment: datetime | None) -> str | None:
-    return moment and moment.isoformat(" ", "seconds")
+    return moment.isoformat(" ", "seconds") if moment else None

@@ -39,7 +39,7 @@ class Cluster:
 
     address: str | None = None  # of a Ray cluster; None starts a local one
     gpus: float = 0.0  # a worker, which runs one trial at a time
-    cpus: float = 1.0
+    cpus: float | None = None  # default: the threads of a trial
 
 
 def run_study(
@@ -69,17 +69,20 @@ def run_study(
     if cluster:
         from subnet_search.search.ray_engine import run_on_ray
 
-        run_on_ray(
-            spec.name,
-            url,
-            workers=count,
-            trials=budget,
-            timeout=limit,
-            address=cluster.address,
-            gpus=cluster.gpus,
-            cpus=cluster.cpus,
-            should_stop=should_stop,
-        )
+        try:
+            run_on_ray(
+                spec.name,
+                url,
+                workers=count,
+                trials=budget,
+                timeout=limit,
+                address=cluster.address,
+                gpus=cluster.gpus,
+                cpus=spec.run.recipe.threads or 1 if cluster.cpus is None else cluster.cpus,
+                should_stop=should_stop,
+            )
+        finally:
+            reap(study)
     elif count == 1:
         run_worker(spec.name, url, trials=budget, timeout=limit, should_stop=should_stop)
     else:
@@ -107,6 +110,10 @@ def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
     make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
     if spec.pruner["name"] == "rungs":
         check_options(spec)
+    if spec.artifacts is not None:
+        from subnet_search.search.artifacts import open_store
+
+        open_store(spec)
     with exclusive(store, spec.name):
         names = optuna.get_all_study_names(store)
         if spec.name in names and _is_half_made(load_study(spec.name, store)):

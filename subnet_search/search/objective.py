@@ -7,7 +7,7 @@ import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -62,7 +62,7 @@ def run_trial(claim: Claim, spec: StudySpec, load: Callable[[RunConfig], Data], 
     Raises Interrupted when stopped, RunError when the disk is full (in both cases the trial is as far as its last
     checkpoint), and LeaseLost when another worker has it by now.
     """
-    with _logged(claim), _beating(claim, spec.heartbeat) as (lost, stopped):
+    with _logged(claim), _beating(claim, spec.heartbeat) as (lost, stopped), _shared(claim, spec):
         try:
             return _Trial(claim, spec, load(claim.config), lost).run(lambda: stopped.is_set() or should_stop())
         except _Pruned as pruned:
@@ -97,7 +97,8 @@ class _Trial:
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if self.claim.attrs.get("versions", versions()) != versions():
             log.warning("begun anew: it was begun with other versions of the packages")
-            shutil.rmtree(self.claim.folder, ignore_errors=True)
+            for path in set(self.claim.folder.iterdir()) - {self.claim.folder / "log.txt"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.claim.attrs.get("seeds", []))
@@ -203,6 +204,15 @@ def _failed(claim: Claim, error: Exception) -> Ending:
 def _tail(claim: Claim) -> list[str]:
     path = claim.folder / "log.txt"
     return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:] if path.is_file() else []
+
+
+def _shared(claim: Claim, spec: StudySpec) -> AbstractContextManager[None]:
+    """Checkpoints and files reach other machines, where the spec says how."""
+    if spec.artifacts is None:
+        return nullcontext()
+    from subnet_search.search.artifacts import shared
+
+    return shared(claim, spec)
 
 
 @contextmanager

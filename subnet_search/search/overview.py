@@ -1,12 +1,12 @@
 """A study on one page: what it searches, how far it is, what went wrong, and what it found."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -98,10 +98,7 @@ def _space(spec: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> dict[str, 
     for trial in trials:
         seen.update(trial.distributions)
     if not seen:
-        plain = {
-            key: yaml.safe_dump(value, default_flow_style=True, width=1000) for key, value in spec.get("space", {}).items()
-        }
-        return {key: text.removesuffix("\n").removesuffix("\n...") for key, text in plain.items()}
+        return {key: json.dumps(value).replace('"', "") for key, value in spec.get("space", {}).items()}
     return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: " @" in name)}
 
 

@@ -24,6 +24,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -107,12 +108,12 @@ def run_on_ray(
 def _knock(address: str | None) -> None:
     """Refuse an address where nobody listens: Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
+    if not host or not port.isdecimal() or int(port) > 65535:
+        return  # no place that could be tried: Ray says what it makes of it
     try:
         socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
 def _end(driver: subprocess.Popen[bytes]) -> None:
@@ -269,7 +270,7 @@ class StudyWorker:
             except (UserError, RunError) as error:
                 return str(error)
             except Exception as error:  # of any package: it must reach the caller, as a line, from wherever it was raised
-                logger.exception("a worker failed")
+                logger.error("a worker failed: %s", scrub(traceback.format_exc()))
                 return scrub(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return None
 

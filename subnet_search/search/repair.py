@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,33 @@ from sqlalchemy import delete, select
 
 from subnet_search.errors import RunError, UserError
 from subnet_search.search.backends import exclusive, patiently, rdb
+from subnet_search.search.inspect import plain_spec
 from subnet_search.search.leases import PATIENCE, is_dead, whereabouts
 from subnet_search.search.portable import insert_trials
 from subnet_search.search.ranking import REPEATS
 from subnet_search.search.reading import read_trials
 
-STOPPED = "stopped"  # user attribute of a study: as in dispatch.py
-NOW = "now"  # its value when trials under way are to be interrupted too
+KNOWN, WITHDRAWN, STOPPED = "known", "withdrawn", "stopped"  # as in known.py and dispatch.py
+NOW = "now"  # value of a study's `stopped` when trials under way are to be interrupted too: as in objective.py
 RETRIES = "retries"  # user attribute of a trial that runs a failed one again: the number of that one
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # what makes a trial the same run as another
 FOLDER = re.compile(r".+-[0-9a-f]{8}")  # what study folders are called
 
 
-def retry(study: optuna.Study, numbers: Sequence[int] = ()) -> tuple[dict[int, int], dict[int, str]]:
+@dataclass(frozen=True)
+class Retried:
+    """What `retry` did."""
+
+    queued: dict[int, int]  # the numbers of the new trials, by those of the failed ones
+    skipped: dict[int, str]  # why others were not queued
+    places: int  # trials that count in the study's budget once all are finished
+
+
+def retry(study: optuna.Study, numbers: Sequence[int] = ()) -> Retried:
     """Queue failed trials once more, by default all of them: the same configuration, on the same seed.
 
-    Returns the new numbers by those of the failed trials, and why some cannot be had again. A trial is retried once; a
-    retry that fails is a failed trial like any other. Raises UserError for a trial that has not failed.
+    A trial is retried once; a retry that fails is a failed trial like any other. Raises UserError for a trial that has
+    not failed.
     """
     return patiently(_retry, study, tuple(numbers))
 
@@ -41,7 +52,7 @@ def stop(study: optuna.Study, now: bool = False) -> list[int]:
     Returns the numbers of the trials under way. `study run` goes on.
     """
     patiently(study.set_user_attr, STOPPED, NOW if now else True)
-    return [trial.number for trial in _running(study)]
+    return list(at_work(study))
 
 
 def at_work(study: optuna.Study) -> dict[int, str]:
@@ -60,9 +71,9 @@ def check_idle(study: optuna.Study) -> None:
 
 
 def delete_study(study: optuna.Study, *, force: bool = False, files: bool = False) -> list[Path]:
-    """Delete a study; with `files`, its folder of run folders too. Returns what was deleted of the disk.
+    """Delete a study; with `files`, its folder of run folders and its artifacts too. Returns what was deleted of the disk.
 
-    Raises UserError when trials are under way, unless `force`; RunError when the folder cannot be deleted.
+    Raises UserError when trials are under way, unless `force`; RunError when files cannot be deleted: the study stays.
     """
     name, storage = study.study_name, study._storage
     folder = Path(study.user_attrs.get("folder", "")) if files else None
@@ -73,6 +84,10 @@ def delete_study(study: optuna.Study, *, force: bool = False, files: bool = Fals
             check_idle(study)
         study.set_user_attr(STOPPED, NOW)  # so that nobody begins a trial meanwhile
     deleted = []
+    if files and plain_spec(study).get("artifacts"):
+        from subnet_search.search.artifacts import remove_all
+
+        remove_all(study)
     if folder and folder.is_dir():
         try:
             shutil.rmtree(folder)
@@ -109,7 +124,7 @@ def reap(
     return [study.get_trials(deepcopy=False)[number] for number in sorted(set(freed))]
 
 
-def _retry(study: optuna.Study, numbers: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
+def _retry(study: optuna.Study, numbers: Sequence[int]) -> Retried:
     database = rdb(study._storage)
     assert database is not None, "studies are made in databases"
     with exclusive(study._storage, study.study_name):
@@ -122,7 +137,9 @@ def _retry(study: optuna.Study, numbers: Sequence[int]) -> tuple[dict[int, int],
                 skipped[trial.number] = f"it asks for no run that can be: {trial.user_attrs.get('reason', 'it never began')}"
         again = [trial for trial in chosen if trial.number not in skipped]
         added = insert_trials(database, study._study_id, [_again(trial) for trial in again])
-    return dict(zip((trial.number for trial in again), added, strict=True)), skipped
+    places = sum(t.state != TrialState.FAIL and not t.user_attrs.keys() & {KNOWN, REPEATS, WITHDRAWN} for t in trials)
+    queued = dict(zip((trial.number for trial in again), added, strict=True))
+    return Retried(queued, skipped, places + sum(REPEATS not in trial.user_attrs for trial in again))
 
 
 def _failed(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[FrozenTrial]:
@@ -160,7 +177,8 @@ def _give_up(study: optuna.Study) -> list[int]:
 
 
 def _running(study: optuna.Study) -> list[FrozenTrial]:
-    return patiently(lambda: study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    storage = rdb(study._storage) or study._storage  # its cache would first read all trials, finished ones too
+    return patiently(lambda: storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,)))
 
 
 def _worker(trial: FrozenTrial) -> dict[str, Any]:

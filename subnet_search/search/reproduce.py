@@ -1,19 +1,24 @@
 """Train a study's trial again, to its subnetwork."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 from optuna.trial import FrozenTrial
 
 from subnet_search.config import flatten
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.masks import load_masks
-from subnet_search.errors import UserError
+from subnet_search.errors import RunError, UserError
 from subnet_search.extraction import run
 from subnet_search.extractors import Clock
+from subnet_search.search.storage import spec_of
 from subnet_search.search.worker import config_of
 from subnet_search.training import Epoch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def train_again(
     trial: FrozenTrial,
     out: str | Path,
     *,
+    study: optuna.Study | None = None,
     resume: bool = False,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -47,7 +53,8 @@ def train_again(
 ) -> Reproduction:
     """Run a trial's stored configuration again, threads and seed included, and compare the hashes.
 
-    On another kind of machine floating point may differ; then `same` is false and `overlap` says how much.
+    On another kind of machine floating point may differ; then `same` is false and `overlap` says how much. With the
+    `study`, the trial's topology is fetched from its artifacts where the run folder is not on this machine.
     Raises UserError when the trial never began or the folder holds another run.
     """
     config = config_of(trial)
@@ -55,6 +62,13 @@ def train_again(
     expected = trial.user_attrs.get("sha256")
     same = None if expected is None else subnet.sha256 == expected
     masks = Path(trial.user_attrs.get("folder", "")) / "masks.safetensors"
+    if study is not None and not masks.is_file() and spec_of(study).artifacts is not None:
+        from subnet_search.search.artifacts import fetch
+
+        try:
+            fetch(study, trial, masks.parent)
+        except RunError as error:
+            log.warning("%s", error)
     overlap = subnet.masks.overlap(load_masks(masks)) if masks.is_file() else None
     before, now = trial.user_attrs.get("versions", {}), subnet.origin.versions
     changed = [f"{key} was {before[key]}, is {now.get(key)}" for key in flatten(before) if before[key] != now.get(key)]

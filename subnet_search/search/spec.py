@@ -1,6 +1,7 @@
 """A study's specification: what is searched, for what, how, and for how long."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from subnet_search.search.space import Space
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
 WATCHED = ("val_accuracy", "val_nll")  # what is known at the end of every epoch, and a pruner can look at
+BUCKET = ("bucket", "endpoint_url", "region_name")  # what says where an S3 bucket is
 PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
 Options: TypeAlias = dict[str, Any]
@@ -73,7 +75,9 @@ class StudySpec(BaseModel):
     storage: str = DEFAULT_STORAGE
     """An Optuna storage URL: sqlite:///FILE for one machine, postgresql://... for many."""
     artifacts: str | dict[str, Any] | None = None
-    """Where files of trials are kept for other machines: a folder, or `{bucket: NAME, endpoint_url: ...}` (S3)."""
+    """Where files of trials are kept for other machines: a folder that all of them see, such as `runs/artifacts`, or
+    `{bucket: NAME, endpoint_url: ..., region_name: ...}` (S3), with credentials from boto3's environment. null: nowhere, as
+    on one machine the run folders are there already."""
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -89,6 +93,23 @@ class StudySpec(BaseModel):
     @classmethod
     def _in_words(cls, value: Any) -> Any:
         return {key: str(text) for key, text in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _a_place(cls, value: Any) -> Any:
+        """No value is repeated in an error: it may be a secret."""
+        if isinstance(value, str) and (not value or "://" in value):
+            raise UserError("give a folder, or {bucket: NAME, endpoint_url: URL} for S3")
+        for key, text in value.items() if isinstance(value, Mapping) else ():
+            if re.search("key|secret|token|passw|credential", str(key), re.IGNORECASE) or "@" in str(text):
+                raise UserError(f"a study is no place for a credential ({key}), which boto3 takes from its own environment")
+            if key not in BUCKET:
+                raise unknown("key", key, BUCKET)
+            if not text or not isinstance(text, str):
+                raise UserError(f"{key} must be a text")
+        if isinstance(value, Mapping) and "bucket" not in value:
+            raise UserError("a bucket is missing: {bucket: NAME}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":

@@ -79,9 +79,8 @@ def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
 def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callable[[Row], bool]:
     found = FILTER.fullmatch(text)
     if found is None:
-        raise UserError(
-            f'a filter is a column, one of <= < >= > = != ~ (contains), and a value, as in "density<=0.1"; got {text!r}'
-        )
+        form = 'a column, one of <= < >= > = != ~ (contains), and a value, as in "density<=0.1"'
+        raise UserError(f"a filter is {form}; got {text!r}")
     column, sign, wanted = find_column(found[1], columns), found[2], _value(found[3])
     if sign == "~":
         return lambda row: row.get(column) is not None and found[3].lower() in str(row[column]).lower()

@@ -97,7 +97,7 @@ def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sig
     for work in dict.fromkeys(max(1, round(share * done)) for share in SHARES if done):
         best = []
         for course in courses:
-            reached = bisect_right(course, work, key=lambda point: point[place])
+            reached = bisect_right([point[place] for point in course], work)
             cost = course[reached - 1][2] if reached else float("inf")
             best.append(None if cost == float("inf") else sign * cost)
         rows.append({key: work, "a": best[0], "b": best[1]})

@@ -44,6 +44,10 @@ def run_worker(
     """
     study = load_study(name, open_storage(url))
     spec = spec_of(study)
+    if spec.artifacts is not None:
+        from subnet_search.search.artifacts import open_store
+
+        open_store(spec)
     _tell_versions(study.user_attrs.get("versions", {}))
     dispatcher = Dispatcher(study, spec, trials or spec.trials)
     data = lru_cache(maxsize=2)(load)
@@ -82,6 +86,10 @@ def _run(
     try:
         ending = objective(claim, spec, load, should_stop)
         claim.end(ending.state, ending.values, ending.attrs)
+        if spec.artifacts is not None:
+            from subnet_search.search.artifacts import forget
+
+            forget(claim, spec)
         return ending
     except LeaseLost:
         log.warning("trial %d was taken over by another worker", claim.number)
