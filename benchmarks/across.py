@@ -19,8 +19,9 @@ from timing import verdict
 
 from subnet_search import RunConfig, run_study
 from subnet_search.config import read_config
+from subnet_search.search.attributes import REPEATS
 from subnet_search.search.compare import cell_records, method_grid, prepare_grid
-from subnet_search.search.ranking import REPEATS, rank
+from subnet_search.search.ranking import rank
 from subnet_search.search.spec import read_study
 
 ROOT = Path(__file__).parents[1]

@@ -39,7 +39,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
 
 def study(overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        found = run_study(read_study(SPEC, overrides), storage=f"sqlite:///{folder}/studies.db", workers=2)
+        found = run_study(read_study(SPEC, overrides), storage=f"sqlite:///{folder}/studies.db")
         trials = found.get_trials()
     return {
         "best": found.best_value,

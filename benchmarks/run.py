@@ -22,7 +22,18 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import torch
 from timing import THREADS
 
-NAMES = ("step_time", "digits", "seed_size", "selection", "topology_change", "memory", "startup", "quickstart", "paradigms")
+NAMES = (
+    "step_time",
+    "digits",
+    "seed_size",
+    "selection",
+    "topology_change",
+    "memory",
+    "startup",
+    "inspecting",
+    "quickstart",
+    "paradigms",
+)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = """# Benchmarks
 

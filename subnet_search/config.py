@@ -113,7 +113,7 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
             raise UserError(f"the value of -s {key} is not YAML: {text!r}") from error
         inside = f"{key.strip()}."
         places = {name: place for name, place in places.items() if not name.startswith(inside)}
-        places[key.strip()] = f"-s {override}"
+        places[key.strip()] = f"-s {key.strip()}"  # not the value: it may hold a secret
     return check(model, values, places)
 
 

@@ -137,7 +137,7 @@ def save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, config: R
 
 
 def save_run(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) -> Subnetwork:
-    """Write the subnetwork (without `save` its masks alone) and the summary; the checkpoint is then of no more use."""
+    """Write the subnetwork and the summary. Without `save` its masks alone, and the checkpoint stays for the caller to drop."""
     metrics: dict[str, Any] = {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
     if not save:
         save_masks(folder / "masks.safetensors", subnet.masks)
@@ -146,7 +146,14 @@ def save_run(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) ->
         metrics |= {"bytes": subnet.save(path, config.weights), "subnetwork": str(path)}
     subnet = with_metrics(subnet, metrics)
     write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        (folder / CHECKPOINT).parent.rmdir()
+    if save:
+        drop_checkpoints(folder)
     return subnet
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoint of a run, and of runs inside its folder, once what they came to is stored."""
+    for path in list(folder.rglob(CHECKPOINT.name)):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()

@@ -1,5 +1,6 @@
-"""Striking the workers of a study at random while it runs, and the account of its trials that must come out unharmed."""
+"""Striking the workers of a study while it runs, and the account of its trials that must come out unharmed."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import optuna
 import torch
+from sqlalchemy.engine.default import DefaultDialect
 
 from subnet_search.errors import Interrupted
 from subnet_search.search.backends import open_storage
@@ -72,9 +74,9 @@ def strike(
     strikes: Sequence[Strike],
     seed: int,
     *,
-    pause: tuple[float, float],
-    stall: float,
-    limit: float,
+    pause: tuple[float, float] = (0.3, 1.0),
+    stall: float = 2.5,
+    limit: float = 300,
 ) -> int:
     """Keep `size` processes on a study and strike them, until it is done. Returns how many strikes there were.
 
@@ -87,6 +89,7 @@ def strike(
     stalled: dict[int, float] = {}
     seen: set[int] = set()  # workers outlive the `study run` that started them
     rest, due = list(strikes), begun + rng.uniform(*pause)
+    rng.shuffle(rest)
     try:
         while True:
             now = time.monotonic()
@@ -137,10 +140,42 @@ def is_alive(pid: int) -> bool:
 
 
 def _send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
+
+
+class Killed(BaseException):
+    """What a worker in this process dies of. Nothing catches it."""
+
+
+@contextlib.contextmanager
+def dying(monkeypatch: Any) -> Iterator[Callable[[int], None]]:
+    """Yields a function that lets this process die just before or after its so manieth write, or in the midst of it.
+
+    A write is a commit of a database, or a file that takes its place or goes.
+    """
+    left = [0]
+
+    def lets_die(call: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **options: Any) -> Any:
+            _tick(left)
+            result = call(*args, **options)
+            _tick(left)
+            return result
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((DefaultDialect, "do_commit"), (os, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, lets_die(getattr(owner, name)))
+        yield lambda writes: left.__setitem__(0, 2 * writes)
+
+
+def _tick(left: list[int]) -> None:
+    if left[0] > 0:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
 
 
 def account(name: str, url: str) -> list[dict[str, Any]]:
@@ -151,6 +186,8 @@ def account(name: str, url: str) -> list[dict[str, Any]]:
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     kept = {key: value for key, value in trial.user_attrs.items() if key not in OF_THE_MACHINE}
+    if "first" in kept:  # of several seeds
+        kept["first"] = {**kept["first"], "seconds": None}
     return {
         "number": trial.number,
         "state": trial.state.name,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def place(request, tmp_path, monkeypatch):
     for key, value in {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "hush", "AWS_CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(key, value)
     where = {"endpoint_url": request.getfixturevalue("server"), "region_name": "us-east-1"}
-    name = f"studies-{abs(hash(str(tmp_path)))}"
+    name = f"studies-{uuid.uuid4().hex}"
     client = boto3.client("s3", **where)
     client.create_bucket(Bucket=name)
     return {"bucket": name, **where}, lambda: [one["Key"] for one in client.list_objects_v2(Bucket=name).get("Contents", [])]
@@ -305,6 +306,25 @@ def test_a_store_that_fails_fails_no_trial(monkeypatch):
         assert (
             "cannot upload the files of the trial: No space left" in (Path(trial.user_attrs["folder"]) / "log.txt").read_text()
         )
+
+
+def test_training_does_not_wait_for_its_copies(monkeypatch):
+    trained = []
+
+    def write(self, artifact_id, content_body, write=artifacts._Folder.write):
+        if artifact_id.endswith("checkpoint"):
+            (lines,) = Path("runs").rglob("metrics.jsonl")
+            until = time.monotonic() + 60
+            while len(lines.read_text().splitlines()) < 40 and time.monotonic() < until:
+                time.sleep(0.01)
+            trained.append(time.monotonic() < until)
+        write(self, artifact_id, content_body)
+
+    monkeypatch.setattr(artifacts, "LOOK", 0.01)
+    monkeypatch.setattr(artifacts._Folder, "write", write)
+    run_study(spec(run=LONG, trials=1, artifacts="kept"))
+    assert trained == [True]
+    assert len(os.listdir("kept")) == len(FILES)
 
 
 def test_a_copy_that_is_cut_off_leaves_the_one_before(monkeypatch):

@@ -27,7 +27,7 @@ BELOW = {  # what these may see of the floors below, besides the ground floor; e
     "evaluation": {"topology", "data"},
     "training": {"topology", "nets", "data", "extractors", "evaluation"},
 }
-LAZY = {"torchvision", "sklearn", "plotly"}  # heavy, and needed by few
+LAZY = {"torchvision", "sklearn", "plotly", "ray"}  # heavy, and needed by few
 
 
 def module_name(path):

@@ -290,6 +290,21 @@ def test_a_study_of_somebody_else_and_one_with_several_objectives():
     assert [row["number"] for row in overview(two)["best"]] == [0, 1]
 
 
+def cell(arm, seed, value):
+    return trial(value=value, params={}, cell={"arm": arm, "density": 0.1, "seed": seed, "values": {}}, seed=seed)
+
+
+def test_the_best_of_a_comparison_is_an_arm(capsys):
+    lucky = [cell("snip", 0, 0.9), cell("snip", 1, 0.5)]
+    study = study_of(*lucky, cell("random", 0, 0.8), cell("random", 1, 0.7), cell("dense", 0, 0.99), spec={**SPEC, "space": {}})
+    record = overview(study)
+    assert [(row["params"]["arm"], row["seeds"]) for row in record["arms"]] == [("dense", 1), ("random", 2), ("snip", 2)]
+    (best,) = record["best"]  # of those with all seeds
+    assert (best["number"], best["mean"], best["spread"]) == (2, [0.75], [[0.7, 0.8]])
+    assert (record["status"], record["importance"]) == ("finished", None)
+    assert "random 0.1 2 75.00 % 70.00 % 80.00 %" in " ".join(said(capsys, "study", "show", "toy").split())
+
+
 # Tables
 
 
@@ -362,7 +377,7 @@ def test_trials_as_a_table_as_csv_and_as_json(capsys, monkeypatch):
     assert lines[1].split() == ["0", "COMPLETE", "80.00", "%", "0.1", "yes", "-"]
     assert len(lines) == 15
     assert max(map(len, lines[:13])) <= 60
-    assert lines[-1] == "12 trials; no room for seconds, reason, lr (--columns, --csv)"
+    assert lines[-1] == "12 trials; no room for seconds, lr, reason (--columns, --csv)"
     assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no such trials\n"
 
 
@@ -443,7 +458,7 @@ def test_importance_names_its_evaluator_and_its_trials():
     assert next(iter(record["importances"])) == "recipe.lr"
     assert set(record["importances"]) == {"recipe.lr", "extractor", "extractor.every @rigl"}
     assert sum(record["importances"].values()) == pytest.approx(1)
-    assert record["meaning"].startswith("how far the best 6 of 60 complete trials, by val_accuracy, have other values")
+    assert record["meaning"].startswith("by how much its values in the best 6 of 60 complete trials (by val_accuracy) differ")
 
 
 def test_fanova_says_what_it_left_out(capsys):
@@ -564,7 +579,7 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
     page = said(capsys, "study", "show", "toy")
     assert all(len(line) <= 80 for line in page.splitlines() if not line.startswith("Importance"))
     for text in (
-        "under way: 4 of 6 trials finished, 4 repeats, 1 imported",
+        "under way: 4 of 6 trials, 4 repeats, 1 imported",
         "2 x the loss is nan at step #",
         "elsewhere 7: trial 6",
     ):

@@ -5,9 +5,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 import optuna
 import pytest
@@ -25,7 +25,8 @@ from subnet_search.search.dashboard import dashboard, note
 from subnet_search.search.dispatch import Dispatcher
 from subnet_search.search.inspect import best_trials
 from subnet_search.search.launch import prepare_study
-from subnet_search.search.repair import check_idle, delete_study, reap, retry, stop
+from subnet_search.search.objective import run_trial
+from subnet_search.search.repair import check_idle, delete_study, reap, retry
 from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import load_study
 from subnet_search.search.worker import run_worker
@@ -167,34 +168,38 @@ def test_a_stopped_study_begins_nothing_until_it_is_run(capsys):
     ss.run_study(spec(trials=1), storage=URL)
     assert command(capsys, "stop", "toy") == "toy begins no more trials. Go on with: subnet-search study run toy\n"
     assert run_worker("toy", URL, trials=3) == []
-    assert len(ss.run_study(spec(), storage=URL).trials) == 3
+    assert len(ss.run_study(spec(), storage=URL, trials=3).trials) == 3
 
 
 def test_a_trial_under_way_stops_at_a_checkpoint_and_goes_on_to_the_same_end(capsys):
-    long = spec(run={**RUN, "recipe": {**RUN["recipe"], "epochs": 300}}, heartbeat=0.05, trials=1)
+    long = spec(run={**RUN, "recipe": {**RUN["recipe"], "epochs": 80}}, heartbeat=0.05, trials=1)
     whole = ss.run_study(long, storage="sqlite:///whole.db")
     study = prepare_study(long, URL)
-    ran = []
-    worker = threading.Thread(target=lambda: ran.append(run_worker("toy", URL)))
+    ran, begun = [], threading.Event()
+
+    def begin(*arguments):
+        begun.set()
+        return run_trial(*arguments)
+
+    worker = threading.Thread(target=lambda: ran.append(run_worker("toy", URL, objective=begin)))
     worker.start()
-    while not (study.trials and study.trials[0].intermediate_values):
-        time.sleep(0.01)
+    begun.wait(60)
     said = command(capsys, "stop", "toy", "--now")
     worker.join(60)
     assert ran == [[]]  # it ended as a worker of a finished study does
     assert "trial 0 will stop at a checkpoint" in said
     [trial] = study.trials
     assert (trial.state, trial.user_attrs["interruptions"][0]["why"]) == (TrialState.WAITING, "the study was stopped")
-    assert trial.last_step < 300
+    assert (trial.last_step or 0) < 80
     assert ss.run_study(long, storage=URL).trials[0].user_attrs["sha256"] == whole.trials[0].user_attrs["sha256"]
 
 
 # Trials without a worker
 
 
-def claimed(**more):
+def claimed(heartbeat=0.05, **more):
     """A study with a trial that another worker runs, as it is told by `more`."""
-    study = prepare_study(spec(heartbeat=0.05, **more.pop("spec", {})), URL)
+    study = prepare_study(spec(heartbeat=heartbeat), URL)
     claim = Dispatcher(study, spec(), 3).next()
     claim.note(worker={**study.trials[0].user_attrs["worker"], **more})
     return study, claim
@@ -252,7 +257,7 @@ def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
 
 
 def test_a_worker_elsewhere_is_given_up_at_once_when_told(capsys):
-    study, claim = claimed(host="elsewhere", spec={"heartbeat": 100})
+    study, claim = claimed(heartbeat=100, host="elsewhere")
     assert command(capsys, "reap", "toy", "--now") == "trial 0 waits to go on\n"
     [past] = study.trials[0].user_attrs["interruptions"]
     assert not past["died"]
@@ -362,10 +367,8 @@ def test_the_commands_that_move_a_study(capsys):
     assert load_study("copy", open_storage(URL)).trials[1].values == study.trials[1].values
     command(capsys, "import", "toy.json", "--storage", "sqlite:///new/other.db")
     command(capsys, "run", "toy", "--storage", "sqlite:///new/other.db", "--trials", 3)
-    assert (
-        ss.run_study(spec(), storage=URL).trials[2].values
-        == load_study("toy", open_storage("sqlite:///new/other.db")).trials[2].values
-    )
+    moved = load_study("toy", open_storage("sqlite:///new/other.db"))
+    assert ss.run_study(spec(), storage=URL, trials=3).trials[2].values == moved.trials[2].values
 
 
 # The dashboard
@@ -373,7 +376,7 @@ def test_the_commands_that_move_a_study(capsys):
 
 @pytest.fixture
 def served():
-    """A study of three trials that the dashboard serves: one that keeps its constraint, a better one that does not, one failed."""
+    """A served study of three trials: one that keeps its constraint, a better one that does not, one that failed."""
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed (pip install 'subnet-search[dashboard]')")
     study = prepare_study(spec(constraints={"density": "<= 0.1"}), URL)
     domain = {"recipe.lr": FloatDistribution(0.01, 1)}
@@ -427,9 +430,8 @@ def test_the_dashboard_shows_a_study_as_we_know_it(served):
 
 def test_the_dashboard_follows_a_study_and_writes_nothing_but_the_note(served):
     study, server = served
-    before = {key: value for key, value in study._storage.get_study_system_attrs(study._study_id).items()}
+    before = study._storage.get_study_system_attrs(study._study_id)
     study.tell(study.ask({"recipe.lr": FloatDistribution(0.01, 1)}), 0.7)
-    time.sleep(2.1)  # the dashboard looks no more often
     shown = json.loads(fetch(server, f"/api/studies/{study._study_id}"))
     assert len(shown["trials"]) == 4
     after = study._storage.get_study_system_attrs(study._study_id)
@@ -469,3 +471,17 @@ def test_the_dashboard_takes_the_store_of_artifacts():
     assert json.loads(fetch(server, "/api/meta"))["artifact_is_available"]
     server.shutdown()
     server.server_close()
+
+
+def test_the_dashboard_says_nothing_of_a_password(postgres, capfd):
+    pytest.importorskip("optuna_dashboard")
+    study = prepare_study(spec(), postgres.url())
+    server = dashboard(study._storage, "toy", port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    said = [fetch(server, path) for path in ("/api/meta", "/api/studies", "/api/studies/1", "/dashboard")]
+    server.shutdown()
+    server.server_close()
+    assert "toy" in said[2]
+    everything = "".join([*said, *capfd.readouterr()])
+    assert not any(word in everything for word in (postgres.password, quote(postgres.password, safe=""), "postgresql://"))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 FIRST = ("number", "state")  # columns of every table of trials
-MEASURED = ("density", "feasible", "repeats", "seconds", "reason")
+MEASURED = ("density", "feasible", "repeats", "seconds")
 AT_MOST = 20  # points of a front on a page
 GAP = 2  # between columns
 LONGEST = 30  # letters of a reason, where columns have to fit
@@ -28,7 +28,7 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
         plain("no such trials" if study.get_trials() else "no trials yet")
         return
     params = by_key(key for trial in study.get_trials() for key in parameters(trial))
-    usual = dict.fromkeys((*FIRST, *objectives(study), *MEASURED, *params))
+    usual = dict.fromkeys((*FIRST, *objectives(study), *MEASURED, *params, "reason"))
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else show.console.width)
     if left_out:

@@ -38,7 +38,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """A study on one page: its search, its progress, its best."""
+    """A study on one page."""
     from subnet_search.search.overview import overview
 
     record = overview(_snapshot(name, storage))
@@ -98,7 +98,7 @@ def trial(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """One trial: everything stored about it, and the end of its log."""
+    """Everything about one trial, and the end of its log."""
     from subnet_search.search.inspect import trial_details
 
     record = trial_details(_study(name, storage), number)
@@ -110,7 +110,7 @@ def trial(
 
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """The best trial, by the mean over its seeds; with several objectives, the Pareto front."""
+    """The best trial over its seeds, or the Pareto front."""
     from subnet_search.search.inspect import need_ranked, objectives, ranked_row
 
     study = _snapshot(name, storage)
@@ -128,7 +128,7 @@ def compare(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Two studies side by side: budgets, best, and the best so far after equal work."""
+    """Two studies side by side, also after equal work."""
     from subnet_search.search.versus import versus
 
     record = versus(_snapshot(a, storage), _snapshot(b, storage))
@@ -149,7 +149,7 @@ def pareto(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """The Pareto front over measures that trials recorded, whatever the study searched for.
+    """The Pareto front over any measures that trials recorded.
 
     A value is the mean over a trial's seeds. Trials that break a constraint are kept, and marked.
     """

@@ -23,7 +23,7 @@ def overview(record: Row) -> None:
     """A study on one page."""
     lines = {
         "state": _progress(record),
-        "searched over": _lines(record["space"]),
+        "searched over": _searched(record["space"]),
         "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
         "constraints": ", ".join(f"{name} {bound}" for name, bound in record["constraints"].items()),
         "run": _run(record),
@@ -39,7 +39,10 @@ def overview(record: Row) -> None:
         ),
     }
     show.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
-    if record["best"]:
+    if record["arms"]:
+        show.console.print()
+        arms(record["arms"], record["objective"][0])
+    elif record["best"]:
         show.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
     if record["importance"] and record["best"]:
@@ -62,8 +65,20 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     for key in ("val_accuracy", "test_accuracy", "density", "steps", "seconds"):
         if key not in shown and row[key] is not None:
             shown[key] = show.cell(key, row[key])
-    params = {key: show.cell("", value) for key, value in row["params"].items()}
+    params = {key: show.cell("", value) for key, value in listing.by_key(row["params"]).items()}
     show.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
+
+
+def arms(rows: Sequence[Row], name: str) -> None:
+    """What the arms of a comparison came to."""
+    ends = ("lowest", "highest")
+    cells = [
+        {**row["params"], "seeds": row["seeds"], "mean": show.cell(name, row["mean"][0])}
+        | {end: show.cell(name, value) for end, value in zip(ends, row["spread"][0], strict=True)}
+        for row in rows
+    ]
+    columns = {"arm": "arm", "extractor.density": "density", "seeds": "seeds", "mean": name}
+    show.table(cells, columns | {end: end for end in ends})
 
 
 def trial(record: Row, name: str) -> None:
@@ -74,7 +89,7 @@ def trial(record: Row, name: str) -> None:
     shown = {
         **{key: record[key] for key in ("state", "reason")},
         **{WORDS.get(key, key): show.cell(key, value) for key, value in record["objectives"].items()},
-        **record["params"],
+        **listing.by_key(record["params"]),
         **{
             WORDS.get(key, key): listing.cell(key, value)
             for key, value in record.items()
@@ -154,6 +169,13 @@ def _lines(values: Mapping[str, Any]) -> str:
     return "\n".join(f"{key:<{widest}}  {value}" for key, value in values.items())
 
 
+def _searched(space: Mapping[str, str]) -> str:
+    """Keys with their domains, and in brackets the condition under which there is such a parameter."""
+    parts = [(*name.partition(" @")[::2], domain) for name, domain in space.items()]
+    widest = max((len(key) for key, _, _ in parts), default=0)
+    return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)
+
+
 def _counted(reasons: Mapping[str, int]) -> str:
     return "\n".join(f"{count:,} x {reason}" for reason, count in reasons.items())
 
@@ -165,12 +187,13 @@ def _of(budget: int | None) -> str:
 def _progress(record: Row) -> str:
     more = {"repeated": "repeats", "imported": "imported", "withdrawn": "withdrawn"}
     extra = "".join(f", {record[key]:,} {word}" for key, word in more.items() if record[key])
-    return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials finished{extra}"
+    return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials{extra}"
 
 
 def _run(record: Row) -> str:
     """The run that is varied, as far as it was set and is not itself searched."""
-    parts = {key: record[key] for key in ("extractor", "network", "data") if record[key] and key not in record["space"]}
+    own = [] if record["arms"] else ["extractor"]  # arms have their own
+    parts = {key: record[key] for key in (*own, "network", "data") if record[key] and key not in record["space"]}
     return ", ".join(f"{key} {value}" for key, value in parts.items())
 
 
@@ -188,15 +211,14 @@ def _spent(record: Row) -> str:
 def _at_work(worker: Row) -> str:
     where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "a worker"
     last = f", last {show.cell('', worker['last'])}" if "last" in worker else ""
-    gone = " (is gone: the next worker takes it over)" if worker["gone"] else ""
-    return f"{where}: trial {worker['trial']}{last}{gone}"
+    return f"{where}: trial {worker['trial']}{last}{'; the worker is gone' if worker['gone'] else ''}"
 
 
 def _lost(record: Row) -> str:
     if not record["times"]:
         return ""
-    died = f", {record['died']:,} of these by a worker's death" if record["died"] else ""
-    return f"{record['trials']:,} trials went on after {record['times']:,}{died}; {record['ended']:,} of them have finished"
+    died = f", {record['died']:,} by a worker's death" if record["died"] else ""
+    return f"{record['times']:,} in {record['trials']:,} trials{died}; {record['ended']:,} of these have finished since"
 
 
 def _repeat(one: Row) -> str:

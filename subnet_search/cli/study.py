@@ -109,7 +109,7 @@ def extract(
     folder = out or free_folder(name)
     command = f"subnet-search study extract {name} --trial {chosen.number} --resume --out {folder}"
     with follow_run(json, command) as callbacks:
-        again = train_again(chosen, folder, resume=resume, **callbacks)
+        again = train_again(chosen, folder, resume=resume, study=study, **callbacks)
     if json:
         show.print_json(
             {

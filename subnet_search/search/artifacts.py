@@ -250,7 +250,7 @@ def _read(store: ArtifactStore, name: str) -> bytes:
 
 
 def _settings(study: optuna.Study) -> tuple[str | dict[str, Any] | None, int]:
-    """Where a study keeps artifacts, and the greatest number of seeds of a trial; also of one that cannot be read otherwise."""
+    """Where a study keeps artifacts, and how many seeds its trials have at most."""
     spec = json.loads(study.user_attrs.get("spec", "{}"))
     return spec.get("artifacts"), spec.get("repeats", 1)
 
@@ -276,8 +276,7 @@ def _bucket(settings: str) -> ArtifactStore:
         request_checksum_calculation="when_required",  # servers other than Amazon's refuse the checksums that are optional
         response_checksum_validation="when_required",
     )
-    bucket = options.pop("bucket")
-    return Boto3ArtifactStore(bucket, boto3.client("s3", config=config, **options), avoid_buf_copy=True)
+    return Boto3ArtifactStore(options.pop("bucket"), boto3.client("s3", config=config, **options), avoid_buf_copy=True)
 
 
 def _where(settings: str | dict[str, Any]) -> str:

@@ -60,7 +60,10 @@ class Claim:
         patiently(self._release, why)
 
     def _mine(self) -> bool:
-        trial = self.study._storage.get_trial(self.trial_id)
+        try:
+            trial = self.study._storage.get_trial(self.trial_id)
+        except KeyError:  # the study was deleted
+            return False
         return trial.state == TrialState.RUNNING and trial.user_attrs.get("worker", {}).get("token") == self.token
 
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:

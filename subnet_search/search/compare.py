@@ -20,8 +20,8 @@ from subnet_search.config import RunConfig, check, with_values
 from subnet_search.errors import UserError
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins
+from subnet_search.search.attributes import WITHDRAWN
 from subnet_search.search.backends import exclusive
-from subnet_search.search.dispatch import WITHDRAWN
 from subnet_search.search.launch import prepare_study
 from subnet_search.search.space import own_rates
 from subnet_search.search.spec import Comparison

@@ -19,18 +19,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from subnet_search.config import RunConfig, check
 from subnet_search.errors import RunError, UserError
 from subnet_search.extraction import versions
+from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN
 from subnet_search.search.backends import exclusive, patiently, set_attrs
 from subnet_search.search.claim import Claim, let_wait
-from subnet_search.search.known import KNOWN, Known, sees_end
+from subnet_search.search.known import Known, sees_end
 from subnet_search.search.leases import Leases, whereabouts
-from subnet_search.search.ranking import REPEATS, promising
+from subnet_search.search.ranking import promising
 from subnet_search.search.spec import StudySpec
 from subnet_search.seeds import derive
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 REFUSALS = 20  # in a row, after which a space is held to have no valid run
-WITHDRAWN = "withdrawn"  # user attribute of a trial that waits, and is not to be run
-STOPPED = "stopped"  # user attribute of a study that is to begin no more trials
 TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # by a trial that is the same as an earlier one
 
 
@@ -153,7 +152,10 @@ class Dispatcher:
                 self.storage.set_trial_param(
                     trial._trial_id, name, distribution.to_internal_repr(known.params[name]), distribution
                 )
-        set_attrs(self.storage, trial._trial_id, self._attrs(trial.number, config))
+        attrs = self._attrs(trial.number, config)
+        if "versions" in before:  # of its checkpoint: whoever runs it sees to that
+            attrs["versions"] = before["versions"]
+        set_attrs(self.storage, trial._trial_id, attrs)
         self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         return self._claim(trial.number, trial._trial_id, config, known, before, trial.intermediate_values)
 
@@ -210,7 +212,7 @@ class Dispatcher:
         queued = False
         for trial in promising(trials, self.study.directions, self.spec.promising):
             for index in range(1, self.spec.repeats):
-                seed = repeat_seed(self.spec, trial.number, index)
+                seed = repeat_seed(trial.user_attrs["seed"], index)
                 if (trial.number, seed) not in there:
                     config = {**trial.user_attrs["config"], "seed": seed}
                     attrs = {REPEATS: trial.number, "config": config, "seed": seed}
@@ -222,10 +224,9 @@ class Dispatcher:
         return queued
 
 
-def repeat_seed(spec: StudySpec, number: int, index: int) -> int:
-    """The seed of a trial's repeat; index 0 is the trial itself."""
-    names = (number,) if index == 0 else (number, "repeat", index)
-    return derive(spec.seed, "trial", *names) % 2**31
+def repeat_seed(seed: int, index: int) -> int:
+    """The seed of the repeat, counted from 1, of a run with `seed`."""
+    return derive(seed, "repeat", index) % 2**31
 
 
 def configuration_key(config: RunConfig) -> str:

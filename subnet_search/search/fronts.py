@@ -6,8 +6,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError
+from subnet_search.search.attributes import REPEATS
 from subnet_search.search.inspect import Snapshot, direction, measured, measures, objectives, parameters
-from subnet_search.search.ranking import REPEATS, Ranked, is_feasible, order
+from subnet_search.search.ranking import Ranked, is_feasible, order
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError, unknown
+from subnet_search.search.attributes import REPEATS
 from subnet_search.search.inspect import Snapshot, direction, measured, objectives
-from subnet_search.search.ranking import REPEATS
 
 EVALUATORS = {"pedanova": "PED-ANOVA", "fanova": "fANOVA"}
 TOP = 0.1  # of the trials, which PED-ANOVA compares with all of them
@@ -94,9 +94,9 @@ def _too_few(study: Snapshot, names: list[str], name: str | None, trials: list[F
 
 
 def _meaning(evaluator: str, name: str | None, count: int, top: int) -> str:
-    goal = f"by {name}" if name else "those nearest to the Pareto front"
+    goal = f"by {name}" if name else "nearest to the Pareto front"
     if evaluator == "pedanova":
-        return f"how far the best {top} of {count:,} complete trials, {goal}, have other values of it than all of them"
+        return f"by how much its values in the best {top} of {count:,} complete trials ({goal}) differ from those in all"
     return (
         f"how much of the variance of {name} over {count:,} complete trials it explains alone "
         f"({TREES} regression trees, {DEPTH} deep)"

@@ -17,8 +17,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError, unknown
+from subnet_search.search.attributes import REPEATS
 from subnet_search.search.backends import scrub
-from subnet_search.search.ranking import REPEATS, Ranked, rank
+from subnet_search.search.ranking import Ranked, order, rank
 from subnet_search.search.reading import read_trials, study_states
 
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"  # as in spec.py
@@ -53,7 +54,7 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "states": {state.name: count for state, count in states.items()},
+                "states": counted(states.elements()),
                 "objective": objectives(study),
                 "best": best[0].mean[0] if best and len(study.directions) == 1 else None,
                 "started": _moment(min(began, default=None)),
@@ -91,6 +92,7 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         **{key: attrs.get(key) for key in ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")},
         "steps": attrs.get("steps"),
         "repeats": attrs.get(REPEATS),
+        "known": attrs.get("known"),
         "interruptions": len(attrs.get("interruptions", ())),
         "constraints": trial.constraints,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
@@ -143,8 +145,24 @@ def log_tail(trial: FrozenTrial) -> list[str]:
 
 
 def best_ranked(study: optuna.Study) -> list[Ranked]:
-    """The best trial by the mean over its seeds, or the Pareto front; empty before one is complete."""
-    return rank(study) if len(study.directions) > 1 else rank(study)[:1]
+    """The best trial by the mean over its seeds, or the Pareto front; empty before one is complete.
+
+    Of a comparison, the first trial of the best arm, with the values of all its seeds.
+    """
+    arms = compared(study)
+    seeds = max((len(arm.values) for arm in arms), default=0)
+    found = [arm for arm in arms if len(arm.values) == seeds] or rank(study)
+    return found if len(study.directions) > 1 else found[:1]
+
+
+def compared(study: optuna.Study) -> list[Ranked]:
+    """The arms of a comparison, the best mean first: their first trial, with the values of all seeds; else nothing."""
+    groups: dict[tuple[str, float], list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if cell := trial.user_attrs.get("cell"):
+            groups.setdefault((cell["arm"], cell["density"]), []).append(trial)
+    arms = (Ranked(group[0], tuple(tuple(trial.values) for trial in group)) for group in groups.values())
+    return order(list(arms), study.directions)
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:

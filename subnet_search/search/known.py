@@ -13,10 +13,9 @@ import optuna
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from subnet_search.search.attributes import KNOWN
 from subnet_search.search.samplers import make_pruner, make_sampler
 from subnet_search.search.spec import StudySpec
-
-KNOWN = "known"  # user attribute of results that were imported: known from the start
 
 
 class _Memory(InMemoryStorage):
@@ -37,6 +36,7 @@ class Known:
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
+        self.own: int | None = None  # the trial that was drawn last, which notes its reports here too
         self._forget()
 
     def draw(self, number: int, trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> tuple[optuna.Trial, dict[str, Any]]:
@@ -71,7 +71,7 @@ class Known:
         )
         self.ids: list[int] = []
         self.ended: set[int] = set()
-        self.own: int | None = None  # the trial that was drawn last, which notes its reports here too
+        self.own = None
 
     def _end(self, trial: FrozenTrial) -> None:
         here = self.ids[trial.number]

@@ -16,11 +16,10 @@ import optuna
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import versions
 from subnet_search.files import write_atomically
+from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED
 from subnet_search.search.backends import exclusive, open_storage, scrub
-from subnet_search.search.dispatch import FINISHED, STOPPED, Dispatcher
+from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.entries import LAYERS
-from subnet_search.search.known import KNOWN
-from subnet_search.search.ranking import REPEATS
 from subnet_search.search.rungs import check_options
 from subnet_search.search.samplers import make_pruner, make_sampler
 from subnet_search.search.space import layers_of
@@ -64,7 +63,6 @@ def run_study(
     spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
     url = storage or spec.storage
     study = prepare_study(spec, url)
-    spec = spec_of(study)
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if cluster:
         from subnet_search.search.ray_engine import run_on_ray
@@ -78,7 +76,7 @@ def run_study(
                 timeout=limit,
                 address=cluster.address,
                 gpus=cluster.gpus,
-                cpus=spec.run.recipe.threads or 1 if cluster.cpus is None else cluster.cpus,
+                cpus=(spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus,
                 should_stop=should_stop,
             )
         finally:
@@ -130,6 +128,8 @@ def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
         )
     if study.user_attrs.get(STOPPED):
         study.set_user_attr(STOPPED, False)
+    if not spec.compares and study.user_attrs["spec"] != spec.to_json():  # a budget or the like has changed
+        study.set_user_attr("spec", spec.to_json())
     return study
 
 

@@ -21,10 +21,10 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run, versions
 from subnet_search.measures import at_epoch, before_training, measure, of_topology
 from subnet_search.nets import build, is_ours
+from subnet_search.search.attributes import REPEATS, STOPPED
 from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim, LeaseLost
-from subnet_search.search.dispatch import STOPPED, repeat_seed
-from subnet_search.search.ranking import REPEATS
+from subnet_search.search.dispatch import repeat_seed
 from subnet_search.search.rungs import is_behind, rungs
 from subnet_search.search.spec import WATCHED, StudySpec
 from subnet_search.topology.masks import Masks
@@ -64,6 +64,8 @@ def run_trial(claim: Claim, spec: StudySpec, load: Callable[[RunConfig], Data], 
     """
     with _logged(claim), _beating(claim, spec.heartbeat) as (lost, stopped), _shared(claim, spec):
         try:
+            if claim.attrs.get("versions", versions()) != versions():
+                _begin_anew(claim)
             return _Trial(claim, spec, load(claim.config), lost).run(lambda: stopped.is_set() or should_stop())
         except _Pruned as pruned:
             log.info("stopped early: %s", pruned)
@@ -90,27 +92,22 @@ class _Trial:
         self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in WATCHED else None
         self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
         self.reached: dict[str, list[float]] = dict(claim.attrs.get("rungs", {}))
-        for step, value in sorted(claim.reports.items()):  # of earlier workers, whose pruner said to go on
-            self.claim.known.report(value, step)
-            self.claim.known.should_prune()
+        self.untold = dict(claim.reports) if self.pruner not in ("none", "wilcoxon") else {}  # by earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
-        if self.claim.attrs.get("versions", versions()) != versions():
-            log.warning("begun anew: it was begun with other versions of the packages")
-            for path in set(self.claim.folder.iterdir()) - {self.claim.folder / "log.txt"}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.claim.attrs.get("seeds", []))
         record: dict[str, Any] = dict(self.claim.attrs.get("first", {}))
-        for index in range(len(seeds), self.spec.repeats if by_seeds else 1):
-            values, found = self._one(index, should_stop)
-            seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
-            if index == 0:
-                record = found
+        for index in range(self.spec.repeats if by_seeds else 1):
+            if index == len(seeds):
+                values, found = self._one(index, should_stop)
+                seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
+                record = record or found
             if by_seeds:
                 self.claim.note(seeds=seeds, first=record)
-                self._compare_seeds(index, values[0], record)
+                self._compare_seeds(index, seeds[index]["values"][0], record)
+        self._catch_up(self.config.recipe.epochs)
         attrs = {key: value for key, value in record.items() if key != "seed"}
         means = [fmean(column) for column in zip(*(seed["values"] for seed in seeds), strict=True)]
         log.info("complete: %s", ", ".join(f"{key} {value:.4g}" for key, value in zip(self.spec.objective, means, strict=True)))
@@ -120,7 +117,7 @@ class _Trial:
         """One run: its values, and what is stored of it."""
         config, folder = self.config, self.claim.folder
         if index:
-            config = config.model_copy(update={"seed": repeat_seed(self.spec, self.claim.number, index)})
+            config = config.model_copy(update={"seed": repeat_seed(config.seed, index)})
             folder = folder / f"seed-{index}"
         subnet = run(
             config,
@@ -169,10 +166,11 @@ class _Trial:
         now = {"density": epoch.density, "val_accuracy": epoch.val_accuracy, "seconds": epoch.seconds, "steps": epoch.step}
         if self.watched and self.pruner != "wilcoxon" and (last or epoch.epoch % self.every == 0):
             value = at_epoch(epoch)[self.watched]
-            if epoch.epoch not in self.claim.reports:
-                self.claim.known.report(value, epoch.epoch)
+            self._catch_up(epoch.epoch)
+            self.untold.pop(epoch.epoch, None)
+            self.claim.known.report(value, epoch.epoch)
             self.claim.report(epoch.epoch, value)
-            if not last and self.claim.known.should_prune():
+            if not last and self.pruner != "none" and self.claim.known.should_prune():
                 raise _Pruned(f"{self.spec.pruner['name']} stopped it after epoch {epoch.epoch}", now)
         if epoch.epoch in self.rungs and not last:
             known = {**at_epoch(epoch), "density": epoch.density}
@@ -181,11 +179,28 @@ class _Trial:
             if is_behind(self.claim, self.spec, str(epoch.epoch), self.reached[str(epoch.epoch)]):
                 raise _Pruned(f"behind others at rung {epoch.epoch}", now)
 
+    def _catch_up(self, epoch: int) -> None:
+        """Tell the pruner what was reported before an epoch that is not run again: it said to go on each time."""
+        for step in sorted(step for step in self.untold if step < epoch):
+            self.claim.known.report(self.untold.pop(step), step)
+            self.claim.known.should_prune()  # it notes what it looked at
+
     def _compare_seeds(self, index: int, value: float, record: dict[str, Any]) -> None:
         self.claim.known.report(value, index)
         self.claim.report(index, value)
         if index + 1 < self.spec.repeats and self.claim.known.should_prune():
             raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in RECORD})
+
+
+def _begin_anew(claim: Claim) -> None:
+    """Forget what other versions of the packages had come to: a trial is of one version."""
+    log.warning("begun anew: it was begun with other versions of the packages")
+    for path in set(claim.folder.iterdir()) - {claim.folder / "log.txt"}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    claim.reports.clear()
+    for key in ("seeds", "first", "rungs"):
+        claim.attrs.pop(key, None)
+    claim.note(versions=versions())
 
 
 def _failed(claim: Claim, error: Exception) -> Ending:

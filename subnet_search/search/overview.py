@@ -11,10 +11,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.domains import Int, OneOf, Real
+from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN
 from subnet_search.search.importance import importance
 from subnet_search.search.inspect import (
     Snapshot,
     best_ranked,
+    compared,
     counted,
     objectives,
     parameters,
@@ -22,10 +24,8 @@ from subnet_search.search.inspect import (
     ranked_row,
 )
 from subnet_search.search.leases import is_dead
-from subnet_search.search.ranking import REPEATS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-KNOWN, WITHDRAWN, STOPPED = "known", "withdrawn", "stopped"  # as in known.py and dispatch.py
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
 
@@ -63,6 +63,7 @@ def overview(study: optuna.Study) -> dict[str, Any]:
         "workers": [_worker(trial) for trial in trials if trial.state == TrialState.RUNNING],
         "versions": _versions(trials),
         "best": [ranked_row(ranked) for ranked in best_ranked(seen)],
+        "arms": [ranked_row(arm) for arm in compared(seen)],
         "importance": None if compares else importance(seen),
     }
 

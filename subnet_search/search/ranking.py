@@ -8,7 +8,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-REPEATS = "repeats"  # user attribute of a trial that repeats another on a fresh seed: the number of that one
+from subnet_search.search.attributes import KNOWN, REPEATS
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def rank(study: optuna.Study) -> list[Ranked]:
 def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection], count: int) -> list[FrozenTrial]:
     """The trials that deserve to be repeated: the best `count`, as far as one seed tells."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    alone = [Ranked(trial, (tuple(trial.values),)) for trial in complete if REPEATS not in trial.user_attrs]
+    alone = [Ranked(trial, (tuple(trial.values),)) for trial in complete if not trial.user_attrs.keys() & {KNOWN, REPEATS}]
     return [ranked.trial for ranked in order(alone, directions)[:count]]
 
 

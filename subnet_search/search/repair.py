@@ -14,16 +14,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import delete, select
 
 from subnet_search.errors import RunError, UserError
+from subnet_search.search.attributes import KNOWN, REPEATS, RETRIES, STOPPED, WITHDRAWN
 from subnet_search.search.backends import exclusive, patiently, rdb
 from subnet_search.search.inspect import plain_spec
 from subnet_search.search.leases import PATIENCE, is_dead, whereabouts
 from subnet_search.search.portable import insert_trials
-from subnet_search.search.ranking import REPEATS
 from subnet_search.search.reading import read_trials
 
-KNOWN, WITHDRAWN, STOPPED = "known", "withdrawn", "stopped"  # as in known.py and dispatch.py
 NOW = "now"  # value of a study's `stopped` when trials under way are to be interrupted too: as in objective.py
-RETRIES = "retries"  # user attribute of a trial that runs a failed one again: the number of that one
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # what makes a trial the same run as another
 FOLDER = re.compile(r".+-[0-9a-f]{8}")  # what study folders are called
 

@@ -178,6 +178,7 @@ class StudySpec(BaseModel):
     def differences(self, other: "StudySpec") -> list[str]:
         """In words, how another spec searches something else: everything but budget, workers and storage."""
         keys = {"objective", "constraints", "sampler", "pruner", "seed", "parallel", "duplicates", "repeats", "promising"}
+        keys |= {"enqueue", "imports"}
         mine, theirs = (
             flatten(
                 {

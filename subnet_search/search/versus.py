@@ -10,8 +10,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError
+from subnet_search.search.attributes import REPEATS
 from subnet_search.search.inspect import Snapshot, best_ranked, counted, objectives, plain_spec, ranked_row
-from subnet_search.search.ranking import REPEATS, dominates, is_feasible
+from subnet_search.search.ranking import dominates, is_feasible
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both have done

@@ -18,12 +18,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from subnet_search.config import RunConfig, check, flatten
 from subnet_search.errors import UserError
 from subnet_search.measures import MEASURES
+from subnet_search.search.attributes import KNOWN, REPEATS
 from subnet_search.search.backends import rdb
 from subnet_search.search.dispatch import configuration_key
 from subnet_search.search.entries import METHOD, stored
-from subnet_search.search.known import KNOWN
 from subnet_search.search.portable import insert_trials, study_in
-from subnet_search.search.ranking import REPEATS, rank
+from subnet_search.search.ranking import rank
 from subnet_search.search.reading import read_trials
 from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import load_study

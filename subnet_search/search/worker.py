@@ -11,6 +11,7 @@ from subnet_search.config import RunConfig
 from subnet_search.data import Data, load
 from subnet_search.errors import Interrupted, RunError
 from subnet_search.extraction import versions
+from subnet_search.runfolder import drop_checkpoints
 from subnet_search.search.backends import open_storage
 from subnet_search.search.claim import Claim, LeaseLost
 from subnet_search.search.dispatch import FINISHED, Dispatcher
@@ -86,6 +87,8 @@ def _run(
     try:
         ending = objective(claim, spec, load, should_stop)
         claim.end(ending.state, ending.values, ending.attrs)
+        if ending.state in FINISHED:
+            drop_checkpoints(claim.folder)
         if spec.artifacts is not None:
             from subnet_search.search.artifacts import forget
 
