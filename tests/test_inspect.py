@@ -15,8 +15,7 @@ from optuna.trial import TrialState, create_trial
 from subnet_search.cli import main, show
 from subnet_search.errors import UserError
 from subnet_search.measures import MEASURES
-from subnet_search.search import dispatch, known, spec
-from subnet_search.search import overview as pages
+from subnet_search.search import spec
 from subnet_search.search.backends import open_storage, rdb
 from subnet_search.search.fronts import front
 from subnet_search.search.importance import importance
@@ -33,7 +32,7 @@ from subnet_search.search.inspect import (
     trial_details,
     trial_rows,
 )
-from subnet_search.search.leases import is_dead
+from subnet_search.search.leases import is_dead, whereabouts
 from subnet_search.search.overview import overview
 from subnet_search.search.portable import insert_trials
 from subnet_search.search.tables import arrange, columns_of, find_column, flat_rows, select
@@ -128,7 +127,6 @@ def from_json(capsys, *words):
 
 def test_names_that_are_written_twice_are_the_same():
     assert DEFAULT_STORAGE == spec.DEFAULT_STORAGE
-    assert (pages.KNOWN, pages.WITHDRAWN, pages.STOPPED) == (known.KNOWN, dispatch.WITHDRAWN, dispatch.STOPPED)
     ours = {name for name, measure in MEASURES.items() if measure.direction == "maximize"}
     assert ours == set(HIGHER_IS_BETTER) - {"test_accuracy"}
 
@@ -260,7 +258,7 @@ def test_an_empty_study_a_finished_one_and_one_that_was_left():
 
 def test_a_worker_that_is_gone_is_said_to_be():
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    worker = {**dispatch.whereabouts("x"), "pid": process.pid, "started": "0"}
+    worker = {**whereabouts("x"), "pid": process.pid, "started": "0"}
     process.communicate(b"")
     assert is_dead(worker)
     record = overview(study_of(trial("RUNNING", worker=worker)))

@@ -1,11 +1,12 @@
 """A trial in the hands of a worker: what may be stored about it, and that no other worker has it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -40,16 +41,16 @@ class Claim:
     def report(self, step: int, value: float) -> None:
         """A value on the way, for people who look on and for the trials that come after."""
         self.reports[step] = value
-        patiently(self.study._storage.set_trial_intermediate_value, self.trial_id, step, value)
+        self._write(self.study._storage.set_trial_intermediate_value, self.trial_id, step, value)
 
     def note(self, **attrs: Any) -> None:
         """Store something about the trial."""
-        patiently(set_attrs, self.study._storage, self.trial_id, attrs)
+        self._write(set_attrs, self.study._storage, self.trial_id, attrs)
 
     def constrain(self, name: str, violation: float) -> None:
         """Store how far the trial is from keeping a constraint; 0 and below keeps it."""
         self.known.set_constraint(name, violation)
-        patiently(self.study._storage.set_trial_system_attr, self.trial_id, f"constraints:{name}", violation)
+        self._write(self.study._storage.set_trial_system_attr, self.trial_id, f"constraints:{name}", violation)
 
     def end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         """Store how the trial ended. Raises LeaseLost, and stores nothing, when it is another worker's by now."""
@@ -58,6 +59,15 @@ class Claim:
     def release(self, why: str) -> None:
         """Let the trial wait for a worker that goes on from its checkpoint."""
         patiently(self._release, why)
+
+    def _write(self, call: Callable[..., None], *args: Any) -> None:
+        """Raises LeaseLost, and writes nothing, when the trial is another worker's by now, or has ended."""
+        if not self.mine():
+            raise LeaseLost
+        try:
+            patiently(call, *args)
+        except UpdateFinishedTrialError:  # in between
+            raise LeaseLost from None
 
     def _mine(self) -> bool:
         try:
@@ -97,5 +107,5 @@ def let_wait(storage: BaseStorage, trial: FrozenTrial, why: str, died: bool = Fa
         set_attrs(storage, trial._trial_id, {"interruptions": past, "reason": reason})
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return
+    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)  # first: a death is not to be counted twice
     set_attrs(storage, trial._trial_id, {"interruptions": past, "worker": {}})
-    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)

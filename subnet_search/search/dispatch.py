@@ -38,7 +38,7 @@ class Dispatcher:
 
     def __init__(self, study: optuna.Study, spec: StudySpec, budget: int) -> None:
         self.study, self.spec, self.budget = study, spec, budget
-        self.storage = study._storage
+        self.storage, self.folder = study._storage, study.user_attrs.get("folder", "")
         self.token = uuid.uuid4().hex  # this worker, as no other ever was
         self.known, self.leases = Known(spec), Leases(spec.heartbeat, self.token)
         self.refused: list[str] = []  # why configurations drawn one after the other could not be run
@@ -63,11 +63,12 @@ class Dispatcher:
 
     def _next(self, begin: bool) -> Claim | Literal["wait", "done"] | None:
         with self.alone():
+            stopped = self._is_stopped()
             trials = self.study.get_trials(deepcopy=False)
             if self._reap(trials):
                 trials = self.study.get_trials(deepcopy=False)
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-            if self.study.user_attrs.get(STOPPED):
+            if stopped:
                 return "done"
             places = [t for t in trials if t.state != TrialState.FAIL and not t.user_attrs.keys() & {KNOWN, REPEATS}]
             finished = sum(trial.state in FINISHED for trial in places)
@@ -86,6 +87,16 @@ class Dispatcher:
             if running or (waiting and room and begin):
                 return "wait"
             return None if begin and self._repeat_best(trials) else "done"
+
+    def _is_stopped(self) -> bool:
+        """Raises RunError when the study is not there any more; SQLite may have given its number to another."""
+        try:
+            attrs = self.study.user_attrs
+        except KeyError:
+            attrs = {}
+        if attrs.get("folder", "") != self.folder:
+            raise RunError(f"the study {self.study.study_name!r} was deleted")
+        return bool(attrs.get(STOPPED))
 
     def _reap(self, trials: Sequence[FrozenTrial]) -> list[int]:
         lost = self.leases.lost(trials)
@@ -139,7 +150,7 @@ class Dispatcher:
     def _take(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Claim | None:
         """Go on with a trial that waits, or begin one that was queued."""
         before = trial.user_attrs
-        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
+        fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}  # of the latter some, if its worker died here
         known, values = self.known.draw(trial.number, trials, fixed)
         try:
             config = check(RunConfig, before["config"]) if "config" in before else self._config(trial.number, values, before)
@@ -167,7 +178,7 @@ class Dispatcher:
 
     def _attrs(self, number: int, config: RunConfig) -> dict[str, Any]:
         """What a running trial holds."""
-        folder = Path(self.study.user_attrs["folder"]) / f"{number:04d}"
+        folder = Path(self.folder) / f"{number:04d}"
         attrs = {"worker": whereabouts(self.token), "config": config.dump(), "seed": config.seed, "folder": str(folder)}
         key = {"key": configuration_key(config)} if self.spec.duplicates != "rerun" else {}
         return {**attrs, **key, "versions": versions()}
@@ -196,7 +207,7 @@ class Dispatcher:
         attrs: dict[str, Any],
         reports: Mapping[int, float],
     ) -> Claim:
-        folder = Path(self.study.user_attrs["folder"]) / f"{number:04d}"
+        folder = Path(self.folder) / f"{number:04d}"
         return Claim(self.study, self.token, number, trial_id, config, folder, known, dict(attrs), dict(reports))
 
     def _twin(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:

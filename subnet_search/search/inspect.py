@@ -17,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError, unknown
-from subnet_search.search.attributes import REPEATS
+from subnet_search.search.attributes import KNOWN, REPEATS, RETRIES
 from subnet_search.search.backends import scrub
 from subnet_search.search.ranking import Ranked, order, rank
 from subnet_search.search.reading import read_trials, study_states
@@ -26,7 +26,7 @@ DEFAULT_STORAGE = "sqlite:///runs/studies.db"  # as in spec.py
 COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # of what runs measure; tested against measures.py
-NO_MEASURES = ("seed", "beat", REPEATS, "reuses")  # numbers that say nothing about how good a run is
+NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numbers that say nothing about how good a run is
 LOG_LINES = 20
 
 
@@ -92,7 +92,7 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         **{key: attrs.get(key) for key in ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")},
         "steps": attrs.get("steps"),
         "repeats": attrs.get(REPEATS),
-        "known": attrs.get("known"),
+        "known": attrs.get(KNOWN),
         "interruptions": len(attrs.get("interruptions", ())),
         "constraints": trial.constraints,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,

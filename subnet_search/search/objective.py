@@ -3,6 +3,7 @@
 import errno
 import gc
 import logging
+import math
 import shutil
 import threading
 import traceback
@@ -166,6 +167,8 @@ class _Trial:
         now = {"density": epoch.density, "val_accuracy": epoch.val_accuracy, "seconds": epoch.seconds, "steps": epoch.step}
         if self.watched and self.pruner != "wilcoxon" and (last or epoch.epoch % self.every == 0):
             value = at_epoch(epoch)[self.watched]
+            if not math.isfinite(value):
+                raise RunError(f"{self.watched} is {value} after epoch {epoch.epoch}: not a number that can be compared")
             self._catch_up(epoch.epoch)
             self.untold.pop(epoch.epoch, None)
             self.claim.known.report(value, epoch.epoch)
@@ -266,13 +269,13 @@ def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, 
         count = 0
         while not ended.wait(heartbeat):
             try:
-                if not claim.mine():
-                    lost.set()
-                    return
-                if patiently(lambda: claim.study.user_attrs).get(STOPPED) == NOW:
-                    stopped.set()
                 count += 1
                 claim.note(beat=count)
+                if patiently(lambda: claim.study.user_attrs).get(STOPPED) == NOW:
+                    stopped.set()
+            except (LeaseLost, KeyError):  # KeyError: the study was deleted
+                lost.set()
+                return
             except RunError:  # the storage is away: that is found by whoever needs it next
                 continue
 

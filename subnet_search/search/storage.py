@@ -1,13 +1,15 @@
 """The studies in a storage."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import BaseStorage
 
 from subnet_search.errors import UserError, unknown
-from subnet_search.search.spec import StudySpec
+
+if TYPE_CHECKING:
+    from subnet_search.search.spec import StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
 
@@ -23,8 +25,10 @@ def load_study(name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
         raise unknown("study", name, names) from error
 
 
-def spec_of(study: optuna.Study) -> StudySpec:
+def spec_of(study: optuna.Study) -> "StudySpec":
     """The spec a study was started with. Raises UserError when it was not made by us, or by a version that knew more."""
+    from subnet_search.search.spec import StudySpec  # here, since whoever only looks on need not wait for torch
+
     text = study.user_attrs.get("spec")
     if text is None:
         raise UserError(f"the study {study.study_name!r} was not made by subnet-search, so it cannot be continued here")

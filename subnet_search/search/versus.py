@@ -10,7 +10,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError
-from subnet_search.search.attributes import REPEATS
+from subnet_search.search.attributes import KNOWN, REPEATS
 from subnet_search.search.inspect import Snapshot, best_ranked, counted, objectives, plain_spec, ranked_row
 from subnet_search.search.ranking import dominates, is_feasible
 
@@ -74,7 +74,7 @@ def _summary(study: Snapshot) -> dict[str, Any]:
 
 def _searched(study: Snapshot) -> list[FrozenTrial]:
     """The trials that the search itself drew: no repeats, and nothing imported."""
-    return [trial for trial in study.get_trials() if not trial.user_attrs.keys() & {REPEATS, "known"}]
+    return [trial for trial in study.get_trials() if not trial.user_attrs.keys() & {REPEATS, KNOWN}]
 
 
 def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
