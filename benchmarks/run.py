@@ -31,6 +31,8 @@ NAMES = (
     "memory",
     "startup",
     "inspecting",
+    "workers",
+    "faults",
     "quickstart",
     "paradigms",
 )

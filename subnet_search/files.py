@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from subnet_search.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -35,14 +35,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file, atomically, with a hash over the tensors."""
+    from safetensors.torch import save  # with torch, which writing other files does not need
+
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"header": json.dumps({**header, "tensors_sha256": digest(plain)})}
     write_atomically(path, save(plain, metadata))
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, Any]]":
     """Read what `save_tensors` wrote, on the CPU. Raises UserError when the file is missing, damaged or of another kind."""
     if not path.is_file():
         raise UserError(f"no such {kind}: {path}")
@@ -58,8 +60,10 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, header
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    import torch
+
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

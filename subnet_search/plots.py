@@ -26,7 +26,7 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
     rows hold `label`, `density`, and `mean`, `low`, `high` of the accuracy, all but the label fractions.
     Raises UserError without plotly, RunError when the file cannot be written.
     """
-    figure = _plotly().graph_objects.Figure()
+    figure = need_plotly().graph_objects.Figure()
     if dense is not None:
         figure.add_hline(y=dense, line=REFERENCE, annotation_text=f"dense {dense:.2%}", annotation_position="top left")
     for index, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
@@ -39,13 +39,13 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
             error_y={"array": above, "arrayminus": below, "visible": any(above + below), "thickness": 1.5, "width": 5},
             name=str(label),
             hovertemplate=f"density %{{x:{PERCENT}}}<br>accuracy %{{y:.2%}}<extra>{label}</extra>",
-            **_look(index),
+            **look(index),
         )
     ticks = _apart({row["density"] for row in rows})
     text = [f"{100 * density:.4g}%" for density in ticks]
     figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
     figure.update_yaxes(title="accuracy", tickformat=PERCENT)
-    _write(figure, path, title)
+    write_page(figure, path, title)
 
 
 def plasticity(rows: Rows, path: Path, title: str) -> None:
@@ -56,7 +56,7 @@ def plasticity(rows: Rows, path: Path, title: str) -> None:
     """
     epochs = ", ".join(str(count) for count in sorted({row["epochs"] for row in rows}))
     titles = ("right after pruning", f"{epochs} epoch{'' if epochs == '1' else 's'} later, minus the unpruned network")
-    figure = _plotly().subplots.make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
+    figure = need_plotly().subplots.make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
     before = sorted({row["at"]: row["accuracy_before"] for row in rows}.items())
     figure.add_scatter(
         x=[at for at, _ in before],
@@ -73,7 +73,7 @@ def plasticity(rows: Rows, path: Path, title: str) -> None:
     figure.update_xaxes(title="point of the run", tickformat=PERCENT, tickvals=[at for at, _ in before])
     figure.update_yaxes(title="validation accuracy", tickformat=PERCENT, row=1, col=1)
     figure.update_yaxes(title="validation accuracy, percentage points", tickformat=f"+{PERCENT}", row=1, col=2)
-    _write(figure, path, title)
+    write_page(figure, path, title)
 
 
 def _branches(figure: Any, rows: Rows) -> None:
@@ -93,11 +93,11 @@ def _branches(figure: Any, rows: Rows) -> None:
                 hovertemplate=f"at %{{x:.4~%}} of the run: %{{y:{sign}.2%}}<extra>{name}</extra>",
                 row=1,
                 col=column,
-                **_look(rates.index(rate), hollow=bool(regrow)),
+                **look(rates.index(rate), hollow=bool(regrow)),
             )
 
 
-def _plotly() -> ModuleType:
+def need_plotly() -> ModuleType:
     try:
         import plotly.graph_objects
         import plotly.subplots
@@ -106,7 +106,7 @@ def _plotly() -> ModuleType:
     return plotly  # type: ignore[no-any-return]
 
 
-def _look(index: int, hollow: bool = False) -> dict[str, Any]:
+def look(index: int, hollow: bool = False) -> dict[str, Any]:
     """The index-th line's colour, symbol and dash; a hollow one is dotted."""
     turn, place = divmod(index, len(COLOURS))
     symbol = SYMBOLS[place] + ("-open" if hollow else "")
@@ -126,7 +126,7 @@ def _apart(densities: Iterable[float]) -> list[float]:
     return ticks
 
 
-def _write(figure: Any, path: Path, title: str) -> None:
+def write_page(figure: Any, path: Path, title: str) -> None:
     figure.update_layout(
         template="plotly_white",
         title={"text": title, "x": 0.02, "xanchor": "left"},

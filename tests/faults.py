@@ -17,7 +17,7 @@ import optuna
 import torch
 from sqlalchemy.engine.default import DefaultDialect
 
-from subnet_search.errors import Interrupted
+from subnet_search.errors import Interrupted, UserError
 from subnet_search.search.backends import open_storage
 from subnet_search.search.launch import run_study
 from subnet_search.search.storage import load_study
@@ -66,6 +66,9 @@ def _run(path: str, url: str, folder: str, host: str) -> None:
         run_study(path, storage=url, should_stop=told.is_set)
     except Interrupted:
         sys.exit(130)
+    except UserError as error:  # whoever watches over a worker starts it again
+        print(error, flush=True)
+        sys.exit(130 if str(error).startswith("cannot open the storage") else 2)
 
 
 def strike(

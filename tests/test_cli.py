@@ -160,7 +160,7 @@ def test_a_study_from_the_command_line():
         assert command("study", *words).stdout
     command("study", "run", "toy", "--trials", "4")
     assert len(from_json("study", "trials", "toy")) == 4
-    assert from_json("study", "worker", "toy", "--trials", "5", "--threads", "1") == {"name": "toy", "ran": [4]}
+    assert from_json("study", "worker", "toy", "--trials", "5") == {"name": "toy", "ran": [4]}
     assert command("study", "worker", "toy").stdout == "toy has all its trials\n"
 
 

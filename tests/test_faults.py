@@ -174,7 +174,7 @@ def test_killed_before_or_after_any_write(way, monkeypatch):
         prepared = False
         while True:
             try:
-                die(rng.randrange(1, 90))
+                die(rng.randrange(1, 60))
                 if not prepared:
                     prepare_study(wanted, URL)
                 prepared = True
@@ -204,6 +204,8 @@ def test_a_stalled_worker_overwrites_nothing():
     assert successor.number == late.number == 0
     successor.report(1, 0.5)
     successor.note(beat=7, rungs={"1": [0.5]})
+    successor.constrain("density", 0.2)  # an estimate
+    successor.constrain("density", -0.1)
 
     def comes_back():
         for write in (
@@ -224,7 +226,7 @@ def test_a_stalled_worker_overwrites_nothing():
     (trial,) = load_study("toy", open_storage(URL)).get_trials()
     assert (trial.state, trial.values, trial.intermediate_values) == (TrialState.COMPLETE, [0.5], {1: 0.5})
     assert (trial.user_attrs["sha256"], trial.user_attrs["beat"], trial.user_attrs["rungs"]) == ("in time", 7, {"1": [0.5]})
-    assert trial.system_attrs == {}
+    assert trial.constraints == {"density": -0.1}
     assert [one["died"] for one in trial.user_attrs["interruptions"]] == [True]
 
 
@@ -349,8 +351,8 @@ def fine(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_clas
 @pytest.mark.parametrize(
     ("net", "pruner", "reason"),
     [
-        ("nan", "none", r"val_nll of this subnetwork is nan"),
-        ("nan", "hyperband", r"nan"),
+        ("nan", "none", r"^val_nll is nan after epoch 1"),
+        ("nan", "hyperband", r"^val_nll is nan after epoch 1"),
         ("huge", "none", r"RuntimeError: .*can't allocate memory"),
     ],
 )
@@ -364,7 +366,7 @@ def test_networks_that_return_no_number_or_take_all_memory(net, pruner, reason, 
         "space": {"network": {"choice": nets}},
         "sampler": "random",
         "objective": "val_nll",
-        "trials": 6,
+        "trials": 4,
         "seed": 3,
     }
     study = run_study(check(StudySpec, {**values(pruner=pruner), **more}), storage=URL)
@@ -374,7 +376,7 @@ def test_networks_that_return_no_number_or_take_all_memory(net, pruner, reason, 
         assert trial.state.name == "FAIL"
         assert re.search(reason, trial.user_attrs["reason"])
         assert trial.user_attrs["log"]
-    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials) == 6
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials) == 4
 
 
 def test_a_trial_that_kills_its_workers_fails_after_five(monkeypatch):

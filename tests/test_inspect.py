@@ -15,12 +15,10 @@ from optuna.trial import TrialState, create_trial
 from subnet_search.cli import main, show
 from subnet_search.errors import UserError
 from subnet_search.measures import MEASURES
-from subnet_search.search import spec
-from subnet_search.search.backends import open_storage, rdb
+from subnet_search.search.backends import DEFAULT_STORAGE, open_storage, rdb
 from subnet_search.search.fronts import front
 from subnet_search.search.importance import importance
 from subnet_search.search.inspect import (
-    DEFAULT_STORAGE,
     HIGHER_IS_BETTER,
     Snapshot,
     best_ranked,
@@ -126,7 +124,6 @@ def from_json(capsys, *words):
 
 
 def test_names_that_are_written_twice_are_the_same():
-    assert DEFAULT_STORAGE == spec.DEFAULT_STORAGE
     ours = {name for name, measure in MEASURES.items() if measure.direction == "maximize"}
     assert ours == set(HIGHER_IS_BETTER) - {"test_accuracy"}
 
@@ -245,9 +242,11 @@ def test_a_study_under_way():
 
 
 def test_an_empty_study_a_finished_one_and_one_that_was_left():
-    empty = overview(study_of(name="empty"))
+    study = study_of(name="empty")
+    study.set_user_attr("space", {"recipe.lr": "0.01 to 1, log"})
+    empty = overview(study)
     assert (empty["status"], empty["states"], empty["best"], empty["elapsed"]) == ("not begun", {}, [], None)
-    assert empty["space"] == {"recipe.lr": "{float: [0.01, 1.0], log: true}"}
+    assert empty["space"] == {"recipe.lr": "0.01 to 1, log"}
     done = study_of(*[trial(value=0.1)] * 6, name="done")
     assert overview(done)["status"] == "finished"
     left = study_of(trial(value=0.1), trial("WAITING"), name="left")
@@ -602,3 +601,18 @@ def test_a_moment_is_shown_to_the_second():
     began = Snapshot(study).get_trials()[0].datetime_start
     assert list_studies(study._storage)[0]["started"] == began.isoformat(" ", "seconds")
     assert datetime.fromisoformat(trial_details(study, 0)["started"]) == began.replace(microsecond=0)
+
+
+def test_looking_imports_no_torch():
+    toy()
+    words = [["list"], ["show", "toy"], ["trials", "toy"], ["trial", "toy", "0"], ["best", "toy"], ["compare", "toy", "toy"]]
+    words += [["pareto", "toy"], ["importance", "toy"]]
+    code = (
+        "import contextlib, sys\n"
+        "from subnet_search.cli import main\n"
+        f"for words in {words}:\n"
+        "    with contextlib.suppress(SystemExit): main(['study', *words])\n"
+        "print({'torch', 'sklearn', 'plotly', 'pandas'} & sys.modules.keys(), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "set()\n"

@@ -23,8 +23,8 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw 
 @studies.command("list", epilog="Example: subnet-search study list --json")
 def list_(storage: Storage = None, json: Json = False) -> None:
     """All studies in a storage."""
-    from subnet_search.search.backends import open_storage
-    from subnet_search.search.inspect import DEFAULT_STORAGE, list_studies
+    from subnet_search.search.backends import DEFAULT_STORAGE, open_storage
+    from subnet_search.search.inspect import list_studies
 
     rows = list_studies(open_storage(storage or DEFAULT_STORAGE))
     if json:
@@ -208,8 +208,7 @@ def importance(
 
 
 def _study(name: str, storage: str | None) -> Any:
-    from subnet_search.search.backends import open_storage
-    from subnet_search.search.inspect import DEFAULT_STORAGE
+    from subnet_search.search.backends import DEFAULT_STORAGE, open_storage
     from subnet_search.search.storage import load_study
 
     return load_study(name, open_storage(storage or DEFAULT_STORAGE))

@@ -145,7 +145,8 @@ class _StudyWatch:
 
 
 def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["state"] in ("COMPLETE", "PRUNED")]
+    own = (row for row in rows if row["repeats"] is None and row["known"] is None)
+    return [row for row in own if row["state"] in ("COMPLETE", "PRUNED")]
 
 
 def _ending(row: dict[str, Any]) -> str:

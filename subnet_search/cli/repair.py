@@ -137,8 +137,7 @@ def import_(
     storage: Storage = None,
 ) -> None:
     """Read a study from a file, to look into it or go on with it here."""
-    from subnet_search.search.backends import open_storage
-    from subnet_search.search.inspect import DEFAULT_STORAGE
+    from subnet_search.search.backends import DEFAULT_STORAGE, open_storage
     from subnet_search.search.portable import import_study
     from subnet_search.search.reading import study_states
 
@@ -159,9 +158,8 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard on this machine, for this machine alone, until Ctrl-C."""
     from subnet_search.cli.signals import stop_on_signal
-    from subnet_search.search.backends import open_storage
+    from subnet_search.search.backends import DEFAULT_STORAGE, open_storage
     from subnet_search.search.dashboard import dashboard as server_of
-    from subnet_search.search.inspect import DEFAULT_STORAGE
 
     store = find(name, storage)._storage if name else open_storage(storage or DEFAULT_STORAGE)
     server = server_of(store, name, port)

@@ -126,7 +126,7 @@ def extract(
 
 
 def _url(storage: str | None) -> str:
-    from subnet_search.search.spec import DEFAULT_STORAGE
+    from subnet_search.search.backends import DEFAULT_STORAGE
 
     return storage or DEFAULT_STORAGE
 

@@ -29,6 +29,7 @@ from subnet_search.errors import RunError, UserError
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
 
+DEFAULT_STORAGE = "sqlite:///runs/studies.db"
 PATIENCE = 600.0  # seconds that a lock or a server that does not answer is waited for
 LONGEST_PAUSE = 15.0  # seconds between two tries
 RACES = 5  # tries at making the tables, when other processes make them at the same moment

@@ -49,8 +49,9 @@ class Claim:
 
     def constrain(self, name: str, violation: float) -> None:
         """Store how far the trial is from keeping a constraint; 0 and below keeps it."""
-        self.known.set_constraint(name, violation)
-        self._write(self.study._storage.set_trial_system_attr, self.trial_id, f"constraints:{name}", violation)
+        key = f"constraints:{name}"
+        self._write(self.study._storage.set_trial_system_attr, self.trial_id, key, violation)
+        self.known.study._storage.set_trial_system_attr(self.known._trial_id, key, violation)  # also a second time
 
     def end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         """Store how the trial ended. Raises LeaseLost, and stores nothing, when it is another worker's by now."""

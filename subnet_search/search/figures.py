@@ -16,7 +16,7 @@ def pareto(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path, tit
     if len(names) != 2:
         raise UserError(f"a plot shows two measures: choose them with --objectives, for example {names[0]},{names[1]}")
     up, across = names
-    figure = plots._plotly().graph_objects.Figure()
+    figure = plots.need_plotly().graph_objects.Figure()
     kinds = (
         ("trials that break a constraint", [row for row in rows if not row["feasible"]], 4, "markers"),
         ("trials", [row for row in rows if row["feasible"]], 0, "markers"),
@@ -25,7 +25,7 @@ def pareto(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path, tit
     for name, points, index, mode in kinds:
         if points:
             points = sorted(points, key=lambda row: float(row[across]))
-            look = {**plots._look(index), "mode": mode, "opacity": 1.0 if mode != "markers" else 0.45}
+            look = {**plots.look(index), "mode": mode, "opacity": 1.0 if mode != "markers" else 0.45}
             figure.add_scatter(
                 x=[row[across] for row in points],
                 y=[row[up] for row in points],
@@ -39,13 +39,13 @@ def pareto(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path, tit
     wide = min(values) > 0 and max(values) / min(values) > 10
     figure.update_xaxes(title=f"{across}{' (log scale)' if wide else ''}", type="log" if wide else "linear", **_format(across))
     figure.update_yaxes(title=up, **_format(up))
-    plots._write(figure, path, title)
+    plots.write_page(figure, path, title)
 
 
 def importance(record: Mapping[str, Any], path: Path, title: str) -> None:
     """The shares of the parameters as bars, the largest on top: what `importance.importance` returned. Raises UserError."""
     shares = list(record["importances"].items())[::-1]
-    figure = plots._plotly().graph_objects.Figure()
+    figure = plots.need_plotly().graph_objects.Figure()
     figure.add_bar(
         x=[share for _, share in shares],
         y=[name for name, _ in shares],
@@ -56,7 +56,7 @@ def importance(record: Mapping[str, Any], path: Path, title: str) -> None:
         hovertemplate="%{y}: %{x:.2%}<extra></extra>",
     )
     figure.update_xaxes(title="importance", tickformat=plots.PERCENT)
-    plots._write(figure, path, title)
+    plots.write_page(figure, path, title)
 
 
 def _format(name: str) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from subnet_search.search.backends import scrub
 from subnet_search.search.ranking import Ranked, order, rank
 from subnet_search.search.reading import read_trials, study_states
 
-DEFAULT_STORAGE = "sqlite:///runs/studies.db"  # as in spec.py
 COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # of what runs measure; tested against measures.py

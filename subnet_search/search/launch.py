@@ -17,13 +17,13 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import versions
 from subnet_search.files import write_atomically
 from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED
-from subnet_search.search.backends import exclusive, open_storage, scrub
+from subnet_search.search.backends import DEFAULT_STORAGE, exclusive, open_storage, scrub
 from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.rungs import check_options
 from subnet_search.search.samplers import make_pruner, make_sampler
 from subnet_search.search.space import layers_of
-from subnet_search.search.spec import DEFAULT_STORAGE, StudySpec, read_study
+from subnet_search.search.spec import StudySpec, read_study
 from subnet_search.search.storage import load_study, spec_of
 from subnet_search.search.warm import warm_start
 from subnet_search.search.worker import run_worker
@@ -142,6 +142,7 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
         warm_start(study, spec)
+        study.set_user_attr("space", spec.searched.words())  # for whoever looks on without reading the spec
         study.set_user_attr("spec", spec.to_json())
     except UserError:
         optuna.delete_study(study_name=spec.name, storage=store)

@@ -1,6 +1,5 @@
 """A study on one page: what it searches, how far it is, what went wrong, and what it found."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +44,7 @@ def overview(study: optuna.Study) -> dict[str, Any]:
         "sampler": None if compares else spec.get("sampler"),
         "pruner": None if compares else spec.get("pruner"),
         "repeats": spec.get("repeats", 1),
-        "space": _compared(trials) if compares else _space(spec, trials),
+        "space": _compared(trials) if compares else study.user_attrs.get("space") or _space(trials),
         **{key: _name(run.get(key)) for key in ("network", "data", "extractor")},
         "budget": spec.get("trials"),
         "budget_steps": spec.get("steps"),
@@ -93,13 +92,11 @@ def _name(part: Any) -> str | None:
     return part.get("name") if isinstance(part, Mapping) else part
 
 
-def _space(spec: Mapping[str, Any], trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """The parameters that trials had, those without a condition first; before there are any, what the spec says."""
+def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
+    """The parameters that the trials of a study which is not ours had."""
     seen: dict[str, BaseDistribution] = {}
     for trial in trials:
         seen.update(trial.distributions)
-    if not seen:
-        return {key: json.dumps(value).replace('"', "") for key, value in spec.get("space", {}).items()}
     return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: " @" in name)}
 
 

@@ -51,9 +51,14 @@ def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list
     """By the one objective; with several, those that no other is better than in all, in the order of the first objective."""
     signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
     costs = {id(ranked): tuple(s * v for s, v in zip(signs, ranked.mean, strict=True)) for ranked in found}
-    if len(signs) > 1:
-        found = [ranked for ranked in found if not any(dominates(costs[id(other)], costs[id(ranked)]) for other in found)]
-    return sorted(found, key=lambda ranked: (costs[id(ranked)], ranked.trial.number))
+    found = sorted(found, key=lambda ranked: (costs[id(ranked)], ranked.trial.number))
+    if len(signs) == 1:
+        return found
+    front: list[Ranked] = []  # in this order, whoever dominates a trial comes before it, and so does one of the front
+    for ranked in found:
+        if not any(dominates(costs[id(other)], costs[id(ranked)]) for other in front):
+            front.append(ranked)
+    return front
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:

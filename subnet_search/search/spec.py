@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from subnet_search.config import RunConfig, check, flatten, read_config, with_values
 from subnet_search.errors import UserError, unknown
 from subnet_search.measures import MEASURES, Constraint, parse_constraint
+from subnet_search.search.backends import DEFAULT_STORAGE
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.space import Space
 
-DEFAULT_STORAGE = "sqlite:///runs/studies.db"
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
 WATCHED = ("val_accuracy", "val_nll")  # what is known at the end of every epoch, and a pruner can look at
 BUCKET = ("bucket", "endpoint_url", "region_name")  # what says where an S3 bucket is

@@ -1,0 +1,183 @@
+"""What our worker costs beside plain Optuna: milliseconds a trial, and trials a second with several processes.
+
+Trials that train nothing, of three parameters drawn by TPE; every contender on a new study of the same storage settings
+(write-ahead logging), but for `plain Optuna, default SQLite`. First table: one process, the median time from one trial's
+objective to the next one's. Second: where a trial's time goes in our worker, the parts of a row inside those of the row
+above it. Third: processes that are all started before the clock is, until the budget is met.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from timing import verdict
+
+from subnet_search.config import check
+from subnet_search.search import claim, dispatch
+from subnet_search.search.backends import open_storage
+from subnet_search.search.known import Known
+from subnet_search.search.launch import prepare_study
+from subnet_search.search.objective import Ending
+from subnet_search.search.spec import StudySpec
+from subnet_search.search.worker import run_worker
+
+SPACE: dict[str, Any] = {"recipe.lr": {"float": [1, 100], "log": True}, "extractor": ["temperature", "density"]}
+PARTS: dict[str, tuple[Any, str]] = {  # of a trial: where they are found
+    "begin, under the lock": (dispatch.Dispatcher, "_next"),
+    "- read the trials": (optuna.Study, "get_trials"),
+    "- draw": (Known, "draw"),
+    "- its configuration": (dispatch.Dispatcher, "_config"),
+    "- write it": (dispatch.Dispatcher, "_store"),
+    "end, under the lock": (claim.Claim, "_end"),
+}
+
+
+def main(quick: bool = False) -> list[dict[str, object]]:
+    one, many = (40, 40) if quick else (300, 600)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        overheads = [overhead(one), *parts(one)]
+        counts = (1, 2) if quick else (1, 4, 8)
+        contenders = {"our worker": ours, "plain Optuna, write-ahead": plain, "plain Optuna, default SQLite": default}
+        rates = {
+            (name, count): rate(contender, count, many // 6 if contender is default else many)
+            for count in counts
+            for name, contender in contenders.items()
+        }
+    return [*overheads, *(row(name, counts, rates) for name in contenders)]
+
+
+def row(name: str, counts: tuple[int, ...], rates: dict[tuple[str, int], float]) -> dict[str, object]:
+    most = rates[name, counts[-1]]
+    return {
+        "trials a second": name,
+        **{f"{count} processes": f"{rates[name, count]:.0f}" for count in counts},
+        "target": verdict(most, ">=", 50) if name == "our worker" else "",
+    }
+
+
+def overhead(trials: int) -> dict[str, object]:
+    """Medians of our worker and of plain Optuna."""
+    took = {"ours": between(ours, trials), "plain": between(plain, trials)}
+    more = took["ours"] - took["plain"]
+    return {
+        "ms a trial, one process": f"{trials} trials",
+        "plain Optuna": f"{took['plain']:.1f}",
+        "our worker": f"{took['ours']:.1f}",
+        "more": f"{more:.1f}",
+        "target": verdict(more, "<=", 5, " ms"),
+    }
+
+
+def between(contender: Callable[..., None], trials: int) -> float:
+    """Median milliseconds from one trial to the next."""
+    moments: list[float] = []
+    make(contender, url := fresh(), trials)
+    contender(url, trials, lambda: moments.append(time.perf_counter()))
+    return 1000 * statistics.median(b - a for a, b in itertools.pairwise(moments))
+
+
+def parts(trials: int) -> list[dict[str, object]]:
+    """Median milliseconds of the parts of a trial of our worker."""
+    with timed() as took:
+        between(ours, trials)
+    return [{"part of a trial": name, "ms": f"{1000 * statistics.median(times):.2f}"} for name, times in took.items()]
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[dict[str, list[float]]]:
+    took: dict[str, list[float]] = defaultdict(list)
+    before = {name: getattr(owner, method) for name, (owner, method) in PARTS.items()}
+
+    def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                took[name].append(time.perf_counter() - started)
+
+        return watched
+
+    try:
+        for name, (owner, method) in PARTS.items():
+            setattr(owner, method, watch(name, before[name]))
+            took[name]  # in this order
+        yield took
+    finally:
+        for name, (owner, method) in PARTS.items():
+            setattr(owner, method, before[name])
+
+
+def rate(contender: Callable[..., None], processes: int, trials: int) -> float:
+    """Trials a second, from the moment when all processes are ready to the last one's end."""
+    make(contender, url := fresh(), trials)
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Barrier(processes + 1)
+    workers = [
+        spawn.Process(target=at_work, args=(contender, url, trials // processes, trials, ready)) for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    started = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    took = time.perf_counter() - started
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError("a process failed")
+    found = optuna.load_study(study_name="trivial", storage=open_storage(url)).get_trials(deepcopy=False)
+    if sum(trial.state == TrialState.COMPLETE for trial in found) != trials // processes * processes:
+        raise RuntimeError(f"{len(found)} trials, not {trials}")
+    return len(found) / took
+
+
+def at_work(contender: Callable[..., None], url: str, share: int, trials: int, ready: Any) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    open_storage(url)
+    StudySpec(name="warm up", space=SPACE)
+    ready.wait()
+    contender(url, trials if contender is ours else share, lambda: None)
+
+
+def fresh() -> str:
+    return f"sqlite:///{len(list(Path().glob('*.db')))}.db"
+
+
+def make(contender: Callable[..., None], url: str, trials: int) -> None:
+    if contender is ours:
+        prepare_study(check(StudySpec, {"name": "trivial", "space": SPACE, "trials": trials}), url)
+    else:
+        storage = RDBStorage(url) if contender is default else open_storage(url, create=True)
+        optuna.create_study(study_name="trivial", storage=storage, direction="maximize")
+
+
+def ours(url: str, trials: int, tell: Callable[[], None]) -> None:
+    def objective(claim: Any, *_: Any) -> Ending:
+        tell()
+        return Ending(TrialState.COMPLETE, [claim.config.recipe.lr])
+
+    run_worker("trivial", url, trials=trials, objective=objective)
+
+
+def plain(url: str, trials: int, tell: Callable[[], None], storage: Any = None) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        tell()
+        trial.suggest_float("extractor.temperature", 0.3, 3, log=True)
+        trial.suggest_float("extractor.density", 0.05, 0.5, log=True)
+        return trial.suggest_float("recipe.lr", 1, 100, log=True)
+
+    optuna.load_study(study_name="trivial", storage=storage or open_storage(url)).optimize(objective, n_trials=trials)
+
+
+def default(url: str, trials: int, tell: Callable[[], None]) -> None:
+    plain(url, trials, tell, RDBStorage(url))
