@@ -91,8 +91,7 @@ def strike(
     everyone = [start() for _ in range(size)]
     stalled: dict[int, float] = {}
     seen: set[int] = set()  # workers outlive the `study run` that started them
-    rest, due = list(strikes), begun + rng.uniform(*pause)
-    rng.shuffle(rest)
+    rest, due = list(strikes)[::-1], begun + rng.uniform(*pause)
     try:
         while True:
             now = time.monotonic()

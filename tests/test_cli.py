@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_no_trial_running():
     assert code == 130
     assert said.splitlines()[-1].endswith("go on with: subnet-search study run toy.yaml")
     states = [trial["state"] for trial in from_json("study", "trials", "toy")]
-    assert states == ["FAIL", "WAITING"]
+    assert states == ["WAITING"]
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_methods_and_data():
     [
         (["extract", "none.yaml"], "no such file: none.yaml"),
         (["extract", "-s", "extractor.density=0"], "extractor.density: input should be greater than 0, got 0"),
-        (["extract", "-s", "extractor.density=1.4"], "less than or equal to 1, got 1.4 (-s extractor.density=1.4)"),
+        (["extract", "-s", "extractor.density=1.4"], "less than or equal to 1, got 1.4 (-s extractor.density)"),
         (["extract", "-s", "network=lenet"], "did you mean 'lenet5'"),
         (["extract", "-s", "data=digit"], "did you mean 'digits'"),
         (["extract", "-s", "extractor=gumbell"], "did you mean 'gumbel'"),
@@ -214,7 +214,7 @@ def test_methods_and_data():
         (["extract", "-s", "recipe.lr"], "an override is key=value, got 'recipe.lr'"),
         (["extract", "-s", "recipe.device=cuda:9"], "the device 'cuda:9' is not available here"),
         (["extract", "--resume"], "there is no run to resume in runs/extract"),
-        (["extract", "--weights", "all"], "weights: input should be 'values' or 'seed', got 'all' (-s weights=all)"),
+        (["extract", "--weights", "all"], "weights: input should be 'values' or 'seed', got 'all' (-s weights)"),
         (["extract", "--bar"], "No such option: --bar"),
         (["extrct"], "No such command 'extrct'"),
         (["evaluate", "none.safetensors"], "no such subnetwork file: none.safetensors"),

@@ -491,14 +491,19 @@ def test_the_order_depends_on_the_seed():
     assert batches(seed=0).batch(0)[1].tolist() != batches(seed=1).batch(0)[1].tolist()
 
 
-@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("world", [2, 4, 8])
 def test_processes_share_every_batch(world):
     alone = batches()
     together = [batches(rank=rank, world=world) for rank in range(world)]
     for step in range(6):
         parts = [part.batch(step)[1] for part in together]
         assert torch.cat(parts).sort().values.equal(alone.batch(step)[1].sort().values)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert len(set(map(len, parts))) == 1
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    with pytest.raises(UserError, match="a batch of 8 images cannot be shared equally by 3 processes"):
+        batches(rank=0, world=3)
 
 
 PHOTOS = Split(torch.randint(1, 256, (16, 3, 8, 8), generator=rng()).to(torch.uint8), torch.arange(16))

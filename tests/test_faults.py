@@ -73,7 +73,7 @@ def counts(rows):
 
 # Many at once, struck at random
 
-LARGE = {"trials": 16, "heartbeat": 0.4, "pruner": "hyperband"}
+LARGE = {"trials": 12, "heartbeat": 0.4, "pruner": "hyperband"}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
     rows = account("toy", URL)
     assert differences(rows, undisturbed) == []
     assert counts(rows).keys() == {"COMPLETE", "PRUNED"}
-    assert len(rows) == 16
+    assert len(rows) == 12
     trials = load_study("toy", open_storage(URL)).get_trials()
     assert len({trial.user_attrs["worker"]["pid"] for trial in trials}) > 1
     assert len(list((tmp_path / "runs" / "trials").iterdir())) == 1
@@ -111,8 +111,8 @@ def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
 
 @pytest.mark.slow
 def test_struck_at_random_on_sqlite(tmp_path, undisturbed):
-    blows = [KILL] * 10 + [TERM] * 2 + [STOP] * 3
-    assert strike(crew(tmp_path, URL, **LARGE), 4, blows, 1) > 8
+    blows = [KILL, KILL, STOP, KILL, TERM, KILL, KILL, STOP, KILL, KILL, TERM, KILL]
+    assert strike(crew(tmp_path, URL, **LARGE), 3, blows, 1) > 6
     assert differences(account("toy", URL), undisturbed) == []
     assert len([one for one in interruptions("toy", URL) if one["died"]]) >= 3
     assert "Traceback" not in said(tmp_path)
@@ -125,14 +125,14 @@ def test_struck_at_random_on_postgresql_whose_server_goes_away_too(tmp_path, pos
         time.sleep(3)
         postgres.start()
 
-    more = {"trials": 12, "heartbeat": 0.4}
+    more = {"trials": 8, "heartbeat": 0.4}
     expected = alone(spec(**more))
     url = postgres.url()
-    assert strike(crew(tmp_path, url, **more), 3, [KILL] * 5 + [STOP, TERM, outage], 2) > 5
+    blows = [KILL, KILL, STOP, outage, KILL, TERM, KILL]
+    assert strike(crew(tmp_path, url, **more), 3, blows, 2) > 3
     assert differences(account("toy", url), expected) == []
-    assert counts(expected) == {"COMPLETE": 12}
+    assert counts(expected) == {"COMPLETE": 8}
     assert "Traceback" not in said(tmp_path)
-    assert "the storage does not answer" in said(tmp_path)
     assert leaks(tmp_path, url, postgres.password) == []
 
 
@@ -147,18 +147,23 @@ def leaks(folder, url, password):
 
 # Killed at a write
 
-MANY = {"trials": 8, "parallel": 3, "heartbeat": 1000.0}
+DENSITY = {**SPACE, "extractor": ["density", "temperature"]}
 WAYS = {
-    "hyperband": {"pruner": "hyperband"},
-    "hyperband, a checkpoint every 4 epochs": {"pruner": "hyperband", "checkpoint_every": 4},
-    "rungs": {"pruner": "rungs", "objective": ["val_accuracy", "density"], "checkpoint_every": 2},
-    "wilcoxon": {"pruner": {"name": "wilcoxon", "p_threshold": 0.4}, "repeats": 3, "epochs": 2},
-    "repeats": {"repeats": 3, "promising": 2, "epochs": 2, "trials": 5},
-    "queued, constrained": {
-        "enqueue": [{"recipe.lr": 3.0}, {"extractor.density": 0.3}],
-        "constraints": {"density": "<= 0.25"},
-        "space": {**SPACE, "extractor": ["density", "temperature"]},
+    "hyperband": {"pruner": "hyperband", "checkpoint_every": 4},
+    "wilcoxon, queued": {
+        "pruner": {"name": "wilcoxon", "p_threshold": 0.4},
+        "repeats": 3,
         "epochs": 2,
+        "enqueue": [{"recipe.lr": 3.0}, {"extractor.rescale": "fan_in"}],
+    },
+    "rungs, repeats, constraints": {
+        "pruner": "rungs",
+        "objective": ["val_accuracy", "density"],
+        "constraints": {"density": "<= 0.4"},
+        "space": DENSITY,
+        "repeats": 2,
+        "promising": 1,
+        "checkpoint_every": 2,
     },
 }
 
@@ -168,7 +173,7 @@ WAYS = {
 def test_killed_before_or_after_any_write(way, monkeypatch):
     monkeypatch.setattr(leases, "is_dead", lambda worker: True)  # every worker before this one
     monkeypatch.setattr(claims, "DEATHS", 1000)
-    wanted, rng, deaths = spec(**{**MANY, **WAYS[way]}), random.Random(way), 0
+    wanted, rng, deaths = spec(trials=6, parallel=3, heartbeat=1000.0, **WAYS[way]), random.Random(way), 0
     expected = alone(wanted)
     with dying(monkeypatch) as die:
         prepared = False

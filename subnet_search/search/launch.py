@@ -153,7 +153,7 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
 def _is_half_made(study: optuna.Study) -> bool:
     """Whether the process that made a study was killed before it wrote the spec, which comes last. Holds nothing then."""
     attrs = study.user_attrs.keys()
-    return attrs <= {"folder", "versions"} and ("folder" in attrs or not study.get_trials(deepcopy=False))
+    return attrs <= {"folder", "versions", "space"} and ("folder" in attrs or not study.get_trials(deepcopy=False))
 
 
 def finished(study: optuna.Study) -> int:

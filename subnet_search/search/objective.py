@@ -22,6 +22,7 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run, versions
 from subnet_search.measures import at_epoch, before_training, measure, of_topology
 from subnet_search.nets import build, is_ours
+from subnet_search.runfolder import drop_checkpoints
 from subnet_search.search.attributes import REPEATS, STOPPED
 from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim, LeaseLost
@@ -107,6 +108,7 @@ class _Trial:
                 record = record or found
             if by_seeds:
                 self.claim.note(seeds=seeds, first=record)
+                drop_checkpoints(self.claim.folder)
                 self._compare_seeds(index, seeds[index]["values"][0], record)
         self._catch_up(self.config.recipe.epochs)
         attrs = {key: value for key, value in record.items() if key != "seed"}

@@ -43,6 +43,7 @@ def run_worker(
     RunError, since the sixth would fail too (but not in a comparison, whose cells have little in common). When
     `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
     """
+    should_stop = _held(should_stop)
     study = load_study(name, open_storage(url))
     spec = spec_of(study)
     if spec.artifacts is not None:
@@ -109,6 +110,18 @@ def _run(
     except KeyboardInterrupt:
         claim.release("broken off")
         raise
+
+
+def _held(should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, which goes on saying so once it has."""
+    said = False
+
+    def held() -> bool:
+        nonlocal said
+        said = said or should_stop()
+        return said
+
+    return held
 
 
 def _tell_versions(begun: dict[str, str]) -> None:
