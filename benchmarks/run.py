@@ -33,6 +33,8 @@ NAMES = (
     "inspecting",
     "workers",
     "faults",
+    "hyperband",
+    "across",
     "quickstart",
     "paradigms",
 )

@@ -143,7 +143,7 @@ def seen(tmp_path_factory):
     return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in SCENES}
 
 
-def same(first, second):
+def assert_same(first, second):
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -151,8 +151,8 @@ def same(first, second):
 @pytest.mark.parametrize("name", ["gumbel", "redraw", "snip"])
 def test_two_ranks_agree(name, seen):
     first, second = seen[name]
-    same(first["masks"], second["masks"])
-    same(first["state"], second["state"])
+    assert_same(first["masks"], second["masks"])
+    assert_same(first["state"], second["state"])
     assert torch.equal(first["loss"], second["loss"])
     assert first["val"] == second["val"]
     alone = learn(name)
@@ -162,9 +162,9 @@ def test_two_ranks_agree(name, seen):
 
 
 def test_one_rank_is_asked_to_stop_and_both_do(seen):
-    same(*seen["stopped"])
-    same(*seen["undisturbed"])
-    same(seen["stopped"][0], seen["undisturbed"][0])
+    assert_same(*seen["stopped"])
+    assert_same(*seen["undisturbed"])
+    assert_same(seen["stopped"][0], seen["undisturbed"][0])
 
 
 def test_a_loss_that_is_no_number_on_one_rank(seen):
@@ -179,7 +179,7 @@ def test_both_lose_patience_at_once(seen):
     first, second = seen["patient"]
     assert (first["epoch"], first["epochs"]) == (second["epoch"], second["epochs"])
     assert first["epochs"] == first["epoch"] + 2 < 30
-    same(first["state"], second["state"])
+    assert_same(first["state"], second["state"])
 
 
 def test_a_run_has_one_folder(seen):

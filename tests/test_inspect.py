@@ -511,7 +511,8 @@ def test_ped_anova_needs_no_scikit_learn_and_leaves_optuna_whole():
         "assert 'sklearn' in sys.modules\n"
         "optuna.importance.FanovaImportanceEvaluator(seed=0).evaluate(study)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # Side by side

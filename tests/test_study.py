@@ -329,3 +329,16 @@ def test_two_processes_finish_the_budget_exactly(tmp_path):
     alone = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///alone.db")
     both = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///both.db", workers=2)
     assert {t.user_attrs["sha256"] for t in alone.trials} == {t.user_attrs["sha256"] for t in finished(both)}
+
+
+def test_densities_by_layer_are_searched_and_keep_the_total():
+    run = {**RUN, "extractor": {"name": "random", "density": 0.2}}
+    wanted = spec(run=run, space={"density_per_layer": True}, sampler="random", trials=2)
+    ss.run_study(wanted, trials=1)
+    study = ss.run_study(wanted, trials=2)  # `true` means the same layers again
+    for trial in study.trials:
+        shares = trial.user_attrs["config"]["extractor"]["allocation"]
+        assert {f"density_per_layer.{layer}": share for layer, share in shares.items()} == trial.params
+        assert len(shares) == 3
+        assert trial.user_attrs["density"] == pytest.approx(0.2, abs=1e-4)
+    assert study.trials[0].params != study.trials[1].params

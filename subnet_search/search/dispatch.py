@@ -150,7 +150,8 @@ class Dispatcher:
     def _take(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Claim | None:
         """Go on with a trial that waits, or begin one that was queued."""
         before = trial.user_attrs
-        fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}  # of the latter some, if its worker died here
+        # Without a configuration, its worker died while it wrote the parameters: they must be drawn as they were then.
+        fixed = trial.params if "config" in before else trial.system_attrs.get("fixed_params", trial.params)
         known, values = self.known.draw(trial.number, trials, fixed)
         try:
             config = check(RunConfig, before["config"]) if "config" in before else self._config(trial.number, values, before)
