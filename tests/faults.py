@@ -1,6 +1,7 @@
 """Striking the workers of a study while it runs, and the account of its trials that must come out unharmed."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import random
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import optuna
 import torch
 from sqlalchemy.engine.default import DefaultDialect
 
 from subnet_search.errors import Interrupted, UserError
+from subnet_search.search import claim, leases
 from subnet_search.search.backends import open_storage
 from subnet_search.search.launch import run_study
 from subnet_search.search.storage import load_study
@@ -28,7 +31,7 @@ BROKEN_OFF = (-signal.SIGKILL, -signal.SIGTERM, 130)  # exit codes of a `study r
 
 # Members are forked from a process that has imported everything, so that their time goes into trials.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["subnet_search.search.launch", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["subnet_search.search.launch", "sklearn.datasets", "torch._dynamo", "alembic.command"])
 
 Strike = int | Callable[[], None]
 
@@ -151,10 +154,11 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def dying(monkeypatch: Any) -> Iterator[Callable[[int], None]]:
-    """Yields a function that lets this process die just before or after its so manieth write, or in the midst of it.
+def dying() -> Iterator[Callable[[int], None]]:
+    """Yields a function that lets this process die at its so manieth tick: just before or after a write.
 
-    A write is a commit of a database, or a file that takes its place or goes.
+    A write is a commit of a database, or a file that takes its place or goes; 0 lets it live. Whatever process ran a
+    trial before is held to be dead, and no trial fails because of its workers' deaths.
     """
     left = [0]
 
@@ -167,10 +171,12 @@ def dying(monkeypatch: Any) -> Iterator[Callable[[int], None]]:
 
         return write
 
-    with monkeypatch.context() as patch:
+    with contextlib.ExitStack() as patches:
         for owner, name in ((DefaultDialect, "do_commit"), (os, "replace"), (Path, "unlink")):
-            patch.setattr(owner, name, lets_die(getattr(owner, name)))
-        yield lambda writes: left.__setitem__(0, 2 * writes)
+            patches.enter_context(mock.patch.object(owner, name, lets_die(getattr(owner, name))))
+        patches.enter_context(mock.patch.object(leases, "is_dead", return_value=True))
+        patches.enter_context(mock.patch.object(claim, "DEATHS", math.inf))
+        yield lambda ticks: left.__setitem__(0, ticks)
 
 
 def _tick(left: list[int]) -> None:
