@@ -201,7 +201,7 @@ class _Process:
     """A worker in a process of its own."""
 
     def __init__(self, study: optuna.Study, url: str, index: int, threads: int, budget: int) -> None:
-        self.log = Path(study.user_attrs["folder"]) / f"worker-{index}.log"
+        self.log = Path(study.user_attrs["folder"]) / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
         # The URL is not on the command line, where every user of the machine could read its password.
         self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(threads)}
         self.command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name, "--trials", str(budget)]
