@@ -1,5 +1,7 @@
 """Two processes, half of every batch each: the same topology, the same weights and the same decisions on both."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -133,6 +135,8 @@ def work(rank, folder):
             found = f"{type(error).__name__}: {error}"
         torch.save(found, folder / f"{name}.{rank}")
     dist.destroy_process_group()
+    threads = {Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")}  # none without /proc
+    torch.save(sorted(thread for thread in threads if "gloo" in thread), folder / f"threads.{rank}")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +144,7 @@ def seen(tmp_path_factory):
     """What the two ranks came to, in every scene."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(work, args=(folder,), nprocs=2)
-    return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in SCENES}
+    return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in (*SCENES, "threads")}
 
 
 def assert_same(first, second):
@@ -159,6 +163,10 @@ def test_two_ranks_agree(name, seen):
     assert torch.allclose(alone["loss"], first["loss"], atol=1e-4)  # of the whole batch, not of a rank's half
     for key, value in alone["state"].items():
         assert torch.allclose(value.float(), first["state"][key].float(), atol=1e-4), key
+
+
+def test_none_of_its_threads_outlives_the_group(seen):
+    assert seen["threads"] == [[], []]  # else the interpreter aborts at its end, now and then
 
 
 def test_one_rank_is_asked_to_stop_and_both_do(seen):

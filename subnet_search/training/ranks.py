@@ -19,6 +19,11 @@ from torch import Tensor
 from subnet_search.errors import RunError, UserError
 from subnet_search.files import digest
 
+if dist.is_available():
+    # Its functions have the group of all processes as a default value. Imported later, by an optimizer say, it keeps that
+    # group and its threads alive to the end of the interpreter, where they abort it now and then.
+    import torch.distributed.nn
+
 ASK_EVERY = 10  # steps between two questions whether to stop; one costs about as much as a tenth of a small step
 SMALL = 2**18  # elements; smaller tensors are averaged together, since every message costs the same
 LEAVE_WITHIN = 30  # seconds
