@@ -24,10 +24,10 @@ from subnet_search.extraction import versions
 from subnet_search.search.backends import open_storage, rdb
 from subnet_search.search.inspect import COLD
 from subnet_search.search.launch import prepare_study
-from subnet_search.search.portable import insert_trials
 from subnet_search.search.reading import read_trials
 from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import load_study
+from subnet_search.search.writing import insert_trials
 
 COMMANDS = (
     "list",

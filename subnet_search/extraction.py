@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -203,8 +204,12 @@ def _named(extractor: Extractor) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What a result depends on besides its configuration."""
-    packages = {name: importlib.metadata.version(name) for name in ("subnet-search", "torch", "numpy")}
-    return {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    return {**_packages(), "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("subnet-search", "torch", "numpy")}
 
 
 def _subnetworks(

@@ -32,9 +32,9 @@ from subnet_search.search.inspect import (
 )
 from subnet_search.search.leases import is_dead, whereabouts
 from subnet_search.search.overview import overview
-from subnet_search.search.portable import insert_trials
 from subnet_search.search.tables import arrange, columns_of, find_column, flat_rows, select
 from subnet_search.search.versus import differences, versus
+from subnet_search.search.writing import insert_trials
 
 LR, METHOD = FloatDistribution(0.01, 1.0, log=True), CategoricalDistribution(["rigl", "gumbel"])
 EVERY = FloatDistribution(1.0, 9.0)

@@ -11,7 +11,8 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig
-from subnet_search.search.backends import exclusive, patiently, set_attrs
+from subnet_search.search.backends import exclusive, patiently, rdb, set_attrs
+from subnet_search.search.writing import end_trial
 
 DEATHS = 5  # of its workers, after which a trial is held to be what kills them
 
@@ -78,16 +79,13 @@ class Claim:
         return trial.state == TrialState.RUNNING and trial.user_attrs.get("worker", {}).get("token") == self.token
 
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
-        storage = self.study._storage
+        database = rdb(self.study._storage)
+        assert database is not None, "studies are made in databases"
+        noted = dict(self.known.study._storage.get_trial(self.known._trial_id).system_attrs)  # by the pruner
+        noted.pop("fixed_params", None)
         with exclusive(self.study._storage, self.study.study_name):
-            if not self._mine():
+            if not end_trial(database, self.trial_id, self.token, state, values, attrs, noted):
                 raise LeaseLost
-            before = storage.get_trial(self.trial_id).system_attrs
-            noted = self.known.study._storage.get_trial(self.known._trial_id).system_attrs  # by the pruner
-            noted = {key: note for key, note in noted.items() if key != "fixed_params" and before.get(key) != note}
-            set_attrs(storage, self.trial_id, noted, system=True)
-            set_attrs(storage, self.trial_id, attrs)
-            storage.set_trial_state_values(self.trial_id, state, values)
 
     def _release(self, why: str) -> None:
         with exclusive(self.study._storage, self.study.study_name):

@@ -20,12 +20,14 @@ from subnet_search.config import RunConfig, check
 from subnet_search.errors import RunError, UserError
 from subnet_search.extraction import versions
 from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN
-from subnet_search.search.backends import exclusive, patiently, set_attrs
+from subnet_search.search.backends import exclusive, patiently, rdb, set_attrs
 from subnet_search.search.claim import Claim, let_wait
 from subnet_search.search.known import Known, sees_end
 from subnet_search.search.leases import Leases, whereabouts
 from subnet_search.search.ranking import promising
+from subnet_search.search.reading import Reader, study_attributes
 from subnet_search.search.spec import StudySpec
+from subnet_search.search.writing import insert_trials
 from subnet_search.seeds import derive
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -38,7 +40,10 @@ class Dispatcher:
 
     def __init__(self, study: optuna.Study, spec: StudySpec, budget: int) -> None:
         self.study, self.spec, self.budget = study, spec, budget
-        self.storage, self.folder = study._storage, study.user_attrs.get("folder", "")
+        database = rdb(study._storage)
+        assert database is not None, "studies are made in databases"
+        self.storage, self.folder = database, study.user_attrs.get("folder", "")  # without Optuna's cache, which knows less
+        self.reader = Reader(study)
         self.token = uuid.uuid4().hex  # this worker, as no other ever was
         self.known, self.leases = Known(spec), Leases(spec.heartbeat, self.token)
         self.refused: list[str] = []  # why configurations drawn one after the other could not be run
@@ -59,14 +64,14 @@ class Dispatcher:
     def reap(self) -> list[int]:
         """Let the trials wait whose worker is gone; returns their numbers."""
         with self.alone():
-            return self._reap(self.study.get_trials(deepcopy=False))
+            return self._reap(self.reader.trials())
 
     def _next(self, begin: bool) -> Claim | Literal["wait", "done"] | None:
         with self.alone():
             stopped = self._is_stopped()
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self.reader.trials()
             if self._reap(trials):
-                trials = self.study.get_trials(deepcopy=False)
+                trials = self.reader.trials()
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
             if stopped:
                 return "done"
@@ -90,10 +95,7 @@ class Dispatcher:
 
     def _is_stopped(self) -> bool:
         """Raises RunError when the study is not there any more; SQLite may have given its number to another."""
-        try:
-            attrs = self.study.user_attrs
-        except KeyError:
-            attrs = {}
+        attrs = study_attributes(self.study, "folder", STOPPED)
         if attrs.get("folder", "") != self.folder:
             raise RunError(f"the study {self.study.study_name!r} was deleted")
         return bool(attrs.get(STOPPED))
@@ -131,7 +133,7 @@ class Dispatcher:
         try:
             config = self._config(number, values)
         except UserError as error:
-            self._store(known, TrialState.FAIL, {"reason": str(error)})
+            self._store(number, known, TrialState.FAIL, {"reason": str(error)})
             self.refused.append(str(error))
             if len(self.refused) >= REFUSALS:
                 raise RunError(f"{REFUSALS} trials in a row ask for no valid run, the last because: {error}") from error
@@ -140,12 +142,13 @@ class Dispatcher:
         if self.spec.duplicates != "rerun" and (twin := self._twin(attrs["key"], trials, number)):
             taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
             if self.spec.duplicates == "reuse":
-                self._store(known, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
+                self._store(number, known, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:
-                self._store(known, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})
+                self._store(number, known, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})
             return None
         self.refused.clear()
-        return self._claim(number, self._store(known, TrialState.RUNNING, attrs), config, known, {}, {})
+        trial_id = self._store(number, known, TrialState.RUNNING, attrs)
+        return None if trial_id is None else self._claim(number, trial_id, config, known, {}, {})
 
     def _take(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Claim | None:
         """Go on with a trial that waits, or begin one that was queued."""
@@ -185,9 +188,14 @@ class Dispatcher:
         return {**attrs, **key, "versions": versions()}
 
     def _store(
-        self, known: optuna.Trial, state: TrialState, attrs: Mapping[str, Any], values: Sequence[float] | None = None
-    ) -> int:
-        """Write a trial, all of it at once, and return its id."""
+        self,
+        number: int,
+        known: optuna.Trial,
+        state: TrialState,
+        attrs: Mapping[str, Any],
+        values: Sequence[float] | None = None,
+    ) -> int | None:
+        """Write a trial, all of it at once, and return its id; None when its place is taken: the lock was lost on the way."""
         here = known.study._storage.get_trial(known._trial_id)
         template = create_trial(
             state=state,
@@ -197,7 +205,7 @@ class Dispatcher:
             user_attrs=dict(attrs),
             system_attrs=here.system_attrs,
         )
-        return self.storage.create_new_trial(self.study._study_id, template)
+        return insert_trials(self.storage, self.study._study_id, [template], number).get(number)
 
     def _claim(
         self,

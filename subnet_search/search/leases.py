@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ PATIENCE = 5  # heartbeats without a sign of life, after which a worker is given
 
 def whereabouts(token: str) -> dict[str, Any]:
     """This process, as a trial keeps it: readable, and enough to find out on the same machine whether it is alive."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, **_process(os.getpid())}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "started": _started(os.getpid()), **_machine()}
 
 
 class Leases:
@@ -46,9 +47,10 @@ class Leases:
 
 def is_dead(worker: dict[str, Any]) -> bool:
     """Whether a worker ran on this machine and its process is gone; False when that cannot be told from here."""
-    if worker.get("host") != socket.gethostname() or worker.get("namespace") != _process(os.getpid())["namespace"]:
+    here = _machine()
+    if worker.get("host") != socket.gethostname() or worker.get("namespace") != here["namespace"]:
         return False
-    if worker.get("boot") != _process(os.getpid())["boot"]:
+    if worker.get("boot") != here["boot"]:
         return True  # the machine was started again
     try:
         os.kill(worker["pid"], 0)
@@ -56,14 +58,19 @@ def is_dead(worker: dict[str, Any]) -> bool:
         return True
     except PermissionError:
         return False
-    return bool(_process(worker["pid"])["started"] != worker.get("started"))  # the number belongs to another process by now
+    return _started(worker["pid"]) != worker.get("started")  # the number belongs to another process by now
 
 
-def _process(pid: int) -> dict[str, Any]:
-    """What tells a process from every other of this machine, also after a restart; None where the system does not say."""
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None for one that is gone, or where the system does not say."""
     fields = (_read(f"/proc/{pid}/stat") or "Z").rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    """What tells this run of this machine, and its numbering of processes, from every other."""
     return {
-        "started": None if fields[0] == "Z" else fields[19],  # in ticks since the machine was started; a zombie is gone
         "boot": _read("/proc/sys/kernel/random/boot_id"),
         "namespace": os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else None,
     }

@@ -11,7 +11,6 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import select
 
 from subnet_search.errors import UserError
 from subnet_search.files import write_atomically
 from subnet_search.search.backends import exclusive, patiently, rdb
 from subnet_search.search.reading import read_trials
+from subnet_search.search.writing import attributes, write_rows, write_trials
 
 FORMAT, VERSION = "subnet-search study", 1
 NOTE = re.compile(r"(?<=^dashboard:)\d+(?=:)")  # a dashboard's note on a trial is the study's, under the trial's id
@@ -85,12 +85,6 @@ def study_in(path: str | Path) -> optuna.Study:
     for trial in content["trials"]:
         storage.create_new_trial(study._study_id, trial)
     return study
-
-
-def insert_trials(database: RDBStorage, study_id: int, trials: Sequence[FrozenTrial]) -> range:
-    """Add trials to a study, all or none, 50 times as fast as one by one; returns their numbers."""
-    with database.engine.begin() as connection:
-        return _insert(connection, study_id, trials)
 
 
 def _plain(trial: FrozenTrial, seen: dict[BaseDistribution, int]) -> dict[str, Any]:
@@ -167,10 +161,10 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
         if name in optuna.get_all_study_names(database):
             raise UserError(f"the storage has a study {name!r} already: give this one another name (--name)")
         with database.engine.begin() as connection:
-            _write(connection, models.StudyModel, [{"study_name": name}])
+            write_rows(connection, models.StudyModel, [{"study_name": name}])
             study_id = connection.scalars(select(models.StudyModel.study_id).filter_by(study_name=name)).one()
-            _insert(connection, study_id, [_waiting(trial) for trial in content["trials"]])
-            ids = {str(number): str(id) for id, number in _ids(connection, study_id, 0)}
+            added = write_trials(connection, study_id, [_waiting(trial) for trial in content["trials"]])
+            ids = {str(number): str(id) for number, id in added.items()}
             system = {NOTE.sub(lambda number: ids.get(number[0], number[0]), key): value for key, value in system.items()}
             directions = [
                 {"objective": place, "direction": StudyDirection[direction.upper()]}
@@ -178,10 +172,10 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
             ]
             for model, rows in (
                 (models.StudyDirectionModel, directions),
-                (models.StudyUserAttributeModel, _attributes(user)),
-                (models.StudySystemAttributeModel, _attributes(system)),
+                (models.StudyUserAttributeModel, attributes(user)),
+                (models.StudySystemAttributeModel, attributes(system)),
             ):
-                _write(connection, model, [{"study_id": study_id, **row} for row in rows])
+                write_rows(connection, model, [{"study_id": study_id, **row} for row in rows])
 
 
 def _waiting(trial: FrozenTrial) -> FrozenTrial:
@@ -193,63 +187,6 @@ def _waiting(trial: FrozenTrial) -> FrozenTrial:
     trial.state = TrialState.WAITING
     trial.user_attrs |= {"worker": {}, "interruptions": [*trial.user_attrs.get("interruptions", []), past]}
     return trial
-
-
-def _insert(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> range:
-    """As Optuna's storage writes trials, but table by table."""
-    table = models.TrialModel.__table__
-    first = connection.execute(select(func.count(table.c.trial_id)).where(table.c.study_id == study_id)).scalar_one()
-    rows = [
-        {"number": number, "study_id": study_id, "state": trial.state, **{key: _utc(at) for key, at in _times(trial).items()}}
-        for number, trial in enumerate(trials, first)
-    ]
-    _write(connection, models.TrialModel, rows)
-    added = [(id, trial) for (id, _), trial in zip(_ids(connection, study_id, first), trials, strict=True)]
-    store_value = models.TrialValueModel.value_to_stored_repr
-    store_seen = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    in_words = cache(distribution_to_json)
-    values, seen, params = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
-    for id, trial in added:
-        for objective, value in enumerate(trial.values or ()):
-            number, kind = store_value(value)
-            values.append({"trial_id": id, "objective": objective, "value": number, "value_type": kind})
-        for step, value in trial.intermediate_values.items():
-            cells = dict(zip(("intermediate_value", "intermediate_value_type"), store_seen(value), strict=True))
-            seen.append({"trial_id": id, "step": step, **cells})
-        for name, value in trial.params.items():
-            domain = trial.distributions[name]
-            row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
-            params.append({**row, "distribution_json": in_words(domain)})
-    _write(connection, models.TrialValueModel, values)
-    _write(connection, models.TrialIntermediateValueModel, seen)
-    _write(connection, models.TrialParamModel, params)
-    for model, attributes in (
-        (models.TrialUserAttributeModel, [(id, trial.user_attrs) for id, trial in added]),
-        (models.TrialSystemAttributeModel, [(id, trial.system_attrs) for id, trial in added]),
-    ):
-        _write(connection, model, [{"trial_id": id, **row} for id, attrs in attributes for row in _attributes(attrs)])
-    return range(first, first + len(trials))
-
-
-def _ids(connection: Connection, study_id: int, first: int) -> Sequence[Any]:
-    """Ids and numbers of a study's trials, from the number `first` on."""
-    table = models.TrialModel.__table__
-    query = select(table.c.trial_id, table.c.number).where(table.c.study_id == study_id, table.c.number >= first)
-    return connection.execute(query.order_by(table.c.number)).all()
-
-
-def _write(connection: Connection, model: Any, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(model.__table__), rows)
-
-
-def _attributes(attrs: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [{"key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """Optuna shows naive local time and stores naive UTC."""
-    return moment and moment.astimezone(UTC).replace(tzinfo=None)
 
 
 def _text(value: Any) -> str:

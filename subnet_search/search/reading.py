@@ -2,17 +2,19 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import optuna
 from optuna.distributions import json_to_distribution
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from subnet_search.search.backends import rdb
 
@@ -28,12 +30,47 @@ def read_trials(study: optuna.Study, without: Collection[str] = ()) -> list[Froz
     database = rdb(study._storage)
     if database is None:
         return study.get_trials(deepcopy=False)
+    with _at_one_moment(database) as connection:
+        return _trials(connection, study._study_id, without)
+
+
+class Reader:
+    """Reads a study again and again, and each trial that has ended once: such a trial does not change any more."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study, self.ended = study, list[FrozenTrial]()  # up to the first that has not
+
+    def trials(self) -> list[FrozenTrial]:
+        """As `read_trials`."""
+        database = rdb(self.study._storage)
+        if database is None:
+            return self.study.get_trials(deepcopy=False)
+        with _at_one_moment(database) as connection:
+            later = _trials(connection, self.study._study_id, (), len(self.ended))
+        found = [*self.ended, *later]
+        self.ended.extend(takewhile(lambda trial: trial.state.is_finished(), later))
+        return found
+
+
+@contextmanager
+def _at_one_moment(database: RDBStorage) -> Iterator[Connection]:
     with database.engine.connect() as connection:
         if database.engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN")  # without it, every SELECT would see another moment
         else:
             connection.execution_options(isolation_level="REPEATABLE READ")
-        return _trials(connection, study._study_id, without)
+        yield connection
+
+
+def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
+    """Those of a study's user attributes that it has; nothing when there is no such study."""
+    database = rdb(study._storage)
+    if database is None:
+        return {key: value for key, value in study.user_attrs.items() if key in keys}
+    table = models.StudyUserAttributeModel
+    query = select(table.key, table.value_json).where(table.study_id == study._study_id, table.key.in_(keys))
+    with database.engine.connect() as connection:
+        return {key: json.loads(text) for key, text in connection.execute(query)}
 
 
 def study_states(storage: BaseStorage) -> dict[str, Counter[TrialState]]:
@@ -56,33 +93,31 @@ def study_states(storage: BaseStorage) -> dict[str, Counter[TrialState]]:
     return dict(states)
 
 
-def _trials(connection: Connection, study: int, without: Collection[str]) -> list[FrozenTrial]:
-    trial, value, param = models.TrialModel, models.TrialValueModel, models.TrialParamModel
-    seen = models.TrialIntermediateValueModel
+def _trials(connection: Connection, study: int, without: Collection[str], first: int = 0) -> list[FrozenTrial]:
+    """The trials of a study from the number `first` on."""
+    value, param, seen = models.TrialValueModel, models.TrialParamModel, models.TrialIntermediateValueModel
+    which = {"study": study, "first": first}
 
-    def cells(model: Any, *columns: Any, where: Any = True) -> list[tuple[Any, ...]]:
-        query = select(model.trial_id, *columns).join(trial, trial.trial_id == model.trial_id)
-        key = model.__table__.primary_key.columns.values()[0]
-        result: Any = connection.execute(query.where(trial.study_id == study, where).order_by(key))
+    def cells(model: Any, *columns: str, without: Collection[str] = ()) -> list[tuple[Any, ...]]:
+        query = _cells(model, *columns)
+        result: Any = connection.execute(query.where(model.key.not_in(without)) if without else query, which)
         return list(result.cursor.fetchall())  # the driver's own tuples: SQLAlchemy's rows cost as much as all the rest
 
-    columns = (trial.trial_id, trial.number, trial.state, trial._datetime_start_utc, trial._datetime_complete_utc)
-    rows = connection.execute(select(*columns).where(trial.study_id == study).order_by(trial.number)).all()
+    rows = connection.execute(_TRIALS, which).all()
     values: dict[int, dict[int, float]] = defaultdict(dict)
-    for id, objective, number, kind in cells(value, value.objective, value.value, value.value_type):
+    for id, objective, number, kind in cells(value, "objective", "value", "value_type"):
         values[id][objective] = STORED_AS_NULL.get(kind, number)
     reported: dict[int, dict[int, float]] = defaultdict(dict)
-    for id, step, number, kind in cells(seen, seen.step, seen.intermediate_value, seen.intermediate_value_type):
+    for id, step, number, kind in cells(seen, "step", "intermediate_value", "intermediate_value_type"):
         reported[id][step] = STORED_AS_NULL.get(kind, number)
-    parsed = cache(json_to_distribution)
     params: dict[int, dict[str, Any]] = defaultdict(dict)
     distributions: dict[int, dict[str, Any]] = defaultdict(dict)
-    for id, name, number, text in cells(param, param.param_name, param.param_value, param.distribution_json):
-        distributions[id][name] = parsed(text)
+    for id, name, number, text in cells(param, "param_name", "param_value", "distribution_json"):
+        distributions[id][name] = _distribution(text)
         params[id][name] = distributions[id][name].to_external_repr(number)
     user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
-    user_attrs = _attributes(cells(user, user.key, user.value_json, where=user.key.not_in(without)))
-    system_attrs = _attributes(cells(system, system.key, system.value_json))
+    user_attrs = _attributes(cells(user, "key", "value_json", without=without))
+    system_attrs = _attributes(cells(system, "key", "value_json"))
     return [
         FrozenTrial(
             trial_id=id,
@@ -100,6 +135,26 @@ def _trials(connection: Connection, study: int, without: Collection[str]) -> lis
         )
         for id, number, state, start, end in rows
     ]
+
+
+_distribution = cache(json_to_distribution)
+
+# Statements are made once: to put one together takes as long as to run it.
+_trial = models.TrialModel
+_WHICH = _trial.study_id == bindparam("study"), _trial.number >= bindparam("first")
+_TRIALS = (
+    select(_trial.trial_id, _trial.number, _trial.state, _trial._datetime_start_utc, _trial._datetime_complete_utc)
+    .where(*_WHICH)
+    .order_by(_trial.number)
+)
+
+
+@cache
+def _cells(model: Any, *columns: str) -> Select[Any]:
+    """The ids of trials and what stands in a table about them, in the order in which it was written."""
+    key = model.__table__.primary_key.columns.values()[0]
+    query = select(model.trial_id, *(getattr(model, column) for column in columns))
+    return query.join(_trial, _trial.trial_id == model.trial_id).where(*_WHICH).order_by(key)
 
 
 def _attributes(cells: list[tuple[Any, ...]]) -> dict[int, dict[str, Any]]:

@@ -18,8 +18,8 @@ from subnet_search.search.attributes import KNOWN, REPEATS, RETRIES, STOPPED, WI
 from subnet_search.search.backends import exclusive, patiently, rdb
 from subnet_search.search.inspect import plain_spec
 from subnet_search.search.leases import PATIENCE, is_dead, whereabouts
-from subnet_search.search.portable import insert_trials
 from subnet_search.search.reading import read_trials
+from subnet_search.search.writing import insert_trials
 
 NOW = "now"  # value of a study's `stopped` when trials under way are to be interrupted too: as in objective.py
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # what makes a trial the same run as another

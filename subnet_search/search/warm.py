@@ -22,11 +22,12 @@ from subnet_search.search.attributes import KNOWN, REPEATS
 from subnet_search.search.backends import rdb
 from subnet_search.search.dispatch import configuration_key
 from subnet_search.search.entries import METHOD, stored
-from subnet_search.search.portable import insert_trials, study_in
+from subnet_search.search.portable import study_in
 from subnet_search.search.ranking import rank
 from subnet_search.search.reading import read_trials
 from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import load_study
+from subnet_search.search.writing import insert_trials
 
 TAKEN_OVER = ("config", "seed", "folder", "versions", "steps", "passes", "sha256", "test_accuracy", *MEASURES)
 

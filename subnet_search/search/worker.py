@@ -12,7 +12,7 @@ from subnet_search.data import Data, load
 from subnet_search.errors import Interrupted, RunError
 from subnet_search.extraction import versions
 from subnet_search.runfolder import drop_checkpoints
-from subnet_search.search.backends import open_storage
+from subnet_search.search.backends import open_storage, patiently
 from subnet_search.search.claim import Claim, LeaseLost
 from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.objective import Ending, run_trial
@@ -20,7 +20,7 @@ from subnet_search.search.spec import StudySpec
 from subnet_search.search.storage import load_study, spec_of
 
 FAILURES_IN_A_ROW = 5
-LOOK_AGAIN = 0.05, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
+LOOK_AGAIN = 0.01, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
 
 Objective = Callable[[Claim, StudySpec, Callable[[RunConfig], Data], Callable[[], bool]], Ending]
 
@@ -44,7 +44,7 @@ def run_worker(
     `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
     """
     should_stop = _held(should_stop)
-    study = load_study(name, open_storage(url))
+    study = patiently(load_study, name, open_storage(url))
     spec = spec_of(study)
     if spec.artifacts is not None:
         from subnet_search.search.artifacts import open_store
