@@ -161,7 +161,7 @@ def test_a_study_from_the_command_line():
     command("study", "run", "toy", "--trials", "4")
     assert len(from_json("study", "trials", "toy")) == 4
     assert from_json("study", "worker", "toy", "--trials", "5") == {"name": "toy", "ran": [4]}
-    assert command("study", "worker", "toy").stdout == "toy has all its trials\n"
+    assert command("study", "worker", "toy").stdout == "nothing to run: toy has all its trials, or was stopped\n"
 
 
 def test_ctrl_c_leaves_no_trial_running():

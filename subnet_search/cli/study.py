@@ -85,7 +85,11 @@ def worker(
     if json:
         show.print_json({"name": name, "ran": ran})
     else:
-        show.console.print(f"ran trials {', '.join(map(str, ran))} of {name}" if ran else f"{name} has all its trials")
+        show.console.print(
+            f"ran trials {', '.join(map(str, ran))} of {name}"
+            if ran
+            else f"nothing to run: {name} has all its trials, or was stopped"
+        )
 
 
 @studies.command(epilog="Example: subnet-search study extract quickstart --best --out runs/quickstart")

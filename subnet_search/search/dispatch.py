@@ -82,7 +82,7 @@ class Dispatcher:
             for trial in waiting:
                 if (
                     (room or REPEATS in trial.user_attrs)
-                    and (begin or "config" in trial.user_attrs)
+                    and (begin or "worker" in trial.user_attrs)  # which it gets when it begins
                     and self._sees(trials, trial.number)
                 ):
                     return self._take(trial, trials)
