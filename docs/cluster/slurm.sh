@@ -21,4 +21,4 @@ set -eu
 : "${1:?which study?}" "${SUBNET_SEARCH_STORAGE:?the URL of the storage}"
 
 # SLURM sends the signal to what srun runs, not to this script.
-srun subnet-search study worker "$1"
+srun subnet-search study worker "$1" --wait 600  # for a storage that is away for a while

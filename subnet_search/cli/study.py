@@ -41,6 +41,7 @@ def run(
     """Start a study, or continue it."""
     from subnet_search.cli.progress import study_progress
     from subnet_search.cli.signals import stop_on_signal
+    from subnet_search.search.backends import patiently
     from subnet_search.search.inspect import trial_rows
     from subnet_search.search.launch import Cluster, find_spec, prepare_study, run_study
     from subnet_search.search.overview import overview
@@ -61,7 +62,7 @@ def run(
             )
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with: subnet-search study run {spec}{' --engine ray' * bool(cluster)}") from stop
-    record = overview(study)
+    record = patiently(overview, study)
     if json:
         show.print_json(record)
     else:
@@ -74,6 +75,7 @@ def worker(
     storage: Storage = None,
     trials: Trials = None,
     timeout: Timeout = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not answer at first.")] = 0,
     json: Json = False,
 ) -> None:
     """Join a study from any machine, until its budget is met."""
@@ -81,7 +83,7 @@ def worker(
     from subnet_search.search.worker import run_worker
 
     with stop_on_signal() as should_stop:
-        ran = run_worker(name, _url(storage), trials=trials, timeout=timeout, should_stop=should_stop)
+        ran = run_worker(name, _url(storage), trials=trials, timeout=timeout, wait=wait, should_stop=should_stop)
     if json:
         show.print_json({"name": name, "ran": ran})
     else:

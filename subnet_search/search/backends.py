@@ -53,11 +53,12 @@ _threads = threading.Lock()  # for storages that no other process can reach
 _passwords: set[str] = set()  # of the storages opened here, so that no message can hold one
 
 
-def open_storage(url: str, create: bool = False) -> BaseStorage:
+def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage:
     """Any storage that Optuna knows by a URL: SQLite, PostgreSQL (needs the extra `postgres`), MySQL.
 
     SQLite files get write-ahead logging, ten times faster and safe on a local disk; `create` makes a missing one.
-    Raises UserError, without the URL's password, when there is no such storage.
+    One that does not answer is tried for `wait` seconds. Raises UserError, without the URL's password, when there is no
+    such storage; RunError when that was waited for in vain.
     """
     parsed = _parse(url)
     _passwords.update(_secrets(url))
@@ -73,7 +74,7 @@ def open_storage(url: str, create: bool = False) -> BaseStorage:
                 options["connect_args"] = {key: value for key, value in POSTGRES.items() if key not in parsed.query}
                 options["pool_events"] = [(_keep_alive, "connect")]
     try:
-        storage = _with_tables(parsed, options)
+        storage = patiently(_with_tables, parsed, options, patience=wait) if wait else _with_tables(parsed, options)
     except ImportError as error:
         reason = f"{error.__cause__ or error}"
         if parsed.drivername == "postgresql+psycopg":

@@ -17,7 +17,7 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import versions
 from subnet_search.files import write_atomically
 from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED
-from subnet_search.search.backends import DEFAULT_STORAGE, exclusive, open_storage, scrub
+from subnet_search.search.backends import DEFAULT_STORAGE, PATIENCE, exclusive, open_storage, patiently, scrub
 from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.rungs import check_options
@@ -85,7 +85,8 @@ def run_study(
         run_worker(spec.name, url, trials=budget, timeout=limit, should_stop=should_stop)
     else:
         _run_processes(study, url, count, budget, limit, should_stop)
-    return load_study(spec.name, open_storage(url), sampler=make_sampler(spec), pruner=make_pruner(spec))
+    again = open_storage(url, wait=PATIENCE)
+    return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
 
 
 def find_spec(given: str, overrides: list[str], storage: str | None) -> StudySpec:
@@ -158,13 +159,13 @@ def _is_half_made(study: optuna.Study) -> bool:
 
 def finished(study: optuna.Study) -> int:
     """Trials that count as finished: results that were imported and repeats do not."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    trials = patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED))
     return sum(not trial.user_attrs.keys() & {KNOWN, REPEATS} for trial in trials)
 
 
 def reap(study: optuna.Study) -> list[int]:
     """Let the trials wait whose worker's process on this machine is gone; returns their numbers."""
-    return Dispatcher(study, spec_of(study), 0).reap()
+    return patiently(lambda: Dispatcher(study, spec_of(study), 0).reap())
 
 
 def _run_processes(
@@ -204,7 +205,8 @@ class _Process:
         self.log = Path(study.user_attrs["folder"]) / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
         # The URL is not on the command line, where every user of the machine could read its password.
         self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(threads)}
-        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name, "--trials", str(budget)]
+        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name]
+        self.command += ["--trials", str(budget), "--wait", f"{PATIENCE:g}"]
         self.starts = 0
 
     def start(self, limit: float | None) -> None:

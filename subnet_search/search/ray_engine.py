@@ -33,7 +33,7 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.search.backends import open_storage, scrub
+from subnet_search.search.backends import PATIENCE, open_storage, scrub
 from subnet_search.search.storage import load_study
 from subnet_search.search.worker import run_worker
 
@@ -264,7 +264,7 @@ class StudyWorker:
         with self._running:  # Ray calls again when the connection broke, though the first call may be at work still
             timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 would be no limit
             try:
-                run_worker(name, url, trials=trials, timeout=timeout, should_stop=lambda: self._stopping)
+                run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, should_stop=lambda: self._stopping)
             except Interrupted:
                 return None
             except (UserError, RunError) as error:

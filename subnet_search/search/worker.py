@@ -33,6 +33,7 @@ def run_worker(
     *,
     trials: int | None = None,
     timeout: float | None = None,
+    wait: float = 0,
     should_stop: Callable[[], bool] = lambda: False,
     objective: Objective = run_trial,
 ) -> list[int]:
@@ -42,9 +43,10 @@ def run_worker(
     leave. A trial that fails is recorded with its reason and the worker goes on; after five failures in a row it raises
     RunError, since the sixth would fail too (but not in a comparison, whose cells have little in common). When
     `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
+    A storage that does not answer at first is waited for `wait` seconds.
     """
     should_stop = _held(should_stop)
-    study = patiently(load_study, name, open_storage(url))
+    study = patiently(load_study, name, open_storage(url, wait=wait))
     spec = spec_of(study)
     if spec.artifacts is not None:
         from subnet_search.search.artifacts import open_store
