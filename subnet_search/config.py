@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from annotated_types import Gt, Le
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -14,9 +15,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
-    ValidationInfo,
     WrapSerializer,
-    field_validator,
     model_validator,
 )
 from pydantic import SerializerFunctionWrapHandler as Serialize
@@ -25,6 +24,7 @@ from subnet_search.data import DataSpec
 from subnet_search.errors import UserError, invalid
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.nets import NetworkSpec
+from subnet_search.topology.units import parse
 from subnet_search.training import Recipe
 
 M = TypeVar("M", bound=BaseModel)
@@ -56,7 +56,13 @@ class RunConfig(BaseModel):
     extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
     """The method, and its hyperparameters."""
     unit: str = "weight"
-    """What is kept or dropped as one."""
+    """What is kept or dropped as one: weight, channel, n:m (2:4), or block:size (block:16)."""
+    round_to: int | None = Field(default=None, ge=1)
+    """Channels are kept in multiples of this. Default: 16, and less in groups of fewer than 64."""
+    target: dict[Literal["units", "parameters", "flops"], Annotated[float, Gt(0), Le(1)]] | None = Field(
+        default=None, min_length=1, max_length=1
+    )
+    """The density, as a fraction of units, parameters or FLOPs: {flops: 0.5}. Default: the extractor's, of units."""
     recipe: Recipe = Recipe()
     """How the network is trained."""
     seed: int = Field(default=0, ge=0)
@@ -73,13 +79,26 @@ class RunConfig(BaseModel):
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
         return {**values, **unnamed}
 
-    @field_validator("unit")
-    @classmethod
-    def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:
-        extractor = info.data.get("extractor")
-        if extractor is not None and unit not in extractor.paradigm.units:
-            raise UserError(f"{extractor.name} does not support {unit!r}, only {', '.join(extractor.paradigm.units)}")
-        return unit
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        kind, _ = parse(self.unit)
+        if kind not in self.extractor.paradigm.units:
+            raise UserError(
+                f"{self.extractor.name} does not support {self.unit!r}, only {', '.join(self.extractor.paradigm.units)}"
+            )
+        if self.round_to is not None and kind != "channel":
+            raise UserError(f"round_to is for channels, and the unit is {self.unit}")
+        if self.target is None:
+            return self
+        [density] = self.target.values()
+        if "density" not in type(self.extractor).model_fields:
+            raise UserError(f"{self.extractor.name} has no density to reach a target with")
+        if "density" in self.extractor.model_fields_set and getattr(self.extractor, "density", None) != density:
+            raise UserError("extractor.density and target both say how much is kept: leave one of them out")
+        # Checked again, since a density that is allowed may not be with the extractor's other values.
+        changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
+        object.__setattr__(self, "extractor", changed)
+        return self
 
     def resolve(self) -> "RunConfig":
         """The same configuration with every default filled in, this machine's device and threads included."""

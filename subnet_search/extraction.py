@@ -38,6 +38,7 @@ from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
 from subnet_search.training.loop import evaluate
 from subnet_search.training.ranks import one_goes_ahead, rank_and_world
+from subnet_search.training.structure import units_of
 
 
 def extract(
@@ -112,7 +113,8 @@ def run(
         origin = _origin(config, spec, init, data)
         if config.weights == "seed" and origin.init == "keep" and folder and save:
             raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
-        supernet = Supernet(net, config.extractor, config.recipe, config.seed)
+        units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
+        supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)
         if folder:  # only now: a mistake in what was asked for leaves no folder behind
             claim(folder, _without(config, handed_in), resume)
@@ -233,7 +235,8 @@ def _subnetworks(
 
 
 def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
-    masks = supernet.final()
+    units = supernet.final()
+    masks = supernet.weight_masks(units)
     counted = cost(supernet.net, masks, data.shape)
     return {
         "test_accuracy": None,
@@ -257,10 +260,11 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
 
 def _settled(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
     """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
-    masks = supernet.final()
+    units = supernet.final()
+    masks = supernet.weight_masks(units)
     before = {name: weight.detach().clone() for name, weight in supernet.weights.items()}
-    supernet.settle(masks)
-    subnet = Subnetwork.of(supernet.net, masks, supernet.factors(masks), origin, record)
+    supernet.settle(units)
+    subnet = Subnetwork.of(supernet.net, masks, supernet.factors(units), origin, record)
     with torch.no_grad():
         for name, weight in supernet.weights.items():
             weight.copy_(before[name])

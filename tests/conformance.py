@@ -13,23 +13,28 @@ from subnet_search.config import check
 from subnet_search.data import Data
 from subnet_search.domains import domains
 from subnet_search.errors import Interrupted
+from subnet_search.evaluation import quality
+from subnet_search.evaluation.accuracy import logits
 from subnet_search.extractors import create, extractor_names, get_extractor
 from subnet_search.extractors.catalogue import describe
 from subnet_search.nets import prunable
 from subnet_search.topology.select import count
+from subnet_search.topology.units import parse
 from subnet_search.training import Supernet, train
 from subnet_search.training.loop import make_optimizer
+from subnet_search.training.structure import units_of
 
 every_extractor = pytest.mark.parametrize("name", extractor_names())
 
 
-def config(name, epochs=2, recipe=None, seed=3, **hyperparameters):
+def config(name, epochs=2, recipe=None, seed=3, unit="weight", **hyperparameters):
     return check(
         RunConfig,
         {
             "extractor": {"name": name, **hyperparameters},
             "recipe": {"epochs": epochs, "batch_size": 32, "threads": 1, "device": "cpu", **(recipe or {})},
             "seed": seed,
+            "unit": unit,
         },
     )
 
@@ -138,6 +143,45 @@ def test_killed_and_resumed_is_bit_identical(name, tmp_path):
         assert resumed.sha256 == whole.sha256
         assert resumed.masks.same(whole.masks)
         assert metrics(folder) == history
+
+
+STRUCTURED = [
+    (name, unit)
+    for name in extractor_names()
+    for unit in ("channel", "2:4", "block:2")
+    if parse(unit)[0] in get_extractor(name).paradigm.units
+]
+
+
+@pytest.mark.parametrize(("name", "unit"), STRUCTURED)
+def test_every_unit_it_supports(name, unit, tmp_path):
+    """Whole units live or die, half of them; what was measured is the artifact; interrupted and resumed is the same."""
+    data, net, seen = pictures(), conv_bn_from(0), []
+    settings = config(name, epochs=4, unit=unit, density=0.5, recipe={"lr": 0.05})
+    subnet = run_config(settings, tmp_path / "whole", module=net, data=data, on_step=seen.append)
+    units = units_of(unit, net, data.shape)
+    found = units.pool({key: mask.float() for key, mask in subnet.masks.items()})
+    if unit == "2:4":
+        assert all(mask.equal(units.keep(found, subnet.masks.density)[key]) for key, mask in subnet.masks.items())
+    else:
+        assert all(share in (0, 1) for pooled in found.values() for share in pooled.reshape(-1).tolist())
+    alive = Masks({key: pooled > 0 for key, pooled in found.items()})
+    assert abs(units.cost(alive) - 0.5) <= units.coarseness
+    said = logits(subnet.on(net).eval(), data.val, data.mean, data.deviation)
+    assert quality(said, data.val.labels).nll == pytest.approx(subnet.metrics["val_nll"], rel=1e-5)
+    stop, again = random.Random(f"{name} {unit}").randrange(1, len(seen)), []
+    with pytest.raises(Interrupted, match=f"step {stop} of"):
+        run_config(
+            settings,
+            tmp_path / "part",
+            module=conv_bn_from(0),
+            data=data,
+            on_step=again.append,
+            should_stop=lambda: len(again) == stop,
+        )
+    resumed = run_config(settings, tmp_path / "part", resume=True, module=conv_bn_from(0), data=data)
+    assert resumed.sha256 == subnet.sha256
+    assert resumed.masks.same(subnet.masks)
 
 
 @every_extractor

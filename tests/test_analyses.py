@@ -12,7 +12,7 @@ from subnet_search.analyses import chance_overlap, compare_topologies, topology_
 from subnet_search.cli import main
 from subnet_search.deploy.masks import load_masks, save_masks
 from subnet_search.errors import UserError
-from subnet_search.topology.select import random_masks
+from subnet_search.topology.units import Units
 
 
 def masks(**layers):
@@ -27,7 +27,8 @@ B = masks(first=[[0, 1], [1, 0]], second=[[1, 1], [1, 1]])
 def drawn(seed, density=0.3):
     rng = torch.Generator().manual_seed(seed)
     shapes = {"a": (40, 50), "b": (10, 40)}
-    return random_masks({name: torch.rand(shape, generator=rng) for name, shape in shapes.items()}, density)
+    draws = {name: torch.rand(shape, generator=rng) for name, shape in shapes.items()}
+    return Units(shapes).keep(draws, density, "erk")
 
 
 # --- overlap ---

@@ -17,7 +17,6 @@ from subnet_search.domains import Real
 from subnet_search.errors import Interrupted, UserError
 from subnet_search.extractors import Paper, Paradigm, RelevanceLearner, create
 from subnet_search.extractors.base import Density
-from subnet_search.topology.budget import ranked
 from subnet_search.topology.select import count
 
 ASKED = (0.1, 0.5, 0.2)
@@ -86,7 +85,7 @@ class Half(RelevanceLearner):
         return {name: m / 2 for name, m in net.relevance.items()}
 
     def finish(self, net):
-        return ranked(net.relevance, self.density)
+        return net.units.keep(net.relevance, self.density)
 
     def gates(self, net, masks):
         return {name: mask / 2 for name, mask in masks.items()}

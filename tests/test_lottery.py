@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
-from toys import conv_bn, mlp, pictures, points, run_config, supernet
+from toys import conv_bn, mlp, pictures, points, run_config, supernet, units
 
 from subnet_search import Masks, RunConfig
 from subnet_search.config import check
@@ -13,7 +13,6 @@ from subnet_search.data import Batches
 from subnet_search.errors import Interrupted
 from subnet_search.extractors import Clock, create
 from subnet_search.extractors.base import Change
-from subnet_search.topology.regrow import shrink_to
 from subnet_search.topology.schedules import cubic
 from subnet_search.topology.select import count
 from subnet_search.training import train
@@ -101,9 +100,9 @@ def test_nothing_grows_back_where_shares_are_rounded():
     # = 4 + 4 + 2: the last layer would have its dead weight back.
     masks = Masks({name: torch.ones(size, 1, dtype=torch.bool) for name, size in {"a": 6, "b": 6, "c": 2}.items()})
     scores = {name: torch.arange(1.0, len(mask) + 1).view(-1, 1) for name, mask in masks.items()}
-    eleven = shrink_to(masks, scores, 11 / 14, "uniform")
+    eleven = units(masks).keep(scores, 11 / 14, "uniform", masks)
     assert [int(mask.sum()) for mask in eleven.values()] == [5, 5, 1]
-    ten = shrink_to(eleven, scores, 10 / 14, "uniform")
+    ten = units(masks).keep(scores, 10 / 14, "uniform", eleven)
     assert ten.kept == 10
     assert (ten & eleven).same(ten)
 

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 from torch import nn
-from toys import points, supernet
+from toys import points, supernet, units
 
 from subnet_search import Masks
 from subnet_search.data import Batches
 from subnet_search.errors import UserError
 from subnet_search.extractors.base import Change
 from subnet_search.topology.masks import alive
-from subnet_search.topology.regrow import regrow, shrink_to
+from subnet_search.topology.regrow import regrow
 from subnet_search.topology.scores import local_community, magnitude_and_gradient, relative_importance
 from subnet_search.topology.select import count, top_k
 from subnet_search.training.loop import Run
@@ -146,8 +146,8 @@ TWO = Masks({"a": torch.ones(2, 1, dtype=torch.bool), "b": bits("111 011")})  # 
 SCORES = {"a": torch.tensor([[0.1], [0.2]]), "b": torch.tensor([[0.9, 0.8, 0.3], [7.0, 0.4, 0.5]])}
 
 
-def test_shrink_to_ranks_all_layers_together_and_the_living_alone():
-    after = shrink_to(TWO, SCORES, 3 / 8, "global")  # 0.9, 0.8, 0.5; the 7 is dead
+def test_shrinking_ranks_all_layers_together_and_the_living_alone():
+    after = units(TWO).keep(SCORES, 3 / 8, "global", TWO)  # 0.9, 0.8, 0.5; the 7 is dead
     assert after["a"].equal(torch.tensor([[False], [False]]))
     assert after["b"].equal(bits("110 001"))
 
@@ -162,20 +162,21 @@ def test_shrink_to_ranks_all_layers_together_and_the_living_alone():
         ({"a": 1, "b": 2}, ("01", "110 011")),  # 5 = e (2 * 1 + 6 * 2) = 14 e, shares 0.7 and 4.3
     ],
 )
-def test_shrink_to_shares_the_density_out(how, expected):
-    after = shrink_to(TWO, SCORES, 5 / 8, how)
+def test_shrinking_shares_the_density_out(how, expected):
+    after = units(TWO).keep(SCORES, 5 / 8, how, TWO)
     assert after["a"].equal(bits(expected[0]).view(2, 1))
     assert after["b"].equal(bits(expected[1]))
 
 
 def test_a_living_weight_of_zero_comes_before_a_dead_one():
     scores = {"w": torch.tensor([9.0, 0, 9, 2, 1, 9, 9, 0])}
-    assert shrink_to(Masks({"w": bits("01011001")}), scores, 3 / 8, "global")["w"].equal(bits("01011000"))
+    living = Masks({"w": bits("01011001")})
+    assert units(living).keep(scores, 3 / 8, among=living)["w"].equal(bits("01011000"))
 
 
-def test_shrink_to_refuses_fewer_weights_than_layers():
+def test_shrinking_refuses_fewer_weights_than_layers():
     with pytest.raises(UserError, match="keeps 1 of 8 weights, fewer than the network's 2 layers"):
-        shrink_to(TWO, SCORES, 1 / 8, "uniform")
+        units(TWO).keep(SCORES, 1 / 8, "uniform", TWO)
 
 
 @pytest.mark.parametrize("how", ["global", "uniform", "erk", "relative"])
@@ -188,7 +189,7 @@ def test_a_falling_density_never_grows_a_weight(how, sizes):
     masks, numel = Masks.ones(scores), sum(score.numel() for score in scores.values())
     how = {name: 1 + int(name) for name in scores} if how == "relative" else how
     for total in range(numel - 1, len(sizes) - 1, -1):
-        after = shrink_to(masks, scores, total / numel, how)
+        after = units(masks).keep(scores, total / numel, how, masks)
         assert after.kept == count(total / numel, numel)
         assert (after & masks).same(after), f"a weight grew at {total} of {numel}"
         masks = after

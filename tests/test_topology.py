@@ -6,10 +6,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import units
 
 from subnet_search.errors import UserError
 from subnet_search.topology import select
-from subnet_search.topology.budget import budget_penalty, likely, ranked
+from subnet_search.topology.budget import budget_penalty
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.rescale import dynamic, fan_in, masked_weight
 from subnet_search.topology.samplers import bernoulli_gate, logistic_gate, straight_through, uniform_noise
@@ -19,9 +20,7 @@ from subnet_search.topology.select import (
     count,
     erdos_renyi,
     keep_by_layer,
-    keep_by_scope,
     keep_global,
-    random_masks,
     relative,
     sampled,
     top_k,
@@ -393,19 +392,19 @@ def test_sampled_does_not_depend_on_the_unit_of_scores():
     assert top_k(sampled(scores, draws), 50).equal(top_k(sampled(1024 * scores, draws), 50))
 
 
-def test_random_masks_keep_the_highest_draws_of_each_layer():
+def test_the_highest_draws_of_each_layer_are_kept():
     # 12 weights at 1/2: 6 in all. Uniform shares 2 and 4; ERK ratios 4/4 and 6/8, shares 24/10 and 36/10: 2 and 4 too.
     draws = {"a": torch.tensor([[0.4, 0.1], [0.9, 0.3]]), "b": torch.tensor([[0.8, 0.2, 0.7, 0.1], [0.3, 0.9, 0.6, 0.5]])}
     for how in ("uniform", "erk"):
-        masks = random_masks(draws, 0.5, how)
+        masks = units(draws).keep(draws, 0.5, how)
         assert masks["a"].equal(bits("1010").view(2, 2))
         assert masks["b"].equal(bits("10100110").view(2, 4))
 
 
 @pytest.mark.parametrize("how", ["uniform", "er", "erk"])
-def test_random_masks_have_exact_counts(how):
+def test_random_topologies_have_exact_counts(how):
     draws = {name: uniform_noise(torch.empty(shape), seed) for seed, (name, shape) in enumerate(SHAPES.items())}
-    masks = random_masks(draws, 0.25, how)
+    masks = units(draws).keep(draws, 0.25, how)
     assert {name: int(mask.sum()) for name, mask in masks.items()} == allocate(SHAPES, 0.25, how)
 
 
@@ -504,9 +503,9 @@ def test_relative_densities_name_the_layers(shares, message):
         ({"conv": 2, "fc": 1}, "11", "111000"),
     ],
 )
-def test_keep_by_scope_over_all_layers_or_each_its_share(scope, conv, fc):
+def test_keep_over_all_layers_or_each_its_share(scope, conv, fc):
     scores = {"conv.weight": torch.tensor([0.1, 0.2]), "fc.weight": torch.tensor([0.9, 0.8, 0.7, 0.3, 0.4, 0.5])}
-    masks = keep_by_scope(scores, 5 / 8, scope)
+    masks = units(scores).keep(scores, 5 / 8, scope)
     assert masks["conv.weight"].equal(bits(conv))
     assert masks["fc.weight"].equal(bits(fc))
 
@@ -726,14 +725,14 @@ def test_masked_weight_has_the_gradients_of_the_product(kind, layout):
 # --- budgets ---
 
 
-def test_likely_keeps_relevance_from_zero_up():
+def test_without_a_density_relevance_from_zero_up_is_kept():
     relevance = torch.tensor([-1.0, 0.0, 0.1, -0.1, 3.0, -0.0, -5.0, 2.0], requires_grad=True)
-    assert likely({"w": relevance})["w"].equal(bits("01101101"))
+    assert units({"w": relevance}).relevant({"w": relevance}, None)["w"].equal(bits("01101101"))
 
 
-def test_ranked_keeps_an_exact_share_over_all_layers():
+def test_relevant_keeps_an_exact_share_over_all_layers():
     relevance = {"a": torch.tensor([-1.0, -2.0, -3.0, 9.0]), "b": torch.tensor([5.0, 6.0, -9.0, -8.0])}
-    masks = ranked(relevance, 0.5)  # 4 of 8: 9, 6, 5, -1
+    masks = units(relevance).relevant(relevance, 0.5)  # 4 of 8: 9, 6, 5, -1
     assert masks["a"].equal(bits("1001"))
     assert masks["b"].equal(bits("1100"))
 

@@ -7,6 +7,7 @@ from subnet_search.data import Data, from_user
 from subnet_search.extraction import run as run_config
 from subnet_search.extractors import create
 from subnet_search.nets import initialise, prunable
+from subnet_search.topology.units import Units
 from subnet_search.training import Recipe, Supernet
 
 
@@ -70,4 +71,9 @@ def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         return (net.eval()(inputs).argmax(1) == labels).float().mean().item()
 
 
-__all__ = ["accuracy", "conv_bn", "mlp", "pictures", "planted", "points", "run_config", "supernet"]
+def units(tensors: dict[str, Tensor]) -> Units:
+    """Single weights as units, of tensors' shapes."""
+    return Units({name: tensor.shape for name, tensor in tensors.items()})
+
+
+__all__ = ["accuracy", "conv_bn", "mlp", "pictures", "planted", "points", "run_config", "supernet", "units"]

@@ -1,6 +1,7 @@
 """What a network costs: weights, and multiplications that would be left if zeros were skipped."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +19,34 @@ class Cost:
     kept_macs: int  # those with a weight that is alive: what hardware that skips zeros would do
 
 
-@torch.no_grad()
 def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...]) -> Cost:
     """Count over one forward pass of an empty input of `shape`. Measured time is another matter: measure it."""
-    owners = {name.rpartition(".")[0]: mask for name, mask in masks.items()}
-    macs = dict.fromkeys(owners, 0)
+    macs = layer_macs(net, {name: tuple(mask.shape) for name, mask in masks.items()}, shape)
+    alive = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    return Cost(
+        weights=sum(mask.numel() for mask in masks.values()),
+        kept=sum(alive.values()),
+        macs=sum(macs.values()),
+        kept_macs=round(sum(macs[name] * (alive[name] / mask.numel()) for name, mask in masks.items())),
+    )
+
+
+@torch.no_grad()
+def layer_macs(net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...]) -> dict[str, int]:
+    """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: their shapes, by name."""
+    owners = {name.rpartition(".")[0]: name for name in weights}
+    macs = dict.fromkeys(weights, 0)
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Any) -> None:
             if isinstance(out, Tensor):
-                mask = owners[name]
-                outputs = mask.shape[0] if not getattr(module, "transposed", False) else mask.shape[1]
-                macs[name] += out.numel() // outputs * mask.numel()
+                dims = weights[name]
+                outputs = dims[1] if getattr(module, "transposed", False) else dims[0]
+                macs[name] += out.numel() // outputs * math.prod(dims)
 
         return hook
 
-    handles = [net.get_submodule(name).register_forward_hook(count(name)) for name in owners]
+    handles = [net.get_submodule(owner).register_forward_hook(count(name)) for owner, name in owners.items()]
     was_training, parameter = net.training, next(net.parameters())
     try:
         net.eval()(torch.zeros(1, *shape, device=parameter.device))
@@ -41,10 +54,4 @@ def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...]) ->
         net.train(was_training)
         for handle in handles:
             handle.remove()
-    alive = {name: int(mask.count_nonzero()) / mask.numel() for name, mask in owners.items()}
-    return Cost(
-        weights=sum(mask.numel() for mask in masks.values()),
-        kept=sum(int(mask.count_nonzero()) for mask in masks.values()),
-        macs=sum(macs.values()),
-        kept_macs=round(sum(macs[name] * alive[name] for name in macs)),
-    )
+    return macs

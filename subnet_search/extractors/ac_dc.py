@@ -11,9 +11,8 @@ from typing import Annotated
 from subnet_search.domains import Real
 from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Scope, Span, register
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("ac_dc")
@@ -27,7 +26,7 @@ class ACDC(Extractor):
         "AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks",
         "compressed: m = top k of |w|; decompressed: m = 1",
     )
-    paradigm = Paradigm("by magnitude, again and again during training", "trained", "alternating with dense", True)
+    paradigm = Paradigm("by magnitude, again and again during training", "trained", "alternating with dense", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in compressed phases, and in the end."""
@@ -40,8 +39,8 @@ class ACDC(Extractor):
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         clock.check_end("ac_dc.end", self.start, self.end)
         clock.check_interval("ac_dc.every", self.every)
 
@@ -51,5 +50,5 @@ class ACDC(Extractor):
         if clock.step != last and (since or not first <= clock.step < last):
             return None
         if clock.step == last or phase % 2 == 0:
-            return Change(shrink_to(net.masks, magnitude(net.weights), self.density, self.scope))
-        return Change(Masks.ones(net.weights))
+            return Change(net.units.keep(net.units.pool(magnitude(net.weights)), self.density, self.scope, net.masks))
+        return Change(Masks.ones(net.masks))

@@ -26,7 +26,8 @@ from subnet_search.extractors.shares import PlainScope as PlainScope
 from subnet_search.extractors.shares import Scope as Scope
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
-from subnet_search.topology.select import LayerShares, Shapes
+from subnet_search.topology.select import LayerShares
+from subnet_search.topology.units import Units
 
 Density = Annotated[float, Gt(0), Le(1)]
 Every = Annotated[Span, Real(0.005, 0.1, log=True)]
@@ -82,11 +83,15 @@ class Network(Protocol):
 
     @property
     def relevance(self) -> Tensors:
-        """Learned relevance by the same names; empty unless relevance is learned."""
+        """Learned relevance of the units; empty unless relevance is learned."""
+
+    @property
+    def units(self) -> Units:
+        """What lives and dies as one: pools scores of weights to units, and chooses among units."""
 
     @property
     def masks(self) -> Masks:
-        """The topology in force, as the last change set it; everything lives before the first."""
+        """The topology of units in force, as the last change set it; everything lives before the first."""
 
     @property
     def gradients(self) -> Tensors:
@@ -121,7 +126,7 @@ class Change:
     """What happens to a network between two steps. Weights that are newly alive begin at zero, with fresh state."""
 
     masks: Masks | None = None
-    """The new topology. None: it stays."""
+    """The new topology, of units. None: it stays."""
     rewind: Rewind = "none"
     """Go back to the weights of the step that `rewinds_to` named, to the schedule's point at step `schedule_to`, or both."""
     schedule_to: int = 0
@@ -131,7 +136,7 @@ class Change:
     weights: Tensors | None = None
     """New values for some weights."""
     relevance: Tensors | None = None
-    """New values for the relevance of some layers."""
+    """New values for the relevance of some units."""
 
 
 class Extractor(BaseModel, ABC):
@@ -152,8 +157,8 @@ class Extractor(BaseModel, ABC):
         """Whether `step` looks at `net.momentum`, which costs four bytes a weight."""
         return False
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        """Raise UserError when no run of `clock.total` steps on weights of these shapes can do what is asked for."""
+    def check(self, units: Units, clock: Clock) -> None:
+        """Raise UserError when no run of `clock.total` steps on a network of these units can do what is asked for."""
 
     def rewinds_to(self, clock: Clock) -> int | None:
         """The step whose weights a later change goes back to; a copy is kept from then on. None: no change does."""
@@ -179,7 +184,7 @@ class Extractor(BaseModel, ABC):
         """Change gradients in place before the optimizer sees them. Default: leave them."""
 
     def finish(self, net: Network) -> Masks:
-        """The topology to keep and to evaluate, at any time. Default: the masks in force."""
+        """The topology of units to keep and to evaluate, at any time. Default: the masks in force."""
         return net.masks
 
 
@@ -197,11 +202,14 @@ class RelevanceLearner(Extractor):
 
     @abstractmethod
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
-        """The relevance that a layer begins with: of the weight's shape, or of one that broadcasts to it."""
+        """The relevance that a layer's units begin with: of their shape, or of one that broadcasts to it.
+
+        weight: where each weight is a unit the weights, else the mean |w| of each unit.
+        """
 
     @abstractmethod
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        """The gates of one step, of the weights' shapes, differentiable in what is learned."""
+        """The gates of one step, of the units' shapes, differentiable in what is learned."""
 
     @abstractmethod
     def finish(self, net: Network) -> Masks:
@@ -209,7 +217,7 @@ class RelevanceLearner(Extractor):
 
     def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
         """The gates without chance, under the masks that `finish` gave. Default: 1 where a weight is kept."""
-        return {name: mask.to(net.weights[name].dtype) for name, mask in masks.items()}
+        return {name: mask.to(next(iter(net.weights.values())).dtype) for name, mask in masks.items()}
 
     def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:
         """A loss in place of the cross-entropy with the labels; `dense()` gives the logits of all weights.
@@ -225,18 +233,19 @@ def only_begins(method: type[Extractor]) -> bool:
 
 
 def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
-    """A uniform random number in (0, 1) for every weight: what random topologies are drawn by."""
-    return {name: clock.uniform(name, weight) for name, weight in net.weights.items()}
+    """A uniform random number in (0, 1) for every unit: what random topologies are drawn by."""
+    return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}
 
 
 def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
-    """What to grow dead weights by, the largest magnitudes first."""
+    """What to grow dead units by, the largest magnitudes first."""
     match by:
         case "gradient":
-            return net.gradients
+            return net.units.pool_magnitude(net.gradients)
         case "momentum":
-            return net.momentum
-    return {name: clock.uniform(f"grow {name}", weight) for name, weight in net.weights.items()}
+            return net.units.pool_magnitude(net.momentum)
+    draws = {name: torch.empty_like(mask, dtype=torch.float) for name, mask in net.masks.items()}
+    return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
 
 
 def numel(tensors: Tensors) -> int:

@@ -30,7 +30,7 @@ from subnet_search.extractors.base import (
 )
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import Shapes, allocate, keep_by_scope
+from subnet_search.topology.units import Units
 
 
 @register("biprop")
@@ -55,8 +55,8 @@ class Biprop(RelevanceLearner):
     rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
     """Factor on each layer beside its magnitude alpha: none, or learned (a scalar)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         bound = 1 / math.sqrt(weight[0].numel())
@@ -64,17 +64,17 @@ class Biprop(RelevanceLearner):
 
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
         scores = {name: s.abs() for name, s in net.relevance.items()}
-        gates = self.gates(net, self._select(scores))
+        gates = self.gates(net, self._select(net, scores))
         return {name: straight_through(score, gates[name]) for name, score in scores.items()}
 
     def finish(self, net: Network) -> Masks:
-        return self._select({name: s.detach().abs() for name, s in net.relevance.items()})
+        return self._select(net, {name: s.detach().abs() for name, s in net.relevance.items()})
 
     def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
         return {name: _binarising(net.weights[name].detach(), mask) for name, mask in masks.items()}
 
-    def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_scope(scores, self.density, self.allocation)
+    def _select(self, net: Network, scores: Mapping[str, Tensor]) -> Masks:
+        return net.units.keep(scores, self.density, self.allocation)
 
 
 def _binarising(weight: Tensor, mask: Tensor) -> Tensor:

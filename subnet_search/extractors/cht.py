@@ -35,10 +35,11 @@ from subnet_search.extractors.base import (
     chances,
     register,
 )
-from subnet_search.topology.regrow import check_scope, drop, grow, shrink_to
+from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.schedules import cosine, linear, sigmoid
 from subnet_search.topology.scores import local_community, magnitude, relative_importance
-from subnet_search.topology.select import LayerShares, Shapes, allocate, random_masks, sampled
+from subnet_search.topology.select import LayerShares, allocate, sampled
+from subnet_search.topology.units import Units
 
 
 @register("cht")
@@ -73,16 +74,16 @@ class CHT(Extractor):
     scope: PlainScope = "global"
     """Whether weights compete over all layers as the density falls, from an ERK topology, or each layer has its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
+    def check(self, units: Units, clock: Clock) -> None:
         if self._first < self.density:
             raise UserError(f"cht.initial_density {self._first:g} is below the density {self.density:g}")
-        check_scope(shapes, self.density, self.scope)
-        allocate(shapes, self._first, self._first_shares)
+        units.check(self.density, self.scope)
+        allocate(units.shapes, self._first, self._first_shares)
         clock.check_end("cht.end", 0, self.end)
         clock.check_interval("cht.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self._first, self._first_shares))
+        return Change(net.units.keep(chances(net, clock), self._first, self._first_shares))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ramp = clock.ramp(self.every, 0, self.end) if self._first > self.density else None
@@ -91,7 +92,7 @@ class CHT(Extractor):
         masks = net.masks
         if ramp is not None:
             density = sigmoid(self._first, self.density, ramp)
-            masks = shrink_to(masks, relative_importance(net.weights), density, self.scope)
+            masks = net.units.keep(relative_importance(net.weights), density, self.scope, masks)
         kept = drop(masks, self._survival(net, clock), cosine(self.drop_fraction, 0.0, clock.progress))
         links = {name: local_community(mask) for name, mask in kept.items()}  # of the topology that is left
         return Change(grow(kept, {name: sampled(s, clock.uniform(f"grow {name}", s)) for name, s in links.items()}, masks))

@@ -36,9 +36,8 @@ from subnet_search.extractors.base import (
     numel,
     register,
 )
-from subnet_search.topology.budget import ranked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 SLACK = 1.1  # of the expected density over the one asked for, before the cost counts
 
@@ -54,7 +53,7 @@ class Concrete(RelevanceLearner):
         "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
         "z = sigma((a + L) / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True)
+    paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, EVERY_KIND)
     recipe = {"optimizer": "adam", "lr": 1e-3, "relevance_lr": 0.1, "relevance_decay": 0.0, "schedule": "cosine"}
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
@@ -66,7 +65,7 @@ class Concrete(RelevanceLearner):
     until: Annotated[Span, Real(0.1, 0.6)] = 0.33
     """When the search ends and training begins: steps, or a fraction of the run."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
+    def check(self, units: Units, clock: Clock) -> None:
         clock.check_end("concrete.until", 1, self.until)
 
     def schedule_steps(self, clock: Clock) -> int:
@@ -105,7 +104,7 @@ class Concrete(RelevanceLearner):
             gradient.addcmul_(cost[name], balance)
 
     def finish(self, net: Network) -> Masks:
-        return ranked(net.relevance, self.density)
+        return net.units.keep(net.relevance, self.density)
 
     def _search(self, clock: Clock) -> int:
         """The step at which the search ends."""

@@ -38,11 +38,9 @@ from subnet_search.extractors.base import (
     Span,
     register,
 )
-from subnet_search.topology.budget import likely, ranked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.schedules import geometric
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import Units
 
 
 @register("continuous_sparsification")
@@ -82,8 +80,8 @@ class ContinuousSparsification(RelevanceLearner):
     rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
     """Factor on each layer: none, or learned (a scalar)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         clock.check_end("continuous_sparsification.until", self.rewind_to if self.rewind == "weights" else 0, self.until)
         if self.rounds > (search := self._ends(clock)[-1]):
             raise UserError(f"continuous_sparsification: {self.rounds} rounds do not fit into {search} steps")
@@ -120,7 +118,7 @@ class ContinuousSparsification(RelevanceLearner):
         return Change(relevance=kept, rewind="schedule")
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)
+        return net.units.relevant(net.relevance, self.density, self.scope)
 
     def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
         return {name: mask.to(net.weights[name].dtype) * self._scale() for name, mask in masks.items()}

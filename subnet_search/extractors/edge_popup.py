@@ -30,7 +30,7 @@ from subnet_search.extractors.base import (
 )
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import Shapes, allocate, keep_by_scope
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("edge_popup")
@@ -44,7 +44,7 @@ class EdgePopup(RelevanceLearner):
         "What's Hidden in a Randomly Weighted Neural Network?",
         "z = 1[|s| in the top k of its layer]; dL/ds = dL/dz",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False)
+    paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False, EVERY_KIND)
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
@@ -52,8 +52,8 @@ class EdgePopup(RelevanceLearner):
     allocation: PlainAllocation = "uniform"
     """How the density is shared among layers."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         bound = 1 / math.sqrt(weight[0].numel())
@@ -62,11 +62,11 @@ class EdgePopup(RelevanceLearner):
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
         # The straight-through gradient is with respect to |s|, so its sign is that of s.
         scores = {name: s.abs() for name, s in net.relevance.items()}
-        masks = self._select(scores)
+        masks = self._select(net, scores)
         return {name: straight_through(score, masks[name]) for name, score in scores.items()}
 
     def finish(self, net: Network) -> Masks:
-        return self._select({name: s.detach().abs() for name, s in net.relevance.items()})
+        return self._select(net, {name: s.detach().abs() for name, s in net.relevance.items()})
 
-    def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_scope(scores, self.density, self.allocation)
+    def _select(self, net: Network, scores: Mapping[str, Tensor]) -> Masks:
+        return net.units.keep(scores, self.density, self.allocation)

@@ -32,10 +32,9 @@ from subnet_search.extractors.base import (
     register,
 )
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.samplers import straight_through
 from subnet_search.topology.schedules import geometric
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import Units
 
 
 @register("gem_miner")
@@ -61,8 +60,8 @@ class GemMiner(RelevanceLearner):
     scope: PlainScope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         clock.check_end("gem_miner.until", 0, self.until)
         if self.rounds > self._search(clock):
             raise UserError(f"gem_miner: {self.rounds} rounds do not fit into {self._search(clock)} steps")
@@ -84,14 +83,14 @@ class GemMiner(RelevanceLearner):
         if clock.step == search:
             return Change(self.finish(net), learn="weights", rewind="schedule")
         density = geometric(1.0, self.density, (ends.index(clock.step) + 1) / self.rounds)
-        return Change(shrink_to(net.masks, net.relevance, density, self.scope))
+        return Change(net.units.keep(net.relevance, density, self.scope, net.masks))
 
     def adjust(self, net: Network, clock: Clock) -> None:
         for s in net.relevance.values():  # scores, not gradients: as early as the authors clamp them
             s.clamp_(0, 1)
 
     def finish(self, net: Network) -> Masks:
-        return shrink_to(net.masks, net.relevance, self.density, self.scope)
+        return net.units.keep(net.relevance, self.density, self.scope, net.masks)
 
     def _search(self, clock: Clock) -> int:
         """The step at which the last round ends."""

@@ -22,10 +22,9 @@ from subnet_search.extractors.base import (
     Span,
     register,
 )
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import cubic
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("gmp")
@@ -39,7 +38,7 @@ class GMP(Extractor):
         "To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model Compression",
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3; keep the highest |w|",
     )
-    paradigm = Paradigm("by magnitude, during training", "trained", "falling, cubic", True)
+    paradigm = Paradigm("by magnitude, during training", "trained", "falling, cubic", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in the end."""
@@ -52,8 +51,8 @@ class GMP(Extractor):
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         clock.check_end("gmp.end", self.start, self.end)
         clock.check_interval("gmp.every", self.every)
 
@@ -61,4 +60,5 @@ class GMP(Extractor):
         done = clock.ramp(self.every, self.start, self.end)
         if done is None:
             return None
-        return Change(shrink_to(net.masks, magnitude(net.weights), cubic(1.0, self.density, done), self.scope))
+        scores = net.units.pool(magnitude(net.weights))
+        return Change(net.units.keep(scores, cubic(1.0, self.density, done), self.scope, net.masks))

@@ -34,10 +34,10 @@ from subnet_search.extractors.base import (
     growth,
     register,
 )
-from subnet_search.topology.regrow import check_scope, regrow, shrink_to
 from subnet_search.topology.schedules import cosine, cubic
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import LayerShares, Shapes, allocate, random_masks
+from subnet_search.topology.select import LayerShares, allocate
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("granet")
@@ -51,7 +51,7 @@ class GraNet(Extractor):
         "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration",
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3 by |w|; then each layer swaps p of |w| for as many by |dL/dw|",
     )
-    paradigm = Paradigm("gradual, with regrowth, during training", "trained", "falling, cubic", False)
+    paradigm = Paradigm("gradual, with regrowth, during training", "trained", "falling, cubic", False, EVERY_KIND)
     recipe = {"nesterov": True, "weight_decay": 5e-4, "schedule": "step"}
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
@@ -81,18 +81,18 @@ class GraNet(Extractor):
     def _first_shares(self) -> str | LayerShares:
         return "erk" if self.scope == "global" else self.scope
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
+    def check(self, units: Units, clock: Clock) -> None:
         if self.initial_density < self.density:
             raise UserError(f"granet.initial_density {self.initial_density:g} is below the density {self.density:g}")
-        check_scope(shapes, self.density, self.scope)
-        allocate(shapes, self.initial_density, self._first_shares)
+        units.check(self.density, self.scope)
+        allocate(units.shapes, self.initial_density, self._first_shares)
         clock.check_end("granet.end", self.start, self.end)
         clock.check_interval("granet.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         if self.initial_density == 1:
             return Change()
-        return Change(random_masks(chances(net, clock), self.initial_density, self._first_shares))
+        return Change(net.units.keep(chances(net, clock), self.initial_density, self._first_shares))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ramp = clock.ramp(self.every, self.start, self.end)
@@ -102,6 +102,6 @@ class GraNet(Extractor):
         masks = net.masks
         if ramp is not None:
             density = cubic(self.initial_density, self.density, ramp)
-            masks = shrink_to(masks, magnitude(net.weights), density, self.scope)
+            masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, masks)
         fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.progress)
-        return Change(regrow(masks, net.weights, growth(net, clock, self.grow), fraction))
+        return Change(net.units.regrow(masks, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction))

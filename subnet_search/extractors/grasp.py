@@ -23,9 +23,8 @@ from subnet_search.extractors.base import (
     Probe,
     register,
 )
-from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.scores import gradient_flow, inverted
-from subnet_search.topology.select import Shapes, keep_by_scope
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("grasp")
@@ -39,7 +38,7 @@ class Grasp(Extractor):
         "Picking Winning Tickets Before Training by Preserving Gradient Flow",
         "s = w * (H g), logits / T; the highest of all layers",
     )
-    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True)
+    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -52,9 +51,9 @@ class Grasp(Extractor):
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         scores = gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))
-        return Change(keep_by_scope(inverted(scores) if self.invert else scores, self.density, self.scope))
+        return Change(net.units.keep(net.units.pool(inverted(scores) if self.invert else scores), self.density, self.scope))

@@ -31,13 +31,12 @@ from subnet_search.extractors.base import (
     RelevanceLearner,
     register,
 )
-from subnet_search.topology.budget import budget_penalty, likely, ranked
+from subnet_search.topology.budget import budget_penalty
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.samplers import logistic_gate
 from subnet_search.topology.schedules import geometric
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("gumbel")
@@ -51,7 +50,9 @@ class Gumbel(RelevanceLearner):
         "Extracting Effective Subnetworks with Gumbel-Softmax",
         "z = 1[m + L > 0], L ~ Logistic(0, 1); P(keep) = sigma(m); dz/dm = sigma'((m + L) / tau) / tau",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, ranked in the end, or a budget", False)
+    paradigm = Paradigm(
+        "learned on frozen weights", "initial, rescaled", "free, ranked in the end, or a budget", False, EVERY_KIND
+    )
     recipe = {"lr": 50.0}
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
@@ -69,8 +70,8 @@ class Gumbel(RelevanceLearner):
     rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "learned"
     """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
@@ -85,4 +86,4 @@ class Gumbel(RelevanceLearner):
         return self.strength * budget_penalty(net.relevance, self.density, self.scope)
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)
+        return net.units.relevant(net.relevance, self.density, self.scope)

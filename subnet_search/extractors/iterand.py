@@ -34,7 +34,7 @@ from subnet_search.extractors.base import (
 )
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.select import Shapes, allocate, keep_by_scope
+from subnet_search.topology.units import Units
 
 
 @register("iterand")
@@ -60,8 +60,8 @@ class IteRand(RelevanceLearner):
     redraw: Annotated[float, Gt(0), Le(1), Real(0.01, 1, log=True)] = 0.1
     """Probability that a pruned weight is re-drawn."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
         clock.check_interval("iterand.every", self.every)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
@@ -69,17 +69,17 @@ class IteRand(RelevanceLearner):
         return torch.empty_like(weight).uniform_(-bound, bound, generator=rng)
 
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        masks = self._select(net.relevance)
+        masks = self._select(net, net.relevance)
         return {name: straight_through(s, masks[name]) for name, s in net.relevance.items()}
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         if not clock.due(max(2, clock.steps(self.every))):
             return None
-        kept = self._select(net.relevance)
+        kept = self._select(net, net.relevance)
         return Change(weights={name: self._redrawn(name, w, kept[name], clock) for name, w in net.weights.items()})
 
     def finish(self, net: Network) -> Masks:
-        return self._select(net.relevance)
+        return self._select(net, net.relevance)
 
     def _redrawn(self, name: str, weight: Tensor, kept: Tensor, clock: Clock) -> Tensor:
         rng = clock.generator("redraw", name, device=weight.device)
@@ -88,5 +88,5 @@ class IteRand(RelevanceLearner):
         order = torch.randperm(len(values), generator=rng, device=weight.device)
         return weight.detach().masked_scatter(drawn & ~kept, values[order])
 
-    def _select(self, scores: Mapping[str, Tensor]) -> Masks:
-        return keep_by_scope(scores, self.density, self.allocation)
+    def _select(self, net: Network, scores: Mapping[str, Tensor]) -> Masks:
+        return net.units.keep(scores, self.density, self.allocation)

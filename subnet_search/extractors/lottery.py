@@ -27,10 +27,9 @@ from subnet_search.extractors.base import (
     Span,
     register,
 )
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("lottery")
@@ -44,7 +43,7 @@ class Lottery(Extractor):
         "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks",
         "m_r = top density^(r / rounds) of |w_T|; w <- m_r * w_k",
     )
-    paradigm = Paradigm("by magnitude, after training, in rounds", "rewound, then trained", "in steps", True)
+    paradigm = Paradigm("by magnitude, after training, in rounds", "rewound, then trained", "in steps", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -57,8 +56,8 @@ class Lottery(Extractor):
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         if clock.total - clock.steps(self.rewind_to) <= self.rounds:
             raise UserError(f"lottery: {self.rounds} rounds need more than the run's {clock.total} steps")
 
@@ -73,7 +72,7 @@ class Lottery(Extractor):
         if clock.step not in points:
             return None
         density = geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds)
-        masks = shrink_to(net.masks, magnitude(net.weights), density, self.scope)
+        masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, net.masks)
         return Change(masks, rewind=self.rewind, schedule_to=clock.steps(self.rewind_to))
 
     def _prunings(self, clock: Clock) -> list[int]:

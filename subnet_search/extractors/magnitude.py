@@ -25,10 +25,9 @@ from subnet_search.extractors.base import (
     Span,
     register,
 )
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("magnitude")
@@ -42,7 +41,7 @@ class Magnitude(Extractor):
         "Learning both Weights and Connections for Efficient Neural Networks",
         "keep the highest |w|; round r keeps density^(r / rounds)",
     )
-    paradigm = Paradigm("by magnitude, after training", "trained", "in one or more steps", True)
+    paradigm = Paradigm("by magnitude, after training", "trained", "in one or more steps", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -55,8 +54,8 @@ class Magnitude(Extractor):
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
         if clock.total == 0:
             return
         clock.check_end("magnitude.start" if self.rounds == 1 else "magnitude.end", self.start, self._end)
@@ -84,4 +83,4 @@ class Magnitude(Extractor):
         return [min(clock.total - 1, first + (last - first) * index // between) for index in range(self.rounds)]
 
     def _prune(self, net: Network, density: float) -> Change:
-        return Change(shrink_to(net.masks, magnitude(net.weights), density, self.scope))
+        return Change(net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, net.masks))

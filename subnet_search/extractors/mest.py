@@ -28,10 +28,9 @@ from subnet_search.extractors.base import (
     growth,
     register,
 )
-from subnet_search.topology.regrow import regrow
 from subnet_search.topology.schedules import linear
 from subnet_search.topology.scores import magnitude_and_gradient
-from subnet_search.topology.select import Shapes, allocate, random_masks
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("mest")
@@ -45,7 +44,7 @@ class MEST(Extractor):
         "MEST: Accurate and Fast Memory-Economic Sparse Training Framework on the Edge",
         "each layer: drop the lowest |w| + lambda |dL/dw|, grow as many at random",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True)
+    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -60,17 +59,17 @@ class MEST(Extractor):
     gradient_weight: Annotated[float, Ge(0), Real(0.001, 1, log=True)] = 0.01
     """What gradients count beside magnitudes (lambda)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
         clock.check_end("mest.until", 0, self.until)
         clock.check_interval("mest.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self.density, self.allocation))
+        return Change(net.units.keep(chances(net, clock), self.density, self.allocation))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         if not clock.due(self.every, self.until):
             return None
         fraction = linear(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
-        keep = magnitude_and_gradient(net.weights, net.gradients, self.gradient_weight)
-        return Change(regrow(net.masks, keep, growth(net, clock, "random"), fraction))
+        keep = net.units.pool(magnitude_and_gradient(net.weights, net.gradients, self.gradient_weight))
+        return Change(net.units.regrow(net.masks, keep, growth(net, clock, "random"), fraction))

@@ -22,7 +22,7 @@ from subnet_search.extractors.base import (
     chances,
     register,
 )
-from subnet_search.topology.select import Shapes, allocate, random_masks
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("random")
@@ -36,15 +36,15 @@ class Random(Extractor):
         "The Unreasonable Effectiveness of Random Pruning",
         "mask_l uniform over all masks with exactly k_l ones; k by uniform, ER or ERK",
     )
-    paradigm = Paradigm("random, before training", "trained", "fixed", True)
+    paradigm = Paradigm("random, before training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
     allocation: Allocation = "erk"
     """How the density is shared among layers."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self.density, self.allocation))
+        return Change(net.units.keep(chances(net, clock), self.density, self.allocation))

@@ -29,9 +29,8 @@ from subnet_search.extractors.base import (
     growth,
     register,
 )
-from subnet_search.topology.regrow import regrow
 from subnet_search.topology.schedules import cosine
-from subnet_search.topology.select import Shapes, allocate, random_masks
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("rigl")
@@ -45,7 +44,7 @@ class RigL(Extractor):
         "Rigging the Lottery: Making All Tickets Winners",
         "each layer: drop the lowest alpha / 2 (1 + cos(pi t / T_end)) of |w|, grow as many by |dL/dw|",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True)
+    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -64,16 +63,18 @@ class RigL(Extractor):
     def needs_momentum(self) -> bool:
         return self.grow == "momentum"
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
         clock.check_end("rigl.until", 0, self.until)
         clock.check_interval("rigl.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self.density, self.allocation))
+        return Change(net.units.keep(chances(net, clock), self.density, self.allocation))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         if not clock.due(self.every, self.until):
             return None
         fraction = cosine(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
-        return Change(regrow(net.masks, net.weights, growth(net, clock, self.grow), fraction))
+        return Change(
+            net.units.regrow(net.masks, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction)
+        )

@@ -28,8 +28,7 @@ from subnet_search.extractors.base import (
     growth,
     register,
 )
-from subnet_search.topology.regrow import regrow
-from subnet_search.topology.select import Shapes, allocate, random_masks
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("set")
@@ -43,7 +42,7 @@ class SET(Extractor):
         "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity Inspired by Network Science",
         "each layer: drop the lowest zeta of |w|, grow as many at random",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", False)
+    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", False, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -56,15 +55,16 @@ class SET(Extractor):
     drop_fraction: Annotated[float, Gt(0), Le(1), Real(0.05, 0.6)] = 0.3
     """Fraction of each layer's weights that is moved at a change (zeta)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        allocate(shapes, self.density, self.allocation)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.allocation)
         clock.check_end("set.until", 0, self.until)
         clock.check_interval("set.every", self.every)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(random_masks(chances(net, clock), self.density, self.allocation))
+        return Change(net.units.keep(chances(net, clock), self.density, self.allocation))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         if not clock.due(self.every, self.until):
             return None
-        return Change(regrow(net.masks, net.weights, growth(net, clock, "random"), self.drop_fraction))
+        keep = net.units.pool_magnitude(net.weights)
+        return Change(net.units.regrow(net.masks, keep, growth(net, clock, "random"), self.drop_fraction))

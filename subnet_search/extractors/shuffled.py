@@ -30,7 +30,7 @@ from subnet_search.extractors.base import (
 )
 from subnet_search.files import load_tensors
 from subnet_search.topology.masks import Masks, unpack
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import Units
 
 
 @register("shuffled")
@@ -65,9 +65,9 @@ class Shuffled(Extractor):
                 raise invalid(error) from error
         return source
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
+    def check(self, units: Units, clock: Clock) -> None:
         if not _is_file(self.source):
-            self._source().check(shapes, clock)
+            self._source().check(units, clock)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         masks = self._topology(net, clock, probe)

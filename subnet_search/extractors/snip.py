@@ -23,9 +23,8 @@ from subnet_search.extractors.base import (
     Probe,
     register,
 )
-from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import Shapes, keep_by_scope
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("snip")
@@ -39,7 +38,7 @@ class Snip(Extractor):
         "SNIP: Single-Shot Network Pruning Based on Connection Sensitivity",
         "s = |g * w|, g = dL/dw on one batch; the highest of all layers",
     )
-    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True)
+    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -50,9 +49,9 @@ class Snip(Extractor):
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         scores = saliency(net.weights, probe.gradients(net.weights, images=self.images))
-        return Change(keep_by_scope(inverted(scores) if self.invert else scores, self.density, self.scope))
+        return Change(net.units.keep(net.units.pool(inverted(scores) if self.invert else scores), self.density, self.scope))

@@ -25,10 +25,9 @@ from subnet_search.extractors.base import (
     register,
 )
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("snip_iterative")
@@ -42,7 +41,7 @@ class IterativeSnip(Extractor):
         "Progressive Skeletonization: Trimming More Fat from a Network at Initialization",
         "round k keeps density^(k / rounds) by |g(m * w) * w|",
     )
-    paradigm = Paradigm("from gradients in rounds, before training", "trained", "fixed", True)
+    paradigm = Paradigm("from gradients in rounds, before training", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -57,16 +56,17 @@ class IterativeSnip(Extractor):
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        masks = Masks.ones(net.weights)
+        everything = masks = Masks.ones(net.masks)
         for index in range(self.rounds):
-            pruned = {name: weight * masks[name] for name, weight in net.weights.items()}
+            gates = net.units.gates(masks)
+            pruned = {name: weight * gates[name] for name, weight in net.weights.items()}
             gradients = probe.gradients(pruned, index, self.images)
             scores = saliency(net.weights, gradients)
             scores = inverted(scores) if self.invert else scores
             density = geometric(1.0, self.density, (index + 1) / self.rounds)
-            masks = shrink_to(Masks.ones(scores) if self.revive else masks, scores, density, self.scope)
+            masks = net.units.keep(net.units.pool(scores), density, self.scope, everything if self.revive else masks)
         return Change(masks)

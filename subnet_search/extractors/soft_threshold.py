@@ -33,7 +33,8 @@ from subnet_search.extractors.base import (
     register,
 )
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import Shapes, count, keep_global
+from subnet_search.topology.select import count, keep_global
+from subnet_search.topology.units import Units
 
 
 @register("str")
@@ -61,7 +62,7 @@ class SoftThreshold(RelevanceLearner):
     rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
     """Factor on each layer: none, or learned (a scalar)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
+    def check(self, units: Units, clock: Clock) -> None:
         if self.density is not None:
             clock.check_end("str.until", 1, self.until)
 

@@ -27,12 +27,10 @@ from subnet_search.extractors.base import (
     RelevanceLearner,
     register,
 )
-from subnet_search.topology.budget import likely, ranked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.samplers import bernoulli_gate
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("supermask")
@@ -46,7 +44,7 @@ class Supermask(RelevanceLearner):
         "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask",
         "z ~ Bernoulli(sigma(a)); straight-through to sigma(a); w * z * numel / nnz",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False)
+    paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False, EVERY_KIND)
     recipe = {"lr": 50.0}
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
@@ -56,8 +54,8 @@ class Supermask(RelevanceLearner):
     rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "dynamic"
     """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
@@ -66,4 +64,4 @@ class Supermask(RelevanceLearner):
         return {name: bernoulli_gate(a, clock.uniform(name, a)) for name, a in net.relevance.items()}
 
     def finish(self, net: Network) -> Masks:
-        return likely(net.relevance) if self.density is None else ranked(net.relevance, self.density, self.scope)
+        return net.units.relevant(net.relevance, self.density, self.scope)

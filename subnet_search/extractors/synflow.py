@@ -27,11 +27,9 @@ from subnet_search.extractors.base import (
     Probe,
     register,
 )
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.regrow import check_scope, shrink_to
 from subnet_search.topology.schedules import geometric
 from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("synflow")
@@ -45,7 +43,7 @@ class SynFlow(Extractor):
         "Pruning Neural Networks Without Any Data by Iteratively Conserving Synaptic Flow",
         "R = 1^T (prod |W_l|) 1; s = |dR/dw * w|; round k keeps density^(k / rounds)",
     )
-    paradigm = Paradigm("from synaptic flow, before training, without data", "trained", "fixed", True)
+    paradigm = Paradigm("from synaptic flow, before training, without data", "trained", "fixed", True, EVERY_KIND)
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -56,15 +54,16 @@ class SynFlow(Extractor):
     invert: bool = False
     """Keep the lowest scores instead: a sanity check."""
 
-    def check(self, shapes: Shapes, clock: Clock) -> None:
-        check_scope(shapes, self.density, self.scope)
+    def check(self, units: Units, clock: Clock) -> None:
+        units.check(self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        masks = Masks.ones(net.weights)
+        masks = net.masks
         for index in range(self.rounds):
-            pruned = {name: weight * masks[name] for name, weight in net.weights.items()}
+            gates = net.units.gates(masks)
+            pruned = {name: weight * gates[name] for name, weight in net.weights.items()}
             scores = saliency(pruned, probe.flow_gradients(pruned))
             scores = inverted(scores) if self.invert else scores
             density = geometric(1.0, self.density, (index + 1) / self.rounds)
-            masks = shrink_to(masks, scores, density, self.scope)
+            masks = net.units.keep(net.units.pool(scores), density, self.scope, masks)
         return Change(masks)

@@ -5,18 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import LayerShares, allocate, keep_by_scope
-
-
-def likely(relevance: Mapping[str, Tensor]) -> Masks:
-    """Every unit that is more likely kept than dropped: 1[m >= 0]."""
-    return Masks({name: m.detach() >= 0 for name, m in relevance.items()})
-
-
-def ranked(relevance: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global") -> Masks:
-    """The most relevant units, exactly `density` of them: over all layers together, or of each layer by its share."""
-    return keep_by_scope(relevance, density, scope)
+from subnet_search.topology.select import LayerShares, allocate
 
 
 def budget_penalty(relevance: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global") -> Tensor:

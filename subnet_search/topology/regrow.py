@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from subnet_search.topology.masks import Masks, alive
-from subnet_search.topology.select import LayerShares, Shapes, allocate, keep_by_scope, top_k
+from subnet_search.topology.select import top_k
 
 Tensors = Mapping[str, Tensor]
 
@@ -38,19 +38,3 @@ def grow(masks: Masks, by: Tensors, like: Masks) -> Masks:
         missing = alive(like[name]) - alive(mask)
         grown[name] = mask | top_k(by[name], missing, among=~mask, magnitude=True) if missing else mask
     return Masks(grown)
-
-
-def shrink_to(masks: Masks, scores: Tensors, density: float, scope: str | LayerShares) -> Masks:
-    """The highest scores inside `masks`, `density` of all weights: over all layers (`global`), or each layer's share.
-
-    scope: `global`, a rule of `allocate`, or the layers' relative densities. Raises UserError when the shares cannot be met.
-    """
-    living = {name: alive(mask) for name, mask in masks.items()}  # rounding must not bring a dropped weight back
-    inside = {name: score.masked_fill(~masks[name], -math.inf) for name, score in scores.items()}
-    return keep_by_scope(inside, density, scope, living)
-
-
-def check_scope(shapes: Shapes, density: float | None, scope: str | LayerShares) -> None:
-    """Raise UserError when `shrink_to` cannot reach a density, or a density above it, in whole weights of each layer."""
-    if density is not None and scope != "global":
-        allocate(shapes, density, scope)

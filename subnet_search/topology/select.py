@@ -146,18 +146,6 @@ def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Ma
     return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
 
 
-def keep_by_scope(
-    scores: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global", room: Mapping[str, int] | None = None
-) -> Masks:
-    """The highest scores, exactly `density` of them: over all layers together (`global`), or of each layer by `allocate`.
-
-    Raises UserError when the layers' shares cannot be met.
-    """
-    if scope == "global":
-        return keep_global(scores, count(density, sum(score.numel() for score in scores.values())))
-    return keep_by_layer(scores, allocate({name: score.shape for name, score in scores.items()}, density, scope, room))
-
-
 def sampled(scores: Tensor, uniform: Tensor, power: float = 1.0) -> Tensor:
     """Scores whose `k` highest are a draw of k units without replacement, each in proportion to score^power.
 
@@ -223,11 +211,6 @@ ALLOCATIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
     "er": lambda shapes, density: erdos_renyi(shapes, density, kernel=False),
     "erk": erdos_renyi,
 }
-
-
-def random_masks(uniform: Mapping[str, Tensor], density: float, how: str | LayerShares = "erk") -> Masks:
-    """Masks drawn uniformly among all that have the counts of `allocate`. uniform: independent uniform numbers."""
-    return keep_by_layer(uniform, allocate({name: draw.shape for name, draw in uniform.items()}, density, how))
 
 
 def allocate(

@@ -17,7 +17,7 @@ from subnet_search.extractors import Clock, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins
 from subnet_search.seeds import derive
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import NotANumber, count
+from subnet_search.topology.select import NotANumber
 from subnet_search.training.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
 from subnet_search.training.memory import keep_freed_memory
 from subnet_search.training.optimizer import make_optimizer
@@ -77,7 +77,7 @@ def train(
             run.begin()
         check_equal(supernet.state, progress.step)
         if on_begin and only_begins(type(supernet.extractor)):
-            on_begin(supernet.masks)
+            on_begin(supernet.weight_masks(supernet.masks))
         while progress.step < total and not run.out_of_patience():
             clock = Clock(progress.step, total, seed)
             run.step(clock)
@@ -151,7 +151,7 @@ class Run:
         self.batches, self.per_epoch = batches, batches.steps_per_epoch
         self.total = supernet.recipe.epochs * self.per_epoch
         self.start = Clock(0, self.total, seed)
-        self.extractor.check({name: weight.shape for name, weight in supernet.weights.items()}, self.start)
+        self.extractor.check(supernet.units, self.start)
         self.anchor_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
         self.losses = torch.zeros(self.per_epoch, device=supernet.device)  # of this epoch's steps
@@ -251,7 +251,7 @@ class Run:
             for name, weight in self.supernet.weights.items():
                 for value in self.optimizer.state.get(weight, {}).values():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.mul_(self.supernet.masks[name])
+                        value.mul_(self.supernet.gates[name])
         if change.rewind in ("schedule", "both"):
             self.progress.rate_origin = self.progress.step - change.schedule_to
         if not self.supernet.relevance:
@@ -277,7 +277,7 @@ class Run:
     def _found(self, masks: Masks) -> bool:
         """Whether the topology is as sparse as was asked for, and the search is over where weights are trained after it."""
         density: float | None = getattr(self.extractor, "density", None)
-        dense = density is not None and masks.kept > count(density, masks.numel)
+        dense = density is not None and not self.supernet.units.reached(masks, density)
         return not dense and not (self.supernet.relevance and self.extractor.paradigm.trains_after)
 
     def _look_for_collapse(self, masks: Masks) -> None:

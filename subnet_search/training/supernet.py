@@ -18,6 +18,7 @@ from subnet_search.nets import prunable
 from subnet_search.seeds import generator
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
+from subnet_search.topology.units import Units
 from subnet_search.training.recipe import Recipe
 
 FACTORS: Mapping[str, Callable[[Tensor], Tensor]] = {"dynamic": rescale.dynamic, "fan_in": rescale.fan_in}
@@ -37,12 +38,16 @@ class Passes(NamedTuple):
 class Supernet:
     """A network, its topology, and what is learned: `weights`, `relevance` and `scales`, all by parameter name."""
 
-    def __init__(self, net: nn.Module, extractor: Extractor, recipe: Recipe, seed: int) -> None:
+    def __init__(self, net: nn.Module, extractor: Extractor, recipe: Recipe, seed: int, units: Units | None = None) -> None:
+        """units: what lives and dies as one; default: every weight by itself."""
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.extractor, self.recipe, self.seed = extractor, recipe, seed
         self.weights: dict[str, Tensor] = dict(prunable(net))
-        self.masks = Masks.ones(self.weights)  # the topology in force, as the last change set it
+        self.units = units or Units({name: weight.shape for name, weight in self.weights.items()})
+        everything = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.units.shapes.items()}
+        self.masks = Masks(everything).to(self.device)  # the topology of units in force, as the last change set it
+        self.gates = self.units.gates(self.masks)  # what that says of every weight while it is looked for
         self.relevance: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
         self.momentum: dict[str, Tensor] = {}
@@ -69,9 +74,13 @@ class Supernet:
         return device
 
     def final(self) -> Masks:
-        """The topology to keep and to evaluate: where relevance is learned, the one it stands for now."""
+        """The topology of units to keep and to evaluate: where relevance is learned, the one it stands for now."""
         with torch.no_grad():
             return self.extractor.finish(self) if self.relevance else self.masks
+
+    def weight_masks(self, units: Masks) -> Masks:
+        """The masks of the weights of a topology of units."""
+        return Masks(self.units.expand(units))
 
     def forward(self, inputs: Tensor, clock: Clock) -> Tensor:
         """Logits (batch, classes) for a training step: with a sampled topology where relevance is learned."""
@@ -91,21 +100,22 @@ class Supernet:
 
     @torch.no_grad()
     def effective_weights(self, masks: Masks) -> dict[str, Tensor]:
-        """The weights that the network computes with under `masks`: s * w * gate."""
+        """The weights that the network computes with under `masks`, of units: s * w * gate."""
         return self._effective(self._learner().gates(self, masks))
 
     @torch.no_grad()
     def factors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rescaling of every layer under `masks`: a scalar or (out, 1, ...); empty without rescaling."""
-        found = {name: self._factor(name, mask.float()) for name, mask in masks.items()}
+        found = {name: self._factor(name, mask.float()) for name, mask in self.units.gates(masks).items()}
         return {name: factor.detach() for name, factor in found.items() if factor is not None}
 
     @torch.no_grad()
     def settle(self, masks: Masks) -> None:
         """Put gates that are neither 0 nor 1 into the weights, so that masks, weights and factors say it all."""
         if self.relevance:
-            for name, gate in self._learner().gates(self, masks).items():
-                if not torch.equal(gate, masks[name].to(gate.dtype)):
+            gates = self._learner().gates(self, masks)
+            if any(not torch.equal(gate, masks[name].to(gate.dtype)) for name, gate in gates.items()):
+                for name, gate in self.units.gates(gates).items():
                     self.weights[name].mul_(gate)
 
     @torch.no_grad()
@@ -127,11 +137,11 @@ class Supernet:
             self._set(masks)
         elif what != "weights" and not self.relevance:
             learner = self._learner()
-            for name, weight in self.weights.items():
-                rng = generator(self.seed, "relevance", name, device=weight.device)
-                self.relevance[name] = learner.initial(weight.detach(), rng).requires_grad_()
-                if learner.rescale == "learned":
-                    self.scales[name] = torch.ones((), device=weight.device, requires_grad=True)
+            for name, unit in self.units.pool_magnitude(self.weights).items():
+                rng = generator(self.seed, "relevance", name, device=unit.device)
+                self.relevance[name] = learner.initial(unit.detach(), rng).requires_grad_()
+            if learner.rescale == "learned":
+                self.scales = {name: torch.ones((), device=w.device, requires_grad=True) for name, w in self.weights.items()}
 
     @torch.no_grad()
     def apply(self, change: Change) -> None:
@@ -172,7 +182,7 @@ class Supernet:
         if not self.relevance:
             for name, weight in self.weights.items():
                 if weight.grad is not None:
-                    weight.grad.mul_(self.masks[name])
+                    weight.grad.mul_(self.gates[name])
 
     def learned(self) -> dict[str, Tensor]:
         """Everything the optimizer moves, by a name that is unique over weights, relevance and scales."""
@@ -199,6 +209,7 @@ class Supernet:
             if name != "learns" and not name.startswith(("mask.", "anchor.", "ever.")):
                 value.copy_(state[name])
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
+        self.gates = self.units.gates(self.masks)
 
     def _plain_call(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(self.net, effective, (inputs,))  # type: ignore[no-any-return]
@@ -215,7 +226,7 @@ class Supernet:
 
     def _effective(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
-        for name, gate in gates.items():
+        for name, gate in self.units.gates(gates).items():
             weight, factor = self.weights[name], self._factor(name, gate)
             if weight.requires_grad and torch.is_grad_enabled():
                 found[name] = weight * gate if factor is None else weight * gate * factor
@@ -233,9 +244,10 @@ class Supernet:
     @torch.no_grad()
     def _set(self, masks: Masks) -> None:
         self.masks = masks.to(self.device)
+        self.gates = self.units.gates(self.masks)
         if not self.relevance:
             for name, weight in self.weights.items():
-                weight.mul_(self.masks[name])
+                weight.mul_(self.gates[name])
         self._explore()
 
     def _explore(self) -> None:

@@ -1,0 +1,212 @@
+"""Which channels of a network can be removed, and all that goes with each: traced by torch-pruning, then tried out.
+
+A group is trusted only after a test: with random numbers in all that computes one of its channels, and zeros where they
+are read, the network must say what it said before. What a normalisation over channels mixes, for one, fails it.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from subnet_search.errors import UserError
+from subnet_search.topology.channels import Group, Slice
+
+TOLERANCE = 1e-4  # of the outputs, relative to the largest
+MIXED = "its values reach the output by other ways than the weights that read them, as through a normalisation over channels"
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The groups of channels that can be removed from a network, and why others cannot."""
+
+    groups: tuple[Group, ...]
+    kept_whole: Mapping[str, str]
+    """Reasons, by the first weight that computes a group's channels."""
+
+
+def couple(net: nn.Module, example: Tensor) -> Coupling:
+    """Find the groups of channels of a network in evaluation mode. example: inputs, (batch, ...).
+
+    The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
+    """
+    with _quiet(net):
+        found, reasons = _traced(net, example)
+        for name, reason in _untrue(net, example, found).items():
+            reasons[name] = reason
+    return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
+
+
+def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
+    from torch_pruning import DependencyGraph
+
+    shared = [name for name, count in _owners(net).items() if count > 1]
+    if shared:
+        raise UserError(f"channels cannot be removed from a network that shares a weight between layers: {shared[0]}")
+    try:
+        graph = DependencyGraph().build_dependency(net, example)
+        traced = [list(group) for group in graph.get_all_groups()]
+    except Exception as error:  # whatever it meets in a user's forward pass
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the channels of this network cannot be traced: {reason}") from error
+    tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
+    groups, reasons = list[Group](), dict[str, str]()
+    for items in traced:
+        group = _group(items, tensors)
+        if isinstance(group, Group):
+            groups.append(group)
+        else:
+            reasons.update([group])
+    return groups, reasons
+
+
+def _owners(net: nn.Module) -> dict[str, int]:
+    """How many layers hold each weight."""
+    names, counts = dict[int, str](), defaultdict[int, int](int)
+    for module_name, module in net.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            names.setdefault(id(parameter), f"{module_name}.{name}")
+            counts[id(parameter)] += 1
+    return {names[key]: count for key, count in counts.items()}
+
+
+def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, str]:
+    """A group of torch-pruning as ours; or its name, and why it is none."""
+    name = tensors[id(items[0].dep.target.module.weight)]
+    size = len(items[0].idxs)
+    labels = _labels(items, size)
+    pieces: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
+    for item in items:
+        module, reads = item.dep.target.module, item.dep.handler.__name__ == "prune_in_channels"
+        places = _places(module, reads)
+        if places is None:
+            return name, f"they pass through {type(module).__name__}, whose channels cannot be removed"
+        for tensor, dim, period in places:
+            at = pieces.setdefault((tensors[id(tensor)], dim, reads), defaultdict(list))
+            for place, root in zip(item.idxs, item.root_idxs, strict=True):
+                if place % period not in at[labels[root]]:
+                    at[labels[root]].append(place % period)
+    if not any(reads for _, _, reads in pieces):
+        return name, "they are outputs of the network"
+    slices, units = [], len(set(labels))
+    for (tensor_name, dim, reads), at in pieces.items():
+        widths = {len(at[label]) for label in range(units)}
+        if len(widths) > 1 or 0 in widths:
+            return name, f"they are not all used alike by {tensor_name}"
+        slices.append(Slice(tensor_name, dim, torch.tensor([sorted(at[label]) for label in range(units)]), reads))
+    return Group(name, units, tuple(slices))
+
+
+def _places(module: Any, reads: bool) -> list[tuple[Tensor, int, int]] | None:
+    """Where a layer has a channel: tensors, the dimension, and after how many places it begins anew. None: unknown."""
+    whole = 1 << 62
+    match module:
+        case _ConvNd():
+            transposed = isinstance(module, _ConvTransposeNd)
+            if _is_depthwise(module):
+                found = [(module.weight, 0, whole)]
+            elif reads:
+                return [(module.weight, 0 if transposed else 1, whole if transposed else module.in_channels // module.groups)]
+            else:
+                found = [(module.weight, 1 if transposed else 0, module.out_channels // module.groups if transposed else whole)]
+            return [*found, *([(module.bias, 0, whole)] if module.bias is not None else [])]
+        case nn.Linear():
+            if reads:
+                return [(module.weight, 1, whole)]
+            return [(module.weight, 0, whole), *([(module.bias, 0, whole)] if module.bias is not None else [])]
+        case _BatchNorm():
+            tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+            return [(tensor, 0, whole) for tensor in tensors if tensor is not None]
+        case nn.PReLU():
+            return [(module.weight, 0, whole)] if module.num_parameters > 1 else []
+        case nn.Parameter() | nn.LayerNorm() | nn.GroupNorm() | nn.MultiheadAttention() | nn.Embedding() | nn.RNNBase():
+            return None
+    return []  # an operation that torch-pruning traced: it has no numbers of its own
+
+
+def _is_depthwise(conv: _ConvNd) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+def _labels(items: list[Any], size: int) -> list[int]:
+    """The unit of each channel: its own, or with a grouped convolution those at the same place of each of its groups."""
+    label = list(range(size))
+    for item in items:
+        conv = item.dep.target.module
+        if isinstance(conv, _ConvNd) and conv.groups > 1 and not _is_depthwise(conv):
+            reads = item.dep.handler.__name__ == "prune_in_channels"
+            period = (conv.in_channels if reads else conv.out_channels) // conv.groups
+            first: dict[int, int] = {}
+            for place, root in zip(item.idxs, item.root_idxs, strict=True):
+                old, new = label[root], label[first.setdefault(place % period, root)]
+                label = [new if one == old else one for one in label]
+    order = {one: index for index, one in enumerate(dict.fromkeys(label))}
+    return [order[one] for one in label]
+
+
+@torch.no_grad()
+def _untrue(net: nn.Module, example: Tensor, groups: list[Group]) -> dict[str, str]:
+    """The groups whose channels reach the output although nothing reads them."""
+    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+    def answer(tried: list[Group], noise: bool) -> Tensor:
+        found, rng = dict(state), torch.Generator().manual_seed(0)
+        for reads in (False, True):
+            for piece in (piece for group in tried for piece in group.slices if piece.reads == reads):
+                tensor = found[piece.tensor]
+                # Its own numbers in another order, so that nothing overflows.
+                order = torch.randperm(tensor.numel(), generator=rng).to(tensor.device)
+                mixed = tensor.reshape(-1)[order].view(tensor.shape) * (
+                    0.5 + torch.rand(tensor.shape, generator=rng).to(tensor)
+                )
+                other = torch.zeros_like(tensor) if reads else mixed
+                places = torch.zeros(tensor.shape[piece.dim], dtype=torch.bool, device=tensor.device)
+                places[piece.index[::2].reshape(-1)] = reads or noise  # of every other channel
+                found[piece.tensor] = torch.where(along(places, piece.dim, tensor.dim()), other, tensor)
+        return _answer(net, found, example)
+
+    def holds(tried: list[Group]) -> bool:
+        quiet, noisy = answer(tried, noise=False), answer(tried, noise=True)
+        return bool((quiet - noisy).abs().max() <= TOLERANCE * quiet.abs().max())
+
+    if not groups or holds(groups):
+        return {}
+    return {group.name: MIXED for group in groups if not holds([group])}
+
+
+def _answer(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Tensor:
+    out = functional_call(net, dict(state), (example,))
+    if not isinstance(out, Tensor):
+        raise UserError(f"a network must return one tensor for its channels to be removed, not {type(out).__name__}")
+    return out
+
+
+def along(line: Tensor, dim: int, dims: int) -> Tensor:
+    """A one-dimensional tensor, to be broadcast along one of several dimensions."""
+    return line.view([-1 if place == dim else 1 for place in range(dims)])
+
+
+@contextmanager
+def _quiet(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with gradients for tracing and without warnings; all is put back afterwards."""
+    modes = {module: module.training for module in net.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in net.parameters()}
+    net.eval().requires_grad_(True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, learns in wanted.items():
+            parameter.requires_grad_(learns)
+            parameter.grad = None

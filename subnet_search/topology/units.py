@@ -1,0 +1,263 @@
+"""Units: what lives and dies as one, and how to choose among it.
+
+Scores of weights are pooled to units, units are chosen, and a topology of units is expanded to masks of weights:
+`weight` (each by itself), `n:m` (of every m neighbours at most n), `block` (squares of a weight matrix), and `channel`
+(filters and hidden neurons with all that is coupled to them, in `channels.py`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from subnet_search.errors import UserError
+from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.regrow import drop, grow
+from subnet_search.topology.select import LayerShares, Shapes, allocate, count, keep_by_layer, keep_global, top_k
+
+Tensors = Mapping[str, Tensor]
+Measure = Literal["units", "parameters", "flops"]
+"""What a density is a fraction of: units, prunable weights, or multiplications with them."""
+EVERY_KIND = ("weight", "channel", "n:m", "block")
+
+
+class Units:
+    """Every weight is a unit of its own; and what all kinds of units have in common."""
+
+    def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None) -> None:
+        """weights: their shapes by name. prices: what a weight of each layer costs, where densities are of cost."""
+        self.weights = {name: tuple(shape) for name, shape in weights.items()}
+        self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
+        """Of the tensors of units, by the name of a weight."""
+        self.prices = prices
+
+    # From weights to units, and back. `scores` and `tensors` have the weights' shapes, what is returned the units'.
+
+    def pool(self, scores: Tensors) -> Tensors:
+        """The score of every unit: the mean over its weights."""
+        return scores
+
+    def pool_magnitude(self, tensors: Tensors) -> Tensors:
+        """What ranks units by its |.|: the mean of |.| over their weights; of single weights, the tensors as they are."""
+        return tensors
+
+    def expand(self, units: Tensors) -> Tensors:
+        """What `units`, bool or float, say of every weight. Differentiable."""
+        return units
+
+    def gates(self, units: Tensors) -> Tensors:
+        """What weights are multiplied with while a topology is looked for: a dead unit counts for nothing, but may grow."""
+        return self.expand(units)
+
+    # Choosing. All tensors are of the units' shapes.
+
+    def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
+        """Raise UserError when no topology can have this density, or share it so."""
+        if density is not None and scope != "global":
+            allocate(self.shapes, density, scope)
+
+    def keep(self, scores: Tensors, density: float, scope: str | LayerShares = "global", among: Masks | None = None) -> Masks:
+        """The units of highest scores, exactly `density` of all: over all layers together (`global`), or of each its share.
+
+        With `among`, of those that live there. Raises UserError when the layers' shares cannot be met.
+        """
+        ordered, room = self._ordered(scores, among), self._room(among)
+        if self.exact:
+            return self._chosen(ordered, density, scope, room)
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        return _nearest(density, total, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
+
+    def relevant(self, relevance: Tensors, density: float | None, scope: str | LayerShares = "global") -> Masks:
+        """The most relevant units, `density` of all; without a density those more likely kept than dropped, 1[m >= 0]."""
+        return self._likely(relevance) if density is None else self.keep(relevance, density, scope)
+
+    def regrow(self, masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:
+        """Every layer drops `fraction` of its units, the lowest by |keep|, and grows as many, the highest by |grow_by|.
+
+        Each layer's count stays as it is. See `regrow.regrow`, which this is.
+        """
+        return self.grow(drop(masks, keep, fraction), grow_by, masks)
+
+    def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
+        """Every layer with its dead units of highest |by| alive too, as many as make up its count in `like`."""
+        return grow(masks, by, like)
+
+    def cost(self, masks: Masks) -> float:
+        """The fraction of the dense network that a topology is: of its units, or of what its weights cost."""
+        if self.prices is None:
+            return masks.density
+        dense = sum(self.prices[name] * math.prod(shape) for name, shape in self.weights.items())
+        return sum(self.prices[name] * kept for name, kept in self._kept(masks).items()) / dense
+
+    def reached(self, masks: Masks, density: float) -> bool:
+        """Whether a topology is as sparse as was asked for, within a unit where that has no exact answer."""
+        if self.exact:
+            return masks.kept <= count(density, masks.numel)
+        return self.cost(masks) <= density + self.coarseness
+
+    @property
+    def coarseness(self) -> float:
+        """The most that one unit can cost."""
+        total, ones = 0.0, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+        for name, one in ones.items():
+            less = one.clone()
+            less.view(-1)[: self.step(name)] = False
+            total = max(total, 1 - self.cost(Masks({**ones, name: less})))
+        return total
+
+    def step(self, name: str) -> int:
+        """How many units of a layer come and go at a time."""
+        return 1
+
+    @property
+    def exact(self) -> bool:
+        """Whether a number of units is what a density asks for; else it is looked for."""
+        return self.prices is None
+
+    def _kept(self, masks: Masks) -> dict[str, int]:
+        """How many weights of each layer live."""
+        return {name: alive(mask) for name, mask in self.expand(masks).items()}
+
+    def _likely(self, relevance: Tensors) -> Masks:
+        return Masks({name: m.detach() >= 0 for name, m in relevance.items()})
+
+    def _ordered(self, scores: Tensors, among: Masks | None) -> Tensors:
+        """Scores by which units are chosen: what must not be chosen before something else stands behind it."""
+        if among is None:
+            return scores
+        return {name: score.masked_fill(~among[name], -math.inf) for name, score in scores.items()}
+
+    def _room(self, among: Masks | None = None) -> dict[str, int] | None:
+        """The most units that may live in each layer; None: all of them."""
+        return None if among is None else {name: alive(mask) for name, mask in among.items()}
+
+    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerShares, room: Mapping[str, int] | None) -> Masks:
+        if scope == "global":
+            return keep_global(ordered, count(density, sum(math.prod(shape) for shape in self.shapes.values())))
+        return keep_by_layer(ordered, allocate(self.shapes, density, scope, room))
+
+
+class NM(Units):
+    """Of every `m` weights that lie side by side along a layer's inputs, at most `n` live.
+
+    The inputs of a weight are its second dimension; a rest shorter than m is a group too. Source: Zhou et al. 2021,
+    arXiv:2102.04010; Mishra et al. 2021, arXiv:2104.08378, for the 2:4 that sparse tensor cores compute with.
+    """
+
+    def __init__(self, weights: Shapes, n: int, m: int, prices: Mapping[str, float] | None = None) -> None:
+        super().__init__(weights, prices)
+        self.n, self.m = n, m
+
+    def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
+        most = sum(self._most.values()) / sum(math.prod(shape) for shape in self.shapes.values())
+        if density is None or density > most + 1e-9:
+            asked = "a density is needed" if density is None else f"not {density:g}"
+            raise UserError(f"{self.n}:{self.m} keeps at most {most:g} of the weights of this network: {asked}")
+        if scope != "global":
+            allocate(self.shapes, density, scope, self._most)
+
+    def _likely(self, relevance: Tensors) -> Masks:
+        first = {name: self._first(m.detach()) for name, m in relevance.items()}
+        return Masks({name: (m.detach() >= 0) & first[name] for name, m in relevance.items()})
+
+    def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
+        grown = {}
+        for name, mask in masks.items():
+            missing = alive(like[name]) - alive(mask)
+            open_ = self._first(by[name].abs().masked_fill(mask, math.inf)) & ~mask  # where a group has room
+            chosen = top_k(by[name], min(missing, alive(open_)), among=open_, magnitude=True)
+            grown[name] = mask | chosen
+            if rest := missing - alive(chosen):  # a layer denser than n of m
+                grown[name] |= top_k(by[name], rest, among=~grown[name], magnitude=True)
+        return Masks(grown)
+
+    def _ordered(self, scores: Tensors, among: Masks | None) -> Tensors:
+        """The first n of each group before all others, both in the order of their scores."""
+        found = {}
+        for name, score in super()._ordered(scores, among).items():
+            living = score > -math.inf
+            level = score.detach() - score.detach()[living].min() if bool(living.any()) else score.detach()
+            behind = -1 / (level + torch.finfo(level.dtype).tiny)
+            found[name] = torch.where(self._first(score), level, behind).masked_fill(~living, -math.inf)
+        return found
+
+    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerShares, room: Mapping[str, int] | None) -> Masks:
+        """A density above n of m, on the way to one below, fills groups up."""
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        if count(density, total) <= sum(self._most.values()):
+            room = {name: min(most, room[name] if room else most) for name, most in self._most.items()}
+        return super()._chosen(ordered, density, scope, room)
+
+    @property
+    def _most(self) -> dict[str, int]:
+        """The most weights of each layer that may live."""
+        found = {}
+        for name, shape in self.shapes.items():
+            whole, rest = divmod(shape[1], self.m)
+            found[name] = math.prod(shape) // shape[1] * (whole * self.n + min(self.n, rest))
+        return found
+
+    def _first(self, scores: Tensor) -> Tensor:
+        """The n highest of each group, of equal ones those that come first: bool, of the scores' shape."""
+        lined = scores.detach().transpose(1, -1)  # inputs side by side
+        padded = F.pad(lined, (0, -lined.shape[-1] % self.m), value=-math.inf)
+        groups = padded.reshape(*padded.shape[:-1], -1, self.m)
+        order = groups.argsort(dim=-1, descending=True, stable=True)
+        first = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., : self.n], True)
+        return first.reshape(padded.shape)[..., : lined.shape[-1]].transpose(1, -1)
+
+
+class Blocks(Units):
+    """Squares of `size` by `size` weights of the matrix that a layer multiplies with: (outputs, all its inputs).
+
+    What is left over at the right and the lower edge are smaller blocks.
+    """
+
+    def __init__(self, weights: Shapes, size: int, prices: Mapping[str, float] | None = None) -> None:
+        super().__init__(weights, prices)
+        self.size = size
+        self.shapes = {name: (-(-shape[0] // size), -(-math.prod(shape[1:]) // size)) for name, shape in self.weights.items()}
+
+    def pool(self, scores: Tensors) -> Tensors:
+        return {name: self._sums(score) / self._sums(torch.ones_like(score)) for name, score in scores.items()}
+
+    def pool_magnitude(self, tensors: Tensors) -> Tensors:
+        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
+
+    def expand(self, units: Tensors) -> Tensors:
+        found = {}
+        for name, unit in units.items():
+            rows, columns = self.weights[name][0], math.prod(self.weights[name][1:])
+            wide = unit.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
+            found[name] = wide[:rows, :columns].reshape(self.weights[name])
+        return found
+
+    def _sums(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        padded = F.pad(matrix, (0, -matrix.shape[1] % self.size, 0, -matrix.shape[0] % self.size))
+        rows, columns = (length // self.size for length in padded.shape)
+        return padded.reshape(rows, self.size, columns, self.size).sum((1, 3))
+
+
+def _nearest(density: float, total: int, choose: Callable[[int], Masks], cost: Callable[[Masks], float]) -> Masks:
+    """The topology of so many units that its cost is nearest to `density`. cost: it grows with the units."""
+    low, high = 1, total  # the answer is one of them, or lies between
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(choose(middle)) <= density else (low, middle)
+    return min((choose(low), choose(high)), key=lambda masks: abs(cost(masks) - density))
+
+
+def parse(unit: str) -> tuple[str, Sequence[int]]:
+    """A unit as users write it, `weight`, `channel`, `2:4`, `block:16`, as its kind and its numbers. Raises UserError."""
+    kind, _, size = unit.partition(":")
+    if unit in ("weight", "channel"):
+        return unit, ()
+    if kind == "block" and size.isdecimal() and int(size) > 1:
+        return kind, (int(size),)
+    if kind.isdecimal() and size.isdecimal() and 0 < int(kind) < int(size):
+        return "n:m", (int(kind), int(size))
+    raise UserError(f"a unit is weight, channel, n:m such as 2:4, or block:size such as block:16, got {unit!r}")
