@@ -9,7 +9,7 @@ keep). Extractors hold hyperparameters; the network holds all state, and a probe
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from annotated_types import Gt, Le
@@ -20,6 +20,9 @@ from subnet_search.domains import OneOf, Real
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors.clock import Clock as Clock
 from subnet_search.extractors.clock import Span as Span
+from subnet_search.extractors.network import Network as Network
+from subnet_search.extractors.network import Probe as Probe
+from subnet_search.extractors.network import Tensors as Tensors
 from subnet_search.extractors.shares import Allocation as Allocation
 from subnet_search.extractors.shares import PlainAllocation as PlainAllocation
 from subnet_search.extractors.shares import PlainScope as PlainScope
@@ -36,7 +39,6 @@ Learned = Literal["weights", "relevance", "both"]
 Rewind = Literal["none", "weights", "schedule", "both"]
 Grow = Literal["gradient", "momentum", "random"]
 """What a method that regrows looks at: |gradient| of this batch, |running mean| of past ones, or nothing."""
-Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,53 +76,6 @@ class Paradigm:
         return f"mask {self.mask_from}; weights {self.weights_from}; {self.schedule}"
 
 
-class Network(Protocol):
-    """What an extractor may ask of the network it works on. `training.supernet.Supernet` answers."""
-
-    @property
-    def weights(self) -> Tensors:
-        """Prunable weights by name. While only weights are learned, dead ones are exactly zero."""
-
-    @property
-    def relevance(self) -> Tensors:
-        """Learned relevance of the units; empty unless relevance is learned."""
-
-    @property
-    def units(self) -> Units:
-        """What lives and dies as one: pools scores of weights to units, and chooses among units."""
-
-    @property
-    def masks(self) -> Masks:
-        """The topology of units in force, as the last change set it; everything lives before the first."""
-
-    @property
-    def gradients(self) -> Tensors:
-        """In `step` and `adjust`: the gradient of this step's loss for every weight, dead ones included."""
-
-    @property
-    def momentum(self) -> Tensors:
-        """The running mean of past gradients, dead weights included; kept only for extractors with `needs_momentum`."""
-
-
-class Probe(Protocol):
-    """Training data to score weights by before the first step. Every pass is counted and paid for in training steps.
-
-    `weights` are values to compute with in place of the network's, such as masked ones; batch number `index` holds
-    `images` training images (None: the recipe's batch). Raises UserError when that is more than there are.
-    """
-
-    def gradients(self, weights: Tensors, index: int = 0, images: int | None = None) -> dict[str, Tensor]:
-        """The gradient of the loss."""
-
-    def hessian_gradients(
-        self, weights: Tensors, temperature: float = 1.0, index: int = 0, images: int | None = None
-    ) -> dict[str, Tensor]:
-        """The product of the loss's Hessian with its gradient, of logits divided by `temperature`."""
-
-    def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
-        """The gradient, for |weights|, of the sum of outputs on one input of ones, every parameter made positive. No data."""
-
-
 @dataclass(frozen=True)
 class Change:
     """What happens to a network between two steps. Weights that are newly alive begin at zero, with fresh state."""
@@ -137,6 +92,8 @@ class Change:
     """New values for some weights."""
     relevance: Tensors | None = None
     """New values for the relevance of some units."""
+    memory: Tensors | None = None
+    """What to keep for later steps, by a name, in place of what is kept by these names."""
 
 
 class Extractor(BaseModel, ABC):
@@ -155,6 +112,10 @@ class Extractor(BaseModel, ABC):
     @property
     def needs_momentum(self) -> bool:
         """Whether `step` looks at `net.momentum`, which costs four bytes a weight."""
+        return False
+
+    def looks_at(self, clock: Clock) -> bool:
+        """Whether `step` looks at `net.features` in this step."""
         return False
 
     def check(self, units: Units, clock: Clock) -> None:

@@ -53,6 +53,7 @@ class Channels(Units):
         super().__init__(weights, prices)
         if not groups:
             raise UserError("this network has no channels that can be removed")
+        self.groups = tuple(groups)
         self.shapes = {group.name: (group.size,) for group in groups}
         self.steps = {group.name: _step(group.size, round_to) for group in groups}
         self.slices = {g.name: [piece for piece in g.slices if piece.tensor in self.weights] for g in groups}
@@ -74,6 +75,18 @@ class Channels(Units):
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
         return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
+
+    def filters(self, tensors: Tensors) -> dict[str, Tensor]:
+        """What computes each channel: (channels, numbers) by group. tensors: of the weights' shapes. Differentiable."""
+        found = {}
+        for name, slices in self.slices.items():
+            rows = []
+            for piece in slices:
+                if not piece.reads:
+                    tensor = tensors[piece.tensor]
+                    rows.append(tensor.movedim(piece.dim, 0).flatten(1)[piece.index.to(tensor.device)].flatten(1))
+            found[name] = torch.cat(rows, 1)
+        return found
 
     def expand(self, units: Tensors) -> Tensors:
         return self._expanded(units, computing=True)

@@ -1,9 +1,13 @@
 """The units of a network: from what a configuration says, to what lives and dies as one in this network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.deploy.coupling import couple
 from subnet_search.evaluation import layer_macs
@@ -38,3 +42,43 @@ def units_of(
         case "block", (size,):
             return Blocks(shapes, size, prices)
     return Units(shapes, prices)
+
+
+def norms(net: nn.Module, units: Units) -> dict[str, Tensor]:
+    """The scales of the batch norms behind each group of channels: (norms, channels), by group."""
+    found = {}
+    for group in units.groups if isinstance(units, Channels) else ():
+        scales = []
+        for piece in group.slices:
+            owner, _, attribute = piece.tensor.rpartition(".")
+            module = net.get_submodule(owner)
+            if isinstance(module, _BatchNorm) and attribute == "weight":
+                scales.append(module.weight[piece.index.to(module.weight.device)].mean(1))
+        if scales:
+            found[group.name] = torch.stack(scales)
+    return found
+
+
+@contextmanager
+def watched(net: nn.Module, units: Units, features: dict[str, Tensor]) -> Iterator[None]:
+    """Put into `features` what is read of each group of channels, (images, channels, numbers), in one forward pass.
+
+    Of several layers that read a group, the first in its slices is watched: after norms and activations, as it reads.
+    """
+    handles = []
+    for group in units.groups if isinstance(units, Channels) else ():
+        piece = next(piece for piece in group.slices if piece.reads)
+        hook = partial(_note, group.name, piece.index, features)
+        handles.append(net.get_submodule(piece.tensor.rpartition(".")[0]).register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A layer's inputs (images, channels, ...), or (images, ..., channels) of a linear one."""
+    inputs = args[0].detach()
+    channels = inputs.movedim(-1, 1) if isinstance(module, nn.Linear) else inputs
+    features[name] = channels.flatten(1 if channels.dim() == 2 else 2)[:, index.to(inputs.device)].flatten(2)

@@ -6,6 +6,7 @@ Relevance learned, alone or with the weights: the forward pass runs on effective
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple, get_args
 
 import torch
@@ -20,6 +21,7 @@ from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.units import Units
 from subnet_search.training.recipe import Recipe
+from subnet_search.training.structure import norms, watched
 
 FACTORS: Mapping[str, Callable[[Tensor], Tensor]] = {"dynamic": rescale.dynamic, "fan_in": rescale.fan_in}
 MOMENTUM = 0.9  # of the running mean of gradients that some extractors grow by
@@ -51,6 +53,8 @@ class Supernet:
         self.relevance: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
         self.momentum: dict[str, Tensor] = {}
+        self.memory: dict[str, Tensor] = {}  # what changes have kept
+        self.features: dict[str, Tensor] = {}  # of the step, where the extractor looks at them
         self.ever_alive: dict[str, Tensor] = {}  # one bit a weight, where the recipe asks for it
         self.passes = Passes()
         self.anchor: dict[str, Tensor] = {}  # the network's state at the step that rewinding goes back to
@@ -69,6 +73,11 @@ class Supernet:
         return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in self.weights.items()}
 
     @property
+    def norms(self) -> dict[str, Tensor]:
+        """The scales of batch norms behind each group of channels: (norms, channels)."""
+        return norms(self.net, self.units)
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = next(self.net.parameters()).device
         return device
@@ -85,7 +94,10 @@ class Supernet:
     def forward(self, inputs: Tensor, clock: Clock) -> Tensor:
         """Logits (batch, classes) for a training step: with a sampled topology where relevance is learned."""
         self.passes += Passes(forward=1)
-        return self._run(self._effective(self._learner().sample(self, clock)) if self.relevance else {}, inputs)
+        effective = self._effective(self._learner().sample(self, clock)) if self.relevance else {}
+        self.features = {}
+        with watched(self.net, self.units, self.features) if self.extractor.looks_at(clock) else nullcontext():
+            return self._run(effective, inputs)
 
     def evaluator(self) -> Callable[[Tensor], Tensor]:
         """A function from inputs to logits with the `finish` topology, computed once. Call it without gradients."""
@@ -153,6 +165,7 @@ class Supernet:
             self.weights[name].copy_(value)
         for name, value in (change.relevance or {}).items():
             self.relevance[name].copy_(value)
+        self.memory |= {name: value.detach().clone() for name, value in (change.memory or {}).items()}
         if change.masks is not None or change.rewind in ("weights", "both"):
             self._set(self.masks if change.masks is None else change.masks)
         elif not self.ever_alive:
@@ -196,7 +209,13 @@ class Supernet:
         state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         state["learns"] = torch.tensor(get_args(Learned).index(self.learns))
         state |= {name: value.detach() for name, value in self.learned().items() if name not in state}
-        kept = {"mask": self.masks, "momentum": self.momentum, "anchor": self.anchor, "ever": self.ever_alive}
+        kept = {
+            "mask": self.masks,
+            "momentum": self.momentum,
+            "anchor": self.anchor,
+            "ever": self.ever_alive,
+            "memory": self.memory,
+        }
         return state | {f"{kind}.{name}": value for kind, tensors in kept.items() for name, value in tensors.items()}
 
     @torch.no_grad()
@@ -205,8 +224,9 @@ class Supernet:
         self.learn(get_args(Learned)[int(state["learns"])])
         self.anchor = {n.removeprefix("anchor."): t.to(self.device) for n, t in state.items() if n.startswith("anchor.")}
         self.ever_alive = {n.removeprefix("ever."): t for n, t in state.items() if n.startswith("ever.")}
+        self.memory = {n.removeprefix("memory."): t.to(self.device) for n, t in state.items() if n.startswith("memory.")}
         for name, value in self.state().items():
-            if name != "learns" and not name.startswith(("mask.", "anchor.", "ever.")):
+            if name != "learns" and not name.startswith(("mask.", "anchor.", "ever.", "memory.")):
                 value.copy_(state[name])
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
         self.gates = self.units.gates(self.masks)
