@@ -135,12 +135,12 @@ def at_epoch(epoch: Epoch) -> dict[str, float]:
 def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     """The measures of a resolved configuration that are certain before its first step.
 
-    Density and parameters where the method has a density to meet; flops and flops_ratio too where it also shares it
-    among the layers by a rule (to one weight a layer, where weights are dropped in several moves).
-    Raises UserError when the density cannot be shared so.
+    Where weights are the units, density and parameters where the method has a density to meet; flops and flops_ratio too
+    where it also shares it among the layers by a rule (to one weight a layer, where weights are dropped in several
+    moves). Raises UserError when the density cannot be shared so.
     """
     density: float | None = getattr(config.extractor, "density", None)
-    if density is None:
+    if density is None or config.unit != "weight" or config.target:
         return {}
     net = _blank(config.network, data)
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}

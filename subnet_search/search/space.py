@@ -23,7 +23,7 @@ from subnet_search.domains import OneOf
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.nets import build, prunable
+from subnet_search.nets import build
 from subnet_search.search.entries import (
     LAYERS,
     METHOD,
@@ -35,7 +35,9 @@ from subnet_search.search.entries import (
     stored,
     value_of,
 )
+from subnet_search.topology.select import layer_name
 from subnet_search.training import Recipe
+from subnet_search.training.structure import units_of
 
 
 class Space:
@@ -146,9 +148,10 @@ class Space:
 
 
 def layers_of(run: RunConfig) -> list[str]:
-    """The prunable layers of a run's network, by the names of their modules."""
+    """The layers of a run's network that can have densities of their own: those of its units, by their modules' names."""
     data = load(run.data)
-    return [name.removesuffix(".weight") for name in prunable(build(run.network.resolve(1.0), data.shape, data.classes, 0))]
+    units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
+    return [layer_name(name) for name in units.shapes]
 
 
 def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
