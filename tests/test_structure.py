@@ -86,5 +86,5 @@ def test_a_target_that_would_empty_a_layer():
 
 
 def test_a_density_that_the_pattern_does_not_have():
-    with pytest.raises(UserError, match=r"2:4 keeps at most 0\.5 of the weights of this network: not 0\.7"):
+    with pytest.raises(UserError, match=r"2:4 keeps at most 0\.503212 of the weights of this network: not 0\.7"):
         run_config(config(unit="2:4", extractor={"name": "gmp", "density": 0.7}))
