@@ -15,7 +15,9 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     WrapSerializer,
+    field_validator,
     model_validator,
 )
 from pydantic import SerializerFunctionWrapHandler as Serialize
@@ -37,6 +39,7 @@ def _with_name(extractor: Extractor, dump: Serialize) -> dict[str, Any]:
 AnyExtractor = Annotated[SerializeAsAny[Extractor], BeforeValidator(create), WrapSerializer(_with_name)]
 
 
+DEFAULT_UNITS = {"weight": "weight", "channel": "channel", "n:m": "2:4", "block": "block:4"}
 DEFAULTS = {"network": "lenet5", "data": "digits", "extractor": "gumbel"}
 
 
@@ -56,7 +59,7 @@ class RunConfig(BaseModel):
     extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
     """The method, and its hyperparameters."""
     unit: str = "weight"
-    """What is kept or dropped as one: weight, channel, n:m (2:4), or block:size (block:16)."""
+    """What is kept or dropped as one: weight, channel, n:m (2:4), or block:size (block:16). Default: the method's first."""
     round_to: int | None = Field(default=None, ge=1)
     """Channels are kept in multiples of this. Default: 16, and less in groups of fewer than 64."""
     target: dict[Literal["units", "parameters", "flops"], Annotated[float, Gt(0), Le(1)]] | None = Field(
@@ -79,25 +82,46 @@ class RunConfig(BaseModel):
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
         return {**values, **unnamed}
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "RunConfig":
-        kind, _ = parse(self.unit)
-        if kind not in self.extractor.paradigm.units:
-            raise UserError(
-                f"{self.extractor.name} does not support {self.unit!r}, only {', '.join(self.extractor.paradigm.units)}"
-            )
-        if self.round_to is not None and kind != "channel":
-            raise UserError(f"round_to is for channels, and the unit is {self.unit}")
-        if self.target is None:
-            return self
-        [density] = self.target.values()
-        if "density" not in type(self.extractor).model_fields:
-            raise UserError(f"{self.extractor.name} has no density to reach a target with")
-        if "density" in self.extractor.model_fields_set and getattr(self.extractor, "density", None) != density:
+    @field_validator("unit")
+    @classmethod
+    def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:
+        kind, _ = parse(unit)
+        extractor = info.data.get("extractor")
+        if extractor is not None and kind not in extractor.paradigm.units:
+            raise UserError(f"{extractor.name} does not support {unit!r}, only {', '.join(extractor.paradigm.units)}")
+        return unit
+
+    @field_validator("round_to")
+    @classmethod
+    def _round_channels(cls, round_to: int | None, info: ValidationInfo) -> int | None:
+        unit, extractor = info.data.get("unit"), info.data.get("extractor")
+        own = extractor is not None and extractor.paradigm.units[0] == "channel"
+        if round_to is not None and unit != "channel" and not (own and unit == "weight"):
+            raise UserError(f"round_to is for channels, and the unit is {unit}")
+        return round_to
+
+    @field_validator("target")
+    @classmethod
+    def _one_density(cls, target: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        extractor = info.data.get("extractor")
+        if target is None or extractor is None:
+            return target
+        if "density" not in type(extractor).model_fields:
+            raise UserError(f"{extractor.name} has no density to reach a target with")
+        if "density" in extractor.model_fields_set and extractor.density not in target.values():
             raise UserError("extractor.density and target both say how much is kept: leave one of them out")
-        # Checked again, since a density that is allowed may not be with the extractor's other values.
-        changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
-        object.__setattr__(self, "extractor", changed)
+        return target
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> "RunConfig":
+        if "unit" not in self.model_fields_set:
+            object.__setattr__(self, "unit", DEFAULT_UNITS[self.extractor.paradigm.units[0]])
+            self.__pydantic_fields_set__.discard("unit")
+        if self.target is not None:
+            [density] = self.target.values()
+            # Checked again, since a density that is allowed may not be with the extractor's other values.
+            changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
+            object.__setattr__(self, "extractor", changed)
         return self
 
     def resolve(self) -> "RunConfig":

@@ -49,7 +49,9 @@ def extract(
     recipe: Recipe | None = None,
     seed: int = 0,
     init: str | None = None,
-    unit: str = "weight",
+    unit: str | None = None,
+    target: dict[str, float] | None = None,
+    round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **hyperparameters: Any,
@@ -62,6 +64,9 @@ def extract(
     recipe           how to train; what it leaves open takes the method's published settings
     seed             decides every draw: the same arguments give the same subnetwork, bit for bit, on one machine
     init             how weights begin: "signed_constant", "kaiming_normal", ... Default: a module keeps the weights it has
+    unit             what is kept or dropped as one: "weight", "channel", "2:4", "block:16"; default: the method's first
+    target           the density as a fraction of units, parameters or FLOPs: {"flops": 0.5}
+    round_to         channels are kept in multiples of this; default 16, and less in small groups
     out, resume      a run folder for checkpoints, metrics and the result; go on from the checkpoint in it
 
     Raises UserError (a ValueError) when something asked for cannot be, RunError when the run cannot go on.
@@ -69,7 +74,8 @@ def extract(
     if hyperparameters and not isinstance(extractor, str):
         raise UserError("hyperparameters are part of an extractor that is already made; give its name instead")
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
-    settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed, "unit": unit}
+    settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
+    settings |= {key: given for key, given in (("unit", unit), ("target", target), ("round_to", round_to)) if given is not None}
     module = network if isinstance(network, nn.Module) else None
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network

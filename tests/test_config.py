@@ -112,7 +112,7 @@ def test_an_override_of_the_whole_extractor_leaves_nothing_of_the_old_one(tmp_pa
         ("seed: 1\ndata: digit", 2, ["data:", "unknown data set 'digit'", "'digits'", "npz:FILE"]),
         ("seed: 1\nextractor: gumble", 2, ["extractor:", "unknown extractor 'gumble'", "'gumbel'", *extractor_names()]),
         ("seed: 1\nextractor: 3", 2, ["extractor", "a name", "3"]),
-        ("seed: 1\nunit: channl", 2, ["unit", "'channl'", "gumbel", "weight"]),
+        ("seed: 1\nunit: channl", 2, ["unit:", "'channl'", "channel", "weight"]),
         ("seed: 1\nweights: sed", 2, ["weights:", "'values'", "'seed'", "'sed'"]),
     ],
 )

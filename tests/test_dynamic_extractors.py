@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from toys import mlp, points, run_config, supernet
+from toys import mlp, points, run_config, supernet, units
 
 from subnet_search import Masks, Recipe, RunConfig
 from subnet_search.data import Batches
@@ -14,6 +14,7 @@ from subnet_search.errors import Interrupted, UserError
 from subnet_search.extractors import Clock, create
 from subnet_search.topology.schedules import cosine, cubic, sigmoid
 from subnet_search.topology.select import allocate, count
+from subnet_search.topology.units import Units
 from subnet_search.training.loop import Run
 
 
@@ -39,6 +40,10 @@ class Tiny:
     masks: Masks
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
     momentum: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def units(self):
+        return units(self.weights)
 
     def changed(self, extractor, clock):
         """The topology after this step, in zeros and ones; None when it stays."""
@@ -140,7 +145,7 @@ def test_when_a_ramp_moves_and_how_far_it_has_come(every, start, end, moves):
 )
 def test_what_cannot_be_done_is_refused_before_the_first_step(settings, total, message):
     with pytest.raises(UserError, match=message):
-        create(settings).check(dict.fromkeys("abc", (4, 4)), at(0, total))
+        create(settings).check(Units(dict.fromkeys("abc", (4, 4))), at(0, total))
 
 
 @pytest.mark.parametrize("scope", ["uniform", "erk"])
@@ -148,7 +153,7 @@ def test_what_cannot_be_done_is_refused_before_the_first_step(settings, total, m
 def test_a_density_below_a_weight_a_layer_is_refused_before_the_first_step(name, scope):
     method = create({"name": name, "density": 0.1, "scope": scope})
     with pytest.raises(UserError, match="keeps 1 of 12 weights"):
-        method.check(dict.fromkeys("abc", (2, 2)), at(0))
+        method.check(Units(dict.fromkeys("abc", (2, 2))), at(0))
 
 
 # --- eight weights ---

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from toys import mlp, points, run_config, supernet
+from toys import mlp, points, run_config, supernet, units
 
 from subnet_search import Masks, RunConfig
 from subnet_search.config import check
@@ -142,7 +142,9 @@ def scripted(rounds, masks=()):
             assert weights["w"].int().tolist() == next(expected)
         return {"w": torch.tensor([float(digit) for digit in rounds[index]])}
 
-    return SimpleNamespace(weights={"w": torch.ones(8)}), SimpleNamespace(gradients=gradients)
+    weights = {"w": torch.ones(8)}
+    net = SimpleNamespace(weights=weights, masks=Masks.ones(weights), units=units(weights))
+    return net, SimpleNamespace(gradients=gradients)
 
 
 @pytest.mark.parametrize(

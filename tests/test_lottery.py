@@ -26,7 +26,7 @@ def prunings(extractor, total, weights):
     method, masks, values, found = create(extractor), Masks({"w": torch.ones(8, dtype=torch.bool)}), iter(weights), {}
     current = next(values)
     for step in range(total):
-        net = SimpleNamespace(weights={"w": torch.tensor(current).float() * masks["w"]}, masks=masks)
+        net = SimpleNamespace(weights={"w": torch.tensor(current).float() * masks["w"]}, masks=masks, units=units(masks))
         change = method.step(net, Clock(step, total, 0))
         if change:
             masks = change.masks

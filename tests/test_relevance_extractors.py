@@ -13,6 +13,7 @@ from subnet_search.errors import UserError
 from subnet_search.extractors import Clock, create
 from subnet_search.topology.masks import alive
 from subnet_search.topology.select import count
+from subnet_search.topology.units import Units
 from subnet_search.training import train
 
 NAME = "0.weight"
@@ -428,14 +429,14 @@ def test_no_epochs_give_the_topology_of_the_first_scores(chosen):
 )
 def test_what_cannot_be_is_said_before_training(chosen, steps, message):
     with pytest.raises(UserError, match=message):
-        create(chosen).check(SHAPES, Clock(0, steps, 0))
+        create(chosen).check(Units(SHAPES), Clock(0, steps, 0))
 
 
 @pytest.mark.parametrize("name", ["biprop", "iterand"])
 def test_a_density_that_leaves_a_layer_without_weights_is_refused(name):
     shapes = {str(index): (2, 5) for index in range(4)}
     with pytest.raises(UserError, match=r"density 0.05 keeps 2 of 40 weights, fewer than the network's 4 layers"):
-        create({"name": name, "density": 0.05}).check(shapes, START)
+        create({"name": name, "density": 0.05}).check(Units(shapes), START)
 
 
 @pytest.mark.parametrize(
