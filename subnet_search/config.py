@@ -82,6 +82,12 @@ class RunConfig(BaseModel):
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
         return {**values, **unnamed}
 
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _not_minutes(cls, unit: Any) -> Any:
+        """YAML reads 2:4 without quotes as 2 * 60 + 4."""
+        return f"{unit // 60}:{unit % 60}" if type(unit) is int and unit >= 60 else unit
+
     @field_validator("unit")
     @classmethod
     def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:

@@ -5,7 +5,7 @@ import torch
 from toys import run_config
 
 from subnet_search import RunConfig, UserError
-from subnet_search.config import check
+from subnet_search.config import check, read_config
 from subnet_search.deploy.compact import compact
 from subnet_search.evaluation import cost
 from subnet_search.nets import build, prunable
@@ -38,6 +38,13 @@ def config(**values):
 def test_what_does_not_go_together(values, said):
     with pytest.raises(UserError, match=said):
         config(**values)
+
+
+@pytest.mark.parametrize("unit", ["2:4", "1:4", "4:8", "1:16", "3:32"])
+def test_n_of_m_needs_no_quotes_in_yaml(unit, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"extractor: gmp\nunit: {unit}\n")
+    assert read_config(RunConfig, tmp_path / "run.yaml").unit == unit
+    assert read_config(RunConfig, None, ["extractor=gmp", f"unit={unit}"]).unit == unit
 
 
 def test_a_target_is_the_density_that_the_method_goes_for():

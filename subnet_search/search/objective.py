@@ -88,7 +88,6 @@ class _Trial:
         self.claim, self.spec, self.data, self.lost = claim, spec, data, lost
         self.config = claim.config
         self.pruner = "none" if REPEATS in claim.attrs or spec.compares else spec.pruner["name"]
-        self.density: float | None = getattr(self.config.extractor, "density", None)
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
         self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in WATCHED else None
@@ -163,7 +162,7 @@ class _Trial:
     def _epoch(self, epoch: Epoch) -> None:
         log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.val_accuracy, epoch.density)
         # While a network is still denser than it will be, its accuracy says nothing about the trial.
-        if self.density is not None and epoch.density > self.density * 1.01:
+        if not epoch.reached:
             return
         last = epoch.epoch >= self.config.recipe.epochs
         now = {"density": epoch.density, "val_accuracy": epoch.val_accuracy, "seconds": epoch.seconds, "steps": epoch.step}

@@ -22,9 +22,10 @@ class Epoch:
     train_loss: float  # mean over the epoch's steps, penalty included
     val_accuracy: float
     val_loss: float  # mean negative log-likelihood
-    density: float  # of the `finish` topology
+    density: float  # of the `finish` topology: of prunable weights
     lr: float  # at the epoch's last step
     seconds: float  # of training, since the start of the run, over all resumes
+    reached: bool = True  # whether the topology is as sparse as was asked for
 
 
 @dataclass

@@ -215,13 +215,15 @@ class Run:
             train_loss=self.losses.sum().item() / max(1, trained),
             val_accuracy=val.accuracy,
             val_loss=val.nll,
-            density=masks.density,
+            density=self.supernet.weight_masks(masks).density,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.monotonic() - self.started,
+            reached=self._reached(masks),
         )
         history.append(epoch)
         best = self.progress.best
-        if self._found(masks) and (best is None or epoch.val_accuracy > history[best - 1].val_accuracy):
+        searching = self.supernet.relevance and self.extractor.paradigm.trains_after
+        if epoch.reached and not searching and (best is None or epoch.val_accuracy > history[best - 1].val_accuracy):
             self.progress.best = epoch.epoch
             if self.supernet.recipe.patience:
                 self.best = {name: tensor.clone() for name, tensor in self.supernet.state().items()}
@@ -274,11 +276,10 @@ class Run:
                 step = self.progress.step - index + int(bad[0])
                 raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
 
-    def _found(self, masks: Masks) -> bool:
-        """Whether the topology is as sparse as was asked for, and the search is over where weights are trained after it."""
+    def _reached(self, masks: Masks) -> bool:
+        """Whether the topology is as sparse as was asked for."""
         density: float | None = getattr(self.extractor, "density", None)
-        dense = density is not None and not self.supernet.units.reached(masks, density)
-        return not dense and not (self.supernet.relevance and self.extractor.paradigm.trains_after)
+        return density is None or self.supernet.units.reached(masks, density)
 
     def _look_for_collapse(self, masks: Masks) -> None:
         dead = [name for name, mask in masks.items() if name not in self.collapsed and not mask.any()]
