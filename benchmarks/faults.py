@@ -58,7 +58,7 @@ class Command:
     def __init__(self, path: Path, url: str, workers: int = 2) -> None:
         with open(path.with_name("said"), "ab") as said:
             self.process = subprocess.Popen(
-                [*COMMAND, str(path), "--workers", str(workers), "--json"],
+                [*COMMAND, str(path), "--workers", str(workers), "--wait", "600", "--json"],
                 env={**os.environ, "SUBNET_SEARCH_STORAGE": url, "OMP_NUM_THREADS": "1"},
                 stdout=said,
                 stderr=said,

@@ -22,6 +22,7 @@ Storage = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 Trials = Annotated[int | None, typer.Option(min=1, help="Finish this many trials in all [default: the spec's].")]
 Timeout = Annotated[float | None, typer.Option(min=0, help="Begin no trial after this many seconds.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not answer at first.")]
 
 
 @studies.command(epilog="Example: subnet-search study run studies/quickstart.yaml --workers 2")
@@ -36,12 +37,13 @@ def run(
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster [default: one on this machine].")] = None,
     gpus_per_trial: Annotated[float, typer.Option(min=0, help="Of a GPU, for each trial (ray).")] = 0.0,
     cpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Processors for each [default: its threads].")] = None,
+    wait: Wait = 0,
     json: Json = False,
 ) -> None:
     """Start a study, or continue it."""
     from subnet_search.cli.progress import study_progress
     from subnet_search.cli.signals import stop_on_signal
-    from subnet_search.search.backends import patiently
+    from subnet_search.search.backends import PATIENCE, patiently
     from subnet_search.search.inspect import trial_rows
     from subnet_search.search.launch import Cluster, find_spec, prepare_study, run_study
     from subnet_search.search.overview import overview
@@ -53,12 +55,19 @@ def run(
     cluster = Cluster(address, gpus_per_trial, cpus_per_trial) if engine == "ray" else None
     wanted = find_spec(spec, set_ or [], storage)
     url = storage or wanted.storage
-    study = prepare_study(wanted, url)
+    study = prepare_study(wanted, url, wait)
     budget = trials or wanted.trials
     try:
         with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), budget, quiet=json):
             study = run_study(
-                wanted, storage=url, workers=workers, trials=budget, timeout=timeout, cluster=cluster, should_stop=should_stop
+                wanted,
+                storage=url,
+                workers=workers,
+                trials=budget,
+                timeout=timeout,
+                cluster=cluster,
+                wait=PATIENCE,  # it was there a moment ago
+                should_stop=should_stop,
             )
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with: subnet-search study run {spec}{' --engine ray' * bool(cluster)}") from stop
@@ -75,7 +84,7 @@ def worker(
     storage: Storage = None,
     trials: Trials = None,
     timeout: Timeout = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not answer at first.")] = 0,
+    wait: Wait = 0,
     json: Json = False,
 ) -> None:
     """Join a study from any machine, until its budget is met."""

@@ -49,6 +49,7 @@ def run_study(
     trials: int | None = None,
     timeout: float | None = None,
     cluster: Cluster | None = None,
+    wait: float = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
     """Start a study, or continue it if its storage already has it, and return it as Optuna knows it.
@@ -56,13 +57,14 @@ def run_study(
     spec      a StudySpec, or the path of a YAML file
     storage   overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
     cluster   lets Ray place the workers; default: processes on this machine, one worker in this process
+    wait      seconds for a storage that does not answer at first; one that goes away later is waited for anyway
 
     Raises UserError when the storage's study searches something else, and names the difference; Interrupted when
     stopped; RunError when trial after trial fails, or the workers cannot go on.
     """
     spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
     url = storage or spec.storage
-    study = prepare_study(spec, url)
+    study = prepare_study(spec, url, wait)
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if cluster:
         from subnet_search.search.ray_engine import run_on_ray
@@ -100,9 +102,16 @@ def find_spec(given: str, overrides: list[str], storage: str | None) -> StudySpe
     return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE})
 
 
-def prepare_study(spec: StudySpec, url: str) -> optuna.Study:
-    """The study in the storage: made now, or checked to search the same; one that was stopped may go on."""
-    store = open_storage(url, create=True)
+def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
+    """The study in the storage: made now, or checked to search the same; one that was stopped may go on.
+
+    A storage that does not answer is waited for `wait` seconds.
+    """
+    store = open_storage(url, create=True, wait=wait)
+    return patiently(_prepare, spec, store)
+
+
+def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
     if spec.space.get(LAYERS) is True:
         spec = spec.model_copy(update={"space": {**spec.space, LAYERS: layers_of(spec.run)}})
         spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
