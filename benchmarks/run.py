@@ -37,6 +37,8 @@ NAMES = (
     "across",
     "quickstart",
     "paradigms",
+    "compact",
+    "speed",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = """# Benchmarks

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from subnet_search.data import Data as Data
     from subnet_search.data import load as load_data
     from subnet_search.deploy import Subnetwork as Subnetwork
+    from subnet_search.deploy.deployed import load_deployed as load_deployed
     from subnet_search.errors import RunError as RunError
     from subnet_search.errors import UserError as UserError
+    from subnet_search.exporting import export as export
     from subnet_search.extraction import extract as extract
     from subnet_search.extraction import run as run
     from subnet_search.judging import evaluate as evaluate
@@ -33,8 +35,10 @@ _HOMES = {
     "Subnetwork": ("deploy", "Subnetwork"),
     "UserError": ("errors", "UserError"),
     "evaluate": ("judging", "evaluate"),
+    "export": ("exporting", "export"),
     "extract": ("extraction", "extract"),
     "load_data": ("data", "load"),
+    "load_deployed": ("deploy.deployed", "load_deployed"),
     "run": ("extraction", "run"),
     "run_study": ("search", "run_study"),
 }
@@ -48,8 +52,10 @@ __all__ = [
     "Subnetwork",
     "UserError",
     "evaluate",
+    "export",
     "extract",
     "load_data",
+    "load_deployed",
     "run",
     "run_study",
 ]

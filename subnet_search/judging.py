@@ -1,4 +1,4 @@
-"""Judge a subnetwork that is in a file: accuracy, calibration, sturdiness, cost."""
+"""Judge a subnetwork, or what was exported of one, that is in a file: accuracy, calibration, sturdiness, cost."""
 
 from dataclasses import asdict
 from typing import Any, Literal
@@ -8,6 +8,7 @@ from torch import nn
 
 from subnet_search.data import Data, from_user, load
 from subnet_search.deploy import Subnetwork
+from subnet_search.deploy.deployed import Deployed
 from subnet_search.errors import UserError
 from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
@@ -16,7 +17,7 @@ from subnet_search.nets import NetworkSpec, build
 
 
 def evaluate(
-    subnetwork: Subnetwork,
+    subnetwork: Subnetwork | Deployed,
     split: Literal["val", "test"] = "val",
     *,
     network: nn.Module | str | None = None,
@@ -33,11 +34,8 @@ def evaluate(
     Raises UserError when there is no such split, or network and data do not fit.
     """
     origin = subnetwork.origin
-    if isinstance(network, str):
-        spec = NetworkSpec(name=network, init="keep", options=origin.network.options if origin.network else {})
-        network = build(spec, origin.shape, origin.classes, origin.seed)
-    net = (subnetwork.network() if network is None else subnetwork.on(network)).eval()
-    found = _data(subnetwork, data)
+    net = network_of(subnetwork, network).eval()
+    found = data_of(subnetwork, data)
     if found.shape != origin.shape or found.classes > origin.classes:
         raise UserError(
             f"{found.name} has inputs of shape {found.shape} and {found.classes} classes; "
@@ -60,7 +58,19 @@ def evaluate(
     return record
 
 
-def _data(subnetwork: Subnetwork, data: Any) -> Data:
+def network_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> nn.Module:
+    """The network of a file: built from its name, or on a dense one, a module or `package.module:factory`."""
+    if network is None:
+        return subnetwork.network()
+    if isinstance(network, str):
+        origin = subnetwork.origin
+        spec = NetworkSpec(name=network, init="keep", options=origin.network.options if origin.network else {})
+        network = build(spec, origin.shape, origin.classes, origin.seed)
+    return subnetwork.on(network)
+
+
+def data_of(subnetwork: Subnetwork | Deployed, data: Any) -> Data:
+    """The data that a subnetwork was found on, or those handed in. Raises UserError when there are none."""
     if data is not None:
         return from_user(data)
     if subnetwork.origin.data is None:

@@ -13,7 +13,8 @@ from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.topology.select import count
 
-METHODS = [name for name in extractor_names() if layer_field(get_extractor(name))]
+WEIGHTS = [name for name in extractor_names() if "weight" in get_extractor(name).paradigm.units]
+METHODS = [name for name in WEIGHTS if layer_field(get_extractor(name))]
 VARIANTS = [
     {"name": "cht", "initial_density": 0.5},
     {"name": "granet", "initial_density": 0.5},

@@ -8,6 +8,7 @@ import typer
 from subnet_search.cli import show
 from subnet_search.cli.analyses import accuracy_curve, masks, numbers, plasticity
 from subnet_search.cli.compare import compare, sanity
+from subnet_search.cli.export import export
 from subnet_search.cli.repair import studies
 from subnet_search.errors import UserError
 
@@ -71,7 +72,7 @@ def _tell(record: dict[str, Any], folder: Path, json: bool) -> None:
 
 @app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")
 def evaluate(
-    subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
+    subnetwork: Annotated[Path, typer.Argument(help="A file of a subnetwork, or of an exported network.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "val",
     data: Annotated[str | None, typer.Option(help="Another data set than the run's (a name, npz:FILE, ...).")] = None,
     network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
@@ -79,14 +80,14 @@ def evaluate(
     corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under common image corruptions.")] = False,
     json: Json = False,
 ) -> None:
-    """Accuracy, calibration, robustness and cost of a subnetwork."""
+    """Accuracy, calibration, robustness and cost of a subnetwork, or of what was exported of one."""
     if split not in ("val", "test"):
         raise UserError(f"--split is val or test, got {split!r}")
-    from subnet_search.deploy import Subnetwork
+    from subnet_search.deploy.deployed import read_artifact
     from subnet_search.judging import evaluate as judge
 
     record = judge(
-        Subnetwork.load(subnetwork),
+        read_artifact(subnetwork),
         "test" if split == "test" else "val",
         network=network,
         data=data,
@@ -118,6 +119,11 @@ def evaluate(
         show.console.print()
         headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
         show.table(rows, headings, title="Accuracy under corruptions, by severity")
+
+
+app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors")(
+    export
+)
 
 
 @app.command(epilog="Example: subnet-search methods gumbel")

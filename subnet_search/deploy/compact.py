@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from subnet_search.deploy.attention import become
 from subnet_search.deploy.coupling import Coupling, couple
 from subnet_search.errors import RunError, UserError
 
@@ -45,10 +46,15 @@ def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         owner, _, attribute = name.rpartition(".")
         module = small.get_submodule(owner)
         old = getattr(module, attribute)
+        if isinstance(module, nn.MultiheadAttention) and old.shape != shape:
+            become(module)
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
         setattr(module, attribute, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
         if attribute == "weight":
             _tell(module)
+    for module in small.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.num_heads = module.out_proj.in_features // module.head_dim
     return small
 
 

@@ -1,5 +1,7 @@
 """Which channels of a network can be removed, and all that goes with each: traced by torch-pruning, then tried out.
 
+Attention heads are channels too (`deploy/attention.py`); torch-pruning does not know them.
+
 A group is trusted only after a test: with random numbers in all that computes one of its channels, and zeros where they
 are read, the network must say what it said before. What a normalisation over channels mixes, for one, fails it.
 """
@@ -9,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,11 +20,14 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from subnet_search.deploy.attention import heads
 from subnet_search.errors import UserError
 from subnet_search.topology.channels import Group, Slice
 
-TOLERANCE = 1e-4  # of the outputs, relative to the largest
+TOLERANCE = 1e-4  # of the outputs, relative to how far they differ between inputs
 MIXED = "its values reach the output by other ways than the weights that read them, as through a normalisation over channels"
+SHIFTED = "zeros are put beside them (F.pad, as on the shortcuts of CIFAR's ResNets), so that each is at another place after it"
+SHUFFLED = "they are put in another order or cut in parts (channel shuffle), so that each depends on how many are before it"
 
 
 @dataclass(frozen=True)
@@ -39,33 +45,64 @@ def couple(net: nn.Module, example: Tensor) -> Coupling:
     The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
     """
     with _quiet(net):
-        found, reasons = _traced(net, example)
-        for name, reason in _untrue(net, example, found).items():
-            reasons[name] = reason
+        found, reasons, moved = _traced(net, example)
+        attention, others = heads(net)
+        found += attention
+        reasons |= others
+        for name in _untrue(net, example, found):
+            reasons[name] = moved.get(name, MIXED)
     return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
 
 
-def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str]]:
-    from torch_pruning import DependencyGraph
-
+def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+    """Groups; reasons against others; and what moves the channels of a group about, should it turn out to be none."""
     shared = [name for name, count in _owners(net).items() if count > 1]
     if shared:
         raise UserError(f"channels cannot be removed from a network that shares a weight between layers: {shared[0]}")
     try:
-        graph = DependencyGraph().build_dependency(net, example)
-        traced = [list(group) for group in graph.get_all_groups()]
+        traced = [list(group) for group in _graph(net, example).get_all_groups()]
     except Exception as error:  # whatever it meets in a user's forward pass
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the channels of this network cannot be traced: {reason}") from error
     tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
-    groups, reasons = list[Group](), dict[str, str]()
+    groups, reasons, moved = list[Group](), dict[str, str](), dict[str, str]()
     for items in traced:
         group = _group(items, tensors)
         if isinstance(group, Group):
             groups.append(group)
+            if why := _moved(items):
+                moved[group.name] = why
         else:
             reasons.update([group])
-    return groups, reasons
+    return groups, reasons, moved
+
+
+def _graph(net: nn.Module, example: Tensor) -> Any:
+    from torch_pruning import DependencyGraph
+
+    class Graph(DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *arguments: Any, **options: Any) -> Any:
+            """It looks for sizes under the names that they had in older versions of torch, and guesses without them."""
+            nodes = super()._trace(*arguments, **options)
+            for node in nodes.values():
+                if isinstance(node.module, self.ops._ReshapeOp | self.ops._SplitOp):
+                    saved = {name: getattr(node.grad_fn, name) for name in dir(node.grad_fn) if name.startswith("_saved_")}
+                    node.grad_fn = SimpleNamespace(**{name.replace("_sym_", "_"): value for name, value in saved.items()})
+            return nodes
+
+    return Graph().build_dependency(net, example)
+
+
+def _moved(items: list[Any]) -> str | None:
+    """What the forward pass does to a group's channels that torch-pruning does not see."""
+    found = None
+    for item in items:
+        node = item.dep.target.grad_fn
+        if any(getattr(node, "_saved_pad", ())[4:]):  # from the last dimension on: beyond those of an image
+            return SHIFTED
+        if hasattr(node, "_saved_split_size") or hasattr(node, "_saved_dim0"):
+            found = SHUFFLED
+    return found
 
 
 def _owners(net: nn.Module) -> dict[str, int]:
@@ -84,23 +121,26 @@ def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, s
     size = len(items[0].idxs)
     labels = _labels(items, size)
     pieces: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
+    lengths: dict[tuple[str, int, bool], int] = {}
     for item in items:
         module, reads = item.dep.target.module, item.dep.handler.__name__ == "prune_in_channels"
         places = _places(module, reads)
         if places is None:
             return name, f"they pass through {type(module).__name__}, whose channels cannot be removed"
         for tensor, dim, period in places:
-            at = pieces.setdefault((tensors[id(tensor)], dim, reads), defaultdict(list))
+            key = tensors[id(tensor)], dim, reads
+            at, lengths[key] = pieces.setdefault(key, defaultdict(list)), tensor.shape[dim]
             for place, root in zip(item.idxs, item.root_idxs, strict=True):
                 if place % period not in at[labels[root]]:
                     at[labels[root]].append(place % period)
     if not any(reads for _, _, reads in pieces):
         return name, "they are outputs of the network"
     slices, units = [], len(set(labels))
-    for (tensor_name, dim, reads), at in pieces.items():
+    for key, at in pieces.items():
         widths = {len(at[label]) for label in range(units)}
-        if len(widths) > 1 or 0 in widths:
-            return name, f"they are not all used alike by {tensor_name}"
+        if len(widths) > 1 or 0 in widths or max(max(places) for places in at.values()) >= lengths[key]:
+            return name, _moved(items) or f"they are not all used alike by {key[0]}"
+        tensor_name, dim, reads = key
         slices.append(Slice(tensor_name, dim, torch.tensor([sorted(at[label]) for label in range(units)]), reads))
     return Group(name, units, tuple(slices))
 
@@ -153,33 +193,36 @@ def _labels(items: list[Any], size: int) -> list[int]:
 
 
 @torch.no_grad()
-def _untrue(net: nn.Module, example: Tensor, groups: list[Group]) -> dict[str, str]:
-    """The groups whose channels reach the output although nothing reads them."""
-    state = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+def _untrue(net: nn.Module, example: Tensor, groups: list[Group]) -> list[str]:
+    """The groups whose channels reach the output although nothing reads them. Leaves batch norms in training mode."""
+    state, buffers = dict(net.named_parameters()), dict(net.named_buffers())
+    for module in net.modules():
+        # By the batch, or in a deep network that nobody trained no difference would reach the output.
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            module.train(len(example) > 1)
 
     def answer(tried: list[Group], noise: bool) -> Tensor:
-        found, rng = dict(state), torch.Generator().manual_seed(0)
-        for reads in (False, True):
-            for piece in (piece for group in tried for piece in group.slices if piece.reads == reads):
-                tensor = found[piece.tensor]
-                # Its own numbers in another order, so that nothing overflows.
-                order = torch.randperm(tensor.numel(), generator=rng).to(tensor.device)
-                mixed = tensor.reshape(-1)[order].view(tensor.shape) * (
-                    0.5 + torch.rand(tensor.shape, generator=rng).to(tensor)
-                )
-                other = torch.zeros_like(tensor) if reads else mixed
-                places = torch.zeros(tensor.shape[piece.dim], dtype=torch.bool, device=tensor.device)
-                places[piece.index[::2].reshape(-1)] = reads or noise  # of every other channel
-                found[piece.tensor] = torch.where(along(places, piece.dim, tensor.dim()), other, tensor)
+        found = {**state, **{name: buffer.clone() for name, buffer in buffers.items()}}
+        rng = torch.Generator().manual_seed(0)
+        pieces = [piece for group in tried for piece in group.slices if noise or piece.reads]
+        for piece in sorted(pieces, key=lambda piece: piece.reads):
+            tensor = found[piece.tensor]
+            other = tensor.new_zeros(())
+            if not piece.reads:  # its own numbers at other places, so that nothing overflows
+                factors = 0.5 + torch.rand(tensor.shape[piece.dim], generator=rng).to(tensor)
+                rolled = tensor.reshape(-1).roll(tensor.numel() // 2 + 1).view(tensor.shape)
+                other = rolled * along(factors, piece.dim, tensor.dim())
+            places = torch.zeros(tensor.shape[piece.dim], dtype=torch.bool, device=tensor.device)
+            places[piece.index[::2].reshape(-1)] = True  # of every other channel
+            found[piece.tensor] = torch.where(along(places, piece.dim, tensor.dim()), other, tensor)
         return _answer(net, found, example)
 
     def holds(tried: list[Group]) -> bool:
         quiet, noisy = answer(tried, noise=False), answer(tried, noise=True)
-        return bool((quiet - noisy).abs().max() <= TOLERANCE * quiet.abs().max())
+        signal = quiet - quiet.mean(0) if len(example) > 1 else quiet
+        return bool((quiet - noisy).abs().max() <= TOLERANCE * signal.abs().max())
 
-    if not groups or holds(groups):
-        return {}
-    return {group.name: MIXED for group in groups if not holds([group])}
+    return [] if not groups or holds(groups) else [group.name for group in groups if not holds([group])]
 
 
 def _answer(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Tensor:

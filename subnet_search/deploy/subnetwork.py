@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from subnet_search.deploy.compact import compact
 from subnet_search.errors import UserError
 from subnet_search.files import digest, load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, read_state
@@ -45,6 +46,22 @@ class Origin(BaseModel):
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
+
+    def build(self) -> nn.Module:
+        """The dense network by its name. Raises UserError when it is not one of ours or torchvision's."""
+        spec = self.network
+        if spec is None or not is_ours(spec.name):
+            name = spec.name if spec else "handed in from Python"
+            raise UserError(
+                f"the network of this file ({name}) is not built from the file: hand it in, subnetwork.on(net), "
+                f"or --network package.module:factory"
+            )
+        options = {key: value for key, value in spec.options.items() if key != "weights"}  # nothing is downloaded
+        return build(spec.model_copy(update={"init": "keep", "options": options, "state": None}), self.shape, self.classes, 0)
+
+    def inputs(self, batch: int) -> Tensor:
+        """Random inputs (batch, *shape), the same each time: normal, as normalised images are about."""
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
@@ -88,13 +105,7 @@ class Subnetwork:
 
     def network(self) -> nn.Module:
         """The masked network, built from its name. Raises UserError when it is not one of ours or torchvision's."""
-        spec = self.origin.network
-        if spec is None or not is_ours(spec.name):
-            name = spec.name if spec else "handed in from Python"
-            raise UserError(f"the network of this file ({name}) is not built from the file: hand it in, subnetwork.on(net)")
-        options = {key: value for key, value in spec.options.items() if key != "weights"}  # nothing is downloaded
-        spec = spec.model_copy(update={"init": "keep", "options": options, "state": None})
-        return self.on(build(spec, self.origin.shape, self.origin.classes, 0))
+        return self.on(self.origin.build())
 
     def on(self, net: nn.Module) -> nn.Module:
         """A copy of `net`, dense and ordinary, with this subnetwork's effective weights; dead ones are zero.
@@ -109,6 +120,20 @@ class Subnetwork:
         out.load_state_dict(state)
         check_output(out, self.origin.shape, self.origin.classes)
         return out
+
+    def compact(self, example: Tensor | None = None, net: nn.Module | None = None) -> nn.Module:
+        """The masked network without the channels that nothing reads: smaller, plain, dense. See `deploy.compact`.
+
+        example   inputs (batch, ...) as the network takes them; default: random ones. net: as for `on`
+
+        Raises UserError when no channel can go, or network or example are others; RunError when what is left says
+        something else than the masked network.
+        """
+        shape = self.origin.shape
+        if example is not None and tuple(example.shape[1:]) != shape:
+            raise UserError(f"the example has shape {tuple(example.shape)}; this network takes {('batch', *shape)}")
+        masked = self.network() if net is None else self.on(net)
+        return compact(masked.eval(), self.origin.inputs(2) if example is None else example)
 
     def summary(self) -> dict[str, Any]:
         """The record of the run: see the run folder's summary.json."""
@@ -199,13 +224,14 @@ class Subnetwork:
 def state_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict in a file: that of a subnetwork, or one that torch or safetensors wrote. Raises UserError."""
     path = Path(path)
-    return Subnetwork.load(path).state_dict() if _holds_subnetwork(path) else read_state(path)
+    return Subnetwork.load(path).state_dict() if holds(path, "origin") else read_state(path)
 
 
-def _holds_subnetwork(path: Path) -> bool:
+def holds(path: Path, key: str) -> bool:
+    """Whether a file is one of `files.save_tensors`, with this key in its header: `origin` in a subnetwork's."""
     try:
         with safe_open(path, framework="pt") as file:
-            return "origin" in json.loads((file.metadata() or {})["header"])
+            return key in json.loads((file.metadata() or {})["header"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return False
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from subnet_search.topology.select import NotANumber
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -34,6 +36,49 @@ def gradient_flow(weights: Tensors, hessian_gradients: Tensors) -> dict[str, Ten
 def magnitude_and_gradient(weights: Tensors, gradients: Tensors, gradient_weight: float) -> dict[str, Tensor]:
     """|w| + lambda |g| (Yuan et al. 2021, arXiv:2110.14032, section 3.1)."""
     return {name: weight.abs() + gradient_weight * gradients[name].abs() for name, weight in weights.items()}
+
+
+def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
+    """||F||_p of every filter, (channels,), of filters as rows, (channels, numbers).
+
+    p = 1: Li et al. 2017, arXiv:1608.08710, section 3.1; p = 2: He et al. 2018, arXiv:1808.06866, section 3.2.
+    """
+    return {name: torch.linalg.vector_norm(rows, p, dim=1) for name, rows in filters.items()}
+
+
+def distances(filters: Tensor, alive: Tensor) -> Tensor:
+    """The sum of every filter's Euclidean distances to those that are alive: (channels,).
+
+    filters: rows, (channels, numbers); alive: bool, (channels,). Source: He et al. 2019, arXiv:1811.00250, section 3.
+    """
+    return torch.cdist(filters, filters[alive], compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def map_ranks(maps: Tensor) -> Tensor:
+    """The mean rank of every channel's feature maps: (channels,), of maps (images, channels, ..., height, width).
+
+    Lin et al. 2020, arXiv:2002.10179. Raises NotANumber for maps that are not finite.
+    """
+    if not bool(maps.isfinite().all()):
+        raise NotANumber("a feature map is not finite")
+    ranks: Tensor = torch.linalg.matrix_rank(maps.float()).float()
+    return ranks.transpose(0, 1).flatten(1).mean(1)
+
+
+def activity(features: Tensors) -> dict[str, Tensor]:
+    """The fraction of every channel's activations that are not zero, (channels,), of (images, channels, numbers).
+
+    One minus the average percentage of zeros (Hu et al. 2016, arXiv:1607.03250, section 3).
+    """
+    return {name: (values != 0).float().mean((0, 2)) for name, values in features.items()}
+
+
+def scales(norms: Tensors) -> dict[str, Tensor]:
+    """The mean |gamma| of the batch norms of every channel, (channels,), of scales (norms, channels).
+
+    Liu et al. 2017, arXiv:1708.06519, section 3, for one batch norm.
+    """
+    return {name: gamma.detach().abs().mean(0) for name, gamma in norms.items()}
 
 
 def relative_importance(weights: Tensors) -> dict[str, Tensor]:

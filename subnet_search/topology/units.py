@@ -68,7 +68,8 @@ class Units:
         if self.exact:
             return self._chosen(ordered, density, scope, room)
         total = sum(math.prod(shape) for shape in self.shapes.values())
-        return _nearest(density, total, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
+        most = total if room is None else sum(room.values())
+        return _nearest(density, most, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
 
     def relevant(self, relevance: Tensors, density: float | None, scope: str | LayerShares = "global") -> Masks:
         """The most relevant units, `density` of all; without a density those more likely kept than dropped, 1[m >= 0]."""

@@ -119,7 +119,10 @@ def training_step(
     average(_of_this_rank(supernet, learned, loss))
     supernet.watch_gradients()
     with torch.no_grad():
-        change = extractor.step(supernet, clock)
+        if extractor.looks_at(clock):  # features are those of this rank's part of the batch: the first rank's count
+            change = from_first(lambda: extractor.step(supernet, clock))
+        else:
+            change = extractor.step(supernet, clock)
         if change is None:
             extractor.adjust(supernet, clock)
             supernet.mask_gradients()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from subnet_search.deploy.coupling import couple
 from subnet_search.evaluation import layer_macs
@@ -81,4 +82,7 @@ def _note(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Modu
     """A layer's inputs (images, channels, ...), or (images, ..., channels) of a linear one."""
     inputs = args[0].detach()
     channels = inputs.movedim(-1, 1) if isinstance(module, nn.Linear) else inputs
+    if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:  # each counts places anew
+        size = channels.shape[1] // module.groups
+        index = torch.cat([index + group * size for group in range(module.groups)], 1)
     features[name] = channels.flatten(1 if channels.dim() == 2 else 2)[:, index.to(inputs.device)].flatten(2)

@@ -1,0 +1,91 @@
+"""The command that makes a file which is smaller or runs faster, with the measured proof beside it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from subnet_search.cli import show
+from subnet_search.errors import UserError
+
+
+def export(
+    subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="compact, csr, bsr, 2:4, onnx or state-dict.")],
+    batch: Annotated[int, typer.Option(min=1, help="Batch size that decides which layers are faster sparse.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads while measuring.")] = 1,
+    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to recalibrate on, other than the run's.")] = None,
+    recalibrate: Annotated[
+        int, typer.Option(min=0, metavar="BATCHES", help="Training batches that give batch norm its statistics anew.")
+    ] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+) -> None:
+    """Write a subnetwork as a file that is smaller or runs faster, with measured proof.
+
+    compact takes out the channels that nothing reads; csr, bsr and 2:4 (GPU) make linear and 1x1 layers sparse where that
+    is faster; onnx is for ONNX Runtime; state-dict holds the masked network's tensors, in the shapes of the dense one.
+    """
+    if out.exists() and subnetwork.exists() and out.samefile(subnetwork):
+        raise UserError(f"{out} is the subnetwork itself: name another file to write")
+    from subnet_search.deploy import Subnetwork
+    from subnet_search.exporting import export as write
+
+    found = Subnetwork.load(subnetwork)
+    record = write(found, to, out, network=network, data=data, batch=batch, threads=threads, recalibrate=recalibrate)
+    if json:
+        show.print_json(record)
+    else:
+        _tell(record)
+
+
+def _tell(record: dict[str, Any]) -> None:
+    rows = [
+        _row("file", show.size(record["dense_bytes"]), show.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
+        _counted("weights stored", record["dense_weights"], record["weights"]),
+        _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
+        _counted("  with a weight that is alive", record["dense_kept_macs"], record["kept_macs"]),
+    ]
+    for row in record["latency"]:
+        rows.append(_row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"]))
+        if "dense in torch" in row:
+            rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
+    show.table(rows, {"name": "", "dense": "dense", "exported": record["to"], "times": "dense / this"})
+    threads = record["latency"][0]["threads"]
+    text = f"\nmedian and quartiles of one pass in turn with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
+    _say(f"{text}; logits differ from the masked network's by at most {record['difference']:.1g} of the largest")
+    if record["recalibrated"]:
+        _say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
+    if record["layers"]:
+        show.console.print()
+        columns = {"layer": "layer", "density": "density", "dense": "ms dense", "sparse": f"ms {record['to']}", "kept": "now"}
+        show.table(record["layers"], columns, title="Layer by layer")
+    if record["whole"]:
+        _say(f"\nnot compacted: {record['whole']}")
+    _say(f"\n{_verdict(record)}")
+    _say(f"{record['file']} ({show.size(record['bytes'])})")
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """Whether it is faster, and for which batches; where it is not, what would be."""
+    if not record["faster"]:
+        return f"not faster: {record['advice']}"
+    faster, rest = ([str(row["batch"]) for row in record["latency"] if row["faster"] is wanted] for wanted in (True, False))
+    return f"faster at batch {', '.join(faster)}" + (f"; not at {', '.join(rest)}" if rest else "")
+
+
+def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:
+    return {"name": name, "dense": dense, "exported": exported, "times": "" if times is None else f"{times:.2f}x"}
+
+
+def _counted(name: str, dense: int, exported: int) -> dict[str, Any]:
+    return _row(name, f"{dense:,}", f"{exported:,}", dense / max(1, exported))
+
+
+def _time(measured: dict[str, float]) -> str:
+    return f"{measured['median']:.3g} ({measured['low']:.3g} to {measured['high']:.3g})"
+
+
+def _say(text: str) -> None:
+    show.console.print(text, markup=False, soft_wrap=True)

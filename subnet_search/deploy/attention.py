@@ -1,0 +1,89 @@
+"""Attention heads as channels: what each has in the weights of its layer, and a layer with fewer of them.
+
+torch's own layer is as wide inside as outside, whatever its heads; `FewerHeads` is narrower inside.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from subnet_search.topology.channels import Group, Slice
+
+
+class FewerHeads(nn.MultiheadAttention):
+    """nn.MultiheadAttention without some of its heads: called alike, with parameters of the same names.
+
+    It is made of one by `become`, before its parameters get their smaller shapes. Attention weights are not returned,
+    None is, whether they are needed or not: their mean over heads would be another one.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """As nn.MultiheadAttention's; a mask is the same for all heads: (length, length), not one of each head."""
+        turned = query.dim() == 3 and not self.batch_first
+        inputs = [tensor.transpose(0, 1) if turned else tensor for tensor in (query, key, value)]  # (batch, length, width)
+        packed: Tensor | None = self.in_proj_weight
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
+        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)  # (batch, heads, length, head_dim)
+            for x, weight, bias in zip(inputs, weights, biases, strict=True)
+        )
+        mask = None if attn_mask is None else _added(attn_mask, q)
+        if key_padding_mask is not None:
+            padding = _added(key_padding_mask, q)[..., None, None, :]
+            mask = padding if mask is None else mask + padding
+        out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        out = self.out_proj(out.transpose(-2, -3).flatten(-2))
+        return out.transpose(0, 1) if turned else out, None
+
+
+def become(layer: nn.MultiheadAttention) -> None:
+    """Make an attention layer one that can have fewer heads, in place."""
+    layer.__class__ = FewerHeads
+    layer._qkv_same_embed_dim = False  # so that nn.TransformerEncoderLayer calls it, and does not read its weights itself
+
+
+def heads(net: nn.Module) -> tuple[list[Group], Mapping[str, str]]:
+    """The heads of every attention layer with several, a group for each; and why others cannot be removed, by name."""
+    groups, reasons = list[Group](), dict[str, str]()
+    for path, layer in net.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and layer.num_heads > 1:
+            group = _heads_of(layer, f"{path}." if path else "")
+            if layer.bias_k is not None or layer.add_zero_attn:
+                reasons[group.name] = "its heads attend to more than its inputs (add_bias_kv or add_zero_attn)"
+            else:
+                groups.append(group)
+    return groups, reasons
+
+
+def _heads_of(layer: nn.MultiheadAttention, prefix: str) -> Group:
+    inner = layer.num_heads * layer.head_dim
+    rows = torch.arange(inner).view(layer.num_heads, layer.head_dim)
+    packed = torch.cat([rows, rows + inner, rows + 2 * inner], 1)  # q, k and v one below the other
+    if layer._parameters["in_proj_weight"] is not None:
+        computing = [("in_proj_weight", packed)]
+    else:
+        computing = [("q_proj_weight", rows), ("k_proj_weight", rows), ("v_proj_weight", rows)]
+    if layer.in_proj_bias is not None:
+        computing.append(("in_proj_bias", packed))
+    slices = [Slice(prefix + name, 0, index, False) for name, index in computing]
+    return Group(slices[0].tensor, layer.num_heads, (*slices, Slice(f"{prefix}out_proj.weight", 1, rows, True)))
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as torch.nn.MultiheadAttention takes it, where True shuts out, as one that is added to the logits."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)

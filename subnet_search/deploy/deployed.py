@@ -1,0 +1,126 @@
+"""The file of an exported network: its tensors as they are computed with, and how to build what holds them.
+
+One safetensors file, no pickle: shrunk tensors, and of sparse layers values and int32 indices, with a manifest in the
+header. Reading it needs torch, and neither what found the subnetwork nor what traced it.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from subnet_search.deploy.compact import shrunk
+from subnet_search.deploy.sparse_layers import FORMS, Sparse
+from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
+from subnet_search.errors import UserError
+from subnet_search.files import load_tensors, save_tensors
+from subnet_search.nets import check_output
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An exported network: everything that makes it out of the dense network it came from."""
+
+    tensors: Mapping[str, Tensor]  # of the exported network, by name
+    shapes: Mapping[str, tuple[int, ...]]  # of those that are smaller than in the dense network
+    sparse: Mapping[str, Mapping[str, Any]]  # sparse layers: `form`, and what its constructor takes
+    origin: Origin
+    to: str  # compact, csr, bsr, 2:4
+    metrics: Mapping[str, Any]  # the record of the run, and under `export` that of the export
+
+    @classmethod
+    def of(cls, net: nn.Module, dense: nn.Module, origin: Origin, to: str, metrics: Mapping[str, Any]) -> "Deployed":
+        """What `net`, made of the network `dense`, is to be stored as; copied to the CPU."""
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+        own = {name: tuple(value.shape) for name, value in dense.state_dict().items()}
+        shapes = {name: tuple(value.shape) for name, value in tensors.items() if own.get(name, value.shape) != value.shape}
+        sparse = {
+            name: {"form": type(module).__name__, **module.settings()}
+            for name, module in net.named_modules()
+            if isinstance(module, Sparse)
+        }
+        return cls(tensors, shapes, sparse, origin, to, metrics)
+
+    def network(self) -> nn.Module:
+        """The exported network, built from its name. Raises UserError when that is not one of ours or torchvision's."""
+        return self.on(self.origin.build())
+
+    def on(self, net: nn.Module) -> nn.Module:
+        """The exported network, made of a copy of the dense network `net`. Raises UserError when it is another's."""
+        try:
+            out = shrunk(net, self.shapes)
+            for name, settings in self.sparse.items():
+                form = {**settings}
+                layer: Sparse = FORMS[form.pop("form")](**form)
+                layer.to(self.tensors[f"{name}.values"].dtype)
+                out.set_submodule(name, layer.to(next(out.parameters(), layer.values).device))
+            own = out.state_dict()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"this exported network belongs to another network: {error}") from error
+        wrong = sorted(own.keys() ^ self.tensors.keys())
+        wrong = wrong or [name for name, value in own.items() if value.shape != self.tensors[name].shape]
+        if wrong:
+            raise UserError(f"this exported network belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
+        out.load_state_dict(dict(self.tensors))
+        for module in out.modules():
+            if isinstance(module, Sparse):
+                module.check()
+        check_output(out, self.origin.shape, self.origin.classes)
+        return out.eval()
+
+    def summary(self) -> dict[str, Any]:
+        """The record of the run that found the subnetwork, and under `export` what was measured when it was exported."""
+        return copy.deepcopy(dict(self.metrics))
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the file, atomically, and return its size in bytes. Raises RunError when it cannot be written."""
+        manifest = {
+            "format": FORMAT,
+            "to": self.to,
+            "shapes": self.shapes,
+            "sparse": self.sparse,
+            "origin": self.origin.model_dump(mode="json"),
+            "metrics": self.metrics,
+        }
+        save_tensors(Path(path), self.tensors, {"deployed": manifest})
+        return Path(path).stat().st_size
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Deployed":
+        """Read a file. Raises UserError when it is damaged, of a newer format, or none of an exported network."""
+        path = Path(path)
+        tensors, header = load_tensors(path, "exported network")
+        manifest = header.get("deployed")
+        if not isinstance(manifest, dict):
+            raise UserError(f"{path} is not an exported network: subnet-search export makes one of a subnetwork")
+        if manifest.get("format") != FORMAT:
+            raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: update subnet-search")
+        try:
+            shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+            origin = Origin.model_validate(manifest["origin"])
+            return cls(tensors, shapes, manifest["sparse"], origin, manifest["to"], manifest["metrics"])
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise UserError(f"{path} is not a file of an exported network: {error}") from error
+
+
+def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
+    """The exported network in a file, ready to run, on the CPU.
+
+    net   the dense network it came from, where that is not one of ours or torchvision's; its weights do not matter
+
+    Raises UserError for a damaged file, and for another network.
+    """
+    found = Deployed.load(path)
+    return found.network() if net is None else found.on(net)
+
+
+def read_artifact(path: str | os.PathLike[str]) -> Subnetwork | Deployed:
+    """The subnetwork or the exported network in a file. Raises UserError when it holds neither."""
+    return Deployed.load(path) if holds(Path(path), "deployed") else Subnetwork.load(path)

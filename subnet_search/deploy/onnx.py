@@ -1,0 +1,63 @@
+"""A network as an ONNX model, and as ONNX Runtime runs it."""
+
+import importlib
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subnet_search.errors import UserError
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def to_onnx(net: nn.Module, example: Tensor) -> bytes:
+    """The model of a network in evaluation mode, by torch's dynamo exporter: `input` (batch, ...), any batch, to `logits`.
+
+    example: inputs of two items or more. Raises UserError when a package is missing, or the network cannot be exported.
+    """
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"ONNX needs the package {name}: pip install 'subnet-search[onnx]'") from error
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            program: Any = torch.onnx.export(
+                net.eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+        return bytes(program.model_proto.SerializeToString())
+    except Exception as error:  # whatever the exporter meets in a user's forward pass
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"this network cannot be exported to ONNX: {reason.strip()}") from error
+    finally:
+        logger.setLevel(level)
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX model run by ONNX Runtime on the CPU: inputs (batch, ...) to logits (batch, classes)."""
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        super().__init__()
+        onnxruntime = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        [logits] = self.session.run(None, {"input": x.numpy()})
+        return torch.from_numpy(logits)

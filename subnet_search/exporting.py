@@ -1,0 +1,197 @@
+"""A subnetwork as a file that is smaller or faster: tried before it is written, measured beside the dense network."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from subnet_search.data import Batches
+from subnet_search.deploy import Subnetwork
+from subnet_search.deploy.compact import compact, difference_between
+from subnet_search.deploy.deployed import Deployed
+from subnet_search.deploy.onnx import OnnxNetwork, to_onnx
+from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
+from subnet_search.deploy.sparse_layers import Kind
+from subnet_search.errors import RunError, UserError, unknown
+from subnet_search.files import save_tensors, write_atomically
+from subnet_search.footprint import advice, counts, measured
+from subnet_search.judging import data_of, network_of
+from subnet_search.topology.units import parse
+
+FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
+TOLERANCE = 1e-4  # between the logits, relative to the largest
+HALF_TOLERANCE = 1e-2  # the same for 2:4, whose layers are in half precision
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made of the masked network."""
+
+    plain: nn.Module  # of dense layers alone, channels taken out
+    runs: nn.Module  # what the file holds
+    beside: Mapping[str, nn.Module] = field(default_factory=dict)  # what else is measured; `dense`: instead of the masked one
+    model: bytes = b""  # of ONNX
+    layers: tuple[Choice, ...] = ()
+    whole: str | None = None  # why no channel was taken out, where that was tried
+
+
+def export(
+    subnetwork: Subnetwork,
+    to: str,
+    out: str | os.PathLike[str],
+    *,
+    network: nn.Module | str | None = None,
+    data: Any = None,
+    batch: int = 16,
+    threads: int = 1,
+    recalibrate: int = 0,
+    seconds: float = 3.0,
+) -> dict[str, Any]:
+    """Write a subnetwork as a file for other programs to run, and return what was measured.
+
+    to            compact: channels that nothing reads are taken out; csr, bsr, 2:4: linear and 1x1 layers are sparse where
+                  that is faster; onnx: a model for ONNX Runtime, of the compact network where there is one;
+                  state-dict: the masked network's tensors, by its own names and in its own shapes
+    network       as for `evaluate`: needed when the file's network is not one of ours or torchvision's
+    data          to recalibrate on, where those of the run were handed in from Python
+    batch         decides which layers are sparse; measured beside 1, 16 and 256
+    threads       of the CPU, while anything is measured
+    recalibrate   so many batches of training data give batch norm its statistics anew
+    seconds       for measuring one batch size; at least two passes are run
+
+    Nothing is written before the result runs and says what the masked network says, within 1e-4 of the largest logit
+    (2:4: 1e-2). Raises UserError when the subnetwork cannot be had in this form, RunError when the result says something
+    else or cannot be written; an earlier file stays as it was.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    path, shape = Path(out), subnetwork.origin.shape
+    _check_writable(path)
+    masked = network_of(subnetwork, network).eval()
+    if recalibrate:
+        _recalibrate(masked, subnetwork, data, recalibrate)
+    if to == "2:4" and torch.cuda.is_available():
+        masked.cuda()
+    made = _make(subnetwork, masked, to, batch, threads)
+    nets = {"dense": masked, **made.beside, "exported": made.runs}
+    record: dict[str, Any] = {
+        "to": to,
+        "unit": subnetwork.origin.unit,
+        "difference": _same(masked, made.runs, to, subnetwork),
+        "recalibrated": recalibrate,
+        "whole": made.whole,
+        "layers": [asdict(choice) for choice in made.layers],
+        "dense_bytes": subnetwork.dense_bytes(),
+        **counts(masked, made.plain, made.runs, shape),
+        "latency": measured(nets, shape, batch, threads, seconds),
+    }
+    record["faster"] = any(row["faster"] for row in record["latency"])
+    record["advice"] = None if record["faster"] else advice(subnetwork.origin.unit, to, masked, shape)
+    _write(path, subnetwork, masked, made, record)
+    return {**record, "bytes": path.stat().st_size, "file": str(path)}
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError or RunError for a file that could not be written in the end."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file to write")
+    try:
+        tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())).close()
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int) -> _Made:
+    match to:
+        case "state-dict":
+            return _Made(masked, masked)
+        case "compact":
+            small = compact(masked, subnetwork.origin.inputs(2))
+            return _Made(small, small)
+        case "onnx":
+            return _onnx(subnetwork, masked, threads)
+        case "csr":
+            return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
+        case "bsr":  # blocks, and groups of four, would not stay whole without some of their rows and columns
+            return _sparse(subnetwork, masked, None, "bsr", batch, threads)
+        case _:
+            return _sparse(subnetwork, masked, None, "2:4", batch, threads)
+
+
+def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int) -> _Made:
+    example = subnetwork.origin.inputs(2)
+    small, whole = _smaller(subnetwork, masked)
+    model = to_onnx(small, example)
+    dense = model if small is masked else to_onnx(masked, example)  # one engine for both; torch is another matter
+    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": masked}
+    return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
+
+
+def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: Kind, batch: int, threads: int) -> _Made:
+    origin, (unit, sizes) = subnetwork.origin, parse(subnetwork.origin.unit)
+    example = origin.inputs(batch).to(next(plain.parameters()).device)
+    try:
+        runs, layers = sparsify(plain, kind, example, sizes[0] if unit == "block" else BLOCK, threads)
+    except UserError as error:
+        if kind == "2:4":
+            raise
+        raise UserError(f"{error}; {advice(origin.unit, kind, plain, origin.shape)}") from error
+    return _Made(plain, runs, layers=layers, whole=whole)
+
+
+def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
+    """The compact network; or the masked one as it is, and why it cannot be smaller."""
+    try:
+        return compact(masked, subnetwork.origin.inputs(2)), None
+    except (UserError, RunError) as error:
+        return masked, str(error)
+
+
+def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork) -> float:
+    """The greatest difference of what both say, relative to the largest logit. Raises RunError when it is too great."""
+    inputs: Tensor = subnetwork.origin.inputs(7).to(next(masked.parameters()).device)
+    difference = difference_between(masked, runs, inputs)
+    if not difference <= (HALF_TOLERANCE if to == "2:4" else TOLERANCE):
+        raise RunError(
+            f"nothing is written: the logits as {to} differ from the masked network's by {difference:.2g} of the largest"
+        )
+    return difference
+
+
+def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int) -> None:
+    """Give batch norm the mean statistics of so many training batches."""
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        raise UserError("this network has no batch norm to recalibrate")
+    origin = subnetwork.origin
+    mean, deviation = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.deviation))
+    source = Batches(data_of(subnetwork, data).train, mean, deviation, origin.recipe["batch_size"], origin.seed)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # every batch counts the same
+        norm.train()
+    with torch.no_grad():
+        for step in range(batches):
+            net(source.batch(step)[0])
+    net.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, record: dict[str, Any]) -> None:
+    match record["to"]:
+        case "onnx":
+            write_atomically(path, made.model)
+        case "state-dict":
+            save_tensors(path, masked.state_dict(), {"format": 1, "network": subnetwork.summary()["network"]})
+        case to:
+            deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, {**subnetwork.summary(), "export": record})
+            _same(masked.cpu(), deployed.on(masked), to, subnetwork)  # as whoever loads it will build it
+            deployed.save(path)

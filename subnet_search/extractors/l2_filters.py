@@ -1,0 +1,28 @@
+"""L2 filters: drop the filters with the smallest Euclidean norm.
+
+He, Kang, Dong, Fu & Yang 2018, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
+arXiv:1808.06866, section 3.2, filter selection: ||F_j||_p, with p = 2 in their experiments and the same rate in every layer.
+This is their criterion alone, on a trained network and for good; that dropped filters go on learning is what makes the
+paper's method soft, and is not done here.
+"""
+
+from subnet_search.extractors.base import Clock, Network, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.filter_ranking import FilterRanking, channels
+from subnet_search.topology.scores import filter_norms
+
+
+@register("l2_filters")
+class L2Filters(FilterRanking):
+    """Train, drop the filters with the smallest Euclidean norm, and fine-tune."""
+
+    paper = Paper(
+        "He, Kang, Dong, Fu & Yang",
+        2018,
+        "1808.06866",
+        "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
+        "s_j = ||F_j||_2; keep the highest of each layer (the criterion alone: dropped filters stay dropped)",
+    )
+    paradigm = Paradigm("by the l2 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
+
+    def scores(self, net: Network, clock: Clock) -> Tensors:
+        return filter_norms(channels(net).filters(net.weights), 2)

@@ -1,0 +1,83 @@
+"""What a network weighs and takes beside the dense one it came from, and what would be faster where it is not."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from subnet_search.deploy.sparse_layers import Sparse
+from subnet_search.evaluation import cost, layer_macs
+from subnet_search.evaluation.latency import latencies
+from subnet_search.nets import prunable
+
+BATCHES = (1, 16, 256)  # that are measured
+FASTER = 1.05  # a speedup below this is none
+
+
+def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Prunable weights and multiply-accumulates (MACs) for one input of `shape`, of the dense network and of the exported.
+
+    masked: the dense network with zeros; plain: what is left of it, of dense layers; runs: the same, some layers sparse
+    weights, macs: that are stored, and done; kept, kept_macs: those of a weight that is not zero
+    """
+    before, after = (cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, shape) for net in (masked, plain))
+    share = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
+    return {
+        "dense_weights": before.weights,
+        "weights": sum(round(share.get(name, 1) * weight.numel()) for name, weight in prunable(plain).items()),
+        "kept": after.kept,
+        "dense_macs": before.macs,
+        "dense_kept_macs": before.kept_macs,
+        "macs": sum(round(share.get(name, 1) * macs) for name, macs in _macs(plain, shape).items()),
+        "kept_macs": after.kept_macs,
+    }
+
+
+def measured(
+    nets: Mapping[str, nn.Module], shape: tuple[int, ...], batch: int, threads: int, seconds: float
+) -> list[dict[str, Any]]:
+    """A row for every batch size, 1, 16, 256 and `batch`: milliseconds of each network, a pass of each in turn.
+
+    nets: `dense`, `exported`, and others; `speedup` is of the former two. `faster`: beyond the spread of both.
+    """
+    rows = []
+    for size in sorted({*BATCHES, batch}):
+        found = latencies([*nets.values()], shape, size, threads, seconds=seconds, passes=50)
+        times = dict(zip(nets, found, strict=True))
+        dense, exported = times["dense"], times["exported"]
+        speedup = dense.median / exported.median
+        faster = speedup >= FASTER and exported.high < dense.low
+        rows.append(
+            {
+                "batch": size,
+                "threads": threads,
+                **{name: asdict(time) for name, time in times.items()},
+                "speedup": speedup,
+                "faster": faster,
+            }
+        )
+    return rows
+
+
+def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str:
+    """Which unit or format would be faster, for a subnetwork found by `unit` that is not as `to`."""
+    macs, weights = _macs(masked, shape), prunable(masked)
+    pointwise = sum(count for name, count in macs.items() if weights[name].shape[2:].numel() == 1)
+    if unit == "channel":
+        if to in ("compact", "onnx"):
+            return "too few channels went for layers of this size: a lower density or round_to=16 would be faster"
+        return "--to compact takes out the channels that went, which is what is faster"
+    if 2 * pointwise < sum(macs.values()):
+        return "weights that are zero make a convolution no faster: unit=channel and --to compact would"
+    alive = sum(int(weight.count_nonzero()) for weight in weights.values()) / sum(w.numel() for w in weights.values())
+    if alive > 0.2 or to in ("csr", "bsr"):
+        return (
+            "sparse layers are faster where they are large and nine in ten of their weights are zero; at any density, "
+            "unit=channel and --to compact would be"
+        )
+    return "weights that are zero make a dense layer no faster: --to csr would, or unit=block:16 and --to bsr"
+
+
+def _macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    return layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)
