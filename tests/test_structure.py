@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torchvision.models import VisionTransformer
 from toys import run_config
 
 from subnet_search import RunConfig, UserError
 from subnet_search.config import check, read_config
 from subnet_search.deploy.compact import compact
-from subnet_search.evaluation import cost
+from subnet_search.evaluation import cost, layer_macs
 from subnet_search.nets import build, prunable
 from subnet_search.nets.spec import NetworkSpec
 from subnet_search.topology.masks import Masks
@@ -95,3 +96,13 @@ def test_a_target_that_would_empty_a_layer():
 def test_a_density_that_the_pattern_does_not_have():
     with pytest.raises(UserError, match=r"2:4 keeps at most 0\.503212 of the weights of this network: not 0\.7"):
         run_config(config(unit="2:4", extractor={"name": "gmp", "density": 0.7}))
+
+
+def test_attention_is_counted():
+    """17 tokens of width 16 for one input: 48 outputs of 16 inputs, then 16 of 16."""
+    net = VisionTransformer(image_size=32, patch_size=8, num_layers=1, num_heads=4, hidden_dim=16, mlp_dim=32, num_classes=5)
+    shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+    macs = {name.rpartition("encoder_layer_0.")[2]: count for name, count in layer_macs(net, shapes, (3, 32, 32)).items()}
+    assert macs["self_attention.in_proj_weight"] == 17 * 48 * 16
+    assert macs["self_attention.out_proj.weight"] == 17 * 16 * 16
+    assert macs["mlp.0.weight"] == 17 * 32 * 16

@@ -110,7 +110,7 @@ def _has_zeros(weight: Tensor) -> bool:
 
 def _has_pattern(layer: nn.Module) -> bool:
     """Whether a GPU can multiply with a linear layer's weights as 2:4."""
-    if not isinstance(layer, nn.Linear) or layer.out_features % 64 or layer.in_features % 64:
+    if type(layer) is not nn.Linear or layer.out_features % 64 or layer.in_features % 64:
         return False
     return bool((layer.weight.detach().reshape(-1, 4).ne(0).sum(1) <= 2).all())
 

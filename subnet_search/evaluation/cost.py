@@ -39,7 +39,12 @@ def layer_macs(net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tupl
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Any) -> None:
-            if isinstance(out, Tensor):
+            if isinstance(module, nn.MultiheadAttention):  # computes with its weights itself; keys as many as queries
+                owner, tokens = name.rpartition(".")[0], out[0].numel() // module.embed_dim
+                for own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
+                    if f"{owner}.{own}" in macs:
+                        macs[f"{owner}.{own}"] = tokens * math.prod(weights[f"{owner}.{own}"])
+            elif isinstance(out, Tensor):
                 dims = weights[name]
                 outputs = dims[1] if getattr(module, "transposed", False) else dims[0]
                 macs[name] += out.numel() // outputs * math.prod(dims)
