@@ -349,6 +349,17 @@ def test_heads_that_cannot_be_removed():
     assert (groups, list(reasons)) == ([], ["in_proj_weight"])
 
 
+class Branching(nn.Module):
+    """Goes one way for bright inputs, and another for dark ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head((self.a if x.mean() > 0 else self.b)(x).relu())
+
+
 class Twofold(nn.Module):
     def __init__(self):
         super().__init__()
@@ -362,6 +373,7 @@ class Twofold(nn.Module):
     ("net", "shape", "said"),
     [
         (shared(), (3,), "shares a weight between layers: 0.weight"),
+        (Branching(), (3,), r"the layers that run in this network depend on its inputs \(a, b not always\)"),
         (Twofold(), (3,), "a network must return one tensor for its channels to be removed, not tuple"),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "the channels of this network cannot be traced: .*shapes"),
     ],

@@ -45,6 +45,7 @@ def couple(net: nn.Module, example: Tensor) -> Coupling:
     The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
     """
     with _quiet(net):
+        _check_way(net, example)
         found, reasons, moved = _traced(net, example)
         attention, others = heads(net)
         found += attention
@@ -62,8 +63,7 @@ def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str
     try:
         traced = [list(group) for group in _graph(net, example).get_all_groups()]
     except Exception as error:  # whatever it meets in a user's forward pass
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the channels of this network cannot be traced: {reason}") from error
+        raise _untraceable(error) from error
     tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
     groups, reasons, moved = list[Group](), dict[str, str](), dict[str, str]()
     for items in traced:
@@ -103,6 +103,38 @@ def _moved(items: list[Any]) -> str | None:
         if hasattr(node, "_saved_split_size") or hasattr(node, "_saved_dim0"):
             found = SHUFFLED
     return found
+
+
+@torch.no_grad()
+def _check_way(net: nn.Module, example: Tensor) -> None:
+    """Raise UserError when the layers that run depend on the inputs: a trace would see some of them."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in net.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    ways = []
+    try:
+        for inputs in (example, -example, torch.zeros_like(example), 10 * example):
+            ran.clear()
+            net(inputs)
+            ways.append(tuple(ran))
+    except Exception as error:  # whatever a user's forward pass raises
+        raise _untraceable(error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(set(ways)) > 1:
+        all_ran = [set(way) for way in ways]
+        others = sorted(set[str]().union(*all_ran) - all_ran[0].intersection(*all_ran))
+        named = f" ({', '.join(others)} not always)" if others else ""
+        raise UserError(f"the layers that run in this network depend on its inputs{named}: its channels cannot be traced")
+
+
+def _untraceable(error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"the channels of this network cannot be traced: {reason}")
 
 
 def _owners(net: nn.Module) -> dict[str, int]:
