@@ -39,6 +39,7 @@ NAMES = (
     "paradigms",
     "compact",
     "speed",
+    "sparse",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = """# Benchmarks
