@@ -19,7 +19,7 @@ from subnet_search import Recipe, extract
 from subnet_search.deploy.deployed import Deployed
 from subnet_search.deploy.sparse import sparsify
 
-NETS = {"784-1024-1024-10": (784, 1024, 1024, 10), "3072-4096-4096-100": (3072, 4096, 4096, 100)}
+NETS = {"784-1024-1024-10": (784, 1024, 1024, 10), "3072-4096-4096-10": (3072, 4096, 4096, 10)}
 BATCHES = (1, 16, 256)
 
 
