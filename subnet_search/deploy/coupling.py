@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from subnet_search.deploy.attention import heads
 from subnet_search.errors import UserError
-from subnet_search.topology.channels import Group, Slice
+from subnet_search.topology.channels import Group, Slice, along
 
 TOLERANCE = 1e-4  # of the outputs, relative to how far they differ between inputs
 MIXED = "its values reach the output by other ways than the weights that read them, as through a normalisation over channels"
@@ -262,11 +262,6 @@ def _answer(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Ten
     if not isinstance(out, Tensor):
         raise UserError(f"a network must return one tensor for its channels to be removed, not {type(out).__name__}")
     return out
-
-
-def along(line: Tensor, dim: int, dims: int) -> Tensor:
-    """A one-dimensional tensor, to be broadcast along one of several dimensions."""
-    return line.view([-1 if place == dim else 1 for place in range(dims)])
 
 
 @contextmanager

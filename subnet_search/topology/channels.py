@@ -128,8 +128,8 @@ class Channels(Units):
         total, weights = torch.zeros(()), 0
         for piece in self.slices[name]:
             score = scores[piece.tensor]
-            along = score.movedim(piece.dim, 0).flatten(1).sum(1)
-            total = total.to(score) + along[piece.index.to(score.device)].sum(1)
+            sums = score.movedim(piece.dim, 0).flatten(1).sum(1)
+            total = total.to(score) + sums[piece.index.to(score.device)].sum(1)
             weights += score.numel() // score.shape[piece.dim] * piece.index.shape[1]
         return total / weights
 
@@ -144,10 +144,13 @@ class Channels(Units):
                     index = piece.index.to(like.device)
                     line = torch.ones(shape[piece.dim], dtype=like.dtype, device=like.device)
                     line = line.index_put((index.reshape(-1),), unit.repeat_interleave(index.shape[1]))
-                    found[piece.tensor] = found[piece.tensor] * line.view(
-                        [-1 if d == piece.dim else 1 for d in range(len(shape))]
-                    )
+                    found[piece.tensor] = found[piece.tensor] * along(line, piece.dim, len(shape))
         return found
+
+
+def along(line: Tensor, dim: int, dims: int) -> Tensor:
+    """A one-dimensional tensor, to be broadcast along one of several dimensions."""
+    return line.view([-1 if place == dim else 1 for place in range(dims)])
 
 
 def _step(size: int, round_to: int) -> int:
