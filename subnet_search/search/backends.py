@@ -32,7 +32,7 @@ Args = TypeVarTuple("Args")
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
 PATIENCE = 600.0  # seconds that a lock or a server that does not answer is waited for
 LONGEST_PAUSE = 15.0  # seconds between two tries
-RACES = 5  # tries at making the tables, when other processes make them at the same moment
+RACES = 8  # tries at making a storage, when other processes make it at the same moment
 POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed within a minute or so
     "connect_timeout": 10,
     "keepalives_idle": 30,
@@ -118,7 +118,7 @@ def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
         try:
             return RDBStorage(url, engine_kwargs=dict(options))
         except (DBAPIError, StorageInternalError) as error:
-            if tried == RACES or not re.search("already exists|unique constraint", str(error.__cause__ or error), re.I):
+            if tried == RACES or not re.search("already exists|unique constraint|database is locked", str(error.__cause__ or error), re.I):
                 raise
             time.sleep(0.1 * tried)
     raise AssertionError("the last try returns or raises")
