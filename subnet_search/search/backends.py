@@ -42,6 +42,7 @@ POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed with
     "fallback_application_name": "subnet-search",
 }
 
+LOST_RACE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
 SQLITE_OUTAGES = re.compile("SQLITE_(BUSY|LOCKED|IOERR|FULL|CANTOPEN)")
 CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # to the last @: rather too much hidden than too little
 IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
@@ -118,7 +119,7 @@ def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
         try:
             return RDBStorage(url, engine_kwargs=dict(options))
         except (DBAPIError, StorageInternalError) as error:
-            if tried == RACES or not re.search("already exists|unique constraint|database is locked", str(error.__cause__ or error), re.I):
+            if tried == RACES or not LOST_RACE.search(str(error.__cause__ or error)):
                 raise
             time.sleep(0.1 * tried)
     raise AssertionError("the last try returns or raises")
