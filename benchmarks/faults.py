@@ -56,7 +56,8 @@ class Command:
     """A `study run` as a user starts it."""
 
     def __init__(self, path: Path, url: str, workers: int = 2) -> None:
-        with open(path.with_name("said"), "ab") as said:
+        self.log = path.with_name("said")
+        with open(self.log, "ab") as said:
             self.process = subprocess.Popen(
                 [*COMMAND, str(path), "--workers", str(workers), "--wait", "600", "--json"],
                 env={**os.environ, "SUBNET_SEARCH_STORAGE": url, "OMP_NUM_THREADS": "1"},

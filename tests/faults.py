@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -40,6 +41,7 @@ class Process(Protocol):
     """A `study run` under way."""
 
     pid: int
+    log: Path  # what it says, and others of its study beside it
 
     def code(self) -> int | None: ...
 
@@ -48,7 +50,8 @@ class Member:
     """What `subnet-search study run PATH` does, in a forked process, on a machine that calls itself `host`."""
 
     def __init__(self, path: str, url: str, folder: Path, host: str) -> None:
-        self.process = FORKS.Process(target=_run, args=(path, url, str(folder), host), daemon=True)
+        self.log = folder / "members.log"
+        self.process = FORKS.Process(target=_run, args=(path, url, self.log, host), daemon=True)
         self.process.start()
         assert self.process.pid
         self.pid = self.process.pid
@@ -57,10 +60,10 @@ class Member:
         return self.process.exitcode
 
 
-def _run(path: str, url: str, folder: str, host: str) -> None:
-    os.chdir(folder)
-    log = os.open("members.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1), os.dup2(log, 2)
+def _run(path: str, url: str, log: Path, host: str) -> None:
+    os.chdir(log.parent)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
     socket.gethostname = lambda: host
     torch.set_num_threads(1)
     told = threading.Event()
@@ -101,7 +104,7 @@ def strike(
             assert now - begun < limit, f"the study is not done after {limit:.0f} seconds; {len(rest)} strikes left"
             for one in list(everyone):
                 code = one.code()
-                assert code in (None, 0, *BROKEN_OFF), f"a process ended with {code}"
+                assert code in (None, 0, *BROKEN_OFF), f"a process ended with {code}:\n{one.log.read_text()}"
                 if code in BROKEN_OFF:
                     everyone.remove(one)
                     everyone.append(start())
@@ -184,6 +187,30 @@ def _tick(left: list[int]) -> None:
         left[0] -= 1
         if left[0] == 0:
             raise Killed
+
+
+@contextlib.contextmanager
+def failing(rng: random.Random, longest: int) -> Iterator[list[str]]:
+    """A database fails at a statement, again and again, after up to `longest` of them. Yields what it was asked then."""
+    left, failed = [rng.randrange(longest)], list[str]()
+
+    def may_fail(call: Callable[..., Any]) -> Callable[..., Any]:
+        def execute(dialect: Any, cursor: Any, statement: str, *args: Any, **options: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                return call(dialect, cursor, statement, *args, **options)
+            left[0] = rng.randrange(longest)
+            failed.append(statement)
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR"
+            raise error
+
+        return execute
+
+    with contextlib.ExitStack() as patches:
+        for name in ("do_execute", "do_execute_no_params"):
+            patches.enter_context(mock.patch.object(DefaultDialect, name, may_fail(getattr(DefaultDialect, name))))
+        yield failed
 
 
 def account(name: str, url: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import optuna
 import pytest
 import torch
 import yaml
-from faults import Killed, Member, account, differences, dying, interruptions, strike
+from faults import Killed, Member, account, differences, dying, failing, interruptions, strike
 from optuna.trial import TrialState
 
 from subnet_search import files
@@ -187,6 +187,17 @@ def test_killed_before_or_after_any_write(way):
                 deaths += 1
     assert differences(account("toy", URL), expected) == []
     assert deaths > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_storage_that_fails_again_and_again(way):
+    wanted = spec(trials=6, parallel=3, heartbeat=1000.0, **WAYS[way])
+    expected = alone(wanted)
+    with failing(random.Random(way), 50) as failed:
+        run_study(wanted, storage=URL, wait=60)
+    assert differences(account("toy", URL), expected) == []
+    assert len(failed) > 10
 
 
 # One fault at a time

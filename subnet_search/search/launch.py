@@ -84,9 +84,9 @@ def run_study(
         finally:
             reap(study)
     elif count == 1:
-        run_worker(spec.name, url, trials=budget, timeout=limit, should_stop=should_stop)
+        run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, should_stop=should_stop)
     else:
-        _run_processes(study, url, count, budget, limit, should_stop)
+        _run_processes(study, spec, url, count, budget, limit, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
 
@@ -178,11 +178,17 @@ def reap(study: optuna.Study) -> list[int]:
 
 
 def _run_processes(
-    study: optuna.Study, url: str, count: int, budget: int, limit: float | None, should_stop: Callable[[], bool]
+    study: optuna.Study,
+    spec: StudySpec,
+    url: str,
+    count: int,
+    budget: int,
+    limit: float | None,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Workers as processes of their own, each with a log file; wait for all. One that is killed is started again."""
-    spec, end = spec_of(study), time.monotonic() + (limit or float("inf"))
-    processes = [_Process(study, url, index, spec.run.recipe.threads or 1, budget) for index in range(count)]
+    end, folder = time.monotonic() + (limit or float("inf")), Path(patiently(lambda: study.user_attrs["folder"]))
+    processes = [_Process(spec, url, budget, folder, index) for index in range(count)]
     for process in processes:
         process.start(limit)
     stopped = False
@@ -210,11 +216,11 @@ def _run_processes(
 class _Process:
     """A worker in a process of its own."""
 
-    def __init__(self, study: optuna.Study, url: str, index: int, threads: int, budget: int) -> None:
-        self.log = Path(study.user_attrs["folder"]) / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
+    def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int) -> None:
+        self.log = folder / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
         # The URL is not on the command line, where every user of the machine could read its password.
-        self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(threads)}
-        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", study.study_name]
+        self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(spec.run.recipe.threads or 1)}
+        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", spec.name]
         self.command += ["--trials", str(budget), "--wait", f"{PATIENCE:g}"]
         self.starts = 0
 

@@ -33,7 +33,7 @@ from typing import Any
 from sqlalchemy.engine import make_url
 
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.search.backends import PATIENCE, open_storage, scrub
+from subnet_search.search.backends import PATIENCE, open_storage, patiently, scrub
 from subnet_search.search.storage import load_study
 from subnet_search.search.worker import run_worker
 
@@ -83,7 +83,8 @@ def run_on_ray(
     job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
     deadline = None if timeout is None else time.time() + timeout
     job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus}
-    log = Path(load_study(name, open_storage(url)).user_attrs["folder"]) / "ray.log"
+    store = open_storage(url, wait=PATIENCE)
+    log = Path(patiently(lambda: load_study(name, store).user_attrs["folder"])) / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from subnet_search.search.ray_engine import drive; drive()"]
     with open(log, "wb") as file:  # a session of its own: Ctrl-C reaches this process alone, which stops the workers one way

@@ -10,6 +10,7 @@ import numpy as np
 
 from subnet_search.errors import UserError
 from subnet_search.measures import MEASURES
+from subnet_search.search.backends import patiently
 from subnet_search.search.claim import Claim
 from subnet_search.search.known import sees_end
 from subnet_search.search.spec import StudySpec
@@ -38,7 +39,7 @@ def check_options(spec: StudySpec) -> None:
 
 def is_behind(claim: Claim, spec: StudySpec, rung: str, values: list[float]) -> bool:
     """Whether a trial that has come to a rung with these values is not among the best there."""
-    trials = claim.study.get_trials(deepcopy=False)
+    trials = patiently(lambda: claim.study.get_trials(deepcopy=False))
     seen = (trial for trial in trials if trial.number < claim.number and sees_end(spec, claim.number, trial))
     others = [trial.user_attrs["rungs"][rung] for trial in seen if rung in trial.user_attrs.get("rungs", {})]
     signs = [-1 if MEASURES[name].direction == "maximize" else 1 for name in spec.objective if name in KNOWN_AT_RUNGS]

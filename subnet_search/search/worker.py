@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.config import RunConfig
@@ -46,14 +47,11 @@ def run_worker(
     A storage that does not answer at first is waited for `wait` seconds.
     """
     should_stop = _held(should_stop)
-    study = patiently(load_study, name, open_storage(url, wait=wait))
-    spec = spec_of(study)
+    spec, dispatcher = patiently(_take_up, name, open_storage(url, wait=wait), trials)
     if spec.artifacts is not None:
         from subnet_search.search.artifacts import open_store
 
         open_store(spec)
-    _tell_versions(study.user_attrs.get("versions", {}))
-    dispatcher = Dispatcher(study, spec, trials or spec.trials)
     data = lru_cache(maxsize=2)(load)
     deadline = time.monotonic() + (timeout or spec.timeout or float("inf"))
     failures: list[str] = []
@@ -77,6 +75,14 @@ def run_worker(
         failures = [] if ending.state in FINISHED else [*failures, ending.attrs["reason"]]
         if len(failures) >= FAILURES_IN_A_ROW and not spec.compares:
             raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
+
+
+def _take_up(name: str, storage: BaseStorage, trials: int | None) -> tuple[StudySpec, Dispatcher]:
+    """All that a worker reads of a study before it looks for a trial."""
+    study = load_study(name, storage)
+    spec = spec_of(study)
+    _tell_versions(study.user_attrs.get("versions", {}))
+    return spec, Dispatcher(study, spec, trials or spec.trials)
 
 
 def _run(
