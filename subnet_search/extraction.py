@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from subnet_search.deploy import Origin, Subnetwork
 from subnet_search.deploy.subnetwork import state_in
 from subnet_search.errors import UserError, invalid
 from subnet_search.evaluation import Quality
-from subnet_search.evaluation.cost import cost
+from subnet_search.evaluation.accuracy import logits
+from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
-from subnet_search.nets import NetworkSpec, build, check_output, initialise
+from subnet_search.nets import NetworkSpec, build, check_output, initialise, make_dynamic
 from subnet_search.runfolder import (
     CHECKPOINT,
     claim,
@@ -179,12 +181,16 @@ def make_network(config: RunConfig, module: nn.Module | None, init: str, data: D
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, data.classes, config.seed, state)
         check_output(net, data.shape, data.classes, config.network.name)
-        return net, config.network
+        return _gated(net, config, data), config.network
     net = copy.deepcopy(module)
     check_output(net, data.shape, data.classes)
     density = getattr(config.extractor, "density", None)
     initialise(net, init, config.seed, density if init == "scaled" else None)
-    return net, None
+    return _gated(net, config, data), None
+
+
+def _gated(net: nn.Module, config: RunConfig, data: Data) -> nn.Module:
+    return make_dynamic(net, data.shape, config.seed) if config.extractor.dynamic else net
 
 
 def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
@@ -200,6 +206,7 @@ def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) 
         deviation=None if data.deviation is None else tuple(data.deviation.tolist()),
         extractor=_named(config.extractor),
         unit=config.unit,
+        dynamic=config.extractor.dynamic,
         recipe=config.recipe.model_dump(mode="json"),
         seed=config.seed,
         versions=versions(),
@@ -229,7 +236,7 @@ def _subnetworks(
     for method in methods:
         supernet.extractor = method
         val = outcome.val if method is first else evaluate(supernet, here, here.val)
-        records.append(_record(supernet, data, outcome, val))
+        records.append(_record(supernet, here, outcome, val))
     test = data.test()  # the only line of a run that opens the test split
     found = []
     for method, record in zip(methods, records, strict=True):
@@ -244,6 +251,10 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     units = supernet.final()
     masks = supernet.weight_masks(units)
     counted = cost(supernet.net, masks, data.shape)
+    if supernet.extractor.dynamic:
+        with on_average(supernet.net, data.shape) as macs:
+            logits(supernet.evaluator(), data.val, data.mean, data.deviation)
+        counted = replace(counted, kept_macs=macs())
     return {
         "test_accuracy": None,
         "val_accuracy": val.accuracy,

@@ -1,5 +1,6 @@
 """One suite for every extractor. A new file in `extractors/` is tested here without a word changed."""
 
+import copy
 import json
 import random
 
@@ -18,7 +19,7 @@ from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.extractors import create, extractor_names, get_extractor
 from subnet_search.extractors.catalogue import describe
-from subnet_search.nets import prunable
+from subnet_search.nets import make_dynamic, prunable
 from subnet_search.topology.select import count
 from subnet_search.topology.units import parse
 from subnet_search.training import Supernet, train
@@ -48,9 +49,23 @@ def config(name, epochs=2, recipe=None, seed=3, unit=None, **hyperparameters):
 
 
 def dense(name, net=None):
-    """An MLP; for methods of channels, some of which look at its scales, with a batch norm behind the hidden layer."""
+    """An MLP; for methods of channels, some of which look at its scales, with a batch norm behind the hidden layer.
+
+    For dynamic methods a convolution of as many filters.
+    """
     net = net or mlp()
+    if get_extractor(name).dynamic:
+        inputs, hidden, classes = net[0].in_features, net[0].out_features, net[2].out_features
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = nn.Conv1d(1, hidden, 3, padding=1), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Flatten()
+            return nn.Sequential(nn.Unflatten(1, (1, inputs)), *layers, nn.Linear(inputs * hidden, classes))
     return nn.Sequential(net[0], nn.BatchNorm1d(net[0].out_features), *net[1:]) if first_unit(name) == "channel" else net
+
+
+def begun(name, net, shape=(10,)):
+    """The network as a run begins with it: a dynamic method's has gates."""
+    return make_dynamic(copy.deepcopy(net), shape) if get_extractor(name).dynamic else net
 
 
 def topology(units, subnet):
@@ -119,7 +134,7 @@ def test_density_is_met_exactly(name, density):
 def test_dead_weights_are_zero_and_so_is_their_optimizer_state(name, optimizer, monkeypatch):
     extractor = create(name)
     recipe = Recipe(epochs=2, batch_size=32, optimizer=optimizer, lr=0.05, weight_decay=1e-2, threads=1, device="cpu")
-    net = dense(name)
+    net = begun(name, dense(name))
     before = {key: weight.detach().clone() for key, weight in prunable(net).items()}
     supernet = Supernet(net, extractor, recipe.resolve({}), 0, units_of(first_unit(name), net, (10,), round_to=1))
     optimizers = []
@@ -262,9 +277,10 @@ def test_planted_subnetwork_beats_random_masks(name):
     found = run_config(method, module=net, data=data)
     rng = torch.Generator().manual_seed(0)
     luck = []
+    start = begun(name, net, data.shape)
     for _ in range(20):
-        masks = Masks({key: torch.rand(w.shape, generator=rng) < found.density for key, w in prunable(net).items()})
-        drawn = Subnetwork.of(net, masks, {}, found.origin, {})
+        masks = Masks({key: torch.rand(w.shape, generator=rng) < found.density for key, w in prunable(start).items()})
+        drawn = Subnetwork.of(start, masks, {}, found.origin, {})
         luck.append(accuracy(drawn.on(net), data.val.inputs, data.val.labels))
     assert found.metrics["val_accuracy"] > max(luck)
 

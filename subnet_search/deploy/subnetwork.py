@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from subnet_search.deploy.compact import compact
 from subnet_search.errors import UserError
 from subnet_search.files import digest, load_tensors, save_tensors
-from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, read_state
+from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, read_state
 from subnet_search.topology.masks import Masks, pack, unpack
 
 FORMAT = 1
@@ -43,6 +43,7 @@ class Origin(BaseModel):
     deviation: tuple[float, ...] | None
     extractor: dict[str, Any]
     unit: str
+    dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
@@ -57,7 +58,8 @@ class Origin(BaseModel):
                 f"or --network package.module:factory"
             )
         options = {key: value for key, value in spec.options.items() if key != "weights"}  # nothing is downloaded
-        return build(spec.model_copy(update={"init": "keep", "options": options, "state": None}), self.shape, self.classes, 0)
+        net = build(spec.model_copy(update={"init": "keep", "options": options, "state": None}), self.shape, self.classes, 0)
+        return make_dynamic(net, self.shape) if self.dynamic else net
 
     def inputs(self, batch: int) -> Tensor:
         """Random inputs (batch, *shape), the same each time: normal, as normalised images are about."""
@@ -112,11 +114,13 @@ class Subnetwork:
 
         Raises UserError when `net` has other parameters or other shapes.
         """
-        state, own = self.state_dict(), net.state_dict()
+        out = copy.deepcopy(net)
+        if self.origin.dynamic:
+            make_dynamic(out, self.origin.shape)
+        state, own = self.state_dict(), out.state_dict()
         wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
         if wrong:
             raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
-        out = copy.deepcopy(net)
         out.load_state_dict(state)
         check_output(out, self.origin.shape, self.origin.classes)
         return out

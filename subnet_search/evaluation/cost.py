@@ -1,12 +1,16 @@
 """What a network costs: weights, and multiplications that would be left if zeros were skipped."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from subnet_search.nets import gated_layers, prunable
+from subnet_search.nets.dynamic import Gate
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,39 @@ def layer_macs(net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tupl
     handles = [net.get_submodule(owner).register_forward_hook(count(name)) for owner, name in owners.items()]
     was_training, parameter = net.training, next(net.parameters())
     try:
-        net.eval()(torch.zeros(1, *shape, device=parameter.device))
+        net.eval()(torch.zeros(2, *shape, device=parameter.device))  # two: a dynamic layer leaves out filters for one
     finally:
         net.train(was_training)
         for handle in handles:
             handle.remove()
-    return macs
+    return {name: count // 2 for name, count in macs.items()}
+
+
+@contextmanager
+def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], int]]:
+    """Count what the inputs of a dynamic network choose, as they pass; gives a function that returns the mean MACs of one.
+
+    Those of the filters that win, on channels that are not zero, and those of the gates; layers without one in full.
+    """
+    chosen: dict[str, list[Tensor]] = {}
+
+    def count(name: str) -> Any:
+        def hook(gate: Gate, inputs: tuple[Tensor], saliency: Tensor) -> None:
+            live, won = inputs[0].ne(0), gate.choose(saliency).ne(0)
+            chosen.setdefault(name, []).append(live.float().mean(1) * won.float().mean(1))
+
+        return hook
+
+    def mean() -> int:
+        macs = layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)
+        gates = sum(gated.gate.phi.numel() for gated in layers.values())
+        shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
+        return gates + round(sum(shares.get(name, 1.0) * count for name, count in macs.items()))
+
+    layers = gated_layers(net)
+    handles = [gated.gate.register_forward_hook(count(name)) for name, gated in layers.items()]
+    try:
+        yield mean
+    finally:
+        for handle in handles:
+            handle.remove()

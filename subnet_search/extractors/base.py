@@ -94,6 +94,8 @@ class Change:
     """New values for the relevance of some units."""
     memory: Tensors | None = None
     """What to keep for later steps, by a name, in place of what is kept by these names."""
+    winners: float | None = None
+    """The share of each layer's filters that an input computes from now on, in a dynamic network."""
 
 
 class Extractor(BaseModel, ABC):
@@ -106,6 +108,8 @@ class Extractor(BaseModel, ABC):
     paradigm: ClassVar[Paradigm]
     learns: ClassVar[Learned] = "weights"
     """What is learned at first."""
+    dynamic: ClassVar[bool] = False
+    """Whether each input chooses the filters that it computes: the network's convolutions get gates (nets/dynamic.py)."""
     recipe: ClassVar[Mapping[str, Any]] = {}
     """The paper's training settings, where they differ from Recipe's: the defaults of a run with this extractor."""
 
@@ -147,6 +151,14 @@ class Extractor(BaseModel, ABC):
     def finish(self, net: Network) -> Masks:
         """The topology of units to keep and to evaluate, at any time. Default: the masks in force."""
         return net.masks
+
+    def reached(self, net: Network, masks: Masks, clock: Clock) -> bool:
+        """Whether the network is as small as was asked for: early stopping goes back to no epoch before.
+
+        masks: what `finish` gave; clock: the next step. Default: when `density` is met, where there is one.
+        """
+        density: float | None = getattr(self, "density", None)
+        return density is None or net.units.reached(masks, density)
 
 
 class RelevanceLearner(Extractor):

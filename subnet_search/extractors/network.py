@@ -50,6 +50,10 @@ class Network(Protocol):
     def features(self) -> Tensors:
         """In a step that the extractor `looks_at`: what is read of each group of channels, (images, channels, numbers)."""
 
+    @property
+    def saliency(self) -> Tensors:
+        """In `penalty`: how salient each layer's filters are to the inputs of this step, (inputs, filters), where dynamic."""
+
 
 class Probe(Protocol):
     """Training data to score weights by before the first step. Every pass is counted and paid for in training steps.

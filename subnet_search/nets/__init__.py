@@ -1,5 +1,6 @@
 """Reference networks and how their weights begin."""
 
+from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise, prunable
 from subnet_search.nets.spec import NetworkSpec, build, check_output, is_ours, network_names, read_state
 
@@ -9,10 +10,15 @@ __all__ = [
     "NetworkSpec",
     "build",
     "check_output",
+    "gated_layers",
     "initial_weight",
     "initialise",
     "is_ours",
+    "make_dynamic",
     "network_names",
+    "noting_saliency",
+    "opened",
     "prunable",
     "read_state",
+    "set_winners",
 ]

@@ -221,7 +221,7 @@ class Run:
             density=self.supernet.weight_masks(masks).density,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.monotonic() - self.started,
-            reached=self._reached(masks),
+            reached=self.extractor.reached(self.supernet, masks, Clock(self.progress.step, self.total, self.start.seed)),
         )
         history.append(epoch)
         best = self.progress.best
@@ -278,11 +278,6 @@ class Run:
             if len(bad):
                 step = self.progress.step - index + int(bad[0])
                 raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
-
-    def _reached(self, masks: Masks) -> bool:
-        """Whether the topology is as sparse as was asked for."""
-        density: float | None = getattr(self.extractor, "density", None)
-        return density is None or self.supernet.units.reached(masks, density)
 
     def _look_for_collapse(self, masks: Masks) -> None:
         dead = [name for name, mask in masks.items() if name not in self.collapsed and not mask.any()]

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned
-from subnet_search.nets import prunable
+from subnet_search.nets import noting_saliency, prunable, set_winners
 from subnet_search.seeds import generator
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
@@ -55,6 +55,7 @@ class Supernet:
         self.momentum: dict[str, Tensor] = {}
         self.memory: dict[str, Tensor] = {}  # what changes have kept
         self.features: dict[str, Tensor] = {}  # of the step, where the extractor looks at them
+        self.saliency: dict[str, Tensor] = {}  # of the step's inputs for the filters of dynamic layers
         self.ever_alive: dict[str, Tensor] = {}  # one bit a weight, where the recipe asks for it
         self.passes = Passes()
         self.anchor: dict[str, Tensor] = {}  # the network's state at the step that rewinding goes back to
@@ -95,8 +96,9 @@ class Supernet:
         """Logits (batch, classes) for a training step: with a sampled topology where relevance is learned."""
         self.passes += Passes(forward=1)
         effective = self._effective(self._learner().sample(self, clock)) if self.relevance else {}
-        self.features = {}
-        with watched(self.net, self.units, self.features) if self.extractor.looks_at(clock) else nullcontext():
+        self.features, self.saliency = {}, {}
+        noting = noting_saliency(self.net, self.saliency) if self.extractor.dynamic else nullcontext()
+        with noting, watched(self.net, self.units, self.features) if self.extractor.looks_at(clock) else nullcontext():
             return self._run(effective, inputs)
 
     def evaluator(self) -> Callable[[Tensor], Tensor]:
@@ -166,6 +168,8 @@ class Supernet:
         for name, value in (change.relevance or {}).items():
             self.relevance[name].copy_(value)
         self.memory |= {name: value.detach().clone() for name, value in (change.memory or {}).items()}
+        if change.winners is not None:
+            set_winners(self.net, change.winners)
         if change.masks is not None or change.rewind in ("weights", "both"):
             self._set(self.masks if change.masks is None else change.masks)
         elif not self.ever_alive:
