@@ -40,6 +40,7 @@ NAMES = (
     "compact",
     "speed",
     "sparse",
+    "dynamic",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = """# Benchmarks
