@@ -180,3 +180,15 @@ def test_the_penalty_makes_filters_less_salient():
         subnet = ss.extract(conv_bn(), data, "fbs", recipe=recipe, strength=strength)
         sums.append(float(subnet.state["0.gate.rho"].sum()))
     assert sums[1] < sums[0] - 1
+
+
+def test_a_batch_of_any_size_in_onnx():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'subnet-search[onnx]')")
+    from subnet_search.deploy.onnx import OnnxNetwork, to_onnx
+
+    net = make_dynamic(conv_bn(), (1, 8, 8)).eval()
+    set_winners(net, 0.5)
+    ported = OnnxNetwork(to_onnx(net, torch.randn(2, 1, 8, 8)), 1)
+    for size in (1, 2, 7):
+        inputs = torch.randn(size, 1, 8, 8, generator=rng(size))
+        torch.testing.assert_close(ported(inputs), net(inputs), rtol=1e-4, atol=1e-5)

@@ -64,7 +64,7 @@ class Gated(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         strength = inputs.abs().flatten(2).mean(2)
         gate = self.gate.choose(self.gate(strength))
-        if len(inputs) == 1 and not self.training and not torch.compiler.is_compiling():
+        if not self.training and not torch.compiler.is_compiling() and inputs.shape[0] == 1:
             return self._spared(inputs, strength[0].nonzero().view(-1), gate[0])
         outputs = self.layer(inputs)
         if self.norm is not None:
