@@ -82,12 +82,6 @@ class RunConfig(BaseModel):
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
         return {**values, **unnamed}
 
-    @field_validator("unit", mode="before")
-    @classmethod
-    def _not_minutes(cls, unit: Any) -> Any:
-        """YAML reads 2:4 without quotes as 2 * 60 + 4."""
-        return f"{unit // 60}:{unit % 60}" if type(unit) is int and unit >= 60 else unit
-
     @field_validator("unit")
     @classmethod
     def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:
@@ -146,6 +140,17 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML in which the unit 2:4 is a text, and not 2 * 60 + 4."""
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
 def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str] = ()) -> M:
     """A checked model from a YAML file (or from defaults alone) and overrides like `extractor.density=0.2`.
 
@@ -157,7 +162,7 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
         if not separator or not key:
             raise UserError(f"an override is key=value, got {override!r}")
         try:
-            put(values, key.strip(), yaml.safe_load(text))
+            put(values, key.strip(), yaml.load(text, Loader=_Yaml))
         except yaml.YAMLError as error:
             raise UserError(f"the value of -s {key} is not YAML: {text!r}") from error
         inside = f"{key.strip()}."
@@ -208,7 +213,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text()
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_Yaml)
     except FileNotFoundError as error:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -22,6 +22,7 @@ from subnet_search.errors import RunError, UserError, unknown
 from subnet_search.files import save_tensors, write_atomically
 from subnet_search.footprint import advice, counts, measured
 from subnet_search.judging import data_of, network_of
+from subnet_search.nets import opened
 from subnet_search.topology.units import parse
 
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
@@ -38,7 +39,7 @@ class _Made:
     beside: Mapping[str, nn.Module] = field(default_factory=dict)  # what else is measured; `dense`: instead of the masked one
     model: bytes = b""  # of ONNX
     layers: tuple[Choice, ...] = ()
-    whole: str | None = None  # why no channel was taken out, where that was tried
+    whole: str | None = None  # why no channel was taken out
 
 
 def export(
@@ -69,8 +70,9 @@ def export(
     (2:4: 1e-2). Raises UserError when the subnetwork cannot be had in this form, RunError when the result says something
     else or cannot be written; an earlier file stays as it was.
     """
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
+    _check(subnetwork, to, batch=batch, threads=threads, recalibrate=recalibrate)
+    if data is not None and not recalibrate:
+        raise UserError("data are to recalibrate batch norm on: say on how many batches of them, recalibrate=20")
     path, shape = Path(out), subnetwork.origin.shape
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
@@ -89,19 +91,40 @@ def export(
         "layers": [asdict(choice) for choice in made.layers],
         "dense_bytes": subnetwork.dense_bytes(),
         **counts(masked, made.plain, made.runs, shape),
+        "dynamic": subnetwork.origin.dynamic,
         "latency": measured(nets, shape, batch, threads, seconds),
     }
+    if subnetwork.origin.dynamic:
+        record["kept_macs"] = subnetwork.metrics["kept_macs"]
     record["faster"] = any(row["faster"] for row in record["latency"])
     record["advice"] = None if record["faster"] else advice(subnetwork.origin.unit, to, masked, shape)
     _write(path, subnetwork, masked, made, record)
     return {**record, "bytes": path.stat().st_size, "file": str(path)}
 
 
+def _check(subnetwork: Subnetwork, to: str, **counts: int) -> None:
+    """Raise UserError for what does not depend on the network."""
+    if not isinstance(subnetwork, Subnetwork):
+        raise UserError(f"a subnetwork is exported, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    if subnetwork.origin.dynamic and to not in ("state-dict", "onnx"):
+        raise UserError(
+            f"each input of this network chooses its filters ({subnetwork.origin.extractor['name']}), so none can go: "
+            "--to state-dict keeps the gates; with another method, unit=channel and --to compact drop filters for all inputs"
+        )
+    for name, count in counts.items():
+        if count < (least := 0 if name == "recalibrate" else 1):
+            raise UserError(f"{name} must be at least {least}, got {count}")
+
+
 def _check_writable(path: Path) -> None:
     """Raise UserError or RunError for a file that could not be written in the end."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name the file to write")
     try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name the file to write")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is a device: name the file to write")
         tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())).close()
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
@@ -110,7 +133,7 @@ def _check_writable(path: Path) -> None:
 def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int) -> _Made:
     match to:
         case "state-dict":
-            return _Made(masked, masked)
+            return _Made(masked, masked, {"dense": opened(masked)} if subnetwork.origin.dynamic else {})
         case "compact":
             small = compact(masked, subnetwork.origin.inputs(2))
             return _Made(small, small)
@@ -118,18 +141,21 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
             return _onnx(subnetwork, masked, threads)
         case "csr":
             return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
-        case "bsr":  # blocks, and groups of four, would not stay whole without some of their rows and columns
-            return _sparse(subnetwork, masked, None, "bsr", batch, threads)
+        case "bsr":
+            why = "its blocks would not stay whole without some of their rows and columns"
+            return _sparse(subnetwork, masked, why, "bsr", batch, threads)
         case _:
-            return _sparse(subnetwork, masked, None, "2:4", batch, threads)
+            why = "its groups of four would not stay whole without some of their columns"
+            return _sparse(subnetwork, masked, why, "2:4", batch, threads)
 
 
 def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int) -> _Made:
     example = subnetwork.origin.inputs(2)
-    small, whole = _smaller(subnetwork, masked)
-    model = to_onnx(small, example)
-    dense = model if small is masked else to_onnx(masked, example)  # one engine for both; torch is another matter
-    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": masked}
+    dynamic = subnetwork.origin.dynamic
+    small, whole = (masked, None) if dynamic else _smaller(subnetwork, masked)
+    model, plain = to_onnx(small, example), opened(masked)
+    dense = to_onnx(plain, example) if dynamic or small is not masked else model  # one engine for both; torch is another matter
+    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": plain}
     return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
 
 
@@ -156,7 +182,10 @@ def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str 
 def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork) -> float:
     """The greatest difference of what both say, relative to the largest logit. Raises RunError when it is too great."""
     inputs: Tensor = subnetwork.origin.inputs(7).to(next(masked.parameters()).device)
-    difference = difference_between(masked, runs, inputs)
+    try:
+        difference = difference_between(masked, runs, inputs)
+    except AttributeError as error:  # of a sparse layer's weight
+        raise UserError(f"this network cannot be had as {to}, its forward pass reads weights of its layers: {error}") from error
     if not difference <= (HALF_TOLERANCE if to == "2:4" else TOLERANCE):
         raise RunError(
             f"nothing is written: the logits as {to} differ from the masked network's by {difference:.2g} of the largest"

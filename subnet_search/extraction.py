@@ -1,11 +1,10 @@
 """The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
 
-import contextlib
 import copy
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from subnet_search.errors import UserError, invalid
 from subnet_search.evaluation import Quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import cost, on_average
+from subnet_search.evaluation.latency import on_threads
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.nets import NetworkSpec, build, check_output, initialise, make_dynamic
 from subnet_search.runfolder import (
@@ -182,6 +182,8 @@ def make_network(config: RunConfig, module: nn.Module | None, init: str, data: D
         net = build(config.network, data.shape, data.classes, config.seed, state)
         check_output(net, data.shape, data.classes, config.network.name)
         return _gated(net, config, data), config.network
+    if isinstance(module, nn.DataParallel):
+        raise UserError("a network in DataParallel cannot be looked into: hand in its .module (several GPUs: torchrun)")
     net = copy.deepcopy(module)
     check_output(net, data.shape, data.classes)
     density = getattr(config.extractor, "density", None)
@@ -292,14 +294,3 @@ def _without(config: RunConfig, handed_in: tuple[bool, bool]) -> dict[str, Any]:
     """The configuration as plain values, without the network and data that are not to be had from a file."""
     missing = [key for key, given in zip(("network", "data"), handed_in, strict=True) if given]
     return {**config.dump(), **dict.fromkeys(missing)}
-
-
-@contextlib.contextmanager
-def on_threads(count: int | None) -> Iterator[None]:
-    """Run on so many CPU threads; the number is put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

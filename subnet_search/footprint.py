@@ -1,15 +1,19 @@
 """What a network weighs and takes beside the dense one it came from, and what would be faster where it is not."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from subnet_search.deploy.compact import compact
 from subnet_search.deploy.sparse_layers import Sparse
+from subnet_search.deploy.subnetwork import Origin
+from subnet_search.errors import RunError, UserError
 from subnet_search.evaluation import cost, layer_macs
 from subnet_search.evaluation.latency import latencies
-from subnet_search.nets import prunable
+from subnet_search.nets import gated_layers, prunable
 
 BATCHES = (1, 16, 256)  # that are measured
 FASTER = 1.05  # a speedup below this is none
@@ -34,8 +38,16 @@ def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[in
     }
 
 
+def without_dead(masked: nn.Module, origin: Origin) -> nn.Module:
+    """What is timed of a masked network: where channels are the units, it without those that nothing reads."""
+    if origin.unit == "channel":
+        with suppress(UserError, RunError):  # none is gone, or they cannot be taken out: then they take their time
+            return compact(masked, origin.inputs(2).to(next(masked.parameters()).device))
+    return masked
+
+
 def measured(
-    nets: Mapping[str, nn.Module], shape: tuple[int, ...], batch: int, threads: int, seconds: float
+    nets: Mapping[str, nn.Module], shape: tuple[int, ...], batch: int = 1, threads: int = 1, seconds: float = 1.0
 ) -> list[dict[str, Any]]:
     """A row for every batch size, 1, 16, 256 and `batch`: milliseconds of each network, a pass of each in turn.
 
@@ -62,6 +74,10 @@ def measured(
 
 def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str:
     """Which unit or format would be faster, for a subnetwork found by `unit` that is not as `to`."""
+    if gated_layers(masked):
+        return (
+            "filters that an input does not choose save time at batch 1, where layers are large; unit=channel does at any batch"
+        )
     macs, weights = _macs(masked, shape), prunable(masked)
     pointwise = sum(count for name, count in macs.items() if weights[name].shape[2:].numel() == 1)
     if unit == "channel":
@@ -73,10 +89,10 @@ def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str
     alive = sum(int(weight.count_nonzero()) for weight in weights.values()) / sum(w.numel() for w in weights.values())
     if alive > 0.2 or to in ("csr", "bsr"):
         return (
-            "sparse layers are faster where they are large and nine in ten of their weights are zero; at any density, "
-            "unit=channel and --to compact would be"
+            "sparse layers are faster where they are large and nine in ten of their weights are zero; "
+            "unit=channel and --to compact would be at other densities too"
         )
-    return "weights that are zero make a dense layer no faster: --to csr would, or unit=block:16 and --to bsr"
+    return "zeros make a dense layer no faster: where it is large, --to csr would, or unit=block:16 and --to bsr"
 
 
 def _macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:

@@ -8,7 +8,6 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,15 +20,14 @@ from torch import Tensor, nn
 from subnet_search.config import RunConfig
 from subnet_search.data import Data
 from subnet_search.deploy import Subnetwork
-from subnet_search.deploy.compact import compact
 from subnet_search.deploy.subnetwork import Weights
 from subnet_search.errors import RunError, UserError, unknown
 from subnet_search.evaluation import Cost, cost
-from subnet_search.evaluation.latency import latency
+from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
-from subnet_search.extraction import on_threads
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
+from subnet_search.footprint import without_dead
 from subnet_search.nets import NetworkSpec, build, check_output, prunable
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
@@ -61,11 +59,7 @@ class Finished:
 
     def latency(self) -> float:
         """Of the masked network; where channels are the units, of the one without those that are gone."""
-        net, origin = self.net, self.subnetwork.origin
-        if origin.unit == "channel":
-            with suppress(UserError):  # nothing is gone, or it cannot be taken out
-                net = compact(net, origin.inputs(2).to(next(net.parameters()).device))
-        return latency(net, origin.shape).median
+        return latency(without_dead(self.net, self.subnetwork.origin), self.subnetwork.origin.shape).median
 
     def robustness(self) -> float:
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin
@@ -149,7 +143,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     moves). Raises UserError when the density cannot be shared so.
     """
     density: float | None = getattr(config.extractor, "density", None)
-    if density is None or config.unit != "weight" or config.target:
+    if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
     net = _blank(config.network, data)
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}

@@ -25,7 +25,8 @@ from torch import nn
 from subnet_search.config import RunConfig
 from subnet_search.data import Batches, Data, load
 from subnet_search.errors import Interrupted, UserError
-from subnet_search.extraction import make_network, on_threads
+from subnet_search.evaluation.latency import on_threads
+from subnet_search.extraction import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.base import Change, Network
 from subnet_search.files import load_tensors, write_atomically

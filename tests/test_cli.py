@@ -111,6 +111,19 @@ def test_people_get_a_table_and_progress_on_standard_error():
     assert re.search(r"epoch 3 .* 100\.00 % done", done.stderr)
 
 
+def test_milliseconds_beside_the_dense_network():
+    words = ["-s", "network=small_conv", "-s", "extractor=l1_filters", "-s", "target={flops: 0.3}", "-s", "recipe.epochs=2"]
+    done = command("extract", *words, "--out", "channels")
+    assert "l1_filters by channel on small_conv, digits" in done.stdout
+    text = command("evaluate", "channels/subnetwork.safetensors", "--latency").stdout
+    assert re.search(r"ms at batch 16 +[\d.]+ \([\d.]+ to [\d.]+\) +[\d.]+ \([\d.]+ to [\d.]+\) +[\d.]+x", text)
+    assert "without dead channels" in text
+    assert "in turn with the dense network, 1 CPU thread" in text
+    rows = from_json("evaluate", "channels/subnetwork.safetensors", "--latency")["latency"]
+    assert [row["batch"] for row in rows] == [1, 16, 256]
+    assert "latency" not in from_json("evaluate", "channels/subnetwork.safetensors")
+
+
 def interrupted(*words, after):
     """Start a command, send it Ctrl-C once the file `after` has two lines, and return what it said."""
     process = subprocess.Popen([COMMAND, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

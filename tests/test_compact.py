@@ -1,12 +1,16 @@
 """Channels really taken out: what is coupled to what, and networks that say the same with less."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from subnet_search.deploy.attention import FewerHeads, become, heads
-from subnet_search.deploy.compact import compact, difference_between, shrunk
+from subnet_search.deploy.compact import compact, difference_between
 from subnet_search.deploy.coupling import couple
+from subnet_search.deploy.shrink import shrunk
 from subnet_search.errors import UserError
 from subnet_search.nets import build, network_names, prunable
 from subnet_search.nets.spec import NetworkSpec
@@ -136,11 +140,15 @@ def test_what_is_left_is_plain_and_trains():
 def test_the_network_itself_is_left_alone():
     net, example = Residual().train(), torch.randn(2, 3, 4, 4)
     net.stem.weight.requires_grad_(False)
+    net.a.weight.grad = gradient = torch.ones_like(net.a.weight)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     couple(net, example)
     assert net.training
     assert not net.stem.weight.requires_grad
     assert net.a.weight.requires_grad
-    assert net.a.weight.grad is None
+    assert net.a.weight.grad is gradient
+    assert net.b.weight.grad is None
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
 
 
 def test_channels_that_a_normalisation_mixes_are_kept_whole():
@@ -217,6 +225,15 @@ def test_channels_that_are_shuffled_are_kept_whole():
     assert found.kept_whole["stage4.3.branch2.5.weight"].startswith("they are put in another order or cut in parts")
     pruned(lively(net), example)
     assert difference_between(net, compact(net, example), example) < 1e-5
+
+
+def test_small_images_in_a_deep_network():
+    """One place is left of each image: by batch norm over two numbers, rounding alone would change what it says."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    found = couple(resnet50(num_classes=10), torch.randn(2, 3, 32, 32))
+    assert (len(found.groups), found.kept_whole) == (37, {"fc.weight": "they are outputs of the network"})
 
 
 class Attending(nn.Module):
@@ -375,6 +392,7 @@ class Twofold(nn.Module):
         (shared(), (3,), "shares a weight between layers: 0.weight"),
         (Branching(), (3,), r"the layers that run in this network depend on its inputs \(a, b not always\)"),
         (Twofold(), (3,), "a network must return one tensor for its channels to be removed, not tuple"),
+        (nn.DataParallel(Residual()), (3, 4, 4), "channels of a DataParallel cannot be traced: hand in the module"),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "the channels of this network cannot be traced: .*shapes"),
     ],
 )
@@ -383,16 +401,253 @@ def test_networks_that_cannot_be_traced(net, shape, said):
         couple(net, torch.randn(2, *shape))
 
 
-def test_a_size_that_is_written_into_the_forward_pass():
-    net, example = Written(), torch.randn(2, 3, 4, 4)
+class Cut(nn.Module):
+    """Attention written by hand: heads are as wide as they were, whatever is left of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(3, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down, self.head = nn.Linear(16, 12), nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        return self.head((x + self.down(self.up(x).relu())).mean(1))
+
+
+class Scaled(nn.Module):
+    """Divides by how many channels there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(self.b(x / x.shape[1] ** 0.5).relu())
+
+
+class Third(Scaled):
+    """Knows its third channel."""
+
+    def forward(self, x):
+        x = self.a(x)
+        x[:, 2] = 3
+        return self.c(self.b(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "left", "whole", "why"),
+    [
+        (Written, (3, 4, 4), [], "a.weight", "the forward pass has a size written into it"),
+        (Cut, (5, 3), ["up.weight"], "down.weight", "a size written into it: without some of them, shape .* is invalid"),
+        (Scaled, (3,), ["b.weight"], "a.weight", "its values reach the output by other ways"),
+        (Third, (3,), ["b.weight"], "a.weight", "its values reach the output by other ways"),
+    ],
+    ids=["view", "attention", "scale", "third"],
+)
+def test_what_the_forward_pass_counts_is_kept_whole(make, shape, left, whole, why):
+    torch.manual_seed(0)
+    found = couple(make(), torch.randn(2, *shape))
+    assert [group.name for group in found.groups] == left
+    assert re.search(why, found.kept_whole[whole])
+
+
+class Joined(nn.Module):
+    """A concatenation that is flattened."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Linear(14 * 4, 4)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.head(nn.functional.max_pool2d(torch.cat([x, self.b(x).relu()], 1), 2).flatten(1))
+
+
+class Flat(nn.Module):
+    """Flattened first, then normalised and put side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv1d(3, 8, 3), nn.Conv1d(3, 6, 3), nn.BatchNorm1d(14 * 4)
+        self.head = nn.Linear(14 * 4, 4)
+
+    def forward(self, x):
+        x = x.flatten(2)[..., :6]
+        return self.head(self.norm(torch.cat([self.a(x).flatten(1), self.b(x).view(len(x), -1)], 1)).relu())
+
+
+def cubes():
+    layers = [nn.Conv3d(1, 8, 2), nn.ReLU(), nn.Conv3d(8, 6, 2), nn.PReLU(), nn.Flatten(), nn.Linear(6 * 2 * 2, 4)]
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), *layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "groups"),
+    [(Joined, {"a.weight": 8, "b.weight": 6}), (Flat, {"a.weight": 8, "b.weight": 6}), (cubes, {"1.weight": 8, "3.weight": 6})],
+)
+def test_what_is_flattened(make, groups):
+    torch.manual_seed(0)
+    net, example = lively(make()), torch.randn(2, 3, 4, 4)
+    assert {group.name: group.size for group in couple(net, example).groups} == groups
+    masks = pruned(net, example)
+    small = compact(net, example)
+    assert difference_between(net, small, example) < 1e-5
+    assert small.state_dict().keys() == net.state_dict().keys()
+    assert sum(p.shape[0] for n, p in small.named_parameters() if n in groups) == masks.kept
+
+
+class Gated(nn.Module):
+    """Says where to look: one number for each place, beside all of its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.gate, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.head(self.b(x * self.gate(x).sigmoid()).relu().mean((2, 3)))
+
+
+class Mixture(nn.Module):
+    """Attention to each time step, and two branches that are mixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.at, self.head = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(6, 4)
+        self.one, self.two, self.share = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = self.a(x.flatten(2)).relu()
+        x = (x * self.at(x).softmax(1)).sum(1)
+        share = self.share(x).sigmoid()
+        return self.head((share * self.one(x) + (1 - share) * self.two(x)).relu())
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "groups", "alone"),
+    [
+        (Gated, (3, 4, 4), {"a.weight": 8, "b.weight": 6}, {"gate.weight"}),
+        (Mixture, (3, 4), {"a.weight": 8, "two.weight": 6}, {"at.weight", "share.weight"}),
+    ],
+)
+def test_one_number_beside_many_channels(make, shape, groups, alone):
+    torch.manual_seed(0)
+    net, example = make().eval(), torch.randn(2, *shape)
+    found = couple(net, example)
+    assert {group.name: group.size for group in found.groups} == groups
+    assert {name for name, why in found.kept_whole.items() if why == "one channel alone has to stay"} == alone
+    pruned(net, example, scope="uniform")
+    small = compact(net, example)
+    assert difference_between(net, small, example) < 1e-5
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("track", [False, True])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features")  # which then is not used
+def test_norms_of_each_channel(norm, affine, track):
+    torch.manual_seed(0)
+    middle = norm(8, affine=affine, track_running_stats=track)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), middle, nn.ReLU(), nn.Conv2d(8, 6, 2), nn.Flatten(), nn.Linear(6, 4)).eval()
+    example = torch.randn(2, 3, 4, 4)
+    pruned(net, example, scope="uniform")
+    small = compact(net, example)
+    assert difference_between(net, small, example) < 1e-5
+    assert small[1].num_features == (4 if affine or track else 8)
+    small.train()(example).sum().backward()
+
+
+class Recurrent(nn.Module):
+    """Features of each time step, a recurrent layer of them (or its cell, step by step), and neurons that read its state."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.embed, self.layer, self.up, self.head = nn.Linear(3, 8), layer, nn.Linear(10, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.embed(x).relu()
+        if isinstance(self.layer, nn.RNNBase):
+            x = self.layer(x)[0][:, -1]
+        else:
+            state = None
+            for step in x.unbind(1):
+                state = self.layer(step, state)
+            x = state[0] if isinstance(state, tuple) else state
+        return self.head(self.up(x).relu())
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_recurrent_layers_are_kept_whole(kind):
+    torch.manual_seed(0)
+    layer = kind(8, 10, batch_first=True) if issubclass(kind, nn.RNNBase) else kind(8, 10)
+    net, example = Recurrent(layer).eval(), torch.randn(2, 30, 3)
+    found = couple(net, example)
+    assert [(group.name, group.size) for group in found.groups] == [("up.weight", 12)]
+    assert found.kept_whole["embed.weight"] == f"they pass through {kind.__name__}, whose channels cannot be removed"
+    assert "forward" not in vars(layer)
     pruned(net, example)
-    with pytest.raises(UserError, match="the smaller network does not run, its forward pass has a size written into it"):
-        compact(net, example)
+    assert difference_between(net, compact(net, example), example) < 1e-5
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_weights_that_are_computed_are_kept_whole(norm):
+    net = nn.Sequential(norm(nn.Linear(3, 8)), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    example = torch.randn(2, 3)
+    found = couple(net, example)
+    assert [group.name for group in found.groups] == ["2.weight"]
+    assert found.kept_whole["0.weight"] == "a weight of theirs is computed from others (as by weight norm or spectral norm)"
+    pruned(net, example)
+    assert difference_between(net, compact(net, example), example) < 1e-5
+
+
+class Fourfold(nn.Module):
+    """Another mask for each head, as with biases that fall with the distance."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.head = nn.Linear(3, 8), nn.MultiheadAttention(8, 4, batch_first=True), nn.Linear(8, 4)
+        self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x):
+        x = self.embed(x)
+        mask = -torch.arange(4.0).repeat(len(x)).view(-1, 1, 1).expand(-1, x.shape[1], x.shape[1])
+        x = x + self.a(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return self.head((x + self.down(self.up(x).relu())).mean(1))
+
+
+def test_heads_with_masks_of_their_own_are_kept_whole():
+    found = couple(Fourfold(), torch.randn(2, 5, 3))
+    assert [group.name for group in found.groups] == ["up.weight"]
+    assert found.kept_whole["a.in_proj_weight"].startswith("the forward pass has a size written into it")
 
 
 def test_nothing_to_take_out():
     with pytest.raises(UserError, match="there is no channel to take out: each is read by a weight that lives"):
         compact(Residual(), torch.randn(2, 3, 4, 4))
+    with pytest.raises(
+        UserError, match=r"drops some\); 0\.weight: they pass through LayerNorm, whose channels cannot be removed$"
+    ):
+        compact(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 4)), torch.randn(2, 3))
+
+
+class Versioned(nn.Linear):
+    """Loads a state that says its version alone, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *others):
+        assert metadata["version"] == 2
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+def test_a_state_keeps_its_version():
+    net, example = nn.Sequential(Versioned(3, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(2, 3)
+    pruned(net, example)
+    assert compact(net, example)[0].out_features == 4
 
 
 def test_a_dead_layer_is_no_network():

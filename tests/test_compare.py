@@ -65,6 +65,16 @@ def complete(wanted, url=URL, **options):
     return study, cell_records(study, wanted)
 
 
+def test_densities_are_of_what_the_target_counts():
+    wanted = grid(["rigl", "synflow"], [0.5, 0.3], unit="channel", round_to=4, target={"flops": 0.9})
+    configs = [wanted.spec.config(cell.attribute["values"]) for cell in wanted.cells]
+    at = [(run.extractor.name, run.target, run.extractor.density, run.unit, run.round_to) for run in configs]
+    assert at == [
+        *((name, {"flops": d}, d, "channel", 4) for name in ("rigl", "synflow") for d in (0.5, 0.3)),
+        ("random", None, 1.0, "weight", None),
+    ]
+
+
 def stopping(after):
     """A `should_stop` that says so at one call and never again."""
     calls = []

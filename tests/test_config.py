@@ -7,6 +7,7 @@ import subnet_search as ss
 from subnet_search.config import RunConfig, flatten, put, read_config, with_values
 from subnet_search.errors import UserError
 from subnet_search.extractors import extractor_names
+from subnet_search.search.spec import StudySpec
 
 
 def written(folder, text, name="run.yaml"):
@@ -262,3 +263,12 @@ def test_with_values_leaves_the_original_alone():
 
 def test_flatten_dots_the_keys():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": None}) == {"a.b.c": 1, "a.d": {}, "e": None}
+
+
+def test_a_unit_needs_no_quotes(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("extractor: rigl\nunit: 2:4\nrecipe: {epochs: 3}\n")
+    assert read_config(RunConfig, path).unit == "2:4"
+    assert read_config(RunConfig, None, ["unit=1:4", "extractor=rigl", "seed=12"]).unit == "1:4"
+    path.write_text("name: s\nrun: {extractor: rigl}\nspace: {unit: {choice: [weight, 2:4]}, recipe.lr: {float: [0.1, 1]}}\n")
+    assert read_config(StudySpec, path).searched.words()["unit"] == "weight | 2:4"

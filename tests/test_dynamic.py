@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from toys import conv_bn, pictures
 
@@ -73,6 +74,16 @@ def test_one_input_by_itself_is_spared_what_a_batch_multiplies_by_zero(case, mon
     assert computed[1:] == [(3, 4), (3, 5), (3, 6), (3, 6)]
     assert (batch.flatten(2) != 0).any(2).sum(1).tolist() == [3, 3, 3, 3]
     torch.testing.assert_close(alone, batch)
+
+
+def test_an_input_to_which_no_filter_is_salient():
+    gated = Gated(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), rng(0)).eval()
+    for inputs in (torch.zeros(1, 2, 5, 5), torch.randn(1, 2, 5, 5)):
+        torch.testing.assert_close(gated(inputs), gated(inputs.repeat(2, 1, 1, 1))[:1])
+        with torch.no_grad():
+            gated.gate.rho.fill_(-10)
+        assert not gated(inputs).any()
+        assert gated(inputs).shape == (1, 4, 3, 3)
 
 
 def test_gradients_reach_the_gate_through_what_it_boosts():
@@ -192,3 +203,23 @@ def test_a_batch_of_any_size_in_onnx():
     for size in (1, 2, 7):
         inputs = torch.randn(size, 1, 8, 8, generator=rng(size))
         torch.testing.assert_close(ported(inputs), net(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_counts_what_the_split_chooses():
+    data = pictures()
+    subnet = ss.extract(conv_bn(), data, "fbs", recipe=ss.Recipe(epochs=4, threads=1, batch_size=16, device="cpu"))
+    record = ss.evaluate(subnet, network=conv_bn(), data=data)
+    assert record["dynamic"]
+    assert record["kept_macs"] == subnet.metrics["kept_macs"] < record["macs"]
+
+
+def test_exports(tmp_path):
+    recipe = ss.Recipe(epochs=4, threads=1, batch_size=16, device="cpu")
+    subnet = ss.extract("small_conv", "digits", "fbs", recipe=recipe)
+    for to in ("compact", "csr", "bsr", "2:4"):
+        with pytest.raises(UserError, match=r"^each input of this network chooses its filters \(fbs\), so none"):
+            ss.export(subnet, to, tmp_path / to)
+    record = ss.export(subnet, "state-dict", tmp_path / "a.safetensors", seconds=0.1)
+    assert record["dynamic"]
+    assert record["kept_macs"] == subnet.metrics["kept_macs"] != record["dense_kept_macs"] == record["macs"]
+    assert any("gate.phi" in name for name in load_file(tmp_path / "a.safetensors"))

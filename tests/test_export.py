@@ -1,6 +1,8 @@
 """Files that are smaller and run faster: sparse layers, exported networks, and the command that makes them."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +139,7 @@ def test_layers_are_sparse_where_that_was_faster(monkeypatch):
 def test_no_layer_is_faster(monkeypatch):
     fixed_times(monkeypatch, 2.0, 2.5, 2.0)
     with pytest.raises(
-        UserError, match=r"no layer is faster as csr at batch 4: the nearest, layer once of density .* takes 2 ms"
+        UserError, match=r"no layer is faster as csr at batch 4, beyond .*: the nearest, layer once of density .* takes 2 ms"
     ):
         sparsify(Mixed(), "csr", torch.randn(4, 1, 8, 8))
 
@@ -150,6 +152,36 @@ def test_without_measuring_all_are_sparse_under_all_their_names():
     assert isinstance(out.once, SparseLinear)
     assert type(out.head) is nn.Linear  # it has no zeros
     assert difference_between(net, out, x) < 1e-5
+
+
+class Reading(nn.Module):
+    """Reads the weight of a layer that it calls too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(10, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu()) + self.b.weight.mean()
+
+
+def test_torchs_own_encoder_calls_sparse_layers(tmp_path, always_sparse):
+    """In evaluation mode it would read their weights, of itself and of its first layer."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(24, 3))
+    data = (torch.randn(60, 3, 4), torch.arange(60) % 3)
+    subnet = ss.extract(net, data, "magnitude", density=0.5, scope="uniform", recipe=SHORT)
+    record = export(subnet, "csr", tmp_path / "file", network=net, seconds=0)
+    assert {"1.layers.0.linear1", "1.layers.1.linear2"} <= {layer["layer"] for layer in record["layers"]}
+    assert difference_between(subnet.on(net), load_deployed(tmp_path / "file", net), torch.randn(5, 3, 4)) < 1e-5
+
+
+def test_weights_that_are_read_otherwise(tmp_path, always_sparse):
+    subnet = ss.extract(Reading(), points(), "magnitude", density=0.5, scope="uniform", recipe=SHORT)
+    with pytest.raises(UserError, match="cannot be had as csr, its forward pass reads weights of its layers"):
+        export(subnet, "csr", tmp_path / "file", network=Reading(), seconds=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["csr", "bsr"])
@@ -167,6 +199,15 @@ def test_two_of_four_without_such_masks_and_without_a_gpu():
         net[0].weight.view(-1, 4)[:, ::2] = 0
     with pytest.raises(UserError, match="2:4 is for the sparse tensor cores of an NVIDIA GPU, and none is here"):
         sparsify(net, "2:4", torch.randn(4, 64))
+
+
+def test_two_of_four_of_other_sizes():
+    net = nn.Sequential(nn.Linear(66, 64), nn.Linear(64, 10))
+    with torch.no_grad():
+        for layer in net:
+            layer.weight[:, ::2] = 0
+    with pytest.raises(UserError, match="are multiples of 64, and none of those with such weights is: 0, 1"):
+        sparsify(net, "2:4", torch.randn(4, 66))
 
 
 def test_calls_are_timed_in_turn():
@@ -260,6 +301,8 @@ def test_a_sparse_file(weights, to, tmp_path, always_sparse):
     assert not any(name.endswith("weight") for name in loaded.state_dict())
     if to == "csr":
         assert record["weights"] == record["kept"]
+    else:
+        assert record["whole"] == "its blocks would not stay whole without some of their rows and columns"
 
 
 def test_a_state_dict_is_what_the_network_loads(channels, tmp_path):
@@ -282,6 +325,29 @@ def test_onnx_takes_any_batch(channels, tmp_path):
         x = torch.randn(batch, 1, 8, 8)
         [logits] = session.run(["logits"], {"input": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), subnet.on(net).eval()(x), rtol=1e-4, atol=1e-5)
+
+
+class Queried(nn.Module):
+    """Attention by queries that are repeated for each input, in which torch's exporter sees a batch of the example's size."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.head = nn.Parameter(torch.randn(1, 3, 8)), nn.Linear(24, 3)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1)
+
+    def forward(self, x):
+        return self.head(self.decoder(self.query.expand(len(x), -1, -1), x).flatten(1))
+
+
+def test_onnx_for_one_batch_alone_is_not_written(tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    net, data = Queried(), (torch.randn(60, 5, 8), torch.arange(60) % 3)
+    subnet = ss.extract(net, data, "magnitude", density=0.5, unit="channel", recipe=SHORT)
+    with pytest.raises(UserError, match=r"^the ONNX model does not run at batch 7: .*INVALID_ARGUMENT") as caught:
+        export(subnet, "onnx", tmp_path / "file", network=net, seconds=0)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_what_cannot_be_smaller_is_exported_as_it_is(tmp_path, always_sparse):
@@ -369,9 +435,13 @@ def test_indices_of_a_file_are_not_trusted(weights, tmp_path, always_sparse):
     [
         ("compcat", {}, UserError, "unknown format 'compcat': did you mean 'compact'"),
         ("compact", {"network": None}, UserError, "handed in from Python.*--network package.module:factory"),
-        ("2:4", {}, UserError, "no linear layer of this network has two of every four"),
+        ("2:4", {}, UserError, "2:4 is for layers whose inputs and outputs are multiples of 64"),
         ("csr", {}, UserError, "no layer is faster as csr at batch 16.*unit=channel and --to compact would"),
         ("compact", {"recalibrate": 1}, UserError, "no batch norm to recalibrate"),
+        ("compact", {"data": "digits"}, UserError, "data are to recalibrate batch norm on: say on how many batches"),
+        ("compact", {"recalibrate": -1}, UserError, "recalibrate must be at least 0, got -1"),
+        ("csr", {"batch": 0}, UserError, "batch must be at least 1, got 0"),
+        ("csr", {"threads": 0}, UserError, "threads must be at least 1, got 0"),
         ("compact", {"network": "no.such.module:net"}, UserError, "cannot import"),
     ],
 )
@@ -400,12 +470,38 @@ def test_an_output_that_cannot_be_written(channels, tmp_path):
         export(subnet, "compact", tmp_path / "file" / "small", network=net)
     with pytest.raises(UserError, match="is a folder: name the file to write"):
         export(subnet, "compact", tmp_path, network=net)
+    with pytest.raises(RunError, match=r"cannot write .*: File name too long"):
+        export(subnet, "compact", tmp_path / ("x" * 300), network=net)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is a device: name the file to write"):
+        export(subnet, "compact", tmp_path / "pipe", network=net)
+    with pytest.raises(UserError, match=r"a subnetwork is exported, ss\.Subnetwork\.load\(path\), got str"):
+        export("subnetwork.safetensors", "compact", tmp_path / "small", network=net)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_a_full_disk(channels, tmp_path, monkeypatch):
+    subnet, net = channels
+    (tmp_path / "file").write_bytes(b"before")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for to in ("compact", "state-dict"):
+        with pytest.raises(RunError, match=r"cannot write .*file: No space left on device"):
+            export(subnet, to, tmp_path / "file", network=net, seconds=0)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
 
 
 def test_an_example_of_the_wrong_shape(channels):
     subnet, net = channels
     with pytest.raises(UserError, match=r"the example has shape \(2, 3, 8, 8\); this network takes \('batch', 1, 8, 8\)"):
         subnet.compact(torch.zeros(2, 3, 8, 8), net)
+    with pytest.raises(UserError, match="the example has no items"):
+        subnet.compact(torch.zeros(0, 1, 8, 8), net)
+    with pytest.raises(UserError, match="the outputs of this network are not all finite"):
+        subnet.compact(torch.full((2, 1, 8, 8), torch.nan), net)
 
 
 def test_onnx_that_is_not_installed(channels, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import random
 import re
 import signal
@@ -260,6 +261,24 @@ def test_a_trial_that_is_taken_over_while_it_runs_is_left_to_its_successor(caplo
     assert "trial 0 was taken over by another worker" in caplog.text
     assert [one["host"] for one in interruptions("toy", URL)] == ["another"]
     assert differences(account("toy", URL), expected) == []
+
+
+@pytest.mark.slow
+def test_workers_that_somebody_else_stops_have_not_failed():
+    wanted = spec(epochs=200, trials=2, parallel=2, heartbeat=1000.0)
+    study, told = prepare_study(wanted, URL), set()
+
+    def stop_all():
+        workers = {trial.user_attrs["worker"]["pid"] for trial in study.get_trials(states=[TrialState.RUNNING])}
+        if len(workers) == 2 and not told:
+            told.update(workers)
+            for pid in workers:
+                os.kill(pid, TERM)
+        return False
+
+    with pytest.raises(Interrupted, match=r"^the workers were told to stop; the trials under way wait to go on$"):
+        run_study(wanted, storage=URL, workers=2, should_stop=stop_all)
+    assert counts(account("toy", URL)) == {"WAITING": 2}
 
 
 def test_a_full_disk_ends_the_worker_and_not_the_trial(monkeypatch):

@@ -24,7 +24,7 @@ NEIGHBOURS = (0, 4, 6)  # the floors whose rooms may look into each other
 BELOW = {  # what these may see of the floors below, besides the ground floor; everybody else may see all
     "extractors": {"topology"},
     "deploy": {"topology", "nets"},
-    "evaluation": {"topology", "data"},
+    "evaluation": {"topology", "data", "nets"},
     "training": {"topology", "nets", "data", "extractors", "deploy", "evaluation"},
 }
 LAZY = {"torchvision", "sklearn", "plotly", "ray"}  # heavy, and needed by few

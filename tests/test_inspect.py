@@ -13,6 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from subnet_search.cli import main, show
+from subnet_search.cli.progress import _ending as ending
 from subnet_search.errors import UserError
 from subnet_search.measures import MEASURES
 from subnet_search.search.backends import DEFAULT_STORAGE, open_storage, rdb
@@ -28,6 +29,7 @@ from subnet_search.search.inspect import (
     need_best,
     ranked_row,
     trial_details,
+    trial_row,
     trial_rows,
 )
 from subnet_search.search.leases import is_dead, whereabouts
@@ -586,6 +588,56 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
     text = said(capsys, "study", "trial", "toy", 4)
     for part in ("the loss is nan at step 12", "The end of its log", "last", "Traceback ..."):
         assert part in text
+
+
+def test_latency_is_in_milliseconds_and_a_broken_constraint_is_said(capsys):
+    bounds = {**SPEC, "constraints": {"latency": "<= 0.5"}, "repeats": 1}
+    broken = {"latency": 0.25}
+    shared = {"distributions": {"recipe.lr": LR}, "params": {"recipe.lr": 0.1}}
+    kept = create_trial(value=0.8, user_attrs={"latency": 0.4}, constraints={"latency": -0.1}, **shared)
+    study_of(kept, create_trial(value=0.9, user_attrs={"latency": 0.75}, constraints=broken, **shared), spec=bounds)
+    page = " ".join(said(capsys, "study", "show", "toy").split())
+    assert "constraints latency <= 0.5 (broken by 1 of 2 complete trials)" in page
+    assert "Best: trial 0" in page
+    assert "latency 0.4 ms" in page
+    assert "latency 0.4 ms" in " ".join(said(capsys, "study", "best", "toy").split())
+    text = " ".join(said(capsys, "study", "trial", "toy", 1).split())
+    assert "latency 0.75 ms" in text
+    assert "breaks latency <= 0.5, by 0.25 ms" in text
+    assert "breaks" not in said(capsys, "study", "trial", "toy", 0)
+    assert from_json(capsys, "study", "trial", "toy", 1)["broken"] == {"latency": "<= 0.5"}
+    assert "0.75 ms" in said(capsys, "study", "trials", "toy")
+    study_of(create_trial(value=0.9, constraints=broken, **shared), name="none", spec=bounds)
+    page = said(capsys, "study", "show", "none")
+    assert "broken by 1 of 1 complete trials" in " ".join(page.split())
+    assert "No complete trial keeps the constraints, so none is the best." in page
+    fastest = study_of(create_trial(value=0.75, **shared), name="fastest", objective=("latency",), spec=bounds)
+    assert best_ranked(fastest)[0].mean == (0.75,)
+    assert "0.75 ms" in said(capsys, "study", "best", "fastest")
+    assert "0.75 ms" in said(capsys, "study", "list")
+
+
+def test_a_trial_that_ends_says_what_it_measured_and_what_it_breaks():
+    attrs = {"val_accuracy": 0.9, "density": 0.5, "latency": 0.75, "seed": 3}
+    params, distributions = (
+        {"unit @granet|synflow": "2:4"},
+        {"unit @granet|synflow": CategoricalDistribution(["2:4", "weight"])},
+    )
+    one = create_trial(value=0.9, user_attrs=attrs, constraints={"latency": 0.25}, params=params, distributions=distributions)
+    text = "validation 90.00 %, density 0.500, latency 0.75 ms, breaks the constraint on latency  (unit=2:4)"
+    assert ending(trial_row(one)) == f"complete: {text}"
+
+
+def test_columns_keep_what_tells_them_apart(capsys):
+    names = ["target.flops", "density_per_layer.0", "density_per_layer.conv1", "recipe.lr"]
+    floats = dict.fromkeys(names, FloatDistribution(0, 1))
+    study_of(create_trial(value=0.5, params=dict.fromkeys(names, 0.25), distributions=floats))
+    assert said(capsys, "study", "trials", "toy", "--columns", ",".join(names)).splitlines()[0].split() == [
+        "target.flops",
+        "density_per_layer.0",
+        "conv1",
+        "lr",
+    ]
 
 
 def test_the_keys_that_are_fixed(capsys):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import conv_bn, mlp, pictures, points, run_config, supernet
 
-from subnet_search import Masks, Recipe, RunConfig
+from subnet_search import Masks, Recipe, RunConfig, extract
 from subnet_search.data import Batches
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extractors import Clock, create
@@ -124,6 +124,22 @@ def test_compiled_is_the_same_method():
     outcomes = [train(net, points(), 0) for net in (plain, compiled)]
     losses = [[epoch.train_loss for epoch in outcome.history] for outcome in outcomes]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_who_looks_at_features_sees_them_in_a_compiled_network():
+    net = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3))
+    found = [
+        extract(net, points(), "apoz", unit="channel", round_to=1, density=0.5, recipe=recipe)
+        for recipe in (Recipe(epochs=2, threads=1, device="cpu", compile=compile) for compile in (False, True))
+    ]
+    assert found[0].masks.same(found[1].masks)
+
+
+def test_a_network_whose_inputs_choose_is_not_compiled():
+    with pytest.raises(UserError, match=r"^recipe.compile: a network whose inputs choose their filters .* \(fbs\)$"):
+        supernet("fbs", compile=True)
 
 
 def test_evaluation_uses_the_finish_topology_and_training_a_sample():

@@ -13,14 +13,16 @@ from toys import points
 from subnet_search import timing
 from subnet_search.config import RunConfig, check
 from subnet_search.data import load
+from subnet_search.deploy.deployed import read_artifact
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.evaluation.latency import latency
+from subnet_search.exporting import export
 from subnet_search.extraction import run
 from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field, only_begins
 from subnet_search.judging import evaluate
 from subnet_search.measures import MEASURES, at_epoch, before_training, measure, of_topology, parse_constraint
-from subnet_search.nets import build
+from subnet_search.nets import build, gated_layers
 
 DATA = load({"name": "digits", "limit": 200})
 TOPOLOGY = ("density", "parameters", "flops", "flops_ratio")
@@ -275,11 +277,65 @@ def test_constraints_on_nothing_known():
         parse_constraint("flop", "<= 1")
 
 
+def size(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_evaluate_times_what_is_in_the_file_beside_the_dense_network(tmp_path, monkeypatch):
+    timed = []
+
+    def faster_without(nets, shape):
+        timed.append({name: size(net) for name, net in nets.items()})
+        return [{"batch": 1, "faster": timed[-1]["exported"] < timed[-1]["dense"]}]
+
+    monkeypatch.setattr("subnet_search.judging.measured", faster_without)
+    settings = {**config({"name": "random", "density": 0.5}).given(), "unit": "channel"}
+    channels, weights = run(check(RunConfig, settings), data=DATA), finished({"name": "random", "density": 0.5})
+    whole = size(weights.network())
+    export(channels, "compact", tmp_path / "small.safetensors", seconds=0.01)
+    compact = read_artifact(tmp_path / "small.safetensors")
+    for subnet, compacted in ((channels, True), (weights, False), (compact, False)):
+        record = evaluate(subnet, data=DATA, latency=True)
+        assert "latency" not in evaluate(subnet, data=DATA)
+        assert timed[-1]["dense"] == whole
+        assert timed[-1]["exported"] == (whole if subnet is weights else size(compact.network()))
+        assert (record["compacted"], record["faster"]) == (compacted, subnet is not weights)
+        assert (record["advice"] is None) == record["faster"]
+    assert timed[0] == timed[2]
+    assert "unit=channel and --to compact would" in evaluate(weights, data=DATA, latency=True)["advice"]
+
+
+def test_evaluate_measures_milliseconds_at_three_batch_sizes(gumbel):
+    rows = evaluate(gumbel, data=DATA, latency=True)["latency"]
+    assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (16, 1), (256, 1)]
+    for row in rows:
+        assert all(0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"] < 1000 for name in ("dense", "exported"))
+        assert row["speedup"] == row["dense"]["median"] / row["exported"]["median"]
+
+
+def test_evaluate_takes_the_dense_network_that_is_handed_in(monkeypatch):
+    nets = {}
+    monkeypatch.setattr("subnet_search.judging.measured", lambda found, shape: nets.update(found) or [{"faster": True}])
+    settings = config({"name": "random", "density": 0.5}, OWN)
+    subnet, own = run(settings, data=DATA), factory(10)
+    evaluate(subnet, network=own, data=DATA, latency=True)
+    assert nets["dense"] is own
+    evaluate(subnet, network=OWN, data=DATA, latency=True)
+    assert size(nets["dense"]) == size(own)
+
+
+def test_evaluate_times_a_network_with_gates_beside_one_without(monkeypatch):
+    nets = {}
+    monkeypatch.setattr("subnet_search.judging.measured", lambda found, shape: nets.update(found) or [{"faster": False}])
+    record = evaluate(finished({"name": "fbs"}), data=DATA, latency=True)
+    assert [len(gated_layers(nets[name])) for name in ("dense", "exported")] == [0, 2]
+    assert "filters that an input does not choose" in record["advice"]
+
+
 def test_latency_is_that_of_the_network_without_the_channels_that_are_gone(monkeypatch):
     timed = []
     monkeypatch.setattr("subnet_search.measures.latency", lambda net, shape: timed.append(net) or SimpleNamespace(median=1.0))
     settings = {**config({"name": "random", "density": 0.5}).given(), "unit": "channel"}
     subnet = run(check(RunConfig, settings), data=DATA)
     assert measure(["latency"], subnet, DATA) == {"latency": 1.0}
-    whole = sum(parameter.numel() for parameter in subnet.network().parameters())
-    assert sum(parameter.numel() for parameter in timed[0].parameters()) < 0.5 * whole
+    assert size(timed[0]) < 0.5 * size(subnet.network())

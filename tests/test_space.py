@@ -99,6 +99,71 @@ def test_densities_by_layer_keep_the_total():
     assert shares == {"conv1": values["density_per_layer.conv1"], "fc": values["density_per_layer.fc"]}
 
 
+UNITS = {
+    "extractor": {"choice": {"granet": [], "gumbel": [], "synflow": [], "l1_filters": []}},
+    "unit": [
+        {"when": {"extractor": ["granet", "gumbel", "synflow"]}, "choice": ["weight", "channel", "2:4"]},
+        {"when": {"extractor": "l1_filters"}, "value": "channel"},
+    ],
+    "round_to": {"when": {"unit": "channel"}, "choice": [1, 8, 16]},
+}
+
+
+@pytest.mark.parametrize("amount", [{"extractor.density": 0.5}, {"target.flops": {"float": [0.3, 0.7]}}], ids=str)
+def test_units_multiples_and_targets_are_searched_of_methods_that_have_them(amount):
+    found, seen = space({**UNITS, **amount}), set()
+    for trial, values in draws(found, 60):
+        config = found.config(values)
+        seen.add((config.extractor.name, config.unit))
+        assert config.unit == values.get("unit", "channel")
+        assert config.round_to == values.get("round_to")
+        assert ("round_to @channel" in trial.params) == (config.unit == "channel")
+        assert config.target == ({"flops": values["target.flops"]} if "target.flops" in values else None)
+        assert config.extractor.density == values.get("target.flops", 0.5)
+    three = {(name, unit) for name in ("granet", "gumbel", "synflow") for unit in ("weight", "channel", "2:4")}
+    assert seen == three | {("l1_filters", "channel")}
+
+
+def test_a_condition_may_name_more_than_the_space_has():
+    when = {"extractor": ["gumbel", "edge_popup"]}
+    found = space({"extractor": {"choice": {"gumbel": [], "granet": []}}, "recipe.lr": {"when": when, "float": [10, 100]}})
+    assert {"recipe.lr" in values for _, values in draws(found)} == {True, False}
+    with pytest.raises(UserError, match=r"unknown extractor 'edge_popup' .`when` of space.recipe.lr.: valid: granet, synflow"):
+        space({"extractor": {"choice": ["granet", "synflow"]}, "recipe.lr": {"when": {"extractor": "edge_popup"}, "value": 1}})
+
+
+def test_values_to_try_first_may_name_what_the_space_sets():
+    found = space(UNITS)
+    tried = found.named({"extractor": "synflow", "unit": "channel", "round_to": 8})
+    assert tried == {"extractor": "synflow", "unit @granet|gumbel|synflow": "channel", "round_to @channel": 8}
+    assert found.named({"extractor": "l1_filters", "unit": "channel"}) == {"extractor": "l1_filters"}
+    with pytest.raises(UserError, match="unknown searched key 'unit'"):
+        found.named({"extractor": "l1_filters", "unit": "weight"})
+    with pytest.raises(UserError, match="unknown searched key 'round_to'"):
+        found.named({"extractor": "synflow", "unit": "weight", "round_to": 8})
+
+
+def test_where_a_target_says_how_much_is_kept_all_is_without_the_density():
+    searched = {"target.flops": {"float": [0.2, 0.8]}}
+    for given, run in (({"extractor": "all"}, {"target": {"flops": 0.5}}), ({"extractor": "all", **searched}, {})):
+        keys = {entry.key for entry in space(given, extractor="granet", **run).searched}
+        assert "extractor.drop_fraction" in keys
+        assert "extractor.density" not in keys
+    moved = space(searched, extractor={"name": "granet", "density": 0.5}, target={"flops": 0.5}).config({"target.flops": 0.3})
+    assert (moved.target, moved.extractor.density) == ({"flops": 0.3}, 0.3)
+
+
+def test_layers_are_those_of_the_units_that_trials_have():
+    by_weights, by_channels = ["0", "3", "7", "9"], ["0", "3", "7"]  # the last layer has the classes
+    given = {"extractor": {"choice": {"granet": [], "synflow": []}}, "density_per_layer": True}
+    assert space(given).layers() == space({**given, "unit": "2:4"}).layers() == by_weights
+    assert space({**given, "unit": "channel"}).layers() == space(given, unit="channel").layers() == by_channels
+    with pytest.raises(UserError, match="layers differ between the units channel and weight: search one of them alone"):
+        space({**given, "unit": {"choice": ["weight", "channel"]}}).layers()
+    with pytest.raises(UserError, match="layers differ between the units channel and weight"):
+        space({"extractor": {"choice": {"granet": [], "l1_filters": []}}, "density_per_layer": True}).layers()
+
+
 def test_values_by_key_become_parameters_by_name():
     found = space({"extractor": {"choice": METHODS}, "recipe.augment": {"choice": [[], ["crop"]]}})
     named = found.named({"extractor": "gumbel", "extractor.temperature": 1.0, "recipe.augment": ["crop"]})
@@ -137,11 +202,45 @@ def test_values_by_key_become_parameters_by_name():
             {"extractor": {"choice": ["gumbel", "granet"]}, "extractor.density": {"float": [0.1, 1.5]}},
             "space: extractor.density",
         ),
+        (
+            {"extractor": {"choice": {"granet": [], "l1_filters": []}}, "unit": {"choice": ["weight", "channel"]}},
+            r"l1_filters does not support 'weight', only channel \(in trials with extractor l1_filters, unit weight\); "
+            r"`when: {extractor: ...}` says where a key counts",
+        ),
+        (
+            {"unit": {"choice": ["channel", "2:4"]}, "round_to": {"choice": [1, 8]}},
+            r"the unit is 2:4 \(in trials with unit 2:4\); `when: {unit: ...}` says where a key counts",
+        ),
+        ({"unit": {"choice": ["weight", "2:3:4"]}}, "unit"),
+        (
+            {"unit": {"choice": ["weight", "channel"]}, "round_to": {"when": {"unit": "chanel"}, "choice": [1, 8]}},
+            "unknown unit 'chanel' \\(`when` of space.round_to\\): did you mean 'channel'",
+        ),
+        (
+            {"round_to": {"int": [0, 8]}, "unit": "channel"},
+            "space: round_to: input should be greater than or equal to 1, got 0",
+        ),
+        ({"target.flops": {"float": [0.1, 1.2]}}, "space: target.flops: input should be less than or equal to 1, got 1.2"),
+        ({"target.flop": {"float": [0.1, 1]}}, "unknown key of a run 'target.flop' .*did you mean 'target.flops'"),
+        (
+            {"target.flops": {"float": [0.1, 1]}, "target.parameters": 0.5},
+            "target.flops and target.parameters both say how much is kept: leave one of them out",
+        ),
+        (
+            {"extractor.density": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
+            "extractor.density and target.flops both",
+        ),
+        ({"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}}, "target.units and target.flops both say"),
+        (
+            {"target.flops": {"float": [0.1, 1]}, "extractor.density": {"float": [0.1, 1]}},
+            "target.flops and extractor.density both say how much is kept: leave one of them out",
+        ),
     ],
 )
 def test_a_wrong_space_is_refused_in_one_line(given, message):
+    run = given.pop("run", {})
     with pytest.raises(UserError, match=message) as caught:
-        space(given)
+        space(given, **run)
     assert "\n" not in str(caught.value)
 
 

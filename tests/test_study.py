@@ -133,6 +133,38 @@ def test_inspection():
         load_study("toi", storage)
 
 
+CHANNELS = {**RUN, "network": "small_conv", "extractor": {"name": "l1_filters"}, "recipe": {**RUN["recipe"], "lr": 0.05}}
+WIDTHS = {"target.flops": {"float": [0.2, 0.8]}, "round_to": {"choice": [1, 4]}}
+
+
+def test_latency_as_an_objective_alone_and_beside_accuracy(tmp_path):
+    study = ss.run_study(spec(run=CHANNELS, space=WIDTHS, objective="latency"))
+    assert [direction.name for direction in study.directions] == ["MINIMIZE"]
+    assert best_trials(study)[0].value == min(trial.value for trial in study.trials)
+    assert all(0 < trial.value == trial.user_attrs["latency"] < 1000 for trial in study.trials)
+    again = train_again(best_trials(study)[0], tmp_path / "again")
+    assert again.same
+    assert again.subnetwork.origin.unit == "channel"
+    for trial in study.trials:  # met within a unit, or as many as go together
+        assert trial.user_attrs["flops_ratio"] == pytest.approx(
+            trial.params["target.flops"], abs=0.015 * trial.params["round_to"]
+        )
+    front = ss.run_study(spec("front", run=CHANNELS, space=WIDTHS, objective=["val_accuracy", "latency"]))
+    assert {trial.number for trial in best_trials(front)} == {trial.number for trial in front.best_trials}
+    assert [t.user_attrs["sha256"] for t in front.trials] == [t.user_attrs["sha256"] for t in study.trials]
+
+
+@pytest.mark.parametrize(("bound", "broken"), [("<= 1000", {}), ("<= 0.000001", {"latency": 3})])
+def test_latency_as_a_constraint(bound, broken):
+    study = ss.run_study(spec(run=CHANNELS, space=WIDTHS, constraints={"latency": bound}))
+    record = overview(study)
+    assert record["states"] == {"COMPLETE": 3}  # it is measured when a run has ended
+    assert record["broken"] == broken
+    assert bool(best_trials(study)) == (not broken)
+    for row in trial_rows(study):
+        assert row["constraints"]["latency"] == pytest.approx(row["measured"]["latency"] - float(bound[3:]))
+
+
 def test_several_objectives_give_a_front():
     study = ss.run_study(spec(objective=["val_accuracy", "density"], space={"extractor": {"density": None}}, sampler="nsga2"))
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]

@@ -65,6 +65,16 @@ def test_negative_scores_and_zeros_are_ranked_too():
     assert NM(WEIGHTS, 2, 4).keep(scores, 0.5)["w"].equal(bits("0110 1100"))
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (3, 8), (4, 16)])
+def test_the_highest_of_groups_with_many_ties(n, m):
+    scores = torch.randint(-2, 3, (30, 5 * m), generator=torch.Generator().manual_seed(0)).float()
+    scores[0] = -torch.inf
+    first = NM({"w": scores.shape}, n, m)._first(scores)
+    for row, marks in zip(scores.view(-1, m).tolist(), first.view(-1, m).tolist(), strict=True):
+        ranked = sorted(range(m), key=lambda place: (-row[place], place))
+        assert [place for place, mark in enumerate(marks) if mark] == sorted(ranked[:n])
+
+
 def test_groups_lie_along_the_inputs_of_a_convolution():
     weight = torch.zeros(1, 4, 1, 2)
     weight[0, :, 0, 0] = torch.tensor([1.0, 4.0, 3.0, 2.0])
@@ -105,6 +115,16 @@ def test_what_grows_keeps_to_the_pattern():
 def test_a_density_that_the_pattern_does_not_have(density, said):
     with pytest.raises(UserError, match=f"2:4 keeps at most 0.5 of the weights of this network: {said}"):
         NM(WEIGHTS, 2, 4).check(density)
+
+
+def test_a_cost_that_the_pattern_has_although_not_of_the_weights():
+    """Of `a`, one input alone, all of its 4 weights may live, of `b` half of 8: 8 of 12 weights; of the cost 12 + 4 of 20."""
+    units = NM({"a": (4, 1), "b": (2, 4)}, 2, 4, prices={"a": 3.0, "b": 1.0})
+    units.check(0.8)
+    with pytest.raises(UserError, match=r"2:4 keeps at most 0\.8 of the cost of this network: not 0\.81"):
+        units.check(0.81)
+    scores = {"a": torch.ones(4, 1), "b": torch.arange(8.0).view(2, 4)}
+    assert units.cost(units.keep(scores, 0.8)) == pytest.approx(0.8)
 
 
 # --- blocks ---

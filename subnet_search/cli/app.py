@@ -8,7 +8,7 @@ import typer
 from subnet_search.cli import show
 from subnet_search.cli.analyses import accuracy_curve, masks, numbers, plasticity
 from subnet_search.cli.compare import compare, sanity
-from subnet_search.cli.export import export
+from subnet_search.cli.export import export, times
 from subnet_search.cli.repair import studies
 from subnet_search.errors import UserError
 
@@ -58,14 +58,14 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _tell(subnet.summary(), folder, json)
+            _tell(subnet.summary(), subnet.origin.unit, folder, json)
 
 
-def _tell(record: dict[str, Any], folder: Path, json: bool) -> None:
+def _tell(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
     if json:
         show.print_json(record)
     else:
-        show.subnetwork_summary(record)
+        show.subnetwork_summary(record, unit)
     if "curve" in record:
         accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
 
@@ -78,6 +78,7 @@ def evaluate(
     network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
     noise: Annotated[bool, typer.Option("--noise", help="Also under uniform noise.")] = False,
     corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under common image corruptions.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Also the time of a pass, beside the dense network's.")] = False,
     json: Json = False,
 ) -> None:
     """Accuracy, calibration, robustness and cost of a subnetwork, or of what was exported of one."""
@@ -93,6 +94,7 @@ def evaluate(
         data=data,
         noise=noise,
         corruptions=corruptions,
+        latency=latency,
     )
     if json:
         show.print_json(record)
@@ -104,10 +106,13 @@ def evaluate(
             "Brier score": f"{record['brier']:.4f}",
             "calibration error (15 bins)": show.percent(record["ece"]),
             "density": show.cell("density", record["density"]),
-            "multiply-accumulates": f"{record['kept_macs']:,} of {record['macs']:,}",
+            "multiply-accumulates": show.macs(record),
             "file": show.size(subnetwork.stat().st_size),
         }
     )
+    if latency:
+        show.console.print()
+        times(record)
     if noise:
         show.console.print()
         show.table(record["noise"], {"level": "noise", "accuracy": "accuracy"}, title="Under uniform noise")

@@ -27,7 +27,7 @@ COLUMNS = {
     "cells": "runs",
     "validation": "validation %",
     "test": "test %",
-    "achieved_density": "achieved",
+    "achieved_density": "weights kept",
     "steps": "steps",
     "passes": "passes",
     "seconds": "time",

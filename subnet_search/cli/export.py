@@ -45,16 +45,15 @@ def _tell(record: dict[str, Any]) -> None:
         _row("file", show.size(record["dense_bytes"]), show.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),
         _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
-        _counted("  with a weight that is alive", record["dense_kept_macs"], record["kept_macs"]),
+        _counted(
+            "  an input chooses on average" if record["dynamic"] else "  with a weight that is alive",
+            record["dense_kept_macs"],
+            record["kept_macs"],
+        ),
     ]
-    for row in record["latency"]:
-        rows.append(_row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"]))
-        if "dense in torch" in row:
-            rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
-    show.table(rows, {"name": "", "dense": "dense", "exported": record["to"], "times": "dense / this"})
-    threads = record["latency"][0]["threads"]
-    text = f"\nmedian and quartiles of one pass in turn with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
-    _say(f"{text}; logits differ from the masked network's by at most {record['difference']:.1g} of the largest")
+    _table([*rows, *_times(record["latency"])], record["to"])
+    text = f"\n{_how(record['latency'])}; logits differ from the masked network's by at most "
+    _say(f"{text}{record['difference']:.1g} of the largest")
     if record["recalibrated"]:
         _say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
     if record["layers"]:
@@ -67,10 +66,34 @@ def _tell(record: dict[str, Any]) -> None:
     _say(f"{record['file']} ({show.size(record['bytes'])})")
 
 
+def times(record: dict[str, Any]) -> None:
+    """The milliseconds that `evaluate` measured, how, and whether they are fewer."""
+    _table(_times(record["latency"]), "without dead channels" if record["compacted"] else "this file")
+    _say(f"\n{_how(record['latency'])}\n{_verdict(record)}")
+
+
+def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for row in latency:
+        rows.append(_row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"]))
+        if "dense in torch" in row:
+            rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
+    return rows
+
+
+def _how(latency: list[dict[str, Any]]) -> str:
+    threads = latency[0]["threads"]
+    return f"median and quartiles of one pass in turn with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
+
+
+def _table(rows: list[dict[str, Any]], this: str) -> None:
+    show.table(rows, {"name": "", "dense": "dense", "exported": this, "times": "dense / this"})
+
+
 def _verdict(record: dict[str, Any]) -> str:
     """Whether it is faster, and for which batches; where it is not, what would be."""
     if not record["faster"]:
-        return f"not faster: {record['advice']}"
+        return f"not faster: {record['advice']}" if record["advice"] else "not faster"
     faster, rest = ([str(row["batch"]) for row in record["latency"] if row["faster"] is wanted] for wanted in (True, False))
     return f"faster at batch {', '.join(faster)}" + (f"; not at {', '.join(rest)}" if rest else "")
 

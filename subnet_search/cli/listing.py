@@ -28,7 +28,8 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
         plain("no such trials" if study.get_trials() else "no trials yet")
         return
     params = by_key(key for trial in study.get_trials() for key in parameters(trial))
-    usual = dict.fromkeys((*FIRST, *objectives(study), *MEASURED, *params, "reason"))
+    bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
+    usual = dict.fromkeys((*FIRST, *objectives(study), *bounds, *MEASURED, *params, "reason"))
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else show.console.width)
     if left_out:
@@ -49,7 +50,7 @@ def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
 
 def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> list[str]:
     """Print any number of rows at once; returns the columns for which `width` has no room."""
-    short = [column.rpartition(".")[2] for column in columns]
+    short = [_last_part(column) for column in columns]
     headings = {c: s if short.count(s) == 1 else c for c, s in zip(columns, short, strict=True)}
     lines, left_out, room = [""] * (len(rows) + 1), [], width or sys.maxsize
     for column in columns:
@@ -65,6 +66,12 @@ def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> lis
         lines = [f"{line}{side(text, size)}{' ' * GAP}" for line, text in zip(lines, texts, strict=True)]
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
     return left_out
+
+
+def _last_part(column: str) -> str:
+    """The last part of a key, where that says enough: not `0` of a layer, or `flops` of a target, which are not those found."""
+    last = column.rpartition(".")[2]
+    return last if last.isidentifier() and not column.startswith("target.") else column
 
 
 def csv(rows: Iterable[Row], columns: Sequence[str]) -> None:

@@ -31,7 +31,9 @@ def list_(storage: Storage = None, json: Json = False) -> None:
         show.print_json(rows)
     elif rows:
         columns = {"name": "study", "states": "trials", "objective": "for", "best": "best", "started": "started"}
-        show.table([{**row, "states": page.states(row["states"])} for row in rows], columns)
+        best = [show.cell(row["objective"][0], row["best"]) for row in rows]
+        told = [{**row, "states": page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
+        show.table(told, columns)
     else:
         show.console.print("no studies yet (start one with: subnet-search study run)")
 

@@ -11,6 +11,7 @@ Row = Mapping[str, Any]
 # What a page on a trial shows in a form of its own, or not at all.
 APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
 APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
+APART |= {"measured", "broken"}
 WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "seconds": "training time"}
 
 
@@ -25,7 +26,7 @@ def overview(record: Row) -> None:
         "state": _progress(record),
         "searched over": _searched(record["space"]),
         "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
-        "constraints": ", ".join(f"{name} {bound}" for name, bound in record["constraints"].items()),
+        "constraints": "\n".join(_constraint(name, bound, record) for name, bound in record["constraints"].items()),
         "run": _run(record),
         **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
         "trials": states(record["states"]),
@@ -45,6 +46,8 @@ def overview(record: Row) -> None:
     elif record["best"]:
         show.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
+    elif record["broken"]:
+        plain("\nNo complete trial keeps the constraints, so none is the best.")
     if record["importance"] and record["best"]:
         show.console.print()
         importance(record["importance"], record["name"], 8)
@@ -62,9 +65,10 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     if row["seeds"] > 1:
         low, high = (show.cell(names[0], end) for end in row["spread"][0])
         shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
-    for key in ("val_accuracy", "test_accuracy", "density", "steps", "seconds"):
-        if key not in shown and row[key] is not None:
-            shown[key] = show.cell(key, row[key])
+    found = {**row, **row["measured"]}
+    for key in ("val_accuracy", "test_accuracy", "density", *row["measured"], "steps", "seconds"):
+        if key not in shown and found[key] is not None:
+            shown[key] = show.cell(key, found[key])
     params = {key: show.cell("", value) for key, value in listing.by_key(row["params"]).items()}
     show.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
@@ -95,7 +99,9 @@ def trial(record: Row, name: str) -> None:
             for key, value in record.items()
             if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
         },
-        "beyond constraints": ", ".join(f"{key} by {value:.4g}" for key, value in record["constraints"].items() if value > 0),
+        "breaks": "\n".join(
+            f"{key} {bound}, by {show.cell(key, record['constraints'][key])}" for key, bound in record["broken"].items()
+        ),
         "passes": show.cell("", passes),
         "worker": " ".join(str(worker[key]) for key in ("host", "pid") if key in worker),
         "seeds": "\n".join(f"{one['seed']}: {show.cell('', one['values'])}" for one in record.get("seeds", ())),
@@ -193,8 +199,16 @@ def _progress(record: Row) -> str:
 def _run(record: Row) -> str:
     """The run that is varied, as far as it was set and is not itself searched."""
     own = [] if record["arms"] else ["extractor"]  # arms have their own
-    parts = {key: record[key] for key in (*own, "network", "data") if record[key] and key not in record["space"]}
-    return ", ".join(f"{key} {value}" for key, value in parts.items())
+    keys = (*own, "network", "data", "unit", "round_to", "target")
+    parts = {key: record[key] for key in keys if record[key] and key not in record["space"]}
+    return ", ".join(f"{key} {show.cell(key, value)}" for key, value in parts.items())
+
+
+def _constraint(name: str, bound: str, record: Row) -> str:
+    broken = record["broken"].get(name)
+    return f"{name} {bound}" + (
+        f" (broken by {broken:,} of {record['states']['COMPLETE']:,} complete trials)" if broken else ""
+    )
 
 
 def _named(options: Row) -> str:

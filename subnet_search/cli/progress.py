@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subnet_search.cli import show
+from subnet_search.cli.listing import by_key
 from subnet_search.cli.signals import stop_on_signal
 from subnet_search.errors import Interrupted
 
@@ -135,7 +136,7 @@ class _StudyWatch:
         for heading in ("trial", "state", "validation", "density", "parameters"):
             out.add_column(heading)
         best = max((r for r in _finished(rows) if r["val_accuracy"] is not None), key=lambda r: r["val_accuracy"], default=None)
-        for label, row in [("best", best)] + [("running", r) for r in rows if r["state"] == "RUNNING"]:
+        for label, row in [("most accurate", best)] + [("running", r) for r in rows if r["state"] == "RUNNING"]:
             if row is not None:
                 density = "" if row["density"] is None else f"{row['density']:.3f}"
                 seen = row["val_accuracy"] if row["val_accuracy"] is not None else row.get("last")
@@ -155,8 +156,11 @@ def _ending(row: dict[str, Any]) -> str:
     accuracy = "-" if row["val_accuracy"] is None else show.percent(row["val_accuracy"])
     density = "-" if row["density"] is None else f"{row['density']:.3f}"
     word = "pruned" if row["state"] == "PRUNED" else "complete"
-    return f"{word}: validation {accuracy}, density {density}  ({_params(row)})"
+    more = "".join(f", {key} {show.cell(key, value)}" for key, value in row["measured"].items())
+    broken = ", ".join(key for key, beyond in row["constraints"].items() if beyond > 0)
+    breaks = f", breaks the constraint on {broken}" if broken else ""
+    return f"{word}: validation {accuracy}, density {density}{more}{breaks}  ({_params(row)})"
 
 
 def _params(row: dict[str, Any]) -> str:
-    return ", ".join(f"{key.removeprefix('extractor.')}={show.cell('', value)}" for key, value in row["params"].items())
+    return ", ".join(f"{key.removeprefix('extractor.')}={show.cell('', value)}" for key, value in by_key(row["params"]).items())

@@ -22,7 +22,9 @@ def print_json(value: Any) -> None:
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
     """Rows as a table: `columns` maps a key to its heading. Numbers are right-aligned."""
     rows = list(rows)
-    out = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, show_edge=False)
+    if title:  # a table's own title is broken at its width
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    out = Table(header_style="bold", box=None, pad_edge=False, show_edge=False)
     cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
     widths = {key: max(map(len, (heading, *cells[key]))) + 2 for key, heading in columns.items()}
     short = {key for key, width in widths.items() if width <= 14}
@@ -62,6 +64,8 @@ def cell(key: str, value: Any) -> str:
         return size(value)
     if key == "seconds":
         return seconds(value)
+    if key == "latency":
+        return f"{value:.4g} ms"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, int):
@@ -95,15 +99,15 @@ def seconds(count: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def subnetwork_summary(record: Mapping[str, Any]) -> None:
-    """The result of a run as people read it."""
-    density = record["density"]
+def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
+    """The result of a run as people read it. unit: what was kept or dropped as one."""
+    density, by = record["density"], "" if unit == "weight" else f" by {unit}"
     rows = {
-        "method": f"{record['extractor']} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
+        "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
         "validation accuracy": percent(record["val_accuracy"]),
         "test accuracy": "no test split" if record["test_accuracy"] is None else percent(record["test_accuracy"]),
         "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
-        "multiply-accumulates": f"{record['kept_macs']:,} of {record['macs']:,} with a weight that is alive",
+        "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
     }
     if record.get("explored") is not None:
@@ -113,6 +117,12 @@ def subnetwork_summary(record: Mapping[str, Any]) -> None:
     if record.get("bytes"):
         rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
     pairs({**rows, "sha256": record["sha256"]})
+
+
+def macs(record: Mapping[str, Any]) -> str:
+    """How many multiplications of a run's network count."""
+    which = "that an input chooses on average" if record.get("dynamic") else "with a weight that is alive"
+    return f"{record['kept_macs']:,} of {record['macs']:,} {which}"
 
 
 def _passes(record: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ def extract(
         )
         return
     show.console.print(f"Trial {chosen.number} of {name}: {again.in_words()}", markup=False)
-    show.subnetwork_summary(again.subnetwork.summary())
+    show.subnetwork_summary(again.subnetwork.summary(), again.subnetwork.origin.unit)
 
 
 def _url(storage: str | None) -> str:

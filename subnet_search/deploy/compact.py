@@ -4,18 +4,16 @@ A channel goes when all weights that read it are zero, whatever method and unit 
 masked network says, which is tried before anybody gets it.
 """
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from subnet_search.deploy.attention import become
 from subnet_search.deploy.coupling import Coupling, couple
+from subnet_search.deploy.shrink import without
+from subnet_search.deploy.trials import WRITTEN, first_line
 from subnet_search.errors import RunError, UserError
+from subnet_search.topology.channels import Group
 
 TOLERANCE = 1e-4  # between the logits of both, relative to the largest
 
@@ -25,36 +23,16 @@ def compact(net: nn.Module, example: Tensor, coupling: Coupling | None = None) -
 
     Raises UserError when there are none, or the network cannot be traced; RunError when what is left says something else.
     """
+    if len(example) == 0:
+        raise UserError("the example has no items: it is a batch of inputs as the network takes them")
     coupling = coupling or couple(net, example)
-    state = dict(net.state_dict())
-    stay = _stay(state, coupling)
-    if not stay:
-        why = "".join(f"; {name}: {reason}" for name, reason in list(coupling.kept_whole.items())[:1])
-        raise UserError(f"there is no channel to take out: each is read by a weight that lives (unit=channel drops some){why}")
-    for (name, dim), places in stay.items():
-        state[name] = state[name].index_select(dim, places.nonzero().view(-1).to(state[name].device))
-    small = shrunk(net, {name: tuple(state[name].shape) for name, _ in stay})
-    small.load_state_dict(state)
+    gone = _gone(net.state_dict(), coupling)
+    if not gone:
+        raise UserError(
+            f"there is no channel to take out: each is read by a weight that lives (unit=channel drops some){coupling.why}"
+        )
+    small = without(net, gone)
     check_same(net, small, example)
-    return small
-
-
-def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """A copy of a network whose parameters and buffers of these names have other shapes, and no values yet."""
-    small = copy.deepcopy(net)
-    for name, shape in shapes.items():
-        owner, _, attribute = name.rpartition(".")
-        module = small.get_submodule(owner)
-        old = getattr(module, attribute)
-        if isinstance(module, nn.MultiheadAttention) and old.shape != shape:
-            become(module)
-        new = torch.empty(shape, dtype=old.dtype, device=old.device)
-        setattr(module, attribute, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
-        if attribute == "weight":
-            _tell(module)
-    for module in small.modules():
-        if isinstance(module, nn.MultiheadAttention):
-            module.num_heads = module.out_proj.in_features // module.head_dim
     return small
 
 
@@ -72,16 +50,20 @@ def difference_between(net: nn.Module, other: nn.Module, example: Tensor) -> flo
     modes = net.training, other.training
     try:
         expected, found = net.eval()(example), other.eval()(example)
-    except RuntimeError as error:
-        raise UserError(f"the smaller network does not run, its forward pass has a size written into it: {error}") from error
+    except UserError:  # in their own words already
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the smaller network does not run, {WRITTEN}: {first_line(error)}") from error
     finally:
         net.train(modes[0]), other.train(modes[1])
+    if expected.shape != found.shape:
+        raise UserError(f"the smaller network says something of another shape, {WRITTEN}")
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
-def _stay(state: Mapping[str, Tensor], coupling: Coupling) -> dict[tuple[str, int], Tensor]:
-    """Which places stay, by tensor and dimension, where some go."""
-    stay: dict[tuple[str, int], Tensor] = {}
+def _gone(state: Mapping[str, Tensor], coupling: Coupling) -> dict[Group, Tensor]:
+    """The channels that no weight reads, bool (channels,), of each group that has some."""
+    gone = {}
     for group in coupling.groups:
         read = torch.zeros(group.size, dtype=torch.bool)
         for piece in group.slices:
@@ -90,27 +72,6 @@ def _stay(state: Mapping[str, Tensor], coupling: Coupling) -> dict[tuple[str, in
                 read |= used[piece.index].any(1)
         if not read.any():
             raise UserError(f"no weight reads any channel of {group.name}: the layer is dead, so nothing can be made of it")
-        for piece in group.slices if not read.all() else ():
-            length = state[piece.tensor].shape[piece.dim]
-            places = stay.setdefault((piece.tensor, piece.dim), torch.ones(length, dtype=torch.bool))
-            places[piece.index[~read].reshape(-1)] = False
-    return stay
-
-
-def _tell(module: nn.Module) -> None:
-    """A layer's own numbers, after its weight's shape."""
-    weight: Any = module.weight
-    match module:
-        case _ConvNd():
-            transposed = isinstance(module, _ConvTransposeNd)
-            inputs, outputs = (0, 1) if transposed else (1, 0)
-            if module.groups == module.in_channels == module.out_channels:
-                module.groups = weight.shape[0]  # depthwise
-            module.in_channels = weight.shape[inputs] * (1 if transposed else module.groups)
-            module.out_channels = weight.shape[outputs] * (module.groups if transposed else 1)
-        case nn.Linear():
-            module.out_features, module.in_features = weight.shape
-        case _BatchNorm():
-            module.num_features = weight.shape[0]
-        case nn.PReLU():
-            module.num_parameters = weight.shape[0]
+        if not read.all():
+            gone[group] = ~read
+    return gone

@@ -2,8 +2,7 @@
 
 Attention heads are channels too (`deploy/attention.py`); torch-pruning does not know them.
 
-A group is trusted only after a test: with random numbers in all that computes one of its channels, and zeros where they
-are read, the network must say what it said before. What a normalisation over channels mixes, for one, fails it.
+A group is trusted only after a trial (`deploy/trials.py`): what a normalisation over channels mixes, for one, fails it.
 """
 
 import warnings
@@ -11,21 +10,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parallel import DistributedDataParallel
 
 from subnet_search.deploy.attention import heads
+from subnet_search.deploy.graph import graph
+from subnet_search.deploy.trials import first_line, untrue
 from subnet_search.errors import UserError
-from subnet_search.topology.channels import Group, Slice, along
+from subnet_search.topology.channels import Group, Slice
 
-TOLERANCE = 1e-4  # of the outputs, relative to how far they differ between inputs
-MIXED = "its values reach the output by other ways than the weights that read them, as through a normalisation over channels"
+OUTPUTS = "they are outputs of the network"
+ALONE = "one channel alone has to stay"
 SHIFTED = "zeros are put beside them (F.pad, as on the shortcuts of CIFAR's ResNets), so that each is at another place after it"
 SHUFFLED = "they are put in another order or cut in parts (channel shuffle), so that each depends on how many are before it"
 
@@ -38,20 +38,28 @@ class Coupling:
     kept_whole: Mapping[str, str]
     """Reasons, by the first weight that computes a group's channels."""
 
+    @property
+    def why(self) -> str:
+        """The first of the reasons that are no matter of course, to end a sentence with; empty where there is none."""
+        others = (f"; {name}: {reason}" for name, reason in self.kept_whole.items() if reason not in (OUTPUTS, ALONE))
+        return next(others, "")
+
 
 def couple(net: nn.Module, example: Tensor) -> Coupling:
     """Find the groups of channels of a network in evaluation mode. example: inputs, (batch, ...).
 
     The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
     """
+    if isinstance(net, nn.DataParallel | DistributedDataParallel | torch.jit.ScriptModule):
+        raise UserError(f"the channels of a {type(net).__name__} cannot be traced: hand in the module that it was made of")
     with _quiet(net):
         _check_way(net, example)
         found, reasons, moved = _traced(net, example)
         attention, others = heads(net)
         found += attention
         reasons |= others
-        for name in _untrue(net, example, found):
-            reasons[name] = moved.get(name, MIXED)
+        for name, why in untrue(net, example, found).items():
+            reasons[name] = moved.get(name, why)
     return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
 
 
@@ -61,7 +69,7 @@ def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str
     if shared:
         raise UserError(f"channels cannot be removed from a network that shares a weight between layers: {shared[0]}")
     try:
-        traced = [list(group) for group in _graph(net, example).get_all_groups()]
+        traced = [list(group) for group in graph(net, example).get_all_groups()]
     except Exception as error:  # whatever it meets in a user's forward pass
         raise _untraceable(error) from error
     tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
@@ -75,22 +83,6 @@ def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str
         else:
             reasons.update([group])
     return groups, reasons, moved
-
-
-def _graph(net: nn.Module, example: Tensor) -> Any:
-    from torch_pruning import DependencyGraph
-
-    class Graph(DependencyGraph):  # type: ignore[misc]
-        def _trace(self, *arguments: Any, **options: Any) -> Any:
-            """It looks for sizes under the names that they had in older versions of torch, and guesses without them."""
-            nodes = super()._trace(*arguments, **options)
-            for node in nodes.values():
-                if isinstance(node.module, self.ops._ReshapeOp | self.ops._SplitOp):
-                    saved = {name: getattr(node.grad_fn, name) for name in dir(node.grad_fn) if name.startswith("_saved_")}
-                    node.grad_fn = SimpleNamespace(**{name.replace("_sym_", "_"): value for name, value in saved.items()})
-            return nodes
-
-    return Graph().build_dependency(net, example)
 
 
 def _moved(items: list[Any]) -> str | None:
@@ -133,8 +125,7 @@ def _check_way(net: nn.Module, example: Tensor) -> None:
 
 
 def _untraceable(error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"the channels of this network cannot be traced: {reason}")
+    return UserError(f"the channels of this network cannot be traced: {first_line(error)}")
 
 
 def _owners(net: nn.Module) -> dict[str, int]:
@@ -149,7 +140,8 @@ def _owners(net: nn.Module) -> dict[str, int]:
 
 def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, str]:
     """A group of torch-pruning as ours; or its name, and why it is none."""
-    name = tensors[id(items[0].dep.target.module.weight)]
+    root = items[0].dep.target
+    name = tensors.get(id(root.module.weight), f"{root._name}.weight")
     size = len(items[0].idxs)
     labels = _labels(items, size)
     pieces: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
@@ -158,15 +150,20 @@ def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, s
         module, reads = item.dep.target.module, item.dep.handler.__name__ == "prune_in_channels"
         places = _places(module, reads)
         if places is None:
-            return name, f"they pass through {type(module).__name__}, whose channels cannot be removed"
+            through = tensors[id(module)] if isinstance(module, nn.Parameter) else type(module).__name__
+            return name, f"they pass through {through}, whose channels cannot be removed"
         for tensor, dim, period in places:
+            if id(tensor) not in tensors:
+                return name, "a weight of theirs is computed from others (as by weight norm or spectral norm)"
             key = tensors[id(tensor)], dim, reads
             at, lengths[key] = pieces.setdefault(key, defaultdict(list)), tensor.shape[dim]
             for place, root in zip(item.idxs, item.root_idxs, strict=True):
                 if place % period not in at[labels[root]]:
                     at[labels[root]].append(place % period)
+    if len(set(labels)) == 1:
+        return name, ALONE
     if not any(reads for _, _, reads in pieces):
-        return name, "they are outputs of the network"
+        return name, OUTPUTS
     slices, units = [], len(set(labels))
     for key, at in pieces.items():
         widths = {len(at[label]) for label in range(units)}
@@ -194,12 +191,14 @@ def _places(module: Any, reads: bool) -> list[tuple[Tensor, int, int]] | None:
             if reads:
                 return [(module.weight, 1, whole)]
             return [(module.weight, 0, whole), *([(module.bias, 0, whole)] if module.bias is not None else [])]
-        case _BatchNorm():
+        case _NormBase():
             tensors = (module.weight, module.bias, module.running_mean, module.running_var)
             return [(tensor, 0, whole) for tensor in tensors if tensor is not None]
         case nn.PReLU():
             return [(module.weight, 0, whole)] if module.num_parameters > 1 else []
-        case nn.Parameter() | nn.LayerNorm() | nn.GroupNorm() | nn.MultiheadAttention() | nn.Embedding() | nn.RNNBase():
+        case nn.RNNBase() | nn.RNNCellBase() | nn.MultiheadAttention():
+            return None
+        case nn.Parameter() | nn.LayerNorm() | nn.GroupNorm() | nn.Embedding():
             return None
     return []  # an operation that torch-pruning traced: it has no numbers of its own
 
@@ -224,51 +223,11 @@ def _labels(items: list[Any], size: int) -> list[int]:
     return [order[one] for one in label]
 
 
-@torch.no_grad()
-def _untrue(net: nn.Module, example: Tensor, groups: list[Group]) -> list[str]:
-    """The groups whose channels reach the output although nothing reads them. Leaves batch norms in training mode."""
-    state, buffers = dict(net.named_parameters()), dict(net.named_buffers())
-    for module in net.modules():
-        # By the batch, or in a deep network that nobody trained no difference would reach the output.
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.train(len(example) > 1)
-
-    def answer(tried: list[Group], noise: bool) -> Tensor:
-        found = {**state, **{name: buffer.clone() for name, buffer in buffers.items()}}
-        rng = torch.Generator().manual_seed(0)
-        pieces = [piece for group in tried for piece in group.slices if noise or piece.reads]
-        for piece in sorted(pieces, key=lambda piece: piece.reads):
-            tensor = found[piece.tensor]
-            other = tensor.new_zeros(())
-            if not piece.reads:  # its own numbers at other places, so that nothing overflows
-                factors = 0.5 + torch.rand(tensor.shape[piece.dim], generator=rng).to(tensor)
-                rolled = tensor.reshape(-1).roll(tensor.numel() // 2 + 1).view(tensor.shape)
-                other = rolled * along(factors, piece.dim, tensor.dim())
-            places = torch.zeros(tensor.shape[piece.dim], dtype=torch.bool, device=tensor.device)
-            places[piece.index[::2].reshape(-1)] = True  # of every other channel
-            found[piece.tensor] = torch.where(along(places, piece.dim, tensor.dim()), other, tensor)
-        return _answer(net, found, example)
-
-    def holds(tried: list[Group]) -> bool:
-        quiet, noisy = answer(tried, noise=False), answer(tried, noise=True)
-        signal = quiet - quiet.mean(0) if len(example) > 1 else quiet
-        return bool((quiet - noisy).abs().max() <= TOLERANCE * signal.abs().max())
-
-    return [] if not groups or holds(groups) else [group.name for group in groups if not holds([group])]
-
-
-def _answer(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Tensor:
-    out = functional_call(net, dict(state), (example,))
-    if not isinstance(out, Tensor):
-        raise UserError(f"a network must return one tensor for its channels to be removed, not {type(out).__name__}")
-    return out
-
-
 @contextmanager
 def _quiet(net: nn.Module) -> Iterator[None]:
     """Evaluation mode, with gradients for tracing and without warnings; all is put back afterwards."""
     modes = {module: module.training for module in net.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in net.parameters()}
+    wanted = {parameter: (parameter.requires_grad, parameter.grad) for parameter in net.parameters()}
     net.eval().requires_grad_(True)
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -277,6 +236,6 @@ def _quiet(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for parameter, learns in wanted.items():
+        for parameter, (learns, gradient) in wanted.items():
             parameter.requires_grad_(learns)
-            parameter.grad = None
+            parameter.grad = gradient

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from subnet_search.deploy.compact import shrunk
-from subnet_search.deploy.sparse_layers import FORMS, Sparse
+from subnet_search.deploy.shrink import shrunk
+from subnet_search.deploy.sparse_layers import FORMS, Sparse, put
 from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
 from subnet_search.errors import UserError
 from subnet_search.files import load_tensors, save_tensors
@@ -60,7 +60,7 @@ class Deployed:
                 form = {**settings}
                 layer: Sparse = FORMS[form.pop("form")](**form)
                 layer.to(self.tensors[f"{name}.values"].dtype)
-                out.set_submodule(name, layer.to(next(out.parameters(), layer.values).device))
+                put(out, name, layer.to(next(out.parameters(), layer.values).device))
             own = out.state_dict()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"this exported network belongs to another network: {error}") from error
@@ -68,7 +68,8 @@ class Deployed:
         wrong = wrong or [name for name, value in own.items() if value.shape != self.tensors[name].shape]
         if wrong:
             raise UserError(f"this exported network belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
-        out.load_state_dict(dict(self.tensors))
+        own.update(self.tensors)  # and not the tensors alone: some modules look at the version that comes with a state
+        out.load_state_dict(own)
         for module in out.modules():
             if isinstance(module, Sparse):
                 module.check()

@@ -25,9 +25,9 @@ def to_onnx(net: nn.Module, example: Tensor) -> bytes:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"ONNX needs the package {name}: pip install 'subnet-search[onnx]'") from error
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnxscript"))}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             program: Any = torch.onnx.export(
@@ -44,7 +44,8 @@ def to_onnx(net: nn.Module, example: Tensor) -> bytes:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"this network cannot be exported to ONNX: {reason.strip()}") from error
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 class OnnxNetwork(nn.Module):
@@ -59,5 +60,9 @@ class OnnxNetwork(nn.Module):
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
-        [logits] = self.session.run(None, {"input": x.numpy()})
+        """Raises UserError where the model does not run, as one does not that the exporter gave a batch size of its own."""
+        try:
+            [logits] = self.session.run(None, {"input": x.numpy()})
+        except Exception as error:  # ONNX Runtime has its own kinds, by the package's version
+            raise UserError(f"the ONNX model does not run at batch {len(x)}: {' '.join(str(error).split())}") from error
         return torch.from_numpy(logits)

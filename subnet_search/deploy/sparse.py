@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from subnet_search.deploy.sparse_layers import Dense, Kind, sparse_form
+from subnet_search.deploy.sparse_layers import Dense, Kind, Sparse, put, sparse_form
 from subnet_search.errors import UserError
 from subnet_search.timing import in_turn
 
@@ -39,11 +39,14 @@ def sparsify(
     """
     inputs = _reached(net, example)
     if kind == "2:4":
-        inputs = {name: x for name, x in inputs.items() if _has_pattern(net.get_submodule(name))}
+        patterned = {name: x for name, x in inputs.items() if _has_pattern(net.get_submodule(name))}
+        inputs = {name: x for name, x in patterned.items() if _fits(net.get_submodule(name))}
+        if not patterned:
+            raise UserError("no linear layer of this network has two of every four weights: unit=2:4 finds such weights")
         if not inputs:
             raise UserError(
-                "no linear layer of this network has two of every four weights, and sizes that are multiples of 64: "
-                "unit=2:4 finds such weights"
+                "2:4 is for layers whose inputs and outputs are multiples of 64, and none of those with such weights is: "
+                + ", ".join(patterned)
             )
         if not example.is_cuda:
             raise UserError("2:4 is for the sparse tensor cores of an NVIDIA GPU, and none is here; csr and bsr are for CPUs")
@@ -66,8 +69,8 @@ def sparsify(
     if all(choice.kept == "dense" for choice in choices):
         best = min(choices, key=lambda choice: choice.sparse / choice.dense)
         raise UserError(
-            f"no layer is faster as {kind} at batch {len(example)}: the nearest, layer {best.layer} of density "
-            f"{best.density:.2g}, takes {best.sparse:.3g} ms, and {best.dense:.3g} ms as it is"
+            f"no layer is faster as {kind} at batch {len(example)}, beyond the spread of its times: the nearest, layer "
+            f"{best.layer} of density {best.density:.2g}, takes {best.sparse:.3g} ms, and {best.dense:.3g} ms as it is"
         )
     return out, tuple(choices)
 
@@ -109,10 +112,16 @@ def _has_zeros(weight: Tensor) -> bool:
 
 
 def _has_pattern(layer: nn.Module) -> bool:
-    """Whether a GPU can multiply with a linear layer's weights as 2:4."""
-    if type(layer) is not nn.Linear or layer.out_features % 64 or layer.in_features % 64:
+    """Whether a linear layer has at most two of every four weights."""
+    if type(layer) is not nn.Linear:
         return False
-    return bool((layer.weight.detach().reshape(-1, 4).ne(0).sum(1) <= 2).all())
+    groups = F.pad(layer.weight.detach().ne(0), (0, -layer.in_features % 4)).reshape(-1, 4)
+    return bool((groups.sum(1) <= 2).all())
+
+
+def _fits(layer: Any) -> bool:
+    """Whether a GPU can multiply with a linear layer of these sizes as 2:4."""
+    return not (layer.out_features % 64 or layer.in_features % 64)
 
 
 def _times(layer: Dense, sparse: nn.Module, kind: Kind, x: Tensor) -> tuple[float, float, bool]:
@@ -132,8 +141,8 @@ def _pass(layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-def _replace(net: nn.Module, name: str, new: nn.Module) -> None:
+def _replace(net: nn.Module, name: str, new: Sparse) -> None:
     """Put a layer in the place of another, under every name it has."""
     old = net.get_submodule(name)
     for place in [place for place, module in net.named_modules(remove_duplicate=False) if module is old]:
-        net.set_submodule(place, new)
+        put(net, place, new)

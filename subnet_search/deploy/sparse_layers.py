@@ -169,6 +169,14 @@ def sparse_form(layer: Dense, kind: Kind, block: int) -> Sparse:
     return new.to(matrix.device).eval()
 
 
+def put(net: nn.Module, name: str, layer: Sparse) -> None:
+    """Put a sparse layer in the place of a dense one."""
+    net.set_submodule(name, layer)
+    owner = net.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        owner.activation_relu_or_gelu = 0  # so that it calls its layers, and does not read their weights itself
+
+
 def _pair(stride: Any) -> tuple[int, int]:
     down, right = stride
     return down, right

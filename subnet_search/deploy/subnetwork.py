@@ -121,7 +121,8 @@ class Subnetwork:
         wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
         if wrong:
             raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
-        out.load_state_dict(state)
+        own.update(state)  # not the tensors alone: some modules look at the version that comes with a state
+        out.load_state_dict(own)
         check_output(out, self.origin.shape, self.origin.classes)
         return out
 
@@ -134,8 +135,9 @@ class Subnetwork:
         something else than the masked network.
         """
         shape = self.origin.shape
-        if example is not None and tuple(example.shape[1:]) != shape:
-            raise UserError(f"the example has shape {tuple(example.shape)}; this network takes {('batch', *shape)}")
+        if example is not None and (not isinstance(example, Tensor) or tuple(example.shape[1:]) != shape):
+            got = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"is a {type(example).__name__}"
+            raise UserError(f"the example {got}; this network takes {('batch', *shape)}")
         masked = self.network() if net is None else self.on(net)
         return compact(masked.eval(), self.origin.inputs(2) if example is None else example)
 
@@ -146,6 +148,7 @@ class Subnetwork:
             "network": self.origin.network.name if self.origin.network else None,
             "data": self.origin.data["name"] if self.origin.data else None,
             "seed": self.origin.seed,
+            "dynamic": self.origin.dynamic,
             "density": self.density,
             "layer_density": self.masks.layer_density(),
             **self.metrics,

@@ -1,6 +1,7 @@
 """Measured time: what a forward pass takes, on the machine and device at hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -33,16 +34,25 @@ def latencies(
 ) -> list[Latency]:
     """Time several networks as `latency` does one, a pass of each in turn. `seconds` are those of all together."""
     inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-    modes, threads_before = [net.training for net in nets], torch.get_num_threads()
+    modes = [net.training for net in nets]
     calls = [partial(_pass, net.eval(), inputs.to(next(net.parameters(), inputs))) for net in nets]
-    torch.set_num_threads(threads)
     try:
-        with torch.inference_mode():
+        with on_threads(threads), torch.inference_mode():
             return in_turn(calls, seconds, passes)
     finally:
-        torch.set_num_threads(threads_before)
         for net, mode in zip(nets, modes, strict=True):
             net.train(mode)
+
+
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Run on so many CPU threads; the number is put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _pass(net: nn.Module, inputs: Tensor) -> None:

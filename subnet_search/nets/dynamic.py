@@ -65,16 +65,16 @@ class Gated(nn.Module):
         strength = inputs.abs().flatten(2).mean(2)
         gate = self.gate.choose(self.gate(strength))
         if not self.training and not torch.compiler.is_compiling() and inputs.shape[0] == 1:
-            return self._spared(inputs, strength[0].nonzero().view(-1), gate[0])
+            live, won = strength[0].nonzero().view(-1), gate[0].nonzero().view(-1)
+            if len(live) and len(won):
+                return self._spared(inputs, live, won, gate[0, won])
         outputs = self.layer(inputs)
         if self.norm is not None:
             outputs = self.norm(outputs)
         return outputs * gate.view(*gate.shape, *[1] * (outputs.dim() - 2))  # type: ignore[no-any-return]
 
-    def _spared(self, inputs: Tensor, live: Tensor, gate: Tensor) -> Tensor:
-        """live: the channels of the inputs that are not zero; gate: (filters,)."""
-        won = gate.nonzero().view(-1)
-        factor = gate[won]
+    def _spared(self, inputs: Tensor, live: Tensor, won: Tensor, factor: Tensor) -> Tensor:
+        """live: the channels of the inputs that are not zero; won, factor: the winners, and their saliency."""
         bias = None if self.layer.bias is None else self.layer.bias[won]
         weight = self.layer.weight.index_select(0, won).index_select(1, live)
         outputs = self.layer._conv_forward(inputs.index_select(1, live), weight, bias)[0]
@@ -88,7 +88,7 @@ class Gated(nn.Module):
             shift = ((shift if norm.bias is None else shift + norm.bias[won]) * factor).view(shape)
             factor = factor * scale
         outputs = outputs * factor.view(shape) if shift is None else torch.addcmul(shift, outputs, factor.view(shape))
-        return outputs.new_zeros(len(gate), *outputs.shape[1:]).index_copy_(0, won, outputs)[None]
+        return outputs.new_zeros(self.layer.out_channels, *outputs.shape[1:]).index_copy_(0, won, outputs)[None]
 
 
 def gated_layers(net: nn.Module) -> dict[str, Gated]:

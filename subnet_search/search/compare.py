@@ -39,7 +39,8 @@ class Arm:
 
 
 # Every unit is kept, so it does not matter which unit.
-DENSE = Arm("dense", 1.0, {"extractor": {"name": "random", "density": 1.0}, "unit": "weight"})
+WHOLE = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
+DENSE = Arm("dense", 1.0, WHOLE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def method_grid(name: str, config: RunConfig, methods: Sequence[str], densities:
     The configuration's own method has the hyperparameters it is given there, the others their published defaults. What
     the recipe sets holds for all, but that lr and weight_decay are those of weights: a method that trains none of them
     keeps its published ones. What the recipe leaves open takes each method's published setting, but for the epochs
-    and the batch size, which are the same for all. Raises UserError for a method that cannot be had at a density.
+    and the batch size, which are the same for all. A density is of units, or of what the configuration's target counts.
+    Raises UserError for a method that cannot be had at a density.
     """
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
@@ -81,7 +83,8 @@ def method_grid(name: str, config: RunConfig, methods: Sequence[str], densities:
             raise UserError(f"{method} has no density to set, so it cannot be compared at {densities[0]:g}: leave it out")
         spec, rates = own if own["name"] == method else {"name": method}, own_rates(method, given)
         for density in dict.fromkeys(densities):
-            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **rates}))
+            target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
+            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **rates}))
     recipe = config.recipe.resolve(config.extractor.recipe)
     budget = {"recipe.epochs": recipe.epochs, "recipe.batch_size": recipe.batch_size}
     return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, DENSE], seeds)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -11,8 +11,9 @@ from subnet_search.domains import Domain, Int, OneOf, Real, domains
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors import Extractor, create, extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field
+from subnet_search.topology.units import Measure
 
-METHOD, LAYERS = "extractor", "density_per_layer"
+METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
 LAYER_DENSITY = Real(0.1, 10.0, log=True)  # relative: 1 is a layer like the others
 
 When = Mapping[str, tuple[Any, ...]]
@@ -64,10 +65,11 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
     """The method, if it is searched, and the hyperparameters of every method that a trial may have."""
     wanted = given.get(METHOD)
     shared = {key.partition(".")[2] for key in given if key.startswith(f"{METHOD}.")}
+    targeted = run.target is not None or any(key.partition(".")[0] == TARGET for key in given)
     if wanted is None:
         return
     if not (isinstance(wanted, Mapping) and "choice" in wanted):
-        yield from _hyperparameters(type(run.extractor), wanted, {}, shared)
+        yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted)
         return
     choice = wanted["choice"]
     if len(wanted) > 1 or not isinstance(choice, list | Mapping) or not choice:
@@ -80,14 +82,17 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
             raise unknown("extractor", method, extractor_names())
     yield Entry(METHOD, OneOf(*spaces))
     for method, space in spaces.items():
-        yield from _hyperparameters(get_extractor(method), space, {METHOD: (method,)}, shared)
+        yield from _hyperparameters(get_extractor(method), space, {METHOD: (method,)}, shared, targeted)
 
 
-def _hyperparameters(method: type[Extractor], wanted: Any, when: When, shared: set[str]) -> Iterator[Entry]:
-    """`all` the domains that a method declares, a list of their names, or names with domains, values or nothing."""
+def _hyperparameters(method: type[Extractor], wanted: Any, when: When, shared: set[str], targeted: bool) -> Iterator[Entry]:
+    """`all` the domains that a method declares, a list of their names, or names with domains, values or nothing.
+
+    `all` is without the density where a target says how much is kept.
+    """
     own = domains(method)
     if wanted == "all":
-        wanted = dict.fromkeys(own)
+        wanted = dict.fromkeys(name for name in own if not (targeted and name == "density"))
     elif isinstance(wanted, list):
         wanted = dict.fromkeys(wanted)
     elif not isinstance(wanted, Mapping):
@@ -158,7 +163,7 @@ def check_key(key: str, method: type[Extractor]) -> None:
         if layer_field(method) is None:
             raise UserError(f"space.{LAYERS}: {method.name} has no densities by layer to set: leave the method out")
         return
-    defaults: dict[str, Any] = RunConfig(extractor=create(method.name)).dump()
+    defaults: dict[str, Any] = {**RunConfig(extractor=create(method.name)).dump(), TARGET: dict.fromkeys(get_args(Measure))}
     valid = flatten(defaults)
     if key in valid or key in defaults:
         return

@@ -26,6 +26,8 @@ COLD = ("config", "traceback", "log")  # long attributes, which only a look at o
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # of what runs measure; tested against measures.py
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numbers that say nothing about how good a run is
+ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
+PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
 LOG_LINES = 20
 
 
@@ -88,8 +90,9 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "state": trial.state.name,
         "values": trial.values,
         "params": parameters(trial),
-        **{key: attrs.get(key) for key in ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")},
+        **{key: attrs.get(key) for key in ALWAYS},
         "steps": attrs.get("steps"),
+        "measured": {name: attrs[name] for name in attrs if name not in PLAIN and measured(trial, (), name) is not None},
         "repeats": attrs.get(REPEATS),
         "known": attrs.get(KNOWN),
         "interruptions": len(attrs.get("interruptions", ())),
@@ -119,7 +122,9 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
     row = {**trial_row(trial), "interruptions": attrs.pop("interruptions", [])}
     rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
     named = dict(zip(objectives(study), trial.values or (), strict=False))
-    if plain_spec(study).get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
+    spec = plain_spec(study)
+    bounds = spec.get("constraints", {})
+    if spec.get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
         others = [t for t in read_trials(study, COLDER) if t.user_attrs.get(REPEATS) == number]
         rest["repeated"] = [{"number": t.number, "state": t.state.name, "values": t.values} for t in others]
     return {
@@ -127,6 +132,7 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
         **dict.fromkeys(("config", "folder", "versions", "worker", "traceback")),
         **rest,
         "objectives": named,
+        "broken": {name: bounds.get(name, "") for name, beyond in trial.constraints.items() if beyond > 0},
         "started": _moment(trial.datetime_start),
         "completed": _moment(trial.datetime_complete),
         "reports": {str(step): value for step, value in trial.intermediate_values.items()},

@@ -22,7 +22,6 @@ from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.rungs import check_options
 from subnet_search.search.samplers import make_pruner, make_sampler
-from subnet_search.search.space import layers_of
 from subnet_search.search.spec import StudySpec, read_study
 from subnet_search.search.storage import load_study, spec_of
 from subnet_search.search.warm import warm_start
@@ -30,6 +29,7 @@ from subnet_search.search.worker import run_worker
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
 RESTARTS = 10  # of a worker process that is killed from outside
+TOLD_TO_STOP = 130  # what a worker ends with that was
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
 
 def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
     if spec.space.get(LAYERS) is True:
-        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: layers_of(spec.run)}})
+        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: spec.searched.layers()}})
         spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
     make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
     if spec.pruner["name"] == "rungs":
@@ -208,8 +208,11 @@ def _run_processes(
     reap(study)
     if stopped:
         raise Interrupted("stopped; the trials under way wait to go on")
-    failed = [process for process in processes if process.code() != 0]
-    if failed and time.monotonic() < end and not (spec.compares or finished(study) >= budget):
+    ended_early = [process for process in processes if process.code() != 0]
+    if ended_early and time.monotonic() < end and not (spec.compares or finished(study) >= budget):
+        failed = [process for process in ended_early if process.code() != TOLD_TO_STOP]
+        if not failed:
+            raise Interrupted("the workers were told to stop; the trials under way wait to go on")
         raise RunError(f"a worker failed: {failed[0].last_words()} ({failed[0].log})")
 
 

@@ -132,7 +132,8 @@ class _Trial:
             on_epoch=self._epoch,
             should_stop=should_stop,
         )
-        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds)])
+        reached = ["flops_ratio"] if "flops" in (config.target or ()) else []
+        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *reached])
         net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:

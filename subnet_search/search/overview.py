@@ -34,18 +34,21 @@ def overview(study: optuna.Study) -> dict[str, Any]:
     spec, trials = plain_spec(seen), seen.get_trials()
     run = spec.get("run", {})
     compares = bool(spec) and not spec["space"]
-    failed, pruned = ([t for t in trials if t.state == state] for state in (TrialState.FAIL, TrialState.PRUNED))
+    ends = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
+    failed, pruned, complete = ([t for t in trials if t.state == state] for state in ends)
     return {
         "name": seen.study_name,
         "status": _status(seen, spec, trials),
         "objective": objectives(seen),
         "directions": [direction.name.lower() for direction in seen.directions],
         "constraints": spec.get("constraints", {}),
+        "broken": dict(Counter(name for t in complete for name, beyond in t.constraints.items() if beyond > 0)),
         "sampler": None if compares else spec.get("sampler"),
         "pruner": None if compares else spec.get("pruner"),
         "repeats": spec.get("repeats", 1),
         "space": _compared(trials) if compares else study.user_attrs.get("space") or _space(trials),
         **{key: _name(run.get(key)) for key in ("network", "data", "extractor")},
+        **{key: run.get(key) for key in ("unit", "round_to", "target")},
         "budget": spec.get("trials"),
         "budget_steps": spec.get("steps"),
         "finished": _finished(trials, compares),

@@ -13,13 +13,14 @@ A parameter is called by its key. One that exists only under a condition is call
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import optuna
 
 from subnet_search.config import RunConfig, check, with_values
 from subnet_search.data import load
-from subnet_search.domains import OneOf
+from subnet_search.domains import Int, OneOf, Real
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field
@@ -27,6 +28,7 @@ from subnet_search.nets import build
 from subnet_search.search.entries import (
     LAYERS,
     METHOD,
+    TARGET,
     Entry,
     check_key,
     entries_of,
@@ -38,6 +40,8 @@ from subnet_search.search.entries import (
 from subnet_search.topology.select import layer_name
 from subnet_search.training import Recipe
 from subnet_search.training.structure import units_of
+
+DECISIVE = (METHOD, "unit")  # what values of other keys are valid with
 
 
 class Space:
@@ -57,6 +61,14 @@ class Space:
     @property
     def searched(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.domain is not None]
+
+    def layers(self) -> list[str]:
+        """The layers that can have densities of their own. Raises UserError where those of one trial are not another's."""
+        runs = [self.config(branch) for branch in self._branches]
+        units = sorted({run.unit for run in runs})
+        if len(units) > 1:
+            raise UserError(f"space.{LAYERS}: layers differ between the units {' and '.join(units)}: search one of them alone")
+        return layers_of(runs[0])
 
     @property
     def conditional(self) -> bool:
@@ -83,14 +95,16 @@ class Space:
             found[entry.name] = text
             return values[entry.key]
 
-        chosen = self._choose(take)
-        if missing := [key for key in values if chosen.get(key) is None and values[key] is not None]:
+        chosen = self._seen(self._choose(take))
+        if missing := [key for key, value in values.items() if value is not None and chosen.get(key) != value]:
             raise unknown("searched key", missing[0], {entry.key for entry in self.searched})
         return found
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
         """The run that these values of its keys ask for. Raises UserError when there is no such run."""
         given = self.run.given()
+        if given.get(TARGET) and METHOD in given:
+            given[METHOD].pop("density", None)  # which is the target's
         method = values.get(METHOD, self.run.extractor.name)
         own = given.get(METHOD, {"name": self.run.extractor.name})
         rates = own_rates(method, given) if METHOD in values else {}
@@ -126,32 +140,85 @@ class Space:
 
     def _seen(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """What conditions may look at: what was chosen, and what the space sets."""
-        return {**{entry.key: entry.value for entry in self.entries if entry.domain is None and not entry.when}, **chosen}
+        seen = dict(chosen)
+        for entry in self.entries:
+            if entry.domain is None and entry.holds(seen):
+                seen.setdefault(entry.key, entry.value)
+        return seen
+
+    @cached_property
+    def _branches(self) -> list[dict[str, Any]]:
+        """Every method with every unit that trials may have it with."""
+        found: list[dict[str, Any]] = [{}]
+        for entry in self.entries:
+            if entry.key in DECISIVE and entry.domain:
+                values = entry.domain.bounds()
+                found = [
+                    {**branch, **more}
+                    for branch in found
+                    for more in ([{entry.key: v} for v in values] if entry.holds(self._seen(branch)) else [{}])
+                ]
+        return found
 
     def _check(self) -> None:
-        """Every end of every domain must make a valid run: found now, not in trial 17."""
+        """Every end of every domain must make a valid run, with every method and unit: found now, not in trial 17."""
         keys = {entry.key for entry in self.entries}
-        first = {METHOD: self.methods()[0]} if METHOD in keys else {}
         for entry in self.entries:
             for key in entry.when:
                 if key not in keys:
                     raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
+                self._check_condition(entry, key)
             for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
                 check_key(entry.key, get_extractor(method))
-        for entry in self.entries:
-            context = {**first, **{key: values[0] for key, values in entry.when.items()}}
+        for branch in self._branches:
+            if len(amounts := self._amounts(branch)) > 1:
+                raise UserError(f"space: {' and '.join(amounts)} both say how much is kept: leave one of them out")
+        for entry in self.searched:
             for value in entry.domain.bounds() if entry.domain else ():
-                try:
-                    self.config({**context, entry.key: value})
-                except UserError as error:
-                    raise UserError(f"space: {error}") from error
+                self._check_value(entry, value)
+
+    def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
+        """The keys by which the trials of a branch say how much is kept."""
+        found = self._seen(self._choose(lambda entry: branch.get(entry.key)))
+        if TARGET not in found:
+            found |= {f"{TARGET}.{measure}": None for measure in self.run.target or ()}
+        return [key for key in found if key == f"{METHOD}.density" or key.partition(".")[0] == TARGET]
+
+    def _check_condition(self, entry: Entry, key: str) -> None:
+        """Raise UserError for a condition that no trial meets."""
+        others = [other for other in self.entries if other.key == key]
+        possible = [value for other in others for value in (other.domain.bounds() if other.domain else (other.value,))]
+        wanted, ranges = entry.when[key], any(isinstance(other.domain, Real | Int) for other in others)
+        if not ranges and not any(value in possible for value in wanted):
+            raise unknown(key, wanted[0], map(str, possible), where=f"`when` of space.{entry.key}")
+
+    def _check_value(self, entry: Entry, value: Any) -> None:
+        """Raise UserError for a value that is invalid in some branch, and say in which where it is not in all."""
+        first = {key: values[0] for key, values in entry.when.items()}
+        branches = [b for b in self._branches if b.get(entry.key, value) == value and entry.holds(self._seen({**first, **b}))]
+        valid, refused = [], []
+        for branch in branches:
+            try:
+                self.config({**first, **branch, entry.key: value})
+                valid.append(branch)
+            except UserError as error:
+                refused.append((branch, str(error)))
+        if not refused or (valid and entry.key == METHOD):  # then the other key says it
+            return
+        branch, why = refused[0]
+        if not valid:
+            raise UserError(f"space: {why}")
+        others = (key for key in branch if key != entry.key)
+        apart = next((key for key in others if all(other.get(key) != branch[key] for other in valid)), METHOD)
+        where = ", ".join(f"{key} {text}" for key, text in branch.items())
+        raise UserError(f"space: {why} (in trials with {where}); `when: {{{apart}: ...}}` says where a key counts")
 
 
 def layers_of(run: RunConfig) -> list[str]:
     """The layers of a run's network that can have densities of their own: those of its units, by their modules' names."""
     data = load(run.data)
     units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
-    return [layer_name(name) for name in units.shapes]
+    return [layer_name(name) for name in units.weights if name in units.shapes]  # in the network's order
 
 
 def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:

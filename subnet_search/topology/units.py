@@ -153,10 +153,12 @@ class NM(Units):
         self.n, self.m = n, m
 
     def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
-        most = sum(self._most.values()) / sum(math.prod(shape) for shape in self.shapes.values())
+        prices = self.prices or dict.fromkeys(self.shapes, 1.0)
+        dense = sum(prices[name] * math.prod(shape) for name, shape in self.shapes.items())
+        most = sum(prices[name] * kept for name, kept in self._most.items()) / dense
         if density is None or density > most + 1e-9:
-            asked = "a density is needed" if density is None else f"not {density:g}"
-            raise UserError(f"{self.n}:{self.m} keeps at most {most:g} of the weights of this network: {asked}")
+            asked, of = "a density is needed" if density is None else f"not {density:g}", "cost" if self.prices else "weights"
+            raise UserError(f"{self.n}:{self.m} keeps at most {most:g} of the {of} of this network: {asked}")
         if scope != "global":
             allocate(self.shapes, density, scope, self._most)
 
@@ -206,9 +208,7 @@ class NM(Units):
         lined = scores.detach().transpose(1, -1)  # inputs side by side
         padded = F.pad(lined, (0, -lined.shape[-1] % self.m), value=-math.inf)
         groups = padded.reshape(*padded.shape[:-1], -1, self.m)
-        order = groups.argsort(dim=-1, descending=True, stable=True)
-        first = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., : self.n], True)
-        return first.reshape(padded.shape)[..., : lined.shape[-1]].transpose(1, -1)
+        return _highest(groups, self.n).reshape(padded.shape)[..., : lined.shape[-1]].transpose(1, -1)
 
 
 class Blocks(Units):
@@ -241,6 +241,21 @@ class Blocks(Units):
         padded = F.pad(matrix, (0, -matrix.shape[1] % self.size, 0, -matrix.shape[0] % self.size))
         rows, columns = (length // self.size for length in padded.shape)
         return padded.reshape(rows, self.size, columns, self.size).sum((1, 3))
+
+
+def _highest(groups: Tensor, n: int) -> Tensor:
+    """The n highest along the last dimension, of equal ones those that come first: bool, of the groups' shape."""
+    if groups.shape[-1] > 8:
+        order = groups.argsort(dim=-1, descending=True, stable=True)
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    each = groups.unbind(-1)
+    before = [torch.zeros_like(one, dtype=torch.int8) for one in each]  # how many of its group are; 5 times as fast for 2:4
+    for right, one in enumerate(each):
+        for left in range(right):
+            wins = each[left] >= one
+            before[right] += wins
+            before[left] += ~wins
+    return torch.stack([count < n for count in before], -1)
 
 
 def _nearest(density: float, total: int, choose: Callable[[int], Masks], cost: Callable[[Masks], float]) -> Masks:

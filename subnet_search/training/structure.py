@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from subnet_search.deploy.coupling import couple
+from subnet_search.errors import UserError
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import prunable
 from subnet_search.topology.channels import Channels
@@ -37,7 +38,10 @@ def units_of(
     match parse(unit):
         case "channel", _:
             example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(next(net.parameters()).device)
-            return Channels(shapes, couple(net, example).groups, ROUND_TO if round_to is None else round_to, prices)
+            coupling = couple(net, example)
+            if not coupling.groups:
+                raise UserError(f"this network has no channels that can be removed{coupling.why}")
+            return Channels(shapes, coupling.groups, ROUND_TO if round_to is None else round_to, prices)
         case "n:m", (n, m):
             return NM(shapes, n, m, prices)
         case "block", (size,):

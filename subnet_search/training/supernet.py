@@ -6,13 +6,13 @@ Relevance learned, alone or with the weights: the forward pass runs on effective
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from subnet_search.errors import UserError
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned
 from subnet_search.nets import noting_saliency, prunable, set_winners
@@ -65,6 +65,8 @@ class Supernet:
         if extractor.needs_momentum:
             self.momentum = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in self.weights.items()}
         self._call: Callable[..., Tensor] = self._plain_call
+        if recipe.compile and extractor.dynamic:
+            raise UserError(f"recipe.compile: a network whose inputs choose their filters is not compiled ({extractor.name})")
         if recipe.compile:
             self._call = torch.compile(self._plain_call)
 
@@ -97,9 +99,13 @@ class Supernet:
         self.passes += Passes(forward=1)
         effective = self._effective(self._learner().sample(self, clock)) if self.relevance else {}
         self.features, self.saliency = {}, {}
-        noting = noting_saliency(self.net, self.saliency) if self.extractor.dynamic else nullcontext()
-        with noting, watched(self.net, self.units, self.features) if self.extractor.looks_at(clock) else nullcontext():
-            return self._run(effective, inputs)
+        if self.extractor.dynamic:
+            with noting_saliency(self.net, self.saliency):
+                return self._run(effective, inputs)
+        if self.extractor.looks_at(clock):
+            with watched(self.net, self.units, self.features):
+                return self._run(effective, inputs, self._plain_call)  # a compiled network would not notice who looks
+        return self._run(effective, inputs)
 
     def evaluator(self) -> Callable[[Tensor], Tensor]:
         """A function from inputs to logits with the `finish` topology, computed once. Call it without gradients."""
@@ -238,11 +244,11 @@ class Supernet:
     def _plain_call(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(self.net, effective, (inputs,))  # type: ignore[no-any-return]
 
-    def _run(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def _run(self, effective: dict[str, Tensor], inputs: Tensor, call: Callable[..., Tensor] | None = None) -> Tensor:
         if self.recipe.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            return self._call(effective, inputs).float()
+            return (call or self._call)(effective, inputs).float()
 
     def _learner(self) -> RelevanceLearner:
         assert isinstance(self.extractor, RelevanceLearner), f"{self.extractor.name} has no relevance to learn"

@@ -1,0 +1,107 @@
+"""torch-pruning's graph of a network, put right where it guesses: sizes, flattening, broadcasting, recurrent layers."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+def graph(net: nn.Module, example: Tensor) -> Any:
+    """The graph of a network in evaluation mode, a torch_pruning.DependencyGraph. Raises whatever the forward pass does."""
+    from torch_pruning import DependencyGraph
+    from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
+    from torch_pruning.dependency.shape_infer import infer_out_channels_recursively
+    from torch_pruning.ops import OPTYPE
+
+    class Graph(DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *arguments: Any, **options: Any) -> Any:
+            """It looks for sizes under the names that they had in older versions of torch, and guesses without them."""
+            nodes = super()._trace(*arguments, **options)
+            for node in nodes.values():
+                given = getattr(node.grad_fn, "_input_metadata", ())
+                node.shape = tuple(given[0].shape) if given else ()
+                if isinstance(node.module, self.ops._ReshapeOp | self.ops._SplitOp):
+                    saved = {name: getattr(node.grad_fn, name) for name in dir(node.grad_fn) if name.startswith("_saved_")}
+                    node.grad_fn = SimpleNamespace(**{name.replace("_sym_", "_"): value for name, value in saved.items()})
+                    node.flattened = _flattened(getattr(node.grad_fn, "_saved_self_sizes", ()), node.shape)
+            return nodes
+
+        def _build_dependency(self, nodes: Any) -> None:
+            """It knows of flattening right before a linear layer and of images alone, and nothing of broadcasting."""
+            super()._build_dependency(nodes)
+            for node in nodes.values():
+                if sizes := getattr(node, "flattened", None):
+                    node.type = OPTYPE.ELEMENTWISE  # so that it maps no indices of its own
+                    for source, dep in [(source, dep) for one in node.inputs for source, dep in _between(one, node)]:
+                        dep.index_mapping[0] = _FlattenIndexMapping(sizes[1] // sizes[0], reverse=source is node)
+                for one in node.inputs:
+                    spread = len(one.shape) == len(node.shape) and math.prod(one.shape) < math.prod(node.shape)
+                    if spread and node.type == OPTYPE.ELEMENTWISE and infer_out_channels_recursively(self, one, [0]) == 1:
+                        for source, dep in _between(one, node):  # one channel, beside each of many
+                            source.dependencies.remove(dep)
+
+        def get_in_channels(self, at: Any) -> Any:
+            return at.flattened[0] if getattr(at, "flattened", None) else super().get_in_channels(at)
+
+        def get_out_channels(self, at: Any) -> Any:
+            return at.flattened[1] if getattr(at, "flattened", None) else super().get_out_channels(at)
+
+    found = Graph()
+    recurrent = dict.fromkeys((nn.RNN, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell), found.REGISTERED_PRUNERS[OPTYPE.LSTM])
+    with _recurrent_layers_as_one(net):
+        return found.build_dependency(net, example, customized_pruners=recurrent)
+
+
+def _between(one: Any, node: Any) -> list[tuple[Any, Any]]:
+    """The dependencies of two nodes on each other, each with the node whose it is."""
+    pairs = ((one, node), (node, one))
+    return [(source, dep) for source, target in pairs for dep in source.dependencies if dep.target is target]
+
+
+def _flattened(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    """How many channels (batch, channels, ...) has, and (batch, everything) after it; None for another reshape."""
+    if len(after) == 2 < len(before) and before[1] < after[1] == math.prod(before[1:]):
+        return before[1], after[1]
+    return None
+
+
+class _One(torch.autograd.Function):
+    """What a layer made of its inputs, as one operation."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *made: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for tensor in made)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        raise NotImplementedError("it is for tracing alone")
+
+
+@contextmanager
+def _recurrent_layers_as_one(net: nn.Module) -> Iterator[None]:
+    """Let a trace see every recurrent layer of a network (RNN, LSTM, GRU, and their cells) as one operation."""
+    layers = [module for module in net.modules() if isinstance(module, nn.RNNBase | nn.RNNCellBase)]
+    for layer in layers:
+        layer.forward = _as_one(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _as_one(layer: nn.Module) -> Callable[..., Any]:
+    def forward(inputs: Any, *others: Any) -> Any:
+        with torch.no_grad():
+            made = type(layer).forward(layer, inputs, *others)
+        if not isinstance(inputs, Tensor):  # packed sequences
+            return made
+        tensors, shape = tree_flatten(made)
+        return tree_unflatten(_One.apply(inputs, *tensors), shape)
+
+    return forward
