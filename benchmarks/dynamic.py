@@ -4,9 +4,12 @@ The first table times one image, one thread, networks whose weights and gates ar
 same with gates. `MACs` is the dense network's over what these inputs chose on average, gates included. Times are of the
 processor for that thread, medians of interleaved passes.
 
-The second table is what accuracy it costs: ResNet-20 on 10,000 images of Fashion-MNIST, 6 epochs, one seed, beside the
-same network dense and with channels dropped for all images alike (`l1_filters`) at about the same multiply-accumulates.
+The second table is what accuracy it costs: three convolutions with batch norm on 10,000 images of Fashion-MNIST, 6 epochs,
+three seeds, beside the same network dense and with channels dropped for all images alike (`l1_filters`) at about the same
+multiply-accumulates. Test accuracy, mean (lowest to highest).
 """
+
+import statistics
 
 import torch
 from speed import timed
@@ -30,8 +33,8 @@ ARMS = {
     "dense": ("magnitude", {"density": 1.0}),
     "fbs, winners 0.7": ("fbs", {"winners": 0.7}),
     "fbs, winners 0.5": ("fbs", {"winners": 0.5}),
-    "l1_filters, half": ("l1_filters", {"target": {"flops": 0.5}, "round_to": 1}),
-    "l1_filters, a third": ("l1_filters", {"target": {"flops": 0.33}, "round_to": 1}),
+    "l1_filters, half the MACs": ("l1_filters", {"target": {"flops": 0.5}, "round_to": 1}),
+    "l1_filters, a quarter": ("l1_filters", {"target": {"flops": 0.25}, "round_to": 1}),
 }
 
 
@@ -78,11 +81,34 @@ def settle(net: nn.Module, shape: tuple[int, ...]) -> None:
 
 def accuracy(name: str, quick: bool) -> dict[str, object]:
     method, more = ARMS[name]
-    recipe = Recipe(epochs=1 if quick else 6, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, threads=1, device="cpu")
+    recipe = Recipe(
+        epochs=1 if quick else 6,
+        batch_size=128,
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="cosine",
+        threads=1,
+        device="cpu",
+    )
     data = {"name": "fashion_mnist", "limit": 500 if quick else 10_000}
-    found = extract("resnet20", data, method, recipe=recipe, seed=0, **more).metrics
+    found = [
+        extract(three_layers(), data, method, recipe=recipe, seed=seed, init="kaiming_normal", **more).metrics
+        for seed in range(1 if quick else 3)
+    ]
+    tests = [100 * metrics["test_accuracy"] for metrics in found]
+    share = statistics.mean(metrics["kept_macs"] / metrics["macs"] for metrics in found)
     return {
         "method": name,
-        "test accuracy, %": f"{100 * found['test_accuracy']:.2f}",
-        "MACs of one image, of dense": f"{found['kept_macs'] / found['macs']:.2f}",
+        "test accuracy, %": f"{statistics.mean(tests):.2f} ({min(tests):.2f} to {max(tests):.2f})",
+        "MACs of one image, of dense": f"{share:.2f}",
     }
+
+
+def three_layers() -> nn.Module:
+    def layer(inputs: int, filters: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+
+    pool = nn.MaxPool2d(2)
+    rest = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    return nn.Sequential(*layer(1, 32), pool, *layer(32, 64), pool, *layer(64, 64), *rest)
