@@ -82,9 +82,9 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
         return hook
 
     def mean() -> int:
-        macs = layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)
-        gates = sum(gated.gate.phi.numel() for gated in layers.values())
         shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
+        gates = sum(gated.gate.phi.numel() for gated in layers.values())
+        macs = layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)
         return gates + round(sum(shares.get(name, 1.0) * count for name, count in macs.items()))
 
     layers = gated_layers(net)

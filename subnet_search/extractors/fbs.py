@@ -1,7 +1,7 @@
 """FBS: feature boosting and suppression, where each input chooses the filters that it computes.
 
 Gao, Zhao, Dudziak, Mullins & Xu 2019, "Dynamic Channel Pruning: Feature Boosting and Suppression", arXiv:1810.05331,
-equations 3 to 7 (the gates are in nets/dynamic.py). A layer predicts from its inputs how salient its filters are, computes
+section 3 (the gates are in nets/dynamic.py). A layer predicts from its inputs how salient its filters are, computes
 the k most salient, boosts them by their saliency and suppresses the rest. The loss has lambda * sum |g(x)| beside it, and
 the share of winners falls from all of them in steps while the network is trained; the authors take lambda 1e-8.
 

@@ -1,14 +1,14 @@
 """Networks in which each input chooses the filters that it computes: a gate before every convolution.
 
 Gao, Zhao, Dudziak, Mullins & Xu 2019, "Dynamic Channel Pruning: Feature Boosting and Suppression", arXiv:1810.05331,
-equations 3 to 6. From the mean |x| of each channel of its inputs, ss(x), a layer predicts how salient each of its filters
+section 3. From the mean |x| of each channel of its inputs, ss(x), a layer predicts how salient each of its filters
 is, g(x) = relu(phi ss(x) + rho); the winners, the k of largest saliency, are computed and multiplied by it, all others are
 zero: wta_k(g(x)) * norm(conv(x)).
 
 Where we differ: the batch norm's own scale stays beside the saliency, which the authors put in its place. ss(x) is divided
 by its mean over channels: as it is, an image's contrast enters at every layer once more, and grows by a power (an untrained
-ResNet-20 overflows in its second step). And phi begins at a tenth of He's size, so that networks without batch norm begin
-about as they are.
+ResNet-20 overflows in its second step). And phi begins at a tenth of He's size: at the whole size the same network, at rate
+0.1, still came to nan within 40 steps.
 """
 
 import copy
