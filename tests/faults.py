@@ -84,14 +84,16 @@ def strike(
     seed: int,
     *,
     pause: tuple[float, float] = (0.3, 1.0),
+    growth: float = 1.0,
     stall: float = 2.5,
     limit: float = 300,
 ) -> int:
     """Keep `size` processes on a study and strike them, until it is done. Returns how many strikes there were.
 
     A strike is a signal for one process at random (SIGSTOP is taken back after `stall` seconds), or something to call.
-    Between two of them lie `pause` seconds, from and to. Whoever was broken off is replaced. Raises AssertionError when
-    a process ends by itself but not well, or the study takes more than `limit` seconds.
+    Between two of them lie `pause` seconds, from and to, which get longer by the factor `growth` each time, so that on the
+    slowest machine too some processes come to work before they are struck. Whoever was broken off is replaced. Raises
+    AssertionError when a process ends by itself but not well, or the study takes more than `limit` seconds.
     """
     rng, begun = random.Random(seed), time.monotonic()
     everyone = [start() for _ in range(size)]
@@ -115,7 +117,7 @@ def strike(
             if not seen:
                 return len(strikes) - len(rest)
             if rest and now > due:
-                blow, due = rest.pop(), now + rng.uniform(*pause)
+                blow, due = rest.pop(), now + rng.uniform(*pause) * growth ** (len(strikes) - len(rest))
                 if callable(blow):
                     blow()
                 else:

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from subnet_search import files
 from subnet_search.config import check
 from subnet_search.errors import Interrupted, RunError
-from subnet_search.search import dispatch, leases, objective, worker
+from subnet_search.search import dispatch, launch, leases, objective, worker
 from subnet_search.search.backends import open_storage
 from subnet_search.search.claim import LeaseLost
 from subnet_search.search.dispatch import Dispatcher
@@ -111,8 +111,8 @@ def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
 
 @pytest.mark.slow
 def test_struck_at_random_on_sqlite(tmp_path, undisturbed):
-    blows = [KILL, KILL, STOP, KILL, TERM, KILL, KILL, STOP, KILL, KILL, TERM, KILL]
-    assert strike(crew(tmp_path, URL, **LARGE), 3, blows, 1, pause=(0.15, 0.6)) > 6
+    blows = [KILL, KILL, STOP, KILL, TERM, KILL] * 6  # as many as there is time for
+    assert strike(crew(tmp_path, URL, **LARGE), 3, blows, 1, pause=(0.15, 0.6), growth=1.12) > 6
     assert differences(account("toy", URL), undisturbed) == []
     assert any(one["died"] for one in interruptions("toy", URL))  # how many of them had a trial is chance
     assert "Traceback" not in said(tmp_path)
@@ -279,6 +279,33 @@ def test_workers_that_somebody_else_stops_have_not_failed():
     with pytest.raises(Interrupted, match=r"^the workers were told to stop; the trials under way wait to go on$"):
         run_study(wanted, storage=URL, workers=2, should_stop=stop_all)
     assert counts(account("toy", URL)) == {"WAITING": 2}
+
+
+@pytest.mark.slow
+def test_workers_that_are_all_killed_at_once_are_started_again(monkeypatch):
+    wanted = spec(epochs=30, trials=2, parallel=2, heartbeat=1000.0)
+    expected, wait = alone(wanted), time.sleep
+    study, killed = prepare_study(wanted, URL), set()
+
+    def kill_all(seconds):
+        workers = {trial.user_attrs["worker"]["pid"] for trial in study.get_trials(states=[TrialState.RUNNING])}
+        if len(workers) == 2 and not killed:
+            killed.update(workers)
+            for pid in workers:
+                os.kill(pid, KILL)
+        wait(0.5 if killed else seconds)
+
+    monkeypatch.setattr(launch.time, "sleep", kill_all)
+    run_study(wanted, storage=URL, workers=2)
+    assert differences(account("toy", URL), expected) == []
+    assert {one["pid"] for one in interruptions("toy", URL)} == killed
+
+
+def test_a_worker_that_is_killed_in_vain_is_not_started_for_ever():
+    process = launch._Process(spec(), URL, 3, Path(), 0)
+    assert [process.may_restart(0) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert process.may_restart(1)
+    assert [process.may_restart(1) for _ in range(11)] == [True] * 10 + [False]
 
 
 def test_a_full_disk_ends_the_worker_and_not_the_trial(monkeypatch):

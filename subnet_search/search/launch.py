@@ -28,7 +28,7 @@ from subnet_search.search.warm import warm_start
 from subnet_search.search.worker import run_worker
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
-RESTARTS = 10  # of a worker process that is killed from outside
+RESTARTS = 10  # of a worker process that is killed from outside, while no trial is finished
 TOLD_TO_STOP = 130  # what a worker ends with that was
 
 
@@ -193,14 +193,16 @@ def _run_processes(
         process.start(limit)
     stopped = False
     try:
-        while any(process.alive() for process in processes):
+        while True:
             if not stopped and should_stop():
                 stopped = True
                 for process in processes:
                     process.stop()
             for process in processes:
-                if not stopped and process.was_killed() and time.monotonic() < end:
+                if not stopped and process.was_killed() and time.monotonic() < end and process.may_restart(finished(study)):
                     process.start(end - time.monotonic() if limit else None)
+            if not any(process.alive() for process in processes):
+                break
             time.sleep(0.1)
     finally:
         for process in processes:
@@ -225,7 +227,7 @@ class _Process:
         self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(spec.run.recipe.threads or 1)}
         self.command = [sys.executable, "-m", "subnet_search", "study", "worker", spec.name]
         self.command += ["--trials", str(budget), "--wait", f"{PATIENCE:g}"]
-        self.starts = 0
+        self.starts, self.in_vain, self.finished = 0, 0, 0
 
     def start(self, limit: float | None) -> None:
         if self.starts == 0:
@@ -250,12 +252,20 @@ class _Process:
 
     def was_killed(self) -> bool:
         """Whether a signal ended the process, which it did not get from here, and it may be started again."""
-        return not self.alive() and self.process.returncode < 0 and self.starts <= RESTARTS
+        return not self.alive() and self.process.returncode < 0 and self.in_vain <= RESTARTS
+
+    def may_restart(self, finished: int) -> bool:
+        """Whether it makes sense after it was killed; finished: the trials of the study that are, by now."""
+        self.in_vain = 0 if finished > self.finished else self.in_vain + 1
+        self.finished = finished
+        return self.in_vain <= RESTARTS
 
     def stop(self) -> None:
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
 
     def last_words(self) -> str:
+        if self.code() < 0:
+            return f"killed {self.in_vain} times (signal {-self.code()}) while no trial was finished; was there enough memory?"
         lines = scrub(self.log.read_text(errors="replace")).strip().splitlines()
         return lines[-1] if lines else "no reason given"
