@@ -287,3 +287,15 @@ def test_a_header_that_makes_no_sense(found, tmp_path, header):
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=f"no such subnetwork file: {tmp_path}/none"):
         ss.Subnetwork.load(tmp_path / "none")
+
+
+def test_a_network_without_weights_yet_is_refused(digits):
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(10))
+
+    subnet = ss.extract(lazy(), digits, "random", recipe=ONE_EPOCH)
+    with pytest.raises(UserError, match="lazy layers that have no weights yet"):
+        subnet.on(lazy())
+    used = lazy()
+    used(torch.zeros(1, 1, 8, 8))
+    assert subnet.on(used)

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from subnet_search.deploy.compact import compact
 from subnet_search.errors import UserError
@@ -114,6 +115,8 @@ class Subnetwork:
 
         Raises UserError when `net` has other parameters or other shapes.
         """
+        if any(map(is_lazy, net.parameters())):
+            raise UserError("this network has lazy layers that have no weights yet: run it once on an example")
         out = copy.deepcopy(net)
         if self.origin.dynamic:
             make_dynamic(out, self.origin.shape)
