@@ -265,6 +265,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "epoch": outcome.epoch,
         "steps": outcome.steps,
         "probe_steps": outcome.probe_steps,
+        "raised_intervals": outcome.raised_intervals,
         "passes": supernet.passes._asdict(),
         "seconds": outcome.seconds,
         "processes": rank_and_world()[1],

@@ -51,6 +51,8 @@ class Prune(Extractor):
     )
     paradigm = Paradigm("by magnitude, during training", "trained", "in one step", True)
 
+    replaces_step = True  # it looks at gradients of the very weights that it prunes
+
     at: int | None = None
     """The step; None: never."""
     density: float = 1.0

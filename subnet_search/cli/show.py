@@ -110,6 +110,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
     }
+    if record.get("raised_intervals"):
+        raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
+        rows["raised intervals"] = f"{', '.join(raised)}, as the run is short"
     if record.get("explored") is not None:
         rows["ever alive"] = f"{percent(record['explored'])} of the weights"
     if record.get("collapsed"):

@@ -1,9 +1,10 @@
 """What every extractor is: numbers only, a few questions answered, and no state.
 
 A run asks an extractor, in this order: `check` (can this be done at all?), `begin` (which units live at first), then at
-every step `sample` (a differentiable topology, if relevance is learned), `penalty` (what to add to the loss?), after
-the backward pass `step` (a new topology?) or else `adjust` (other gradients?), and at the end `finish` (the topology to
-keep). Extractors hold hyperparameters; the network holds all state, and a probe looks at data before training.
+every training step `sample` (a differentiable topology, if relevance is learned), `penalty` (what to add to the loss?),
+after the backward pass `adjust` (other gradients?), after the optimizer's step `step` (a new topology?), and at the end
+`finish` (the topology to keep). Extractors hold hyperparameters; the network holds all state, and a probe looks at data
+before training.
 """
 
 from abc import ABC, abstractmethod
@@ -33,8 +34,15 @@ from subnet_search.topology.select import LayerShares
 from subnet_search.topology.units import Units
 
 Density = Annotated[float, Gt(0), Le(1)]
-Every = Annotated[Span, Real(0.005, 0.1, log=True)]
-"""Between two changes: steps, or a fraction of the run."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Marks a hyperparameter as the interval between two changes: `Clock.interval` says how many steps it is."""
+
+
+Every = Annotated[Span, Interval(), Real(0.005, 0.1, log=True)]
+"""Between two changes: steps, or a fraction of the run, which is at least 10 steps (a quarter of runs below 40 steps)."""
 Learned = Literal["weights", "relevance", "both"]
 Rewind = Literal["none", "weights", "schedule", "both"]
 Grow = Literal["gradient", "momentum", "random"]
@@ -82,6 +90,9 @@ class Change:
 
     masks: Masks | None = None
     """The new topology, of units. None: it stays."""
+    survivors: Masks | None = None
+    """The units that keep their weights and optimizer state; others in `masks` begin at zero, even if they were alive.
+    None: all that are alive before and after keep them."""
     rewind: Rewind = "none"
     """Go back to the weights of the step that `rewinds_to` named, to the schedule's point at step `schedule_to`, or both."""
     schedule_to: int = 0
@@ -94,6 +105,8 @@ class Change:
     """New values for the relevance of some units."""
     memory: Tensors | None = None
     """What to keep for later steps, by a name, in place of what is kept by these names."""
+    reset_optimizer: bool = False
+    """Begin the optimizer's state anew: momentum, running averages."""
     winners: float | None = None
     """The share of each layer's filters that an input computes from now on, in a dynamic network."""
 
@@ -112,6 +125,9 @@ class Extractor(BaseModel, ABC):
     """Whether each input chooses the filters that it computes: the network's convolutions get gates (nets/dynamic.py)."""
     recipe: ClassVar[Mapping[str, Any]] = {}
     """The paper's training settings, where they differ from Recipe's: the defaults of a run with this extractor."""
+
+    replaces_step: ClassVar[bool] = False
+    """Whether a change takes the place of the optimizer's step: `step` is then asked before the optimizer."""
 
     @property
     def needs_momentum(self) -> bool:
@@ -142,7 +158,11 @@ class Extractor(BaseModel, ABC):
         return None
 
     def step(self, net: Network, clock: Clock) -> Change | None:
-        """A change, or None. Called after the backward pass, so gradients are dense. A change consumes its step."""
+        """A change, or None. Asked before training (`clock.step` is 0) and after every optimizer's step.
+
+        Weights are those after the step; gradients are those of its batch, of dead weights too (zeros before training).
+        With `replaces_step`: asked before every optimizer's step, from `clock.step` 0 on; a change takes its place.
+        """
         return None
 
     def adjust(self, net: Network, clock: Clock) -> None:
@@ -169,6 +189,8 @@ class RelevanceLearner(Extractor):
     """
 
     learns: ClassVar[Learned] = "relevance"
+    keeps_count: ClassVar[bool] = False
+    """Whether every sample keeps the same number of a layer's units, whatever their relevance: numel/nnz is a constant then."""
 
     rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "none"
     """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
@@ -198,6 +220,16 @@ class RelevanceLearner(Extractor):
         logits: (batch, classes). Default: None, the cross-entropy.
         """
         return None
+
+
+def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:
+    """The intervals that are longer in this run than the fraction that was asked for, in steps, by their names."""
+    found = {}
+    for name, field in type(extractor).model_fields.items():
+        every: Span = getattr(extractor, name)
+        if any(isinstance(mark, Interval) for mark in field.metadata) and clock.interval(every) > max(1, clock.steps(every)):
+            found[f"{extractor.name}.{name}"] = clock.interval(every)
+    return found
 
 
 def only_begins(method: type[Extractor]) -> bool:

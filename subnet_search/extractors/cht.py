@@ -4,13 +4,17 @@ Zhang, Cerretti, Zhao, Liao, Wu, Michieli & Cannistraci 2025, "Brain Network Sci
 Enables Transformers and LLMs to Perform as Fully Connected", arXiv:2501.19107, sections 3.1 and 3.3. New connections
 follow from the topology alone: a layer is a bipartite graph, and a pair (u, v) is scored by CH2-L3n, the sum over the
 nodes z on paths of length three from u to v of (1 + links inside the local community) / (1 + links out of it). Both
-removal and growth are draws, not rankings: weights survive with chances in proportion to importance^(delta / (1 - delta)),
-dead pairs grow in proportion to their score. delta goes from 0.5 to 0.75. With `initial_density` above the density it
-is CHTss: first the density falls along a sigmoid, by relative importance.
+removal and growth are draws, not rankings: weights survive with chances in proportion to importance^T, dead pairs grow in
+proportion to their score. T = delta / (1 - delta) goes from 1 to 3 (delta 0.5 to 0.75) along a straight line, as in the
+authors' code (biomedical-cybernetics/Cannistraci-Hebb-training). What is dropped and grown in one change keeps its value and
+momentum, as there. With `initial_density` above the density it is CHTss: first the density falls along a sigmoid, by relative
+importance.
 
-Where we differ: convolutions are taken as graphs of outputs and inputs x height x width; the first topology is ERK,
-their receptive-field model and the removal of nodes that have lost all links on one side are left out; a draw is without
-replacement and exact in number; the sigmoid is stretched to begin and end exactly.
+Where we differ: the first topology is ERK, with every layer sparse; the authors' has the same density in every layer or comes
+from their receptive-field model, and their last layer is dense. Convolutions are taken as graphs of outputs and inputs x
+height x width; the removal of nodes that have lost all links on one side is left out. The number dropped is rounded up,
+theirs down. Relative importance divides by sums of |w|, theirs by sums of |w| + 1e-5. The sigmoid is stretched to begin and
+end exactly.
 """
 
 from typing import Annotated, Literal
@@ -51,7 +55,7 @@ class CHT(Extractor):
         2025,
         "2501.19107",
         "Brain Network Science Modelling of Sparse Neural Networks Enables Transformers and LLMs to Perform as Fully Connected",
-        "P(keep) ~ importance^(delta / (1 - delta)); P(grow uv) ~ sum over z on u..v of (1 + inside_z) / (1 + outside_z)",
+        "P(keep) ~ importance^T, T: 1 -> 3; P(grow uv) ~ sum over z on u..v of (1 + inside_z) / (1 + outside_z)",
     )
     paradigm = Paradigm("drop and grow from the topology, during training", "trained", "fixed, or falling, sigmoid", False)
 
@@ -106,8 +110,8 @@ class CHT(Extractor):
         return "erk" if self.scope == "global" else self.scope
 
     def _survival(self, net: Network, clock: Clock) -> Tensors:
-        """What survives a draw with chances in proportion to importance^(delta / (1 - delta))."""
-        delta = linear(self.softness, self.final_softness, clock.progress)
+        """What survives a draw with chances in proportion to importance^T."""
+        first, last = (delta / (1 - delta) for delta in (self.softness, self.final_softness))
+        power = linear(first, last, clock.step / clock.total)
         important = magnitude(net.weights) if self.importance == "magnitude" else relative_importance(net.weights)
-        power = delta / (1 - delta)
         return {name: sampled(score, clock.uniform(f"drop {name}", score), power) for name, score in important.items()}

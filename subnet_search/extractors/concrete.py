@@ -1,7 +1,7 @@
 """CTS-KL: concrete ticket search, for a subnetwork whose outputs stay those of the dense network.
 
 Arora & Teuscher 2025, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
-arXiv:2512.07142. Each weight has a logit a, its gate is a binary concrete variable z = sigma((a + L) / tau), L logistic
+arXiv:2512.07142. Each weight has a logit a, its gate is a relaxed Bernoulli variable z = sigma(a + L / tau), L logistic
 (soft, where gumbel's is hard): low variance and no surrogate gradient. a is trained on the reverse Kullback-Leibler
 divergence D(sparse || dense) of the untrained network's outputs. The cost is the expected density, the mean of sigma(a).
 GradBalance: its gradient is scaled to the norm of the loss's, over all layers, while the expected density is above 1.1
@@ -51,7 +51,7 @@ class Concrete(RelevanceLearner):
         2025,
         "2512.07142",
         "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
-        "z = sigma((a + L) / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
+        "z = sigma(a + L / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
     )
     paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, EVERY_KIND)
     recipe = {"optimizer": "adam", "lr": 1e-3, "relevance_lr": 0.1, "relevance_decay": 0.0, "schedule": "cosine"}
@@ -77,8 +77,7 @@ class Concrete(RelevanceLearner):
 
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
         return {
-            name: torch.sigmoid((a + torch.logit(clock.uniform(name, a))) / self.temperature)
-            for name, a in net.relevance.items()
+            name: torch.sigmoid(a + torch.logit(clock.uniform(name, a)) / self.temperature) for name, a in net.relevance.items()
         }
 
     def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:

@@ -7,11 +7,11 @@ gates go to 0 or 1 / sigma(s_0) (all are settled in the weights in the end). Bet
 was kept may be dropped again, and what was dropped hardly returns. In the end the weights with s >= 0 live, go back to
 their values near the start (a ticket) or stay (pruning), and are trained. Deterministic: no gate is sampled.
 
-The penalty is lambda * sum of sigma(beta s), a sum over all weights as in the authors' code, so that their lambda of 1e-8
-keeps its meaning; it mostly decides about weights without a gradient. Sparsity is governed by s_init (their 0.1 keeps
-more, -0.1 far less); a density is our addition: the highest s over all layers. beta moves at every step, theirs at every
-epoch. Rounds and the training after them each go through the learning rate's whole schedule (theirs: 85 epochs, a tenth
-after 30 and 60).
+The penalty is lambda * sum of the gates sigma(beta s) / sigma(s_0), a sum over all weights of what is already divided, as
+in the authors' code, so that their lambda of 1e-8 keeps its meaning; it mostly decides about weights without a gradient.
+Sparsity is governed by s_init (their 0.1 keeps more, -0.1 far less); a density is our addition: the highest s over all
+layers. beta moves at every step, theirs at every epoch. Rounds and the training after them each go through the learning
+rate's whole schedule (theirs: 85 epochs, a tenth after 30 and 60).
 
 Trap: with s_init below 0 no weight counts as kept until its s has risen, so early validations see an empty network.
 """
@@ -52,7 +52,7 @@ class ContinuousSparsification(RelevanceLearner):
         2020,
         "1912.04427",
         "Winning the Lottery with Continuous Sparsification",
-        "w_hat = w sigma(beta s) / sigma(s_0); beta: 1 -> beta_T; L + lambda sum sigma(beta s); s <- min(beta s, s_0)",
+        "w_hat = w sigma(beta s) / sigma(s_0); beta: 1 -> beta_T; L + lambda sum of gates; s <- min(beta s, s_0)",
     )
     paradigm = Paradigm("learned together with the weights, in rounds", "rewound, then trained", "free, or ranked", True)
     learns = "both"
@@ -87,7 +87,7 @@ class ContinuousSparsification(RelevanceLearner):
             raise UserError(f"continuous_sparsification: {self.rounds} rounds do not fit into {search} steps")
 
     def rewinds_to(self, clock: Clock) -> int | None:
-        return min(clock.steps(self.rewind_to), self._ends(clock)[-1]) if self.rewind == "weights" else None
+        return min(clock.steps(self.rewind_to), self._ends(clock)[-1] - 1) if self.rewind == "weights" else None
 
     def schedule_steps(self, clock: Clock) -> int:
         ends = self._ends(clock)
@@ -103,8 +103,7 @@ class ContinuousSparsification(RelevanceLearner):
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
         if not net.relevance:
             return None
-        beta = self._beta(clock)
-        return self.strength * torch.stack([torch.sigmoid(beta * s).sum() for s in net.relevance.values()]).sum()
+        return self.strength * torch.stack([gate.sum() for gate in self.sample(net, clock).values()]).sum()
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ends = self._ends(clock)
@@ -113,7 +112,7 @@ class ContinuousSparsification(RelevanceLearner):
         if clock.step == ends[-1]:
             back = self.rewinds_to(clock)
             rewind: Rewind = "schedule" if back is None else "both"
-            return Change(self.finish(net), rewind, schedule_to=back or 0, learn="weights")
+            return Change(self.finish(net), rewind=rewind, schedule_to=back or 0, learn="weights")
         kept = {name: (self.final_beta * s).clamp(max=self.s_init) for name, s in net.relevance.items()}
         return Change(relevance=kept, rewind="schedule")
 
@@ -124,15 +123,15 @@ class ContinuousSparsification(RelevanceLearner):
         return {name: mask.to(net.weights[name].dtype) * self._scale() for name, mask in masks.items()}
 
     def _ends(self, clock: Clock) -> list[int]:
-        """The last step of every round."""
+        """The steps at which the rounds end."""
         search = min(clock.steps(self.until), clock.total - 1)
         return [search * index // self.rounds for index in range(1, self.rounds + 1)]
 
     def _beta(self, clock: Clock) -> float:
         ends = self._ends(clock)
-        index = next(index for index, end in enumerate(ends) if clock.step <= end)
-        start = ends[index - 1] + 1 if index else 0
-        return geometric(1.0, self.final_beta, (clock.step - start) / max(1, ends[index] - start))
+        index = next(index for index, end in enumerate(ends) if clock.step < end)
+        start = ends[index - 1] if index else 0
+        return geometric(1.0, self.final_beta, (clock.step - start) / max(1, ends[index] - 1 - start))
 
     def _scale(self) -> float:
         return 1 + math.exp(-self.s_init)

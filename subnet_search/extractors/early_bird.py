@@ -58,7 +58,7 @@ class EarlyBird(Extractor):
     window: Annotated[int, Ge(2)] = 5
     """Masks among which the distance is taken."""
     every: Every = 0.01
-    """Between two masks: steps (2 at least), or a fraction of the run."""
+    """Between two masks: steps, or a fraction of the run."""
     until: Annotated[Span, Real(0.2, 0.8)] = 0.5
     """When a ticket is drawn at the latest: steps, or a fraction of the run."""
 
@@ -76,8 +76,7 @@ class EarlyBird(Extractor):
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         last = min(clock.steps(self.until), clock.total - 1)
-        every = max(2, clock.steps(self.every))  # a change takes its step, and one of training has to follow
-        if "drawn" in net.memory or (clock.step != last and not clock.due(every)):
+        if "drawn" in net.memory or (clock.step != last and not clock.due(self.every)):
             return None
         ticket = net.units.keep(norm_scales(net), self.density)
         newest = torch.cat(list(ticket.values()))

@@ -6,8 +6,8 @@ arXiv:1911.13299, section 3. A score s for each weight; each layer computes with
 kaiming_uniform(a = sqrt 5), so U(-b, b) with b = 1 / sqrt(fan_in). Signed constant weights are the paper's best
 (network.init: signed_constant); `scaled` is its scaled Kaiming normal.
 
-The authors' `prune_rate` is the fraction *kept*; here it is called density. Their layers round each layer's count down
-for itself; ours add up to the exact total.
+The authors' `prune_rate` is the fraction *kept*; here it is called density. They drop int((1 - density) * n) weights of each
+layer, which rounds what is kept up; our counts add up to the exact total.
 """
 
 import math
@@ -46,6 +46,8 @@ class EdgePopup(RelevanceLearner):
     )
     paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False, EVERY_KIND)
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+
+    keeps_count = True
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
     """Fraction of prunable weights kept."""

@@ -60,4 +60,4 @@ class FBS(Extractor):
         return None if fallen is None else Change(winners=1 - fallen * (1 - self.winners))
 
     def reached(self, net: Network, masks: Masks, clock: Clock) -> bool:
-        return clock.step > min(clock.steps(self.until), clock.total - 1)
+        return clock.step >= min(clock.steps(self.until), clock.total - 1)

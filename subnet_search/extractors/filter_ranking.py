@@ -34,6 +34,8 @@ class MeasuredRanking(FilterRanking):
     Each batch is one step of the run, and nothing is trained in it: they all meet the same weights.
     """
 
+    replaces_step = True
+
     batches: Annotated[int, Ge(1)] = 5
     """Batches that scores are averaged over; the weights stay as they are in their steps."""
 

@@ -6,9 +6,10 @@ all layers are dropped down to the cubic ramp's density, and (2) every layer dro
 where |gradient| is largest. p falls from 0.5 to 0.005 along a cosine over the whole run, and (2) goes on after (1) is done.
 `initial_density` 1 is the paper's dense-to-sparse, 0.5 from an ERK topology its sparse-to-sparse.
 
-Where we differ from the authors' code: the ramp's last move falls on `end`, so the density is met exactly (theirs stops
-one move early); ERK masks have exact counts, theirs are Bernoulli draws; a weight that is dropped and grown in the same
-change keeps its value, theirs begins at zero again.
+A weight that the swap drops and grows in the same change keeps its value and momentum; one that the ramp drops and the swap
+grows begins at zero, both as in the authors' code (Shiweiliuiiiiiii/GraNet). Where we differ from it: the ramp's last move
+falls on `end`, so the density is met exactly (theirs stops one move early, and keeps one weight fewer at every move); ERK
+masks have exact counts, theirs are Bernoulli draws.
 """
 
 from typing import Annotated
@@ -99,9 +100,10 @@ class GraNet(Extractor):
         ramping = clock.steps(self.start) < clock.step < clock.steps(self.end)
         if ramp is None and (ramping or not clock.due(self.every)):
             return None
-        masks = net.masks
+        kept = net.masks
         if ramp is not None:
             density = cubic(self.initial_density, self.density, ramp)
-            masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, masks)
-        fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.progress)
-        return Change(net.units.regrow(masks, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction))
+            kept = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, kept)
+        fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.step / clock.total)
+        swapped = net.units.regrow(kept, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction)
+        return Change(swapped, survivors=kept)

@@ -69,7 +69,7 @@ class GReg(Extractor):
             raise UserError(f"greg.every: a penalty cannot grow every {every} steps between step {first} and step {last}")
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
-        if not net.memory or clock.step > self._phase(clock)[1]:
+        if not net.memory or clock.step >= self._phase(clock)[1]:
             return None
         filters = channels(net).filters(net.weights)
         squares = [(numbers.square().sum(1) * net.memory[name]).sum() for name, numbers in filters.items()]

@@ -39,7 +39,7 @@ class GroupLasso(FilterRanking):
     """Whether channels compete over all layers, or each layer gets its share."""
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
-        if clock.step > self.prunings(clock)[-1]:
+        if clock.step >= self.prunings(clock)[-1]:
             return None
         return self.strength * torch.stack([norms.sum() for norms in self.scores(net, clock).values()]).sum()
 

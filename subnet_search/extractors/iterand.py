@@ -8,7 +8,7 @@ paper's interval is 300 of 35000 steps on CIFAR-10; its ImageNet runs keep 30 % 
 
 Where we differ: the paper draws from the initial distribution, which is not known for a network that was handed in, so
 re-drawn weights swap values at random among themselves. A layer keeps exactly the values it began with, whatever the
-initialisation, and its spread cannot drift. Re-drawing takes the place of a step, so it comes at most every second one.
+initialisation, and its spread cannot drift.
 """
 
 import math
@@ -51,6 +51,8 @@ class IteRand(RelevanceLearner):
     paradigm = Paradigm("learned on frozen weights", "initial, pruned ones re-drawn", "fixed", False)
     recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
 
+    keeps_count = True
+
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
     """Fraction of prunable weights kept."""
     allocation: PlainAllocation = "uniform"
@@ -73,7 +75,7 @@ class IteRand(RelevanceLearner):
         return {name: straight_through(s, masks[name]) for name, s in net.relevance.items()}
 
     def step(self, net: Network, clock: Clock) -> Change | None:
-        if not clock.due(max(2, clock.steps(self.every))):
+        if not clock.due(self.every):
             return None
         kept = self._select(net, net.relevance)
         return Change(weights={name: self._redrawn(name, w, kept[name], clock) for name, w in net.weights.items()})

@@ -32,7 +32,7 @@ class Network(Protocol):
 
     @property
     def gradients(self) -> Tensors:
-        """In `step` and `adjust`: the gradient of this step's loss for every weight, dead ones included."""
+        """In `step` and `adjust`: the gradient of the last batch's loss for every weight, dead ones included."""
 
     @property
     def momentum(self) -> Tensors:

@@ -2,8 +2,10 @@
 
 Evci, Gale, Menick, Castro & Elsen 2020, "Rigging the Lottery: Making All Tickets Winners", arXiv:1911.11134, algorithm 1.
 From a random ERK topology, every so often each layer drops the fraction alpha / 2 (1 + cos(pi t / T_end)) of its weights
-and grows as many where |gradient| of the batch is largest; grown weights begin at zero. Changes stop at T_end = 0.75 T.
-The authors' ERK masks have exact counts, as ours. Another `grow` makes it SET with a decaying fraction (random) or a
+and grows as many where |gradient| of the batch is largest; grown weights begin at zero. A change takes the place of the
+optimizer's step. Changes stop at T_end = 0.75 T. What is dropped and grown in one change keeps its value and momentum, as in
+the authors' code (google-research/rigl); that rounds the number dropped down, ours rounds it up, as other methods do. Their
+ERK masks have exact counts, as ours. Another `grow` makes it SET with a decaying fraction (random) or a
 relative of sparse momentum (Dettmers & Zettlemoyer 2019, arXiv:1907.04840).
 """
 
@@ -45,6 +47,7 @@ class RigL(Extractor):
         "each layer: drop the lowest alpha / 2 (1 + cos(pi t / T_end)) of |w|, grow as many by |dL/dw|",
     )
     paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
+    replaces_step = True
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""
@@ -66,7 +69,7 @@ class RigL(Extractor):
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.allocation)
         clock.check_end("rigl.until", 0, self.until)
-        clock.check_interval("rigl.every", self.every)
+        clock.check_interval("rigl.every", self.every, least=2)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         return Change(net.units.keep(chances(net, clock), self.density, self.allocation))

@@ -2,9 +2,10 @@
 
 Mocanu et al. 2018, "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity Inspired by Network
 Science", arXiv:1707.04780. From a random Erdos-Renyi topology, every so often each layer drops a fraction zeta of its
-weights, the smallest, and grows as many dead ones at random. We rank by |w| over both signs; the authors drop the
-smallest positive and the largest negative ones separately, which differs only for skewed layers. Their topology is a
-Bernoulli draw, ours has exact counts. They move once an epoch, with zeta constant.
+weights, the smallest, and grows as many dead ones at random. All that grow begin at zero with fresh momentum, also those
+that were dropped in the same change, as in the authors' code. We rank by |w| over both signs; the authors drop the smallest
+positive and the largest negative ones separately, which differs only for skewed layers. Their topology is a Bernoulli draw,
+ours has exact counts. They change it once an epoch, with zeta constant, and begin all optimizer state anew there.
 """
 
 from typing import Annotated
@@ -28,6 +29,7 @@ from subnet_search.extractors.base import (
     growth,
     register,
 )
+from subnet_search.topology.regrow import drop
 from subnet_search.topology.units import EVERY_KIND, Units
 
 
@@ -66,5 +68,5 @@ class SET(Extractor):
     def step(self, net: Network, clock: Clock) -> Change | None:
         if not clock.due(self.every, self.until):
             return None
-        keep = net.units.pool_magnitude(net.weights)
-        return Change(net.units.regrow(net.masks, keep, growth(net, clock, "random"), self.drop_fraction))
+        kept = drop(net.masks, net.units.pool_magnitude(net.weights), self.drop_fraction)
+        return Change(net.units.grow(kept, growth(net, clock, "random"), net.masks), survivors=kept)

@@ -43,7 +43,7 @@ class Slimming(FilterRanking):
         return super().begin(net, clock, probe)
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
-        return self.strength * norm_penalty(net) if clock.step <= self.prunings(clock)[-1] else None
+        return self.strength * norm_penalty(net) if clock.step < self.prunings(clock)[-1] else None
 
     def scores(self, net: Network, clock: Clock) -> Tensors:
         return norm_scales(net)

@@ -50,7 +50,7 @@ class SoftFilterPruning(Extractor):
     density: Annotated[Density, Real(0.1, 0.9)] = 0.5
     """Fraction of channels kept."""
     every: Every = 0.02
-    """Between two times that filters are set to zero: steps (2 at least), or a fraction of the run."""
+    """Between two times that filters are set to zero: steps, or a fraction of the run."""
     end: Annotated[Span, Real(0.6, 1.0)] = 0.9
     """When the smallest are dropped: steps, or a fraction of the run."""
     scope: Scope = "uniform"
@@ -63,8 +63,7 @@ class SoftFilterPruning(Extractor):
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         last = min(clock.steps(self.end), clock.total - 1)
-        every = max(2, clock.steps(self.every))  # a change takes its step, and one of training has to follow
-        if clock.step != last and not (clock.step < last and clock.due(every)):
+        if clock.step != last and not (clock.step < last and clock.due(self.every)):
             return None
         masks = net.units.keep(filter_norms(channels(net).filters(net.weights), 2), self.density, self.scope)
         return Change(masks) if clock.step == last else Change(weights=_without(net, masks))

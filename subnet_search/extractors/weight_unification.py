@@ -58,7 +58,7 @@ class WeightUnification(Extractor):
     end: Annotated[Span, Real(0.5, 0.9)] = 0.7
     """When it ends and the weights become their projection."""
     every: Every = 0.02
-    """Between two updates of Z and U: steps (2 at least), or a fraction of the run."""
+    """Between two updates of Z and U: steps, or a fraction of the run."""
     scope: Scope = "global"
     """Whether blocks compete over all layers, or each layer gets its share."""
 
@@ -67,12 +67,9 @@ class WeightUnification(Extractor):
         clock.check_end("weight_unification.end", self.start, self.end)
         clock.check_interval("weight_unification.every", self.every)
 
-    def rewinds_to(self, clock: Clock) -> int | None:
-        return self._phase(clock)[1]
-
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
         first, last = self._phase(clock)
-        if not first < clock.step <= last:
+        if not first <= clock.step < last:
             return None
         apart = [(w - net.memory[f"z.{name}"] + net.memory[f"u.{name}"]).square().sum() for name, w in net.weights.items()]
         return self.rho / 2 * torch.stack(apart).sum()
@@ -82,20 +79,18 @@ class WeightUnification(Extractor):
         if clock.step == last:
             masks, unified = self._projection(net, net.weights)
             over = {name: kept.new_zeros(0) for name, kept in net.memory.items()}
-            # The weights it goes back to are this step's own: what is new is the optimizer.
-            return Change(masks, rewind="weights", weights=unified, memory=over)
+            return Change(masks, weights=unified, memory=over, reset_optimizer=True)
         if clock.step == first:
             zeros = {f"u.{name}": torch.zeros_like(w) for name, w in net.weights.items()}
             return Change(memory={f"z.{n}": z for n, z in self._projection(net, net.weights)[1].items()} | zeros)
-        every = max(2, clock.steps(self.every))  # a change takes its step, and one of training has to follow
-        if not first < clock.step < last or (clock.step - first) % every:
+        if not first < clock.step < last or (clock.step - first) % clock.interval(self.every):
             return None
         moved = {name: w + net.memory[f"u.{name}"] for name, w in net.weights.items()}
         z = self._projection(net, moved)[1]
         return Change(memory={f"z.{n}": z[n] for n in z} | {f"u.{n}": moved[n] - z[n] for n in z})
 
     def adjust(self, net: Network, clock: Clock) -> None:
-        if clock.step <= self._phase(clock)[1]:
+        if clock.step < self._phase(clock)[1]:
             return
         gradients, signs = net.gradients, {name: w.sign() for name, w in net.weights.items()}
         means = net.units.expand(net.units.pool({name: g * signs[name] for name, g in gradients.items()}))

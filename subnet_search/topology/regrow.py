@@ -14,20 +14,20 @@ Tensors = Mapping[str, Tensor]
 def regrow(masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:
     """Every layer drops `fraction` of its weights, the lowest by |keep|, and grows as many, the highest by |grow_by|.
 
-    Each layer's count stays as it is. The number moved is rounded up, and no more than there is room for: a dense layer
-    keeps everything. What was just dropped may grow again at once, with the value and state it had (Evci et al. 2020,
-    arXiv:1911.11134, algorithm 1; their code does the same). keep, grow_by: tensors by the masks' names.
+    Each layer's count stays as it is. The number dropped is ceil(fraction * alive). Everything dead competes to grow, what
+    was just dropped included, which keeps its value and state when it grows again (Evci et al. 2020, arXiv:1911.11134,
+    algorithm 1; their code does the same). So a dense layer stays dense. keep, grow_by: tensors by the masks' names.
     """
     return grow(drop(masks, keep, fraction), grow_by, masks)
 
 
 def drop(masks: Masks, keep: Tensors, fraction: float) -> Masks:
-    """Every layer without `fraction` of its weights, the lowest by |keep|; no more than there are dead ones to grow."""
+    """Every layer without `fraction` of its weights, ceil(fraction * alive) of them, the lowest by |keep|."""
     kept = {}
     for name, mask in masks.items():
         living = alive(mask)
-        moved = min(math.ceil(fraction * living - 1e-9), mask.numel() - living)
-        kept[name] = top_k(keep[name], living - moved, among=mask, magnitude=True)
+        dropped = math.ceil(fraction * living - 1e-9)
+        kept[name] = top_k(keep[name], living - dropped, among=mask, magnitude=True)
     return Masks(kept)
 
 

@@ -12,17 +12,22 @@ Rescale = Literal["none", "learned", "dynamic", "fan_in"]
 
 
 def dynamic(topology: Tensor) -> Tensor:
-    """numel / nnz of the layer, a scalar (Zhou et al. 2019, arXiv:1905.01067, "dynamic weight rescaling")."""
-    return topology.numel() / topology.detach().sum().clamp(min=1)
+    """numel / nnz of the layer, a scalar, differentiable in the topology.
+
+    Zhou et al. 2019, arXiv:1905.01067, "dynamic weight rescaling". Both public implementations differentiate it, and it
+    matters: without, each relevance of a layer gets the same amount too much or too little, since a weight that is dropped
+    makes all others larger.
+    """
+    return topology.numel() / topology.sum().clamp(min=1)
 
 
 def fan_in(topology: Tensor) -> Tensor:
     """sqrt(fan-in / fan-in kept) of each output unit: (out, 1, ...). Keeps the variance that the initialisation set.
 
     The fan-in correction of He et al. 2015 (arXiv:1502.01852), applied to the connections that are left. An output
-    unit without any connection gets the factor of one.
+    unit without any connection gets the factor of one. Differentiable in the topology.
     """
-    kept = topology.detach().flatten(1).sum(1).clamp(min=1)  # (out,)
+    kept = topology.flatten(1).sum(1).clamp(min=1)  # (out,)
     fan = topology[0].numel()
     return (fan / kept).sqrt().view(-1, *[1] * (topology.dim() - 1))
 
@@ -40,10 +45,12 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         weight, topology, scale = ctx.saved_tensors
         if scale.dim():
-            return None, torch.mul(grads[0], weight).mul_(scale), None
+            to_topology = torch.mul(grads[0], weight)
+            to_scale = (to_topology * topology).flatten(1).sum(1).view_as(scale)
+            return None, to_topology.mul_(scale), to_scale
         to_topology, to_scale = torch.empty_like(weight), torch.zeros_like(scale)
         for g, w, z, out in pieces(grads[0], weight, topology, to_topology):
             torch.mul(g, w, out=out)
@@ -53,9 +60,9 @@ class _MaskedWeight(torch.autograd.Function):
 
 
 def masked_weight(weight: Tensor, topology: Tensor, scale: Tensor | None) -> Tensor:
-    """The effective weight s * w * z, differentiable in z and in a scalar s; the weight itself is a constant.
+    """The effective weight s * w * z, differentiable in z and s; the weight itself is a constant.
 
-    weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...) (then a constant too), or None for 1.
+    weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...), or None for 1.
     """
     if scale is None:
         return weight * topology

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from subnet_search.data import Batches, Data, Split
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.evaluation.accuracy import Quality, logits, quality
-from subnet_search.extractors import Clock, RelevanceLearner
-from subnet_search.extractors.base import Change, only_begins
+from subnet_search.extractors import Clock, Extractor, RelevanceLearner
+from subnet_search.extractors.base import Change, only_begins, raised_intervals
 from subnet_search.seeds import derive
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
@@ -38,6 +39,7 @@ class Outcome:
     epoch: int  # the epoch that was kept: the last, or the best with early stopping; 0 when nothing was trained
     steps: int  # of the run, those included that went into looking at gradients before training
     probe_steps: int  # the latter
+    raised_intervals: dict[str, int]  # between changes, in steps, where the fraction asked for was too short
     seconds: float
 
 
@@ -100,7 +102,10 @@ def train(
 def training_step(
     supernet: Supernet, optimizer: torch.optim.Optimizer, batches: Batches, clock: Clock, learned: list[Tensor]
 ) -> tuple[Tensor, Change | None]:
-    """One step: forward, backward, then the optimizer's step, or instead of it a change to be made. Also returns the loss."""
+    """One step: forward, backward, the optimizer's step, and then what the extractor changes. Also returns the loss.
+
+    An extractor with `replaces_step` is asked before the optimizer, whose step a change of its own takes.
+    """
     supernet.net.train()
     extractor = supernet.extractor
     inputs, labels = batches.batch(clock.step)
@@ -119,15 +124,36 @@ def training_step(
     average(_of_this_rank(supernet, learned, loss))
     supernet.watch_gradients()
     with torch.no_grad():
-        if extractor.looks_at(clock):  # features are those of this rank's part of the batch: the first rank's count
-            change = from_first(lambda: extractor.step(supernet, clock))
-        else:
-            change = extractor.step(supernet, clock)
+        change = None
+        if extractor.replaces_step:
+            # Features are those of this rank's part of the batch: the first rank's count.
+            look = from_first if extractor.looks_at(clock) else _here
+            change = look(lambda: extractor.step(supernet, clock))
         if change is None:
             extractor.adjust(supernet, clock)
-            supernet.mask_gradients()
-            optimizer.step()
+            _optimize(supernet, optimizer)
+            if not extractor.replaces_step:
+                change = extractor.step(supernet, clock.next)
     return loss, change
+
+
+def _optimize(supernet: Supernet, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step; dead weights and their optimizer state are zero afterwards.
+
+    Where the extractor is asked for a change next, gradients stay dense, for dead weights to grow by: what the optimizer
+    made of them is zeroed. For optimizers that treat every weight by itself, which all of the recipe's do, that gives
+    the same bits as gradients masked before, and needs no copy of them.
+    """
+    changes = type(supernet.extractor).step is not Extractor.step and not supernet.extractor.replaces_step
+    if not changes:
+        supernet.mask_gradients()
+    optimizer.step()
+    if changes:
+        supernet.mask_weights(optimizer)
+
+
+def _here(question: Callable[[], Change | None]) -> Change | None:
+    return question()
 
 
 def _of_this_rank(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iterator[Tensor]:
@@ -146,6 +172,11 @@ def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
     return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.deviation), split.labels))
 
 
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
 class Run:
     """A training run under way: the state that a checkpoint holds, and what happens in a step and between epochs."""
 
@@ -155,6 +186,9 @@ class Run:
         self.total = supernet.recipe.epochs * self.per_epoch
         self.start = Clock(0, self.total, seed)
         self.extractor.check(supernet.units, self.start)
+        self.raised = raised_intervals(self.extractor, self.start)
+        for name, steps in self.raised.items():
+            _warn_once(f"{name} is raised to {steps} steps: in a run of {self.total} steps it would be shorter")
         self.anchor_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
         self.losses = torch.zeros(self.per_epoch, device=supernet.device)  # of this epoch's steps
@@ -177,9 +211,14 @@ class Run:
             )
         self.progress.probe_steps = probe.steps if self.total else 0
         self.make(change)
+        if self.total and not self.extractor.replaces_step:  # what falls on no step: before the first
+            with torch.no_grad():
+                first = self.extractor.step(self.supernet, self.start)
+            if first:
+                self.make(first)
 
     def step(self, clock: Clock) -> None:
-        """One training step, or one that was spent on probing."""
+        """One training step with the change that comes after it, or one that was spent on probing."""
         if clock.step == self.anchor_at:
             self.supernet.drop_anchor()
         loss, change = torch.zeros(()), None
@@ -244,19 +283,20 @@ class Run:
             epoch = progress.best
         self._look_for_collapse(self.supernet.final())
         val = evaluate(self.supernet, self.data, self.data.val)
-        return Outcome(progress.history, val, epoch, progress.step, progress.probe_steps, time.monotonic() - self.started)
+        seconds = time.monotonic() - self.started
+        return Outcome(progress.history, val, epoch, progress.step, progress.probe_steps, self.raised, seconds)
 
     def make(self, change: Change) -> None:
         """A change, and what it means for the optimizer and its rates. Raises UserError or RunError for a layer that dies."""
         learned = self.supernet.learns
+        if change.survivors is not None:
+            self.supernet.apply(Change(change.survivors))
+            self.supernet.mask_weights(self.optimizer)
         self.supernet.apply(change)
-        if self.supernet.learns != learned or change.rewind in ("weights", "both"):
+        if self.supernet.learns != learned or change.rewind in ("weights", "both") or change.reset_optimizer:
             self._renew_optimizer()
-        elif change.masks is not None:
-            for name, weight in self.supernet.weights.items():
-                for value in self.optimizer.state.get(weight, {}).values():
-                    if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value.mul_(self.supernet.gates[name])
+        elif change.masks is not None and not self.supernet.relevance:
+            self.supernet.mask_weights(self.optimizer)
         if change.rewind in ("schedule", "both"):
             self.progress.rate_origin = self.progress.step - change.schedule_to
         if not self.supernet.relevance:

@@ -1,7 +1,7 @@
 """The supernet: an ordinary dense network, with the topology that an extractor is giving it.
 
-Weights learned: dead weights are exact zeros in the dense tensor, their gradients are masked just before the
-optimizer's step and their optimizer state is zero, so the forward pass costs nothing extra.
+Weights learned: dead weights are exact zeros in the dense tensor and their optimizer state is zero, so the forward pass
+costs nothing extra.
 Relevance learned, alone or with the weights: the forward pass runs on effective weights s * w * gate.
 """
 
@@ -200,8 +200,17 @@ class Supernet:
         for name, mean in self.momentum.items():
             mean.lerp_(gradients[name], 1 - MOMENTUM)
 
+    @torch.no_grad()
+    def mask_weights(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zero dead weights and their optimizer state: after a step on dense gradients, and after a change."""
+        if not self.relevance:
+            for name, weight in self.weights.items():
+                state = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
+                for tensor in (weight, *(value for value in state if value.shape == weight.shape)):
+                    tensor.mul_(self.gates[name])
+
     def mask_gradients(self) -> None:
-        """Zero the gradients of dead weights: the last thing before the optimizer's step."""
+        """Zero the gradients of dead weights: the last thing before the optimizer's step, where nothing else needs them."""
         if not self.relevance:
             for name, weight in self.weights.items():
                 if weight.grad is not None:
@@ -268,7 +277,8 @@ class Supernet:
         if name in self.scales:
             return self.scales[name]
         if isinstance(self.extractor, RelevanceLearner) and self.relevance and self.extractor.rescale in FACTORS:
-            return FACTORS[self.extractor.rescale](gate)
+            constant = self.extractor.keeps_count and self.extractor.rescale == "dynamic"
+            return FACTORS[self.extractor.rescale](gate.detach() if constant else gate)
         return None
 
     @torch.no_grad()
