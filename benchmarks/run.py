@@ -36,6 +36,7 @@ NAMES = (
     "hyperband",
     "across",
     "quickstart",
+    "short_runs",
     "paradigms",
     "compact",
     "speed",

@@ -135,7 +135,7 @@ class Extractor(BaseModel, ABC):
         return False
 
     def looks_at(self, clock: Clock) -> bool:
-        """Whether `step` looks at `net.features` in this step."""
+        """Whether `step` looks at `net.features` of the training step that begins at `clock`."""
         return False
 
     def check(self, units: Units, clock: Clock) -> None:

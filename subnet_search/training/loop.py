@@ -123,17 +123,15 @@ def training_step(
     loss = loss.detach()
     average(_of_this_rank(supernet, learned, loss))
     supernet.watch_gradients()
+    # Features are those of this rank's part of the batch: the first rank's count.
+    ask = from_first if extractor.looks_at(clock) else _here
     with torch.no_grad():
-        change = None
-        if extractor.replaces_step:
-            # Features are those of this rank's part of the batch: the first rank's count.
-            look = from_first if extractor.looks_at(clock) else _here
-            change = look(lambda: extractor.step(supernet, clock))
+        change = ask(lambda: extractor.step(supernet, clock)) if extractor.replaces_step else None
         if change is None:
             extractor.adjust(supernet, clock)
             _optimize(supernet, optimizer)
             if not extractor.replaces_step:
-                change = extractor.step(supernet, clock.next)
+                change = ask(lambda: extractor.step(supernet, clock.next))
     return loss, change
 
 
