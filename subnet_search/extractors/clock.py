@@ -64,13 +64,12 @@ class Clock:
         least: the steps from one change to the next that include one of training; 2 where a change replaces a step.
         """
         steps = every if isinstance(every, int) else self.interval(every)
+        interval = f"{name}: an interval of {steps} step{'' if steps == 1 else 's'}"
         if steps >= max(2, self.total):
-            raise UserError(f"{name}: an interval of {steps} steps is longer than the run of {self.total}")
+            raise UserError(f"{interval} is longer than the run of {self.total}")
         if steps < least:
-            raise UserError(
-                f"{name}: an interval of {steps} steps leaves no training step between two changes; "
-                f"it must be at least {least}{'' if isinstance(every, int) else ': train for longer'}"
-            )
+            needed = f"it must be at least {least}" if isinstance(every, int) else "train for longer"
+            raise UserError(f"{interval} leaves no training step between two changes: {needed}")
 
     def check_end(self, name: str, start: Span, end: Span) -> None:
         """Raise UserError for a phase that ends before it starts, or after the run."""
