@@ -399,6 +399,11 @@ def test_supermask_differentiates_the_factor():
     close(net.relevance[NAME].grad, given)
 
 
-def test_edge_popup_keeps_a_layers_share_rounded_up():
-    """allenai/hidden-networks utils/conv_type.py:GetSubnet, k = 0.3: int(0.7 * 8) go, so 3 of 8 stay."""
-    assert layer({"name": "edge_popup", "density": 0.3}, SCORES).final()[NAME].int().tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
+def test_edge_popup_keeps_the_exact_total_where_the_authors_round_each_layer_up():
+    """allenai/hidden-networks utils/conv_type.py:GetSubnet, k = 0.3: int(0.7 * 8) go, so their top 3 of 8 stay.
+
+    Ours is 0.3 * 8 to the nearest, 2, and at k = 3/8, where nothing is rounded, the same three.
+    """
+    kept = {k: layer({"name": "edge_popup", "density": k}, SCORES).final()[NAME].int().tolist() for k in (0.3, 0.375)}
+    assert kept[0.375] == [[0, 1, 0, 1], [0, 1, 0, 0]]
+    assert sum(map(sum, kept[0.3])) == 2

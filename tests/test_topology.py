@@ -566,10 +566,12 @@ def test_cosine_is_flat_at_the_ends_and_cubic_is_fast_first():
 
 
 def test_sigmoid_by_hand():
-    # The logistic curve at a quarter is 1 / (1 + e^1.5) = 0.18243, and runs from 1 / (1 + e^3) = 0.04743 to 0.95257:
-    # (0.18243 - 0.04743) / 0.90515 = 0.14915 of the way.
-    assert sigmoid(1.0, 0.0, 0.25) == pytest.approx(1 - 0.14915, abs=1e-5)
-    assert sigmoid(0.0, 1.0, 0.75) == pytest.approx(1 - 0.14915, abs=1e-5)  # and symmetric
+    # The logistic curve at a quarter is 1 / (1 + e^3) = 0.047426, and runs from 1 / (1 + e^6) = 0.002473 to 0.997527:
+    # (0.047426 - 0.002473) / 0.995055 = 0.045177 of the way.
+    assert sigmoid(1.0, 0.0, 0.25) == pytest.approx(1 - 0.045177, abs=1e-5)
+    assert sigmoid(0.0, 1.0, 0.75) == pytest.approx(1 - 0.045177, abs=1e-5)  # and symmetric
+    # biomedical-cybernetics/Cannistraci-Hebb-Training-Soft-Rule- llm/dst_scheduler.py, k = 6, from 0.5 to 0.1.
+    assert [sigmoid(0.5, 0.1, progress) for progress in (0.2, 0.8)] == pytest.approx([0.4903, 0.1097], abs=1e-4)
 
 
 def test_sigmoid_is_slow_at_the_ends_and_steeper_if_told():

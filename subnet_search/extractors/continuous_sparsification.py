@@ -13,6 +13,9 @@ Sparsity is governed by s_init (their 0.1 keeps more, -0.1 far less); a density 
 layers. beta moves at every step, theirs at every epoch. Rounds and the training after them each go through the learning
 rate's whole schedule (theirs: 85 epochs, a tenth after 30 and 60).
 
+Where we differ from the authors' code (lolemacs/continuous-sparsification): a weight whose s is exactly 0 in the end lives
+here and dies there; with s_init 0 those are weights that no gradient and no penalty ever moved.
+
 Trap: with s_init below 0 no weight counts as kept until its s has risen, so early validations see an empty network.
 """
 

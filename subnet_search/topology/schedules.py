@@ -23,10 +23,11 @@ def cubic(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 - _within(progress)) ** 3
 
 
-def sigmoid(start: float, end: float, progress: float, steepness: float = 6.0) -> float:
+def sigmoid(start: float, end: float, progress: float, steepness: float = 12.0) -> float:
     """Slow, fast, slow: a logistic curve, stretched so that it begins and ends exactly where it should.
 
-    After Zhang et al. 2025, arXiv:2501.19107, section 3.3, with k = 6.
+    After Zhang et al. 2025, arXiv:2501.19107, section 3.3. Their k = 6 is for each half of the way, so 12 for all of it
+    (biomedical-cybernetics/Cannistraci-Hebb-Training-Soft-Rule- llm/dst_scheduler.py).
     """
     edge = 1 / (1 + math.exp(steepness / 2))
     curve = 1 / (1 + math.exp(-steepness * (_within(progress) - 0.5)))

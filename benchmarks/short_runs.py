@@ -1,0 +1,74 @@
+"""Methods that change their topology, in runs as short as a first try: 80 and 200 steps on the digits with `small_conv`.
+
+First table: 10 % kept, one recipe for all (SGD, rate 0.03, Nesterov momentum 0.9, cosine), every method at its default
+hyperparameters. An interval between changes that is a fraction of the run is at least 10 steps long here; `gmp, every step`
+asks for 1 step, which stays as it is. `random` is static ERK, the control that no topology was found for.
+
+Second table: a first comparison as a new user runs it, `subnet-search compare` with five methods at three densities and an
+open recipe, so that all share its default. Test accuracy, %, mean (lowest to highest) of three seeds.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subnet_search import RunConfig, run_study
+from subnet_search.config import check
+from subnet_search.search.compare import Arm, Grid, cell_records, make_grid, method_grid, prepare_grid, table_rows
+
+EPOCHS = {80: 8, 200: 20}  # of 10 steps each, batch 128
+RECIPE = {"lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"name": name} for name in ("random", "set", "mest", "rigl", "cht", "granet", "ac_dc", "gmp")},
+    "gmp, every step": {"name": "gmp", "every": 1},
+    **{name: {"name": name} for name in ("magnitude", "lottery")},
+}
+FIRST = ("random", "set", "granet", "gmp", "magnitude")
+DENSITIES = (0.2, 0.1, 0.05)
+
+
+def main(quick: bool = False) -> list[dict[str, object]]:
+    seeds = 1 if quick else 3
+    rows = []
+    for steps, epochs in EPOCHS.items():
+        arms = [Arm(label, 0.1, {"extractor": {**spec, "density": 0.1}}) for label, spec in METHODS.items()]
+        rows.append(tested(make_grid(f"short-{steps}", config(epochs, RECIPE), arms, seeds)))
+    first = [tested(method_grid(f"first-{n}", config(epochs), FIRST, DENSITIES, seeds)) for n, epochs in EPOCHS.items()]
+    return [*table("10 % kept", [label for label, _ in rows[0]], rows), *by_density(first)]
+
+
+def config(epochs: int, recipe: Mapping[str, Any] | None = None) -> RunConfig:
+    same = {"epochs": epochs, "threads": 1, "device": "cpu"}
+    return check(RunConfig, {"network": "small_conv", "data": "digits", "recipe": {**(recipe or {}), **same}})
+
+
+def tested(grid: Grid) -> dict[tuple[str, float], str]:
+    """Mean, lowest and highest test accuracy in percent, by method and density."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/studies.db"
+        study = prepare_grid(grid, url)
+        run_study(grid.spec, storage=url, workers=2)
+        found = table_rows(cell_records(study, grid))
+    return {
+        (row["label"], row["density"]): "{mean:.1f} ({low:.1f} to {high:.1f})".format(
+            **{key: 100 * row["test_accuracy"][key] for key in ("mean", "low", "high")}
+        )
+        for row in found
+    }
+
+
+def table(name: str, labels: Sequence[str], found: Sequence[Mapping[tuple[str, float], str]]) -> list[dict[str, object]]:
+    return [{name: label, **{f"{n} steps": one[label, 0.1] for n, one in zip(EPOCHS, found, strict=True)}} for label in labels]
+
+
+def by_density(found: Sequence[Mapping[tuple[str, float], str]]) -> list[dict[str, object]]:
+    """A row for each method, and the dense network's; a column for each density and length."""
+    return [
+        {"first comparison": label}
+        | {
+            f"{density:g} kept, {n} steps": one.get((label, density), one.get((label, 1.0), ""))
+            for n, one in zip(EPOCHS, found, strict=True)
+            for density in DENSITIES
+        }
+        for label in (*FIRST, "dense")
+    ]
