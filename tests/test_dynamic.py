@@ -166,7 +166,7 @@ def test_the_share_of_winners_falls_in_steps_and_epochs_before_do_not_count():
     fbs = create({"name": "fbs", "winners": 0.4, "every": 10, "until": 30})
     changes = {step: change.winners for step in range(60) if (change := fbs.step(None, Clock(step, 60, 0)))}
     assert changes == pytest.approx({10: 0.8, 20: 0.6, 30: 0.4})
-    assert next(step for step in range(60) if fbs.reached(None, None, Clock(step, 60, 0))) == 31
+    assert next(step for step in range(60) if fbs.reached(None, None, Clock(step, 60, 0))) == 30
 
 
 def test_a_run_from_gates_to_file(tmp_path):

@@ -104,7 +104,10 @@ def test_whole_numbers_and_decimals_stay_apart_in_a_configuration(given, every, 
         (33, 1.0, [33, 66, 99]),
         (100, 1.0, []),
         (0, 4, [1, 2, 3]),  # every step at the most
-        (0.001, 4, [1, 2, 3]),
+        (1, 4, [1, 2, 3]),
+        (0.001, 25, [10, 20]),  # a fraction is ten steps at least
+        (0.09, 25, [10, 20]),
+        (0.11, 25, [11, 22]),
         (1, 1, []),
     ],
 )
@@ -335,11 +338,16 @@ def test_mest_moves_a_share_that_falls_along_a_line(step, moved):
 @pytest.mark.parametrize(
     ("settings", "events"),
     [
-        # Phases of five steps from 10 on, compressed (C) and decompressed (D) in turn; the last compressed one from 35 on.
-        ({"start": 0.2, "end": 0.7, "every": 0.1}, {10: "C", 15: "D", 20: "C", 25: "D", 30: "C", 35: "C"}),
-        ({"start": 10, "end": 32, "every": 5}, {10: "C", 15: "D", 20: "C", 25: "D", 30: "C", 32: "C"}),
-        ({"start": 10, "end": 27, "every": 5}, {10: "C", 15: "D", 20: "C", 25: "D", 27: "C"}),
-        ({"start": 0, "end": 1.0, "every": 20}, {0: "C", 20: "D", 40: "C", 49: "C"}),  # at the last step at the latest
+        # Phases of five steps (a tenth of 50, raised to ten) from 10 on, compressed (C) and decompressed (D) in turn; the
+        # last compressed one from 35 on.
+        ({"start": 0.2, "end": 0.7, "every": 0.1}, {10: "C", 20: "D", 35: "C"}),
+        ({"start": 0.2, "end": 0.7, "every": 5}, {10: "C", 15: "D", 20: "C", 25: "D", 35: "C"}),
+        ({"start": 10, "end": 30, "every": 5}, {10: "C", 15: "D", 20: "C", 25: "D", 30: "C"}),
+        ({"start": 10, "end": 32, "every": 5}, {10: "C", 15: "D", 20: "C", 25: "D", 32: "C"}),
+        # A compressed phase from 20 on and a decompressed one would end at 30, after the last one's start.
+        ({"start": 10, "end": 29, "every": 5}, {10: "C", 15: "D", 29: "C"}),
+        ({"start": 10, "end": 27, "every": 5}, {10: "C", 15: "D", 27: "C"}),
+        ({"start": 0, "end": 1.0, "every": 20}, {0: "C", 20: "D", 49: "C"}),  # at the last step at the latest
         ({"start": 30, "end": 30, "every": 5}, {30: "C"}),
     ],
 )

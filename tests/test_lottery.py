@@ -129,8 +129,8 @@ def test_density_falls_round_by_round(name, scope):
         moves = [9, 18, 27] if name == "lottery" else [18, 22, 27]
         densities = [0.05 ** (1 / 3), 0.05 ** (2 / 3), 0.05]
     trained(settings, on_step=lambda whole, step: seen.append(whole.masks))
-    expected = [416] * moves[0]
-    for step, end, density in zip(moves, [*moves[1:], 36], densities, strict=True):
+    expected = [416] * (moves[0] - 1)  # a change after so many steps is seen with the last of them, counted from 0
+    for step, end, density in zip(moves, [*moves[1:], 37], densities, strict=True):
         expected += [count(density, 416)] * (end - step)
     assert [masks.kept for masks in seen] == expected
     assert expected[-1] == 21
@@ -141,12 +141,13 @@ def test_density_falls_round_by_round(name, scope):
 @pytest.mark.parametrize(("end", "last"), [(0.5, 18), (20, 20), (1.0, 35), (36, 35)])
 @pytest.mark.parametrize("every", [1, 7, 0.01, 0.3, 35])
 def test_gmp_ends_exactly(end, last, every):
-    """At `end` (at the run's last step at the latest), however the interval falls."""
+    """At `end` (before the run's last step at the latest), however the interval falls."""
     kept = []
     trained(
         {"name": "gmp", "density": 0.03, "end": end, "every": every}, on_step=lambda whole, _: kept.append(whole.masks.kept)
     )
-    assert kept[last:] == [count(0.03, 416)] * (36 - last)
+    assert kept[last - 1 :] == [count(0.03, 416)] * (37 - last)
+    assert kept[last - 2] > count(0.03, 416)
     assert kept == sorted(kept, reverse=True)
 
 
@@ -196,7 +197,7 @@ def test_weights_go_back_to_the_bit(rewind, rewind_to, anchor, points):
     found, masks = states(rewinding(rewind, rewind_to), conv())
     assert "1.running_mean" in found[0]
     for step in points:
-        before, after, kept = found[step], found[step + 1], masks[step + 1]
+        before, after, kept = found[step - 1], found[step], masks[step]
         for name, then in found[anchor].items():
             expected = then * kept[name] if name in kept else then
             assert torch.equal(after[name], expected), (step, name)
@@ -204,47 +205,67 @@ def test_weights_go_back_to_the_bit(rewind, rewind_to, anchor, points):
         assert not torch.equal(before["5.bias"], after["5.bias"])
 
 
+def before_changes(monkeypatch, look):
+    """What `look` finds just before each change that is made while a network trains, by the number of steps done."""
+    found, make = {}, Run.make
+
+    def making(run, change):
+        if run.progress.step:
+            found[run.progress.step] = look(run)
+        make(run, change)
+
+    monkeypatch.setattr(Run, "make", making)
+    return found
+
+
 @pytest.mark.parametrize("rewind", ["none", "schedule"])
-def test_weights_stay_where_they_are_not_rewound(rewind):
+def test_weights_stay_where_they_are_not_rewound(rewind, monkeypatch):
+    trained = before_changes(monkeypatch, lambda run: copied(run.supernet.net))  # the optimizer's step has been made
     found, masks = states(rewinding(rewind, 3), conv())
-    step = 10
-    before, after, kept = found[step], found[step + 1], masks[step + 1]
-    assert kept.density == pytest.approx(0.2**0.5, abs=0.01)
-    for name, then in before.items():
-        if not name.startswith("1.running") and not name.endswith("tracked"):  # the pruning step looked at its batch
+    assert list(trained) == [10, 17]
+    for step, before in trained.items():
+        after, kept = found[step], masks[step]
+        assert kept.density == pytest.approx(0.2 ** (0.5 if step == 10 else 1), abs=0.01)
+        assert not torch.equal(before["0.weight"], found[step - 1]["0.weight"])
+        for name, then in before.items():
             assert torch.equal(after[name], then * kept[name] if name in kept else then), name
 
 
 def rates(monkeypatch, extractor, **recipe):
-    """The learning rate at every step, and the optimizers that the run made."""
-    made, found = [], []
-    monkeypatch.setattr("subnet_search.training.loop.make_optimizer", lambda *a: made.append(make_optimizer(*a)) or made[-1])
+    """The learning rate of every step that the optimizer makes."""
+    found = []
+
+    def noting(*settings):
+        made = make_optimizer(*settings)
+        made.register_step_pre_hook(lambda optimizer, args, kwargs: found.append(optimizer.param_groups[0]["lr"]))
+        return made
+
+    monkeypatch.setattr("subnet_search.training.loop.make_optimizer", noting)
     whole = supernet(extractor, conv(), **{**SETTINGS, "schedule": "cosine", **recipe})
-    outcome = train(whole, pictures(), 0, on_step=lambda clock: found.append(made[-1].param_groups[0]["lr"]))
-    return found, made, outcome
+    return found, train(whole, pictures(), 0)
 
 
 @pytest.mark.parametrize("rewind", ["schedule", "both"])
 @pytest.mark.parametrize(("anchor", "first", "second"), [(0, 8, 16), (3, 10, 17)])
 def test_the_schedule_runs_in_every_round(rewind, anchor, first, second, monkeypatch):
-    found, _, outcome = rates(monkeypatch, rewinding(rewind, anchor))
+    found, outcome = rates(monkeypatch, rewinding(rewind, anchor))
     curve = supernet("random", schedule="cosine").recipe.rate
     whole = [0.05 * curve(step / (first - 1)) for step in range(first)]  # 1 at the start, 0 before the first pruning
+    assert len(found) == 24  # every step is trained
     assert found[:first] == pytest.approx(whole)
     assert found[0] == 0.05
     assert found[first - 1] == pytest.approx(0)
-    # The pruning's own step is not trained; after it the round goes on from the anchor's place in the schedule.
-    assert found[first + 1 : second] == pytest.approx(whole[anchor : anchor + second - first - 1])
-    assert found[second + 1 :] == pytest.approx(whole[anchor : anchor + 24 - second - 1])
+    # After a pruning the round goes on from the anchor's place in the schedule.
+    assert found[first:second] == pytest.approx(whole[anchor : anchor + second - first])
+    assert found[second:] == pytest.approx(whole[anchor : anchor + 24 - second])
     assert [epoch.lr for epoch in outcome.history] == found[2::3]
 
 
 @pytest.mark.parametrize("rewind", ["none", "weights"])
 def test_the_schedule_goes_on_where_it_is_not_rewound(rewind, monkeypatch):
-    found, _, _ = rates(monkeypatch, rewinding(rewind))
+    found, _ = rates(monkeypatch, rewinding(rewind))
     curve = supernet("random", schedule="cosine").recipe.rate
-    trained_at = [step for step in range(24) if step not in (8, 16)]
-    assert [found[step] for step in trained_at] == pytest.approx([0.05 * curve(step / 23) for step in trained_at])
+    assert found == pytest.approx([0.05 * curve(step / 23) for step in range(24)])
 
 
 def momenta(optimizer):
@@ -260,7 +281,8 @@ def momenta(optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("rewind", ["none", "weights", "schedule", "both"])
 def test_momentum_begins_afresh_after_weights_are_rewound(rewind, optimizer, monkeypatch):
-    made, found, masks = [], [], []
+    made, found, masks = [], [None], [None]
+    trained = before_changes(monkeypatch, lambda run: momenta(run.optimizer))
     monkeypatch.setattr("subnet_search.training.loop.make_optimizer", lambda *a: made.append(make_optimizer(*a)) or made[-1])
     whole = supernet(rewinding(rewind), mlp(), epochs=4, batch_size=30, optimizer=optimizer, lr=0.01)
 
@@ -268,14 +290,15 @@ def test_momentum_begins_afresh_after_weights_are_rewound(rewind, optimizer, mon
         found.append(momenta(made[-1]))
         masks.append(whole.masks)
 
-    train(whole, points(), 0, on_step=watch)  # 36 steps: pruned at 12 and 24
-    for step in (12, 24):
-        assert found[step - 1]
+    train(whole, points(), 0, on_step=watch)  # 36 steps
+    assert list(trained) == [12, 24]
+    for step in trained:
+        assert trained[step]
         if rewind in ("weights", "both"):
             assert found[step] == []
             continue
         kinds = len(found[step]) // 4  # of state, for two weights and two biases
-        for index, (before, after) in enumerate(zip(found[step - 1], found[step], strict=True)):
+        for index, (before, after) in enumerate(zip(trained[step], found[step], strict=True)):
             name = ["0.weight", "0.bias", "2.weight", "2.bias"][index // kinds]
             assert torch.equal(after, before * masks[step][name] if name in masks[step] else before)
     assert len(made) == (3 if rewind in ("weights", "both") else 1)

@@ -13,7 +13,7 @@ from subnet_search.data import Batches
 from subnet_search.errors import UserError
 from subnet_search.extractors.base import Change
 from subnet_search.topology.masks import alive
-from subnet_search.topology.regrow import regrow
+from subnet_search.topology.regrow import drop, regrow
 from subnet_search.topology.scores import local_community, magnitude_and_gradient, relative_importance
 from subnet_search.topology.select import count, top_k
 from subnet_search.training.loop import Run
@@ -83,10 +83,20 @@ def test_a_dense_layer_and_an_empty_one_stay_as_they_are(text, fraction):
     assert regrow_layer(bits(text), KEEP, KEEP, fraction).equal(bits(text))
 
 
-def test_no_more_is_moved_than_there_is_room_for():
-    # Half of 7 would be 4, but one place is free: position 1 (the lowest) drops, 7 grows.
-    keep, grow = torch.tensor([9.0, 1, 8, 7, 6, 5, 4, 0]), torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 1])
-    assert regrow_layer(bits("11111110"), keep, grow, 0.5).equal(bits("10111111"))
+def test_as_many_drop_from_a_nearly_dense_layer_as_from_any_other():
+    # Half of 7, rounded up: 1, 6, 5 and 4 drop (1, 4, 5 and 6), though only 7 was dead. Of these five, 7, 5, 4 and 6 have
+    # the highest scores to grow by, so 1 stays dead.
+    keep, grow = torch.tensor([9.0, 1, 8, 7, 6, 5, 4, 0]), torch.tensor([0.0, 1, 0, 0, 3, 4, 2, 5])
+    mask = bits("11111110")
+    assert drop(Masks({"w": mask}), {"w": keep}, 0.5)["w"].equal(bits("10110000"))
+    assert regrow_layer(mask, keep, grow, 0.5).equal(bits("10111111"))
+
+
+@pytest.mark.parametrize(("fraction", "left"), [(0.0, 8), (0.1, 7), (0.25, 6), (0.3, 5), (1.0, 0)])
+def test_as_many_drop_from_a_dense_layer_and_all_grow_again(fraction, left):
+    mask = torch.ones(8, dtype=torch.bool)
+    assert alive(drop(Masks({"w": mask}), {"w": KEEP}, fraction)["w"]) == left  # ceil(fraction * 8) less
+    assert regrow_layer(mask, KEEP, KEEP, fraction).equal(mask)
 
 
 def test_scores_of_dead_weights_do_not_keep_and_of_kept_ones_do_not_grow():
@@ -105,7 +115,7 @@ def test_every_layer_keeps_its_count():
         after = regrow(masks, keep, grow, fraction)
         for name, mask in after.items():
             living = alive(before[name])
-            moved = min(math.ceil(fraction * living), 21 - living)
+            moved = math.ceil(fraction * living)
             kept = by_rank(keep[name], living - moved, before[name])
             assert mask.equal(kept | by_rank(grow[name], moved, ~kept))
             assert alive(mask) == living

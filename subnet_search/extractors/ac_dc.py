@@ -63,10 +63,10 @@ class ACDC(Extractor):
         first, last = clock.steps(self.start), min(clock.steps(self.end), clock.total - 1)
         length = clock.interval(self.every)
         phase, since = divmod(clock.step - first, length)
-        if clock.step != last and (since or not first <= clock.step < last):
-            return None
-        if clock.step == last or (phase % 2 == 0 and clock.step + 2 * length <= last):
-            return Change(net.units.keep(net.units.pool(magnitude(net.weights)), self.density, self.scope, net.masks))
-        if phase % 2 == 0:
-            return None  # no room for a compressed and a decompressed phase before the last
-        return Change(Masks.ones(net.masks), reset_optimizer=True)
+        if clock.step != last:
+            compressed = clock.step - phase % 2 * length  # when this pair of phases began
+            if since or not first <= clock.step < last or compressed + 2 * length > last:
+                return None  # amid a phase, or no room for a compressed and a decompressed one before the last
+            if phase % 2:
+                return Change(Masks.ones(net.masks), reset_optimizer=True)
+        return Change(net.units.keep(net.units.pool(magnitude(net.weights)), self.density, self.scope, net.masks))
