@@ -9,7 +9,19 @@ longer. The authors' ImageNet schedule of 100 epochs: dense for 10, phases of 5,
 from typing import Annotated
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Scope, Span, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Network,
+    Normalise,
+    Paper,
+    Paradigm,
+    Scope,
+    Span,
+    register,
+)
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.units import EVERY_KIND, Units
@@ -38,6 +50,7 @@ class ACDC(Extractor):
     """The length of a phase."""
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -50,5 +63,6 @@ class ACDC(Extractor):
         if clock.step != last and (since or not first <= clock.step < last):
             return None
         if clock.step == last or phase % 2 == 0:
-            return Change(net.units.keep(net.units.pool(magnitude(net.weights)), self.density, self.scope, net.masks))
+            scores = net.units.pool(magnitude(net.weights))
+            return Change(net.units.keep(scores, self.density, self.scope, net.masks, self.normalise))
         return Change(Masks.ones(net.masks))

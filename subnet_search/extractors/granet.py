@@ -25,6 +25,7 @@ from subnet_search.extractors.base import (
     Extractor,
     Grow,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     PlainScope,
@@ -72,6 +73,7 @@ class GraNet(Extractor):
     """What dead weights grow by."""
     scope: PlainScope = "global"
     """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
+    normalise: Normalise = "layer"
 
     @property
     def needs_momentum(self) -> bool:
@@ -102,6 +104,6 @@ class GraNet(Extractor):
         masks = net.masks
         if ramp is not None:
             density = cubic(self.initial_density, self.density, ramp)
-            masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, masks)
+            masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, masks, self.normalise)
         fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.progress)
         return Change(net.units.regrow(masks, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction))
