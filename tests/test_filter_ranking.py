@@ -268,7 +268,7 @@ def test_scores_are_added_up_over_batches_and_begin_anew_with_every_round(monkey
     batches = iter([1.0, 2, 4, 8])
     monkeypatch.setattr(type(method), "measured", lambda self, net: {"w": torch.full((4,), next(batches))})
     net, ranked = SimpleNamespace(memory={}, masks=None, units=None), []
-    net.units = SimpleNamespace(keep=lambda scores, density, scope, among: ranked.append((scores["w"][0].item(), density)))
+    net.units = SimpleNamespace(keep=lambda scores, density, *_: ranked.append((scores["w"][0].item(), density)))
     for step in range(6):
         change = method.step(net, Clock(step, 6, 0))
         net.memory |= (change and change.memory) or {}

@@ -19,6 +19,7 @@ from subnet_search.extractors.base import (
     Extractor,
     Interval,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     Scope,
@@ -53,6 +54,7 @@ class ACDC(Extractor):
     """The length of a phase."""
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -69,4 +71,5 @@ class ACDC(Extractor):
                 return None  # amid a phase, or no room for a compressed and a decompressed one before the last
             if phase % 2:
                 return Change(Masks.ones(net.masks), reset_optimizer=True)
-        return Change(net.units.keep(net.units.pool(magnitude(net.weights)), self.density, self.scope, net.masks))
+        scores = net.units.pool(magnitude(net.weights))
+        return Change(net.units.keep(scores, self.density, self.scope, net.masks, self.normalise))

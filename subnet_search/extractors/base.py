@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from annotated_types import Gt, Le
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
@@ -31,6 +31,7 @@ from subnet_search.extractors.shares import Scope as Scope
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.select import LayerShares
+from subnet_search.topology.units import Normalise as _Normalise
 from subnet_search.topology.units import Units
 
 Density = Annotated[float, Gt(0), Le(1)]
@@ -43,6 +44,13 @@ class Interval:
 
 Every = Annotated[Span, Interval(), Real(0.005, 0.1, log=True)]
 """Between two changes: steps, or a fraction of the run, which is at least 10 steps (a quarter of runs below 40 steps)."""
+Normalise = Annotated[
+    _Normalise,
+    Field(
+        description="Whether each layer's scores are brought to one scale (layer) or are raw (none), where channels or blocks "
+        "compete over all layers. Single weights and n:m always compete by raw scores."
+    ),
+]
 Learned = Literal["weights", "relevance", "both"]
 Rewind = Literal["none", "weights", "schedule", "both"]
 Grow = Literal["gradient", "momentum", "random"]

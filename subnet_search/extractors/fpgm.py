@@ -7,7 +7,7 @@ same rate. Filters dropped in an earlier round count for nobody's distance. The 
 dropped filters learn on; here they stay dropped.
 """
 
-from subnet_search.extractors.base import Clock, Network, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import distances
 
@@ -24,6 +24,8 @@ class FPGM(FilterRanking):
         "s_j = sum_k ||F_j - F_k||_2; keep the highest of each layer",
     )
     paradigm = Paradigm("by distances between filters, after training", "trained", "in one or more steps", True, ("channel",))
+
+    normalise: Normalise = "layer"
 
     def scores(self, net: Network, clock: Clock) -> Tensors:
         filters = channels(net).filters(net.weights)

@@ -16,6 +16,7 @@ from subnet_search.extractors.base import (
     Every,
     Extractor,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     Scope,
@@ -50,6 +51,7 @@ class GMP(Extractor):
     """Between two moves: steps, or a fraction of the run."""
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -61,4 +63,4 @@ class GMP(Extractor):
         if done is None:
             return None
         scores = net.units.pool(magnitude(net.weights))
-        return Change(net.units.keep(scores, cubic(1.0, self.density, done), self.scope, net.masks))
+        return Change(net.units.keep(scores, cubic(1.0, self.density, done), self.scope, net.masks, self.normalise))

@@ -26,6 +26,7 @@ from subnet_search.extractors.base import (
     Extractor,
     Grow,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     PlainScope,
@@ -73,6 +74,7 @@ class GraNet(Extractor):
     """What dead weights grow by."""
     scope: PlainScope = "global"
     """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
+    normalise: Normalise = "layer"
 
     @property
     def needs_momentum(self) -> bool:
@@ -103,7 +105,7 @@ class GraNet(Extractor):
         kept = net.masks
         if ramp is not None:
             density = cubic(self.initial_density, self.density, ramp)
-            kept = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, kept)
+            kept = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, kept, self.normalise)
         fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.step / clock.total)
         swapped = net.units.regrow(kept, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction)
         return Change(swapped, survivors=kept)

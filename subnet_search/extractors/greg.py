@@ -21,6 +21,7 @@ from subnet_search.extractors.base import (
     Density,
     Extractor,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     Scope,
@@ -60,6 +61,7 @@ class GReg(Extractor):
     """What the factor grows by. None: as much as brings it to the ceiling by the last growth."""
     scope: Scope = "uniform"
     """Whether channels compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -85,7 +87,7 @@ class GReg(Extractor):
         first, last, _ = self._phase(clock)
         if clock.step == first:
             norms = filter_norms(channels(net).filters(net.weights), 1)
-            kept = net.units.keep(norms, self.density, self.scope)
+            kept = net.units.keep(norms, self.density, self.scope, normalise=self.normalise)
             return Change(memory={name: ~mask for name, mask in kept.items()})
         if clock.step == last:
             return Change(Masks({name: ~chosen for name, chosen in net.memory.items()}))

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Clock, Network, Paper, Paradigm, Scope, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Scope, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import filter_norms
 
@@ -37,6 +37,7 @@ class GroupLasso(FilterRanking):
     """Of the penalty (lambda)."""
     scope: Scope = "global"
     """Whether channels compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
         if clock.step >= self.prunings(clock)[-1]:

@@ -13,6 +13,7 @@ from subnet_search.extractors.base import (
     Density,
     Extractor,
     Network,
+    Normalise,
     Probe,
     Scope,
     Span,
@@ -39,6 +40,7 @@ class InRounds(Extractor):
     """When they are last dropped, with more than one round."""
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "none"
 
     @abstractmethod
     def scores(self, net: Network, clock: Clock) -> Tensors:
@@ -81,4 +83,4 @@ class InRounds(Extractor):
         return self.start if self.rounds == 1 else self.end
 
     def _prune(self, net: Network, clock: Clock, density: float) -> Change:
-        return Change(net.units.keep(self.scores(net, clock), density, self.scope, net.masks))
+        return Change(net.units.keep(self.scores(net, clock), density, self.scope, net.masks, self.normalise))

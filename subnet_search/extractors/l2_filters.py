@@ -6,7 +6,7 @@ This is their criterion alone, on a trained network and for good; that dropped f
 paper's method soft, and is not done here.
 """
 
-from subnet_search.extractors.base import Clock, Network, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import filter_norms
 
@@ -23,6 +23,8 @@ class L2Filters(FilterRanking):
         "s_j = ||F_j||_2; keep the highest of each layer (the criterion alone: dropped filters stay dropped)",
     )
     paradigm = Paradigm("by the l2 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
+
+    normalise: Normalise = "layer"
 
     def scores(self, net: Network, clock: Clock) -> Tensors:
         return filter_norms(channels(net).filters(net.weights), 2)

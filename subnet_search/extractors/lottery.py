@@ -20,6 +20,7 @@ from subnet_search.extractors.base import (
     Density,
     Extractor,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     Rewind,
@@ -55,6 +56,7 @@ class Lottery(Extractor):
     """The point of the run to go back to, in its first round: steps, or a fraction of the run."""
     scope: Scope = "global"
     """Whether weights compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -72,7 +74,7 @@ class Lottery(Extractor):
         if clock.step not in points:
             return None
         density = geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds)
-        masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, net.masks)
+        masks = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, net.masks, self.normalise)
         return Change(masks, rewind=self.rewind, schedule_to=clock.steps(self.rewind_to))
 
     def _prunings(self, clock: Clock) -> list[int]:

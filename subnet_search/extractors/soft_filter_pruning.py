@@ -22,6 +22,7 @@ from subnet_search.extractors.base import (
     Every,
     Extractor,
     Network,
+    Normalise,
     Paper,
     Paradigm,
     Scope,
@@ -55,6 +56,7 @@ class SoftFilterPruning(Extractor):
     """When the smallest are dropped: steps, or a fraction of the run."""
     scope: Scope = "uniform"
     """Whether channels compete over all layers, or each layer gets its share."""
+    normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
@@ -65,7 +67,8 @@ class SoftFilterPruning(Extractor):
         last = min(clock.steps(self.end), clock.total - 1)
         if clock.step != last and not (clock.step < last and clock.due(self.every)):
             return None
-        masks = net.units.keep(filter_norms(channels(net).filters(net.weights), 2), self.density, self.scope)
+        norms = filter_norms(channels(net).filters(net.weights), 2)
+        masks = net.units.keep(norms, self.density, self.scope, normalise=self.normalise)
         return Change(masks) if clock.step == last else Change(weights=_without(net, masks))
 
 

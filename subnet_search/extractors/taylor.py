@@ -36,7 +36,7 @@ class Taylor(MeasuredRanking):
             return Change()
         found = [importance(net, probe.gradients(net.weights, index)) for index in range(self.batches)]
         scores = {name: sum((one[name] for one in found[1:]), found[0][name]) for name in found[0]}
-        return Change(net.units.keep(scores, self.density, self.scope))
+        return Change(net.units.keep(scores, self.density, self.scope, normalise=self.normalise))
 
     def measured(self, net: Network) -> Tensors:
         return importance(net, net.gradients)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subnet_search.errors import UserError
 from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.scores import over_their_mean
 from subnet_search.topology.select import LayerShares, Shapes, keep_by_layer
 from subnet_search.topology.units import Tensors, Units
 
@@ -47,6 +48,8 @@ class Channels(Units):
     it: hardware computes in blocks (16 on most), and a few channels less than a block save nothing.
     """
 
+    pooled = True
+
     def __init__(
         self, weights: Shapes, groups: Sequence[Group], round_to: int = 1, prices: Mapping[str, float] | None = None
     ) -> None:
@@ -75,6 +78,9 @@ class Channels(Units):
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
         return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
+
+    def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
+        return {name: over_their_mean(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
 
     def filters(self, tensors: Tensors) -> dict[str, Tensor]:
         """What computes each channel: (channels, numbers) by group. tensors: of the weights' shapes. Differentiable."""

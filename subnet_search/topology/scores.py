@@ -46,6 +46,30 @@ def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
     return {name: torch.linalg.vector_norm(rows, p, dim=1) for name, rows in filters.items()}
 
 
+def over_their_mean(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """Scores of one layer, at least 0, divided by their mean: comparable with those of a layer of other scale or size.
+
+    alive: bool, of the scores' shape: the units that the mean is over (None: all). Infinite scores do not count in the mean
+    and stay infinite; where the mean is 0, all scores are 0. Source: the default of Torch-Pruning's group importance (Fang
+    et al. 2023, arXiv:2301.12900).
+    """
+    counted = scores.isfinite() if alive is None else scores.isfinite() & alive
+    mean = scores[counted].mean() if bool(counted.any()) else scores.new_ones(())
+    return scores / mean.clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def layer_adaptive(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """s^2 over the sum of s^2 of all units of the layer that score as high or higher: in [0, 1], and 1 for the highest.
+
+    alive: bool, of the scores' shape: the units that there are (None: all); others get 0. Of equal scores the first becomes
+    the highest. Source: LAMP (Lee et al. 2021, arXiv:2010.07611), there for single weights.
+    """
+    squares = (scores if alive is None else scores * alive).reshape(-1).square()
+    order = squares.argsort(descending=True, stable=True)
+    relative = squares[order] / squares[order].cumsum(0).clamp(min=torch.finfo(squares.dtype).tiny)
+    return torch.empty_like(squares).index_put((order,), relative).view(scores.shape)
+
+
 def distances(filters: Tensor, alive: Tensor) -> Tensor:
     """The sum of every filter's Euclidean distances to those that are alive: (channels,).
 

@@ -146,6 +146,22 @@ def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Ma
     return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
 
 
+def first_of_each(
+    scores: Mapping[str, Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Scores, at least 0, with the `counts[name]` highest of each layer put before all others, both in their order.
+
+    So no layer is left with less while another has more to give. among: bool, the units that there are (None: all).
+    """
+    finite = [float(score[score.isfinite()].max()) for score in scores.values() if bool(score.isfinite().any())]
+    lift, found = 2 * max(finite, default=0.0) + 1, {}
+    for name, score in scores.items():
+        there = None if among is None else among[name]
+        number = min(counts[name], score.numel() if there is None else alive(there))
+        found[name] = torch.where(top_k(score, number, among=there), score + lift, score)
+    return found
+
+
 def sampled(scores: Tensor, uniform: Tensor, power: float = 1.0) -> Tensor:
     """Scores whose `k` highest are a draw of k units without replacement, each in proportion to score^power.
 

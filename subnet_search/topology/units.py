@@ -7,7 +7,7 @@ Scores of weights are pooled to units, units are chosen, and a topology of units
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,33 @@ from torch import Tensor
 from subnet_search.errors import UserError
 from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.regrow import drop, grow
-from subnet_search.topology.select import LayerShares, Shapes, allocate, count, keep_by_layer, keep_global, top_k
+from subnet_search.topology.scores import layer_adaptive
+from subnet_search.topology.select import (
+    LayerShares,
+    Shapes,
+    allocate,
+    count,
+    first_of_each,
+    keep_by_layer,
+    keep_global,
+    top_k,
+)
 
 Tensors = Mapping[str, Tensor]
 Measure = Literal["units", "parameters", "flops"]
 """What a density is a fraction of: units, prunable weights, or multiplications with them."""
+Normalise = Literal["layer", "none"]
+"""Whether each layer's scores are brought to one scale before units compete over all layers."""
+FLOOR = 0.25
+"""Of the density: the share of its units that a layer keeps, of channels or blocks, before normalised scores compete."""
 EVERY_KIND = ("weight", "channel", "n:m", "block")
 
 
 class Units:
     """Every weight is a unit of its own; and what all kinds of units have in common."""
+
+    pooled: ClassVar[bool] = False
+    """Whether a unit is more than one weight, so that its score is not one that is published for weights."""
 
     def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None) -> None:
         """weights: their shapes by name. prices: what a weight of each layer costs, where densities are of cost."""
@@ -44,6 +61,14 @@ class Units:
         """What ranks units by its |.|: the mean of |.| over their weights; of single weights, the tensors as they are."""
         return tensors
 
+    def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
+        """Scores of units, at least 0, on one scale for all layers. Those of single weights and of n:m stay as they are.
+
+        Those of channels are divided by their group's mean (`over_their_mean`); a block's becomes the share that it has in
+        the squares of its layer's blocks that score as high or higher (`layer_adaptive`). among: the units that count.
+        """
+        return scores
+
     def expand(self, units: Tensors) -> Tensors:
         """What `units`, bool or float, say of every weight. Differentiable."""
         return units
@@ -59,11 +84,24 @@ class Units:
         if density is not None and scope != "global":
             allocate(self.shapes, density, scope)
 
-    def keep(self, scores: Tensors, density: float, scope: str | LayerShares = "global", among: Masks | None = None) -> Masks:
+    def keep(
+        self,
+        scores: Tensors,
+        density: float,
+        scope: str | LayerShares = "global",
+        among: Masks | None = None,
+        normalise: Normalise = "none",
+    ) -> Masks:
         """The units of highest scores, exactly `density` of all: over all layers together (`global`), or of each its share.
 
-        With `among`, of those that live there. Raises UserError when the layers' shares cannot be met.
+        With `among`, of those that live there. With `normalise="layer"`, for magnitudes and other scores of at least 0 whose
+        scale differs from layer to layer: channels and blocks that compete over all layers do so by `comparable` scores, and
+        each layer's highest, a quarter of `density` of its units and one at least, come before all others, so that no layer
+        is emptied while another has some to give. Raises UserError when the layers' shares cannot be met.
         """
+        if normalise == "layer" and scope == "global" and self.pooled:
+            floor = {name: max(1, int(FLOOR * density * math.prod(shape))) for name, shape in self.shapes.items()}
+            scores = first_of_each(self.comparable(scores, among), floor, among)
         ordered, room = self._ordered(scores, among), self._room(among)
         if self.exact:
             return self._chosen(ordered, density, scope, room)
@@ -217,6 +255,8 @@ class Blocks(Units):
     What is left over at the right and the lower edge are smaller blocks.
     """
 
+    pooled = True
+
     def __init__(self, weights: Shapes, size: int, prices: Mapping[str, float] | None = None) -> None:
         super().__init__(weights, prices)
         self.size = size
@@ -227,6 +267,9 @@ class Blocks(Units):
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
         return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
+
+    def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
+        return {name: layer_adaptive(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
 
     def expand(self, units: Tensors) -> Tensors:
         found = {}
