@@ -6,9 +6,13 @@ the weights are signed constants and each layer is multiplied by numel / nnz ("d
 here). In the end a weight is kept when sigma(a) >= 1/2; the authors average ten sampled evaluations instead. A density
 is our addition: the most relevant weights over all layers.
 
-Trap: their weights are Glorot's (network.init: glorot_constant). At one half kept, numel / nnz turns Glorot's variance
-of about 1 / fan_in into the 2 / fan_in that rectifiers need; on kaiming's it gives 4 / fan_in, a signal that doubles
-in power with every layer, and the method fails on deeper networks: use another rescale there.
+The factor numel / nnz is differentiated, as in both public implementations (uber-research/deconstructing-lottery-tickets,
+N0ciple/ASLP): a weight that is dropped makes the others of its layer larger, and its relevance has to know.
+
+Their weights are Glorot's (network.init: glorot_constant), for which numel / nnz gives rectifiers the variance that they
+need; on kaiming's it gives twice that. Measured on digits, untrained weights, test %: LeNet-5, 400 steps, two seeds,
+glorot_constant 97.2 and 96.7, kaiming_normal 88.0 and 85.2 (46.8 and 26.5 with the factor taken as a constant), and
+kaiming_normal with rescale: learned 97.5 and 96.1; ResNet-20, 600 steps, kaiming_normal 43.5 (12.8).
 """
 
 from typing import Annotated
