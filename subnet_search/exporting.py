@@ -199,8 +199,8 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
     origin = subnetwork.origin
-    mean, deviation = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.deviation))
-    source = Batches(data_of(subnetwork, data).train, mean, deviation, origin.recipe["batch_size"], origin.seed)
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    source = Batches(data_of(subnetwork, data).train, mean, std, origin.recipe["batch_size"], origin.seed)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -205,7 +205,7 @@ def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) 
         classes=data.classes,
         data=data.spec.model_dump(mode="json") if data.spec else None,
         mean=None if data.mean is None else tuple(data.mean.tolist()),
-        deviation=None if data.deviation is None else tuple(data.deviation.tolist()),
+        std=None if data.std is None else tuple(data.std.tolist()),
         extractor=_named(config.extractor),
         unit=config.unit,
         dynamic=config.extractor.dynamic,
@@ -255,7 +255,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     counted = cost(supernet.net, masks, data.shape)
     if supernet.extractor.dynamic:
         with on_average(supernet.net, data.shape) as macs:
-            logits(supernet.evaluator(), data.val, data.mean, data.deviation)
+            logits(supernet.evaluator(), data.val, data.mean, data.std)
         counted = replace(counted, kept_macs=macs())
     return {
         "test_accuracy": None,

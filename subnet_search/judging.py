@@ -50,16 +50,16 @@ def evaluate(
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")
-    mean, deviation = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.deviation))
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     with on_average(net, origin.shape) as macs:
-        found = quality(logits(net, chosen, mean, deviation), chosen.labels)
+        found = quality(logits(net, chosen, mean, std), chosen.labels)
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
     if origin.dynamic:
         record["kept_macs"] = macs()
     if noise:
-        record["noise"] = noise_curve(net, None, chosen, mean, deviation)
+        record["noise"] = noise_curve(net, None, chosen, mean, std)
     if corruptions:
-        record["corruptions"] = corruption_table(net, chosen, mean, deviation)
+        record["corruptions"] = corruption_table(net, chosen, mean, std)
     if latency:
         record |= _timed(subnetwork, dense, net)
     return record
