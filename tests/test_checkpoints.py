@@ -4,6 +4,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,26 +184,39 @@ def test_another_network_in_the_words_of_its_file(tmp_path):
 # --- the published files ---
 
 
-def published(name, file, tmp_path):
-    """The record of a run that keeps every weight of a published file, on CIFAR-10's test split."""
-    for variable in (CIFAR10, PRETRAINED):
+@pytest.fixture
+def published(tmp_path):
+    """The record of a run that keeps every weight of a published file, on so many of CIFAR-10's test images."""
+    for variable, what in ((CIFAR10, "an npz file of CIFAR-10"), (PRETRAINED, "the folder of the published files")):
         if not os.environ.get(variable):
-            pytest.skip(f"{variable} does not name {'an npz file of CIFAR-10' if variable == CIFAR10 else 'a folder'}")
-    values = {
-        "network": {"name": name, "state": str(Path(os.environ[PRETRAINED]) / file)},
-        "data": {"name": f"npz:{os.environ[CIFAR10]}", "limit": 500, **IMAGENET},
-        "extractor": {"name": "magnitude", "density": 1.0},
-        "recipe": {"epochs": 0, "threads": 1, "device": "cpu"},
-    }
-    return run(check(ss.RunConfig, values), tmp_path / "run").summary()
+            pytest.skip(f"{variable} does not name {what}")
+
+    def record(name, file, items):
+        with np.load(os.environ[CIFAR10]) as cifar:
+            parts = {"train": 500, "test": items}
+            arrays = {
+                f"{part}_{kind}": cifar[f"{part}_{kind}"][:n] for part, n in parts.items() for kind in ("images", "labels")
+            }
+        np.savez(tmp_path / "cifar10.npz", **arrays)
+        values = {
+            "network": {"name": name, "state": str(Path(os.environ[PRETRAINED]) / file)},
+            "data": {"name": f"npz:{tmp_path / 'cifar10.npz'}", **IMAGENET},
+            "extractor": {"name": "magnitude", "density": 1.0},
+            "recipe": {"epochs": 0, "threads": 1, "device": "cpu"},
+        }
+        return run(check(ss.RunConfig, values), tmp_path / "run").summary()
+
+    return record
 
 
-def test_resnet20_has_its_published_accuracy(tmp_path):
-    record = published("resnet20", "resnet20-12fca82f.th", tmp_path)
+@pytest.mark.slow
+def test_resnet20_has_its_published_accuracy(published):
+    record = published("resnet20", "resnet20-12fca82f.th", 10_000)
     assert record["test_accuracy"] == pytest.approx(0.9173, abs=0.001)
     assert {key: record["normalisation"][key] for key in IMAGENET} == IMAGENET
 
 
 @pytest.mark.slow
-def test_resnet56_has_its_published_accuracy(tmp_path):
-    assert published("resnet56", "resnet56-4bfd9763.th", tmp_path)["test_accuracy"] == pytest.approx(0.9339, abs=0.001)
+def test_resnet56_has_its_published_accuracy(published):
+    """93.39 % of all 10,000 images, which take minutes, are 93.55 % of the first 2,000."""
+    assert published("resnet56", "resnet56-4bfd9763.th", 2_000)["test_accuracy"] == pytest.approx(0.9355, abs=0.001)
