@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from subnet_search.config import RunConfig as RunConfig
     from subnet_search.data import Data as Data
-    from subnet_search.data import load as load_data
+    from subnet_search.data import from_user as load_data
     from subnet_search.deploy import Subnetwork as Subnetwork
     from subnet_search.deploy.deployed import load_deployed as load_deployed
     from subnet_search.errors import RunError as RunError
@@ -37,7 +37,7 @@ _HOMES = {
     "evaluate": ("judging", "evaluate"),
     "export": ("exporting", "export"),
     "extract": ("extraction", "extract"),
-    "load_data": ("data", "load"),
+    "load_data": ("data", "from_user"),
     "load_deployed": ("deploy.deployed", "load_deployed"),
     "run": ("extraction", "run"),
     "run_study": ("search", "run_study"),

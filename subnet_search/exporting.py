@@ -1,9 +1,11 @@
 """A subnetwork as a file that is smaller or faster: tried before it is written, measured beside the dense network."""
 
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subnet_search.data import Batches
+from subnet_search.data import Batches, prepare
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.compact import compact, difference_between
 from subnet_search.deploy.deployed import Deployed
+from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
 from subnet_search.deploy.onnx import OnnxNetwork, to_onnx
 from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
 from subnet_search.deploy.sparse_layers import Kind
@@ -28,6 +31,7 @@ from subnet_search.topology.units import parse
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
 TOLERANCE = 1e-4  # between the logits, relative to the largest
 HALF_TOLERANCE = 1e-2  # the same for 2:4, whose layers are in half precision
+_Front = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def export(
     batch: int = 16,
     threads: int = 1,
     recalibrate: int = 0,
+    normalise: bool = False,
     seconds: float = 3.0,
 ) -> dict[str, Any]:
     """Write a subnetwork as a file for other programs to run, and return what was measured.
@@ -64,13 +69,15 @@ def export(
     batch         decides which layers are sparse; measured beside 1, 16 and 256
     threads       of the CPU, while anything is measured
     recalibrate   so many batches of training data give batch norm its statistics anew
+    normalise     the exported network normalises its inputs itself, pixels scaled to 0..1; not for state-dict
     seconds       for measuring one batch size; at least two passes are run
 
+    `input` in what is returned says how an input is prepared for the exported network; the mean and std are in its file too.
     Nothing is written before the result runs and says what the masked network says, within 1e-4 of the largest logit
     (2:4: 1e-2). Raises UserError when the subnetwork cannot be had in this form, RunError when the result says something
     else or cannot be written; an earlier file stays as it was.
     """
-    _check(subnetwork, to, batch=batch, threads=threads, recalibrate=recalibrate)
+    _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
     if data is not None and not recalibrate:
         raise UserError("data are to recalibrate batch norm on: say on how many batches of them, recalibrate=20")
     path, shape = Path(out), subnetwork.origin.shape
@@ -80,12 +87,18 @@ def export(
         _recalibrate(masked, subnetwork, data, recalibrate)
     if to == "2:4" and torch.cuda.is_available():
         masked.cuda()
-    made = _make(subnetwork, masked, to, batch, threads)
-    nets = {"dense": masked, **made.beside, "exported": made.runs}
+    front = partial(normalised, origin=subnetwork.origin) if normalise else _as_it_is
+    made = _make(subnetwork, masked, to, batch, threads, front)
+    runs = made.runs if to == "onnx" else front(made.runs)
+    nets = {"dense": front(masked), **made.beside, "exported": runs}
     record: dict[str, Any] = {
         "to": to,
         "unit": subnetwork.origin.unit,
-        "difference": _same(masked, made.runs, to, subnetwork),
+        "input": how_to_prepare(subnetwork.origin, normalise),
+        "normalise": normalise,
+        "normalisation": subnetwork.origin.normalisation,
+        **{key: subnetwork.metrics.get(key) for key in ("val_accuracy", "test_accuracy")},  # of the run
+        "difference": _same(masked, runs, to, subnetwork, normalise),
         "recalibrated": recalibrate,
         "whole": made.whole,
         "layers": [asdict(choice) for choice in made.layers],
@@ -102,7 +115,11 @@ def export(
     return {**record, "bytes": path.stat().st_size, "file": str(path)}
 
 
-def _check(subnetwork: Subnetwork, to: str, **counts: int) -> None:
+def _as_it_is(net: nn.Module) -> nn.Module:
+    return net
+
+
+def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> None:
     """Raise UserError for what does not depend on the network."""
     if not isinstance(subnetwork, Subnetwork):
         raise UserError(f"a subnetwork is exported, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
@@ -113,6 +130,13 @@ def _check(subnetwork: Subnetwork, to: str, **counts: int) -> None:
             f"each input of this network chooses its filters ({subnetwork.origin.extractor['name']}), so none can go: "
             "--to state-dict keeps the gates; with another method, unit=channel and --to compact drop filters for all inputs"
         )
+    if normalise and to == "state-dict":
+        raise UserError(
+            "a state dict has the network's own tensors alone, so normalise is for the other formats; "
+            "mean and std are in the file's metadata"
+        )
+    if normalise:
+        statistics(subnetwork.origin)
     for name, count in counts.items():
         if count < (least := 0 if name == "recalibrate" else 1):
             raise UserError(f"{name} must be at least {least}, got {count}")
@@ -130,7 +154,7 @@ def _check_writable(path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int) -> _Made:
+def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int, front: _Front) -> _Made:
     match to:
         case "state-dict":
             return _Made(masked, masked, {"dense": opened(masked)} if subnetwork.origin.dynamic else {})
@@ -138,7 +162,7 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
             small = compact(masked, subnetwork.origin.inputs(2))
             return _Made(small, small)
         case "onnx":
-            return _onnx(subnetwork, masked, threads)
+            return _onnx(subnetwork, masked, threads, front)
         case "csr":
             return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
         case "bsr":
@@ -149,14 +173,24 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
             return _sparse(subnetwork, masked, why, "2:4", batch, threads)
 
 
-def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int) -> _Made:
+def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front) -> _Made:
+    """front: what is put before the network, and before those that it is measured beside."""
     example = subnetwork.origin.inputs(2)
     dynamic = subnetwork.origin.dynamic
     small, whole = (masked, None) if dynamic else _smaller(subnetwork, masked)
-    model, plain = to_onnx(small, example), opened(masked)
+    model, plain = to_onnx(front(small), example, _metadata(subnetwork, front is not _as_it_is)), front(opened(masked))
     dense = to_onnx(plain, example) if dynamic or small is not masked else model  # one engine for both; torch is another matter
     beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": plain}
     return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
+
+
+def _metadata(subnetwork: Subnetwork, built_in: bool) -> dict[str, str]:
+    """How an input is prepared, for a reader of the model who has nothing else."""
+    found = {"input": how_to_prepare(subnetwork.origin, built_in)}
+    if subnetwork.origin.mean is not None:
+        found |= {key: json.dumps(getattr(subnetwork.origin, key)) for key in ("mean", "std")}
+        found["normalisation"] = "built in" if built_in else "to be done before"
+    return found
 
 
 def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: Kind, batch: int, threads: int) -> _Made:
@@ -179,9 +213,24 @@ def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str 
         return masked, str(error)
 
 
-def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork) -> float:
+class _Fed(nn.Module):
+    """A network given pixels scaled to 0..1, which are prepared as a run prepares its images."""
+
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.net, self.mean, self.std = net, mean, std
+        self.train(net.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(prepare(255 * x, x.new_tensor(self.mean), x.new_tensor(self.std)))  # type: ignore[no-any-return]
+
+
+def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork, normalise: bool) -> float:
     """The greatest difference of what both say, relative to the largest logit. Raises RunError when it is too great."""
-    inputs: Tensor = subnetwork.origin.inputs(7).to(next(masked.parameters()).device)
+    origin = subnetwork.origin
+    inputs: Tensor = origin.inputs(7).to(next(masked.parameters()).device)
+    if normalise:
+        inputs, masked = inputs.sigmoid(), _Fed(masked, *statistics(origin))
     try:
         difference = difference_between(masked, runs, inputs)
     except AttributeError as error:  # of a sparse layer's weight
@@ -199,8 +248,8 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
     origin = subnetwork.origin
-    mean, deviation = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.deviation))
-    source = Batches(data_of(subnetwork, data).train, mean, deviation, origin.recipe["batch_size"], origin.seed)
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    source = Batches(data_of(subnetwork, data).train, mean, std, origin.recipe["batch_size"], origin.seed)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -219,8 +268,10 @@ def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, r
         case "onnx":
             write_atomically(path, made.model)
         case "state-dict":
-            save_tensors(path, masked.state_dict(), {"format": 1, "network": subnetwork.summary()["network"]})
+            about = {"network": subnetwork.summary()["network"], "normalisation": record["normalisation"]}
+            save_tensors(path, masked.state_dict(), {"format": 1, **about, "input": record["input"]})
         case to:
-            deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, {**subnetwork.summary(), "export": record})
-            _same(masked.cpu(), deployed.on(masked), to, subnetwork)  # as whoever loads it will build it
+            metrics, normalise = {**subnetwork.summary(), "export": record}, record["normalise"]
+            deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, metrics, normalise)
+            _same(masked.cpu(), deployed.on(masked), to, subnetwork, normalise)  # as whoever loads it will build it
             deployed.save(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from subnet_search.config import RunConfig, check
 from subnet_search.data import Data, DataSpec, from_user, load
@@ -204,8 +204,8 @@ def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) 
         shape=data.shape,
         classes=data.classes,
         data=data.spec.model_dump(mode="json") if data.spec else None,
-        mean=None if data.mean is None else tuple(data.mean.tolist()),
-        deviation=None if data.deviation is None else tuple(data.deviation.tolist()),
+        mean=_decimals(data.mean),
+        std=_decimals(data.std),
         extractor=_named(config.extractor),
         unit=config.unit,
         dynamic=config.extractor.dynamic,
@@ -213,6 +213,11 @@ def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) 
         seed=config.seed,
         versions=versions(),
     )
+
+
+def _decimals(values: Tensor | None) -> tuple[float, ...] | None:
+    """Each value as the shortest decimal number that is it in 32 bits: 0.485, not 0.48500001430511475."""
+    return None if values is None else tuple(float(str(value)) for value in values.cpu().numpy())
 
 
 def _named(extractor: Extractor) -> dict[str, Any]:
@@ -255,7 +260,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     counted = cost(supernet.net, masks, data.shape)
     if supernet.extractor.dynamic:
         with on_average(supernet.net, data.shape) as macs:
-            logits(supernet.evaluator(), data.val, data.mean, data.deviation)
+            logits(supernet.evaluator(), data.val, data.mean, data.std)
         counted = replace(counted, kept_macs=macs())
     return {
         "test_accuracy": None,

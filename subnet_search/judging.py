@@ -9,6 +9,7 @@ from torch import nn
 from subnet_search.data import Data, from_user, load
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.deployed import Deployed
+from subnet_search.deploy.normalised import Normalised, normalised
 from subnet_search.errors import UserError
 from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
@@ -50,16 +51,18 @@ def evaluate(
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")
-    mean, deviation = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.deviation))
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # to 0..1 alone
     with on_average(net, origin.shape) as macs:
-        found = quality(logits(net, chosen, mean, deviation), chosen.labels)
+        found = quality(logits(net, chosen, *scaled), chosen.labels)
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
     if origin.dynamic:
         record["kept_macs"] = macs()
+    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
     if noise:
-        record["noise"] = noise_curve(net, None, chosen, mean, deviation)
+        record["noise"] = noise_curve(inner, None, chosen, mean, std)
     if corruptions:
-        record["corruptions"] = corruption_table(net, chosen, mean, deviation)
+        record["corruptions"] = corruption_table(inner, chosen, mean, std)
     if latency:
         record |= _timed(subnetwork, dense, net)
     return record
@@ -70,6 +73,8 @@ def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) 
     origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
     timed = net if exported else without_dead(net, origin)
     plain = opened(dense) if gated_layers(dense) else dense  # a network whose inputs choose filters has gates from the start
+    if isinstance(net, Normalised):
+        plain = normalised(plain, origin)
     rows = measured({"dense": plain, "exported": timed}, origin.shape)
     faster = any(row["faster"] for row in rows)
     return {

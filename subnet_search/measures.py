@@ -63,9 +63,9 @@ class Finished:
 
     def robustness(self) -> float:
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin
-        mean, deviation = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.deviation))
+        mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
         with torch.backends.cudnn.flags(deterministic=True):
-            rows = noise_curve(self.net, None, self.data.val.to(device), mean, deviation)
+            rows = noise_curve(self.net, None, self.data.val.to(device), mean, std)
         return fmean(row["accuracy"] for row in rows if row["level"] > 0)
 
 

@@ -210,7 +210,7 @@ def test_every_unit_it_supports(name, unit, tmp_path):
         assert all(share in (0, 1) for pooled in found.values() for share in pooled.reshape(-1).tolist())
     if half:
         assert abs(units.cost(topology(units, subnet)) - 0.5) <= units.coarseness
-    said = logits(subnet.on(net).eval(), data.val, data.mean, data.deviation)
+    said = logits(subnet.on(net).eval(), data.val, data.mean, data.std)
     assert quality(said, data.val.labels).nll == pytest.approx(subnet.metrics["val_nll"], rel=1e-5)
     stop, again = random.Random(f"{name} {unit}").randrange(1, len(seen)), []
     with pytest.raises(Interrupted, match=f"step {stop} of"):

@@ -272,3 +272,19 @@ def test_a_unit_needs_no_quotes(tmp_path):
     assert read_config(RunConfig, None, ["unit=1:4", "extractor=rigl", "seed=12"]).unit == "1:4"
     path.write_text("name: s\nrun: {extractor: rigl}\nspace: {unit: {choice: [weight, 2:4]}, recipe.lr: {float: [0.1, 1]}}\n")
     assert read_config(StudySpec, path).searched.words()["unit"] == "weight | 2:4"
+
+
+def test_a_mistake_in_the_statistics_names_its_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  name: digits\n  mean: [0.5]\n  std: [0]\n")
+    with pytest.raises(UserError, match=r"^data\.std: images are divided by it, .* got 0\.0 \(.*run\.yaml, line 4\)$"):
+        read_config(RunConfig, path)
+    with pytest.raises(UserError, match=r"^data: mean is set without std: set both$"):
+        read_config(RunConfig, None, ["data.mean=[0.5]"])
+
+
+def test_statistics_are_in_the_configuration_as_they_were_set():
+    config = read_config(RunConfig, None, ["data.mean=[0.485, 0.456, 0.406]", "data.std=[0.229, 0.224, 0.225]"])
+    assert config.dump()["data"]["std"] == [0.229, 0.224, 0.225]
+    assert RunConfig.model_validate(config.dump()).data == config.data
+    assert RunConfig().dump()["data"]["mean"] is None

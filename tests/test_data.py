@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import os
 import struct
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_npz_statistics_are_those_of_the_training_images(tmp_path):
     data = load(f"npz:{npz(tmp_path, train=arrays(channels=3), val=arrays(8, channels=3))}")
     pixels = data.train.inputs.double().transpose(0, 1).flatten(1) / 255
     torch.testing.assert_close(data.mean, pixels.mean(1).float())
-    torch.testing.assert_close(data.deviation, pixels.std(1, unbiased=False).float())
+    torch.testing.assert_close(data.std, pixels.std(1, unbiased=False).float())
 
 
 IMAGES, LABELS = arrays()
@@ -301,7 +302,7 @@ def test_the_real_fashion_mnist():
     assert data.val.labels.bincount().tolist() == [600] * 10
     assert data.test().labels.bincount().tolist() == [1000] * 10
     assert data.mean.item() == pytest.approx(0.2860, abs=1e-3)  # as published
-    assert data.deviation.item() == pytest.approx(0.3530, abs=1e-3)
+    assert data.std.item() == pytest.approx(0.3530, abs=1e-3)
 
 
 @pytest.mark.skipif(not os.environ.get(CIFAR10), reason=f"{CIFAR10} does not name an npz file of CIFAR-10")
@@ -311,7 +312,7 @@ def test_the_real_cifar10():
     assert (data.shape, data.classes) == ((3, 32, 32), 10)
     assert data.val.labels.bincount().tolist() == [500] * 10
     torch.testing.assert_close(data.mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-3, rtol=0)  # as published
-    torch.testing.assert_close(data.deviation, torch.tensor([0.2470, 0.2435, 0.2616]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(data.std, torch.tensor([0.2470, 0.2435, 0.2616]), atol=1e-3, rtol=0)
 
 
 # --- image folders ---
@@ -408,6 +409,48 @@ def test_data_from_the_users_hands(data):
 def test_images_from_the_users_hands_have_statistics():
     images = torch.randint(0, 256, (40, 3, 8, 8), generator=rng()).to(torch.uint8)
     assert from_user((images, Y)).mean.shape == (3,)
+
+
+def test_statistics_can_be_set():
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=rng()).to(torch.uint8)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    for given in ((mean, std), (torch.tensor(mean), np.array(std))):
+        data = from_user((images, Y), mean=given[0], std=given[1])
+        torch.testing.assert_close((data.mean, data.std), (torch.tensor(mean), torch.tensor(std)))
+    pixels = prepare(images[:2], data.mean, data.std)
+    expected = (images[:2] / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(pixels, expected, rtol=1e-5, atol=1e-5)
+    for named in (from_user("digits", mean=0.5, std=0.25), load({"name": "digits", "mean": [0.5], "std": 0.25})):
+        assert (named.mean.tolist(), named.std.tolist()) == ([0.5], [0.25])
+        assert named.spec.model_dump(mode="json")["std"] == [0.25]
+    with pytest.raises(UserError, match="this data is loaded already: give mean and std to load_data where it is read"):
+        from_user(named, mean=[0.1], std=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mean": [0.5, 0.5], "std": [1, 1]}, r"data\.mean and data\.std have length 2; the images of digits have 1 channel"),
+        ({"mean": [0.5], "std": [0]}, r"std: images are divided by it, so every value is a finite number above 0, got 0\.0"),
+        ({"mean": [0.5], "std": [-0.1]}, r"std: .*above 0, got -0\.1"),
+        ({"mean": [0.5], "std": [math.inf]}, "std: .*a finite number above 0, got inf"),
+        ({"mean": [math.nan], "std": [1]}, "mean: .*a number between 0 and 1, got nan"),
+        ({"mean": [123.7], "std": [58.4]}, r"mean: pixels are scaled to 0\.\.1 first, so every mean is .*, got 123\.7"),
+        ({"mean": [0.5]}, "mean is set without std: set both"),
+        ({"std": [0.5]}, "std is set without mean: set both"),
+        ({"mean": [0.5], "std": [0.5, 0.5]}, "mean and std have one value for each channel, got 1 and 2"),
+        ({"mean": ["x"], "std": [0.5]}, "mean.0: input should be a valid number"),
+    ],
+)
+def test_statistics_that_cannot_be(values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load({"name": "digits", **values})
+    assert "\n" not in str(caught.value)
+
+
+def test_statistics_are_for_images():
+    with pytest.raises(UserError, match=r"data\.mean and data\.std are for uint8 images .*torch\.float32 of shape \(36, 6\)"):
+        from_user((X, Y), mean=[0.5], std=[0.5])
 
 
 def test_names_and_loaded_data_pass_through():
@@ -581,10 +624,10 @@ def test_cutout_reaches_every_corner():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_prepare_normalises_to_mean_zero_and_deviation_one(channels):
+def test_prepare_normalises_to_mean_zero_and_std_one(channels):
     images = torch.randint(0, 200, (100, channels, 8, 8), generator=rng()).to(torch.uint8)
     data = from_user((images, torch.arange(100) % 4))
-    pixels = prepare(data.train.inputs, data.mean, data.deviation).double().transpose(0, 1).flatten(1)
+    pixels = prepare(data.train.inputs, data.mean, data.std).double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(pixels.mean(1), torch.zeros(channels).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(pixels.std(1, unbiased=False), torch.ones(channels).double(), atol=1e-5, rtol=0)
 

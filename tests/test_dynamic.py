@@ -181,7 +181,7 @@ def test_a_run_from_gates_to_file(tmp_path):
     alone = torch.cat([loaded(one[None].float()) for one in data.val.inputs])
     torch.testing.assert_close(alone, loaded(data.val.inputs.float()), rtol=1e-4, atol=1e-3)
     assert not gated_layers(net)
-    assert logits(loaded, data.val, data.mean, data.deviation).shape == (len(data.val), 3)
+    assert logits(loaded, data.val, data.mean, data.std).shape == (len(data.val), 3)
 
 
 def test_the_penalty_makes_filters_less_salient():

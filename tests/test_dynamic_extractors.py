@@ -445,7 +445,7 @@ def under_way(name, **recipe):
     """A run and its supernet, begun."""
     net = supernet({"density": 0.1, **SETTINGS[name]}, epochs=4, batch_size=20, **recipe)
     data = points(340)  # 306 to train with
-    batches = Batches(data.train, data.mean, data.deviation, 20, 3)
+    batches = Batches(data.train, data.mean, data.std, 20, 3)
     run = Run(net, data, batches, 3, None)
     with torch.random.fork_rng():
         run.begin()

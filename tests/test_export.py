@@ -361,7 +361,7 @@ def test_batch_norm_recalibrated(channels, tmp_path):
     subnet, net = channels
     export(subnet, "state-dict", tmp_path / "file", network=net, data=pictures(), recalibrate=2, seconds=0)
     state, origin = load_file(tmp_path / "file"), subnet.origin
-    statistics = (torch.tensor(origin.mean), torch.tensor(origin.deviation))
+    statistics = (torch.tensor(origin.mean), torch.tensor(origin.std))
     source = Batches(pictures().train, *statistics, origin.recipe["batch_size"], origin.seed)
     with torch.no_grad():
         means = [subnet.on(net)[0](source.batch(step)[0]).mean((0, 2, 3)) for step in (0, 1)]

@@ -76,7 +76,7 @@ def by_hand(whole, data, inputs, labels):
 def test_gradients_are_autograds_on_the_same_batch(index, images):
     data = points()
     whole, probe = probe_of(mlp(), data, batch_size=30)
-    batch = Batches(data.train, data.mean, data.deviation, images or 30, whole.seed).batch(index)
+    batch = Batches(data.train, data.mean, data.std, images or 30, whole.seed).batch(index)
     expected = by_hand(whole, data, *batch)
     found = probe.gradients(whole.weights, index, images)
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())

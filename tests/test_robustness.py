@@ -44,7 +44,7 @@ def test_noise_by_hand():
 
 def test_noise_comes_after_normalisation_and_within_its_level():
     split = Split(images(1200, 1), torch.zeros(1200, dtype=torch.long))
-    mean, deviation = torch.tensor([0.5]), torch.tensor([0.1])
+    mean, std = torch.tensor([0.5]), torch.tensor([0.1])
     normalised = (split.inputs.float() / 255 - 0.5) / 0.1
     seen: list[Tensor] = []
 
@@ -52,7 +52,7 @@ def test_noise_comes_after_normalisation_and_within_its_level():
         seen.append(x)
         return x.flatten(1)[:, :2]
 
-    noise_curve(forward, None, split, mean, deviation, levels=(0.3,))
+    noise_curve(forward, None, split, mean, std, levels=(0.3,))
     noise = torch.cat(seen) - normalised
     assert 0.29 < noise.abs().max() <= 0.3001
     assert noise.abs().mean() == pytest.approx(0.15, abs=0.002)  # of a uniform number below 0.3

@@ -1,5 +1,6 @@
 """A network that begins from a file: its weights are those of the file, and what was found needs the file no more."""
 
+import argparse
 import pickle
 
 import pytest
@@ -48,7 +49,7 @@ def saved(net, path):
     return path
 
 
-@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.th", "net.bin", "net.safetensors"])
 def test_a_state_dict_is_where_a_run_begins(tmp_path, net, digits, name):
     subnet = run(config(saved(net, tmp_path / name), {"name": "random", "density": 0.5}), data=digits)
     for key, weight in prunable(net).items():
@@ -114,10 +115,21 @@ MISTAKES = {
     "missing": (lambda p, n: p / "none.pt", r"cannot read .*none\.pt: No such file or directory \(network\.state\)"),
     "names": (
         lambda p, n: saved(nn.Linear(2, 2), p / "a.pt"),
-        r"does not fit lenet_300_100: it has no '1\.weight' \(and 7 more\)",
+        r"a\.pt does not fit lenet_300_100: 6 \('1\.weight', '1\.bias', '3\.weight', \.\.\.\) of its 6 tensors missing; "
+        r"2 \('weight', 'bias'\) in the file that it does not have$",
     ),
-    "fewer": (lambda p, n: other(p / "a.pt", dict(list(n.state_dict().items())[:-1])), r": it has no '5\.bias'$"),
-    "more": (lambda p, n: other(p / "a.pt", {**n.state_dict(), "x": torch.ones(1)}), ": the network has no 'x'$"),
+    "fewer": (
+        lambda p, n: other(p / "a.pt", dict(list(n.state_dict().items())[:-1])),
+        r"lenet_300_100: 1 \('5\.bias'\) of its 6 tensors missing$",
+    ),
+    "more": (
+        lambda p, n: other(p / "a.pt", {**n.state_dict(), "x": torch.ones(1)}),
+        r"lenet_300_100: 1 \('x'\) in the file that it does not have$",
+    ),
+    "public names": (
+        lambda p, n: other(p / "a.pt", {"module.fc1.weight": torch.ones(300, 64), "module.fc2.bias": torch.ones(100)}),
+        r": 4 \('fc1\.bias', 'fc2\.weight', 'fc3\.weight', \.\.\.\) of its 6 tensors missing$",
+    ),
     "shapes": (
         lambda p, n: saved(lenet(classes=9), p / "a.pt"),
         r"'5\.weight' has shape \(9, 100\), in the network \(10, 100\) \(and 1",
@@ -125,13 +137,28 @@ MISTAKES = {
     "list": (lambda p, n: other(p / "a.pt", [torch.ones(2)]), r"a\.pt is not a state dict, tensors by name, but of type list"),
     "wrapped": (
         lambda p, n: other(p / "a.pt", {"epoch": 3, "net": {}}),
-        r"is not a state dict: 'epoch' is not a tensor but of type int",
+        r"is not a state dict: 'epoch' is not a tensor but of type int \(nor does it have state_dict, model or ema\)$",
     ),
-    "module": (lambda p, n: other(p / "a.pt", nn.Linear(2, 2)), r"is not a state dict: save net\.state_dict\(\)"),
-    "trap": (lambda p, n: other(p / "a.pt", Trap()), r"is not a state dict: save net\.state_dict\(\)"),
+    "nested": (
+        lambda p, n: other(p / "a.th", {"state_dict": {**n.state_dict(), "loss": 0.5}}),
+        r"a\.th is not a state dict: 'loss' is not a tensor but of type float in state_dict$",
+    ),
+    "empty": (lambda p, n: other(p / "a.pt", {"model": {}}), r"a\.pt is not a state dict: model is empty$"),
+    "settings": (
+        lambda p, n: other(p / "a.pt", {"state_dict": n.state_dict(), "args": argparse.Namespace(lr=0.1)}),
+        r"is not a state dict: it holds an object of argparse\.Namespace, which is not loaded; save net\.state_dict\(\)",
+    ),
+    "module": (
+        lambda p, n: other(p / "a.pt", nn.Linear(2, 2)),
+        r"object of torch\.nn\.modules\.linear\.Linear, .* save net\.state_dict\(\)",
+    ),
+    "trap": (lambda p, n: other(p / "a.pt", Trap()), r"a\.pt is not a state dict: it .*; save net\.state_dict\(\)"),
     "damaged": (lambda p, n: text(p / "a.pt"), r"a\.pt is not a "),
     "damaged too": (lambda p, n: text(p / "a.safetensors"), r"a\.safetensors is not a readable state dict"),
-    "suffix": (lambda p, n: text(p / "a.ckpt"), r"network\.state is a \.safetensors, \.pt or \.pth file, got .*a\.ckpt"),
+    "suffix": (
+        lambda p, n: text(p / "a.ckpt"),
+        r"network\.state is a \.safetensors, \.pt, \.pth, \.th or \.bin file, got .*a\.ckpt",
+    ),
 }
 
 

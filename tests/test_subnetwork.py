@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import subnet_search as ss
 from subnet_search.data import prepare
+from subnet_search.deploy.deployed import read_artifact
 from subnet_search.errors import UserError
 from subnet_search.files import load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build
@@ -42,7 +44,7 @@ def either(request):
 
 @torch.no_grad()
 def logits(subnet, digits):
-    return subnet.network().eval()(prepare(digits.val.inputs, digits.mean, digits.deviation))
+    return subnet.network().eval()(prepare(digits.val.inputs, digits.mean, digits.std))
 
 
 def lenet5(seed=0):
@@ -193,7 +195,7 @@ def test_a_network_handed_in_is_handed_in_again(tmp_path, digits):
         loaded.network()
     masked = loaded.on(handed_in(seed=1)).eval()
     assert masked[2].num_batches_tracked == 10  # buffers came along
-    inputs = prepare(digits.val.inputs, digits.mean, digits.deviation)
+    inputs = prepare(digits.val.inputs, digits.mean, digits.std)
     right = masked(inputs).argmax(1) == digits.val.labels
     assert right.double().mean().item() == subnet.metrics["val_accuracy"]
 
@@ -220,6 +222,20 @@ def rewritten(found, path, **header):
     tensors, before = load_tensors(path, "subnetwork file")
     save_tensors(path, tensors, {**before, **header})
     return path
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_files_of_earlier_versions():
+    """Written when `std` was still called `deviation`; the accuracy was measured then."""
+    subnet = ss.Subnetwork.load(GOLDEN / "subnetwork-1.safetensors")
+    assert subnet.sha256 == "bb717048fb76abef18ee8c454473d661b66de08ab4c062042f853c7455e86d35"
+    assert subnet.summary()["normalisation"]["std"] == [pytest.approx(0.3756171)]
+    assert ss.evaluate(subnet, "test")["accuracy"] == pytest.approx(0.8830084, abs=0.003)
+    small = read_artifact(GOLDEN / "compact-1.safetensors")
+    assert small.origin.std == pytest.approx((0.3756171,))
+    assert ss.evaluate(small, "test")["accuracy"] == pytest.approx(0.9582173, abs=0.003)
 
 
 def test_a_newer_format(found, tmp_path):

@@ -20,6 +20,9 @@ def export(
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Training batches that give batch norm its statistics anew.")
     ] = 0,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="The network normalises its inputs itself, pixels scaled to 0..1.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
 ) -> None:
     """Write a subnetwork as a file that is smaller or runs faster, with measured proof.
@@ -33,7 +36,17 @@ def export(
     from subnet_search.exporting import export as write
 
     found = Subnetwork.load(subnetwork)
-    record = write(found, to, out, network=network, data=data, batch=batch, threads=threads, recalibrate=recalibrate)
+    record = write(
+        found,
+        to,
+        out,
+        network=network,
+        data=data,
+        batch=batch,
+        threads=threads,
+        recalibrate=recalibrate,
+        normalise=normalise,
+    )
     if json:
         show.print_json(record)
     else:
@@ -62,8 +75,19 @@ def _tell(record: dict[str, Any]) -> None:
         show.table(record["layers"], columns, title="Layer by layer")
     if record["whole"]:
         _say(f"\nnot compacted: {record['whole']}")
+    _say(f"\ninput: {record['input']}")
+    if record["val_accuracy"] is not None:
+        _say(_accuracy(record))
     _say(f"\n{_verdict(record)}")
     _say(f"{record['file']} ({show.size(record['bytes'])})")
+
+
+def _accuracy(record: dict[str, Any]) -> str:
+    """What the run measured of the masked network."""
+    before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
+    parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
+    shown = [f"{show.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
+    return f"accuracy: {', '.join(shown)}, from the run{before}"
 
 
 def times(record: dict[str, Any]) -> None:

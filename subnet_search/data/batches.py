@@ -11,13 +11,13 @@ from subnet_search.errors import UserError
 from subnet_search.seeds import derive, generator
 
 
-def prepare(inputs: Tensor, mean: Tensor | None, deviation: Tensor | None) -> Tensor:
+def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
-    if mean is None or deviation is None:
+    if mean is None or std is None:
         return inputs.float()
-    # One fused multiply-add a pixel: x / 255 / deviation - mean / deviation.
-    scale = (1 / (255 * deviation)).view(-1, 1, 1)
-    return torch.addcmul((-mean / deviation).view(-1, 1, 1), inputs.float(), scale)
+    # One fused multiply-add a pixel: x / 255 / std - mean / std.
+    scale = (1 / (255 * std)).view(-1, 1, 1)
+    return torch.addcmul((-mean / std).view(-1, 1, 1), inputs.float(), scale)
 
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
@@ -64,14 +64,14 @@ class Batches:
         self,
         split: Split,
         mean: Tensor | None,
-        deviation: Tensor | None,
+        std: Tensor | None,
         batch_size: int,
         seed: int,
         augment: Sequence[str] = (),
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.split, self.mean, self.deviation = split, mean, deviation
+        self.split, self.mean, self.std = split, mean, std
         self.batch_size = min(batch_size, len(split))
         if self.batch_size % world:
             raise UserError(f"a batch of {self.batch_size} images cannot be shared equally by {world} processes")
@@ -90,4 +90,4 @@ class Batches:
         rng = torch.Generator(inputs.device)
         for name in self.augment:
             inputs = AUGMENTATIONS[name](inputs, rng.manual_seed(derive(self.seed, name, step, self.rank)))
-        return prepare(inputs, self.mean, self.deviation), labels
+        return prepare(inputs, self.mean, self.std), labels

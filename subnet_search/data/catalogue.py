@@ -29,10 +29,10 @@ def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
     data = load(spec)
     statistics = (
         {}
-        if data.mean is None or data.deviation is None
+        if data.mean is None or data.std is None
         else {
             "mean": [round(value, 4) for value in data.mean.tolist()],
-            "deviation": [round(value, 4) for value in data.deviation.tolist()],
+            "std": [round(value, 4) for value in data.std.tolist()],
         }
     )
     sizes = {"train": len(data.train), "validation": len(data.val), "shape": list(data.shape), "classes": data.classes}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from subnet_search.data import readers
+from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.errors import UserError, invalid, unknown
 from subnet_search.seeds import generator
 
@@ -48,6 +49,10 @@ class DataSpec(BaseModel):
     """Use at most this many training images, an equal share of each class."""
     size: int = Field(default=32, ge=8)
     """Height and width that an image folder's images are resized to."""
+    mean: Mean = None
+    """What is subtracted from each channel of images scaled to 0..1. Default: the mean of the training images."""
+    std: Std = None
+    """What each channel is divided by after that. Default: the standard deviation of the training images."""
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +71,7 @@ class DataSpec(BaseModel):
     def _known(self) -> "DataSpec":
         if self.name not in NAMES and not self.name.startswith(("npz:", "image_folder:")):
             raise unknown("data set", self.name, [*NAMES, *PREFIXES])
+        check_both(self.mean, self.std)
         return self
 
 
@@ -94,8 +100,8 @@ class Data:
     train: Split
     val: Split
     classes: int
-    mean: Tensor | None = None  # (channels,), of training images scaled to 0..1; None: inputs are not normalised
-    deviation: Tensor | None = None
+    mean: Tensor | None = None  # (channels,), of images scaled to 0..1; None: inputs are not normalised
+    std: Tensor | None = None
     spec: DataSpec | None = None  # None: handed in from Python
     _test: Callable[[], Split | None] = field(default=lambda: None, repr=False)
 
@@ -106,7 +112,7 @@ class Data:
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits and statistics on `device`; the test split stays where it is until asked for."""
-        moved = {name: getattr(self, name) for name in ("mean", "deviation")}
+        moved = {name: getattr(self, name) for name in ("mean", "std")}
         moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
         return replace(self, train=self.train.to(device), val=self.val.to(device), **moved)
 
@@ -148,18 +154,23 @@ def load(spec: DataSpec | str | dict[str, Any]) -> Data:
     return _assemble(spec, train, val, test, classes)
 
 
-def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data:
+def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None) -> Data:
     """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name.
 
     Datasets and loaders are read once, from beginning to end, and kept as tensors: random augmentation inside them
-    is frozen (use `Recipe(augment=...)` instead). uint8 images (N, C, H, W) are normalised by their own mean and
-    deviation; other inputs are used as they are. There is no test split.
-    Raises UserError for anything that is not a classification data set.
+    is frozen (use `Recipe(augment=...)` instead). uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean`
+    and `std`, one number for each channel, or else by the mean and standard deviation of the training images; other
+    inputs are used as they are. There is no test split, other than in data by name.
+    Raises UserError for anything that is not a classification data set, and for a mean or std that cannot be.
     """
+    set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(data, Data):
+        if set_here:
+            raise UserError("this data is loaded already: give mean and std to load_data where it is read")
         return data
     if isinstance(data, str | DataSpec | dict):
-        return load(data)
+        named = DataSpec.of(data)
+        return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
     if isinstance(data, DataLoader | Dataset):
         join = torch.cat if isinstance(data, DataLoader) else torch.stack
         inputs, labels = _collect(data, join)
@@ -175,7 +186,7 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0) -> Data
         raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
     if inputs.dtype == torch.float64:
         inputs = inputs.float()
-    spec = DataSpec(name="digits", val_fraction=val_fraction, split_seed=split_seed)
+    spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
     return _assemble(spec, Split(inputs, labels.long()), None, lambda: None, None, given=True)
 
 
@@ -240,10 +251,8 @@ def _assemble(
     if val is None:
         train, val = _hold_out(train, spec.val_fraction, spec.split_seed)
     _check(f"{name} (validation)", val, classes, train)
-    mean = deviation = None
-    if train.inputs.dtype == torch.uint8 and train.inputs.dim() == 4:
-        mean, deviation = _statistics(train.inputs)
-    return Data(name, train, val, classes, mean, deviation, None if given else spec, test)
+    mean, std = normalisation(name, spec.mean, spec.std, train.inputs)
+    return Data(name, train, val, classes, mean, std, None if given else spec, test)
 
 
 def _check(name: str, split: Split, classes: int, like: Split | None = None) -> None:
@@ -282,13 +291,3 @@ def _stratify(split: Split, held: int, seed: int) -> tuple[Split, Split]:
     if not chosen.any() or chosen.all():
         raise UserError(f"{len(split)} items in {len(labels)} classes are too few to hold some out")
     return split.take(~chosen), split.take(chosen)
-
-
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact whole-number sums."""
-    counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()
-    values = torch.arange(256, dtype=torch.float64) / 255
-    total = counts.sum(1)
-    mean = counts @ values / total
-    variance = counts @ values.square() / total - mean.square()
-    return mean.float(), variance.clamp(min=1e-6).sqrt().float()

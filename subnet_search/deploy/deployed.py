@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from subnet_search.deploy.normalised import normalised
 from subnet_search.deploy.shrink import shrunk
 from subnet_search.deploy.sparse_layers import FORMS, Sparse, put
 from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
@@ -21,7 +22,7 @@ from subnet_search.errors import UserError
 from subnet_search.files import load_tensors, save_tensors
 from subnet_search.nets import check_output
 
-FORMAT = 1
+FORMAT = 2  # 1: without a normalisation that is built in
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,22 @@ class Deployed:
     origin: Origin
     to: str  # compact, csr, bsr, 2:4
     metrics: Mapping[str, Any]  # the record of the run, and under `export` that of the export
+    normalise: bool = False  # whether it normalises its inputs by itself, by the mean and std of the run
 
     @classmethod
-    def of(cls, net: nn.Module, dense: nn.Module, origin: Origin, to: str, metrics: Mapping[str, Any]) -> "Deployed":
-        """What `net`, made of the network `dense`, is to be stored as; copied to the CPU."""
+    def of(
+        cls,
+        net: nn.Module,
+        dense: nn.Module,
+        origin: Origin,
+        to: str,
+        metrics: Mapping[str, Any],
+        normalise: bool = False,
+    ) -> "Deployed":
+        """What `net`, made of the network `dense`, is to be stored as; copied to the CPU.
+
+        normalise   whether the normalisation of the run is built in when the file is read
+        """
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
         own = {name: tuple(value.shape) for name, value in dense.state_dict().items()}
         shapes = {name: tuple(value.shape) for name, value in tensors.items() if own.get(name, value.shape) != value.shape}
@@ -46,7 +59,7 @@ class Deployed:
             for name, module in net.named_modules()
             if isinstance(module, Sparse)
         }
-        return cls(tensors, shapes, sparse, origin, to, metrics)
+        return cls(tensors, shapes, sparse, origin, to, metrics, normalise)
 
     def network(self) -> nn.Module:
         """The exported network, built from its name. Raises UserError when that is not one of ours or torchvision's."""
@@ -74,7 +87,7 @@ class Deployed:
             if isinstance(module, Sparse):
                 module.check()
         check_output(out, self.origin.shape, self.origin.classes)
-        return out.eval()
+        return (normalised(out, self.origin) if self.normalise else out).eval()
 
     def summary(self) -> dict[str, Any]:
         """The record of the run that found the subnetwork, and under `export` what was measured when it was exported."""
@@ -83,7 +96,8 @@ class Deployed:
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the file, atomically, and return its size in bytes. Raises RunError when it cannot be written."""
         manifest = {
-            "format": FORMAT,
+            "format": 2 if self.normalise else 1,  # so that a version that would not normalise refuses it
+            "normalise": self.normalise,
             "to": self.to,
             "shapes": self.shapes,
             "sparse": self.sparse,
@@ -101,18 +115,19 @@ class Deployed:
         manifest = header.get("deployed")
         if not isinstance(manifest, dict):
             raise UserError(f"{path} is not an exported network: subnet-search export makes one of a subnetwork")
-        if manifest.get("format") != FORMAT:
+        if manifest.get("format") not in (1, FORMAT):
             raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: update subnet-search")
         try:
             shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
             origin = Origin.model_validate(manifest["origin"])
-            return cls(tensors, shapes, manifest["sparse"], origin, manifest["to"], manifest["metrics"])
+            kind, normalise = manifest["to"], manifest.get("normalise", False)
+            return cls(tensors, shapes, manifest["sparse"], origin, kind, manifest["metrics"], normalise)
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise UserError(f"{path} is not a file of an exported network: {error}") from error
 
 
 def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
-    """The exported network in a file, ready to run, on the CPU.
+    """The exported network in a file, ready to run, on the CPU; with its normalisation where that was built in.
 
     net   the dense network it came from, where that is not one of ours or torchvision's; its weights do not matter
 

@@ -4,6 +4,7 @@ import importlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -15,10 +16,11 @@ from subnet_search.errors import UserError
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def to_onnx(net: nn.Module, example: Tensor) -> bytes:
+def to_onnx(net: nn.Module, example: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
     """The model of a network in evaluation mode, by torch's dynamo exporter: `input` (batch, ...), any batch, to `logits`.
 
-    example: inputs of two items or more. Raises UserError when a package is missing, or the network cannot be exported.
+    example: inputs of two items or more; metadata: texts for the model's `metadata_props`. Raises UserError when a package
+    is missing, or the network cannot be exported.
     """
     for name in NEEDED:
         try:
@@ -39,7 +41,10 @@ def to_onnx(net: nn.Module, example: Tensor) -> bytes:
                 output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
             )
-        return bytes(program.model_proto.SerializeToString())
+        model = program.model_proto
+        for key, value in (metadata or {}).items():
+            model.metadata_props.add(key=key, value=value)
+        return bytes(model.SerializeToString())
     except Exception as error:  # whatever the exporter meets in a user's forward pass
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"this network cannot be exported to ONNX: {reason.strip()}") from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -40,14 +40,29 @@ class Origin(BaseModel):
     shape: tuple[int, ...]  # of one input
     classes: int
     data: dict[str, Any] | None  # None: data handed in from Python
-    mean: tuple[float, ...] | None  # what images are normalised by
-    deviation: tuple[float, ...] | None
+    mean: tuple[float, ...] | None  # what images, scaled to 0..1, are normalised by, for each channel; None: they are not
+    std: tuple[float, ...] | None
     extractor: dict[str, Any]
     unit: str
     dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, values: Any) -> Any:
+        """Files of before 0.1.0 have `deviation` for `std`."""
+        if isinstance(values, Mapping) and "deviation" in values and "std" not in values:
+            return {**values, "std": values["deviation"]}
+        return values
+
+    @property
+    def normalisation(self) -> dict[str, Any] | None:
+        """What is done to an input before the network reads it, in plain values. None: inputs are used as they are."""
+        if self.mean is None or self.std is None:
+            return None
+        return {"pixels": "0 to 1 (8-bit values / 255)", "mean": list(self.mean), "std": list(self.std)}
 
     def build(self) -> nn.Module:
         """The dense network by its name. Raises UserError when it is not one of ours or torchvision's."""
@@ -152,6 +167,7 @@ class Subnetwork:
             "data": self.origin.data["name"] if self.origin.data else None,
             "seed": self.origin.seed,
             "dynamic": self.origin.dynamic,
+            "normalisation": self.origin.normalisation,
             "density": self.density,
             "layer_density": self.masks.layer_density(),
             **self.metrics,

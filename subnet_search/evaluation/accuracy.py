@@ -22,10 +22,10 @@ class Quality:
 
 @torch.no_grad()
 def logits(
-    forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, deviation: Tensor | None, batch: int = 1000
+    forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, std: Tensor | None, batch: int = 1000
 ) -> Tensor:
     """The outputs (N, classes) for every input of the split, in order. The caller sets evaluation mode."""
-    parts = [forward(prepare(inputs, mean, deviation)) for inputs in split.inputs.split(batch)]
+    parts = [forward(prepare(inputs, mean, std)) for inputs in split.inputs.split(batch)]
     return torch.cat(parts)
 
 

@@ -55,7 +55,7 @@ def noise_curve(
     reference: Forward | None,
     split: Split,
     mean: Tensor | None,
-    deviation: Tensor | None,
+    std: Tensor | None,
     levels: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def noise_curve(
         rng = generator(seed, "noise", index, device=split.inputs.device)
         right, equal, distance = 0, 0, 0.0
         for inputs, labels in zip(split.inputs.split(BATCH), split.labels.split(BATCH), strict=True):
-            clean = prepare(inputs, mean, deviation)
+            clean = prepare(inputs, mean, std)
             noisy = clean + level * torch.empty_like(clean).uniform_(-1, 1, generator=rng)
             outputs = forward(noisy)
             right += int((outputs.argmax(1) == labels).sum())
@@ -92,7 +92,7 @@ def corruption_table(
     forward: Forward,
     split: Split,
     mean: Tensor | None,
-    deviation: Tensor | None,
+    std: Tensor | None,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
     names: Iterable[str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def corruption_table(
     for kind, severity in ((kind, severity) for kind in kinds for severity in severities):
         right, rng = 0, generator(0, "corruption", kind, severity, device=images.device)
         for inputs, labels in zip(images.split(BATCH), split.labels.split(BATCH), strict=True):
-            outputs = forward(prepare(corrupt(inputs, kind, severity, rng), mean, deviation))
+            outputs = forward(prepare(corrupt(inputs, kind, severity, rng), mean, std))
             right += int((outputs.argmax(1) == labels).sum())
         rows.append({"corruption": kind, "severity": severity, "accuracy": right / len(split)})
     return rows

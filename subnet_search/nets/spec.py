@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from subnet_search.errors import UserError, unknown
 from subnet_search.nets import deep, small
+from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
@@ -55,7 +54,9 @@ class NetworkSpec(BaseModel):
     options: dict[str, Any] = {}
     """Keyword arguments for the factory of a torchvision network or of your own."""
     state: str | None = None
-    """A trained state dict to begin from: a .safetensors file (a subnetwork of ours too), or torch's .pt or .pth."""
+    """Trained weights to begin from: a .safetensors file (a subnetwork of ours too), or torch's .pt, .pth, .th or .bin.
+
+    A state dict, also in a checkpoint under `state_dict`, `model` or `ema`. Names are ours or those of the published code."""
     state_sha256: str | None = None
     """Hash of that file, filled in when a run begins; a file that has changed since is refused."""
 
@@ -107,42 +108,8 @@ def build(
     assert spec.init is not None, "resolve() the spec before building it"
     initialise(net, spec.init, seed, spec.init_density)
     if state is not None:
-        _put_state(net, state, f"{spec.state} does not fit {spec.name}")
+        put_state(net, state, spec.name, str(spec.state))
     return net
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file, or from torch's .pt or .pth, of which no code is run. Raises UserError."""
-    if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise UserError(f"network.state is a .safetensors, .pt or .pth file, got {path}")
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a state dict: save net.state_dict(), tensors by name, and no other object") from error
-    except Exception as error:  # whatever a damaged file makes its reader raise
-        raise UserError(
-            f"{path} is not a readable state dict: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} is not a state dict, tensors by name, but of type {type(found).__name__}")
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path} is not a state dict: {name!r} is not a tensor but of type {type(value).__name__}")
-    return dict(found)
-
-
-def _put_state(net: nn.Module, state: Mapping[str, Tensor], problem: str) -> None:
-    own = net.state_dict()
-    wrong = [f"it has no {name!r}" for name in own if name not in state]
-    wrong += [f"the network has no {name!r}" for name in state if name not in own]
-    wrong += [
-        f"{name!r} has shape {tuple(state[name].shape)}, in the network {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if wrong:
-        raise UserError(f"{problem}: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
-    net.load_state_dict(dict(state))
 
 
 def _sha256(path: Path) -> str:

@@ -66,7 +66,7 @@ def train(
     recipe, device = supernet.recipe, supernet.device
     rank, world = rank_and_world()
     data = data.to(device)
-    batches = Batches(data.train, data.mean, data.deviation, recipe.batch_size, seed, recipe.augment, rank, world)
+    batches = Batches(data.train, data.mean, data.std, recipe.batch_size, seed, recipe.augment, rank, world)
     check_shares(batches.batch_size, recipe.device)
     run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None)
     progress, total = run.progress, run.total
@@ -167,7 +167,7 @@ def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
     Every rank must ask: the first measures, and all get its numbers.
     """
     supernet.net.eval()
-    return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.deviation), split.labels))
+    return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.std), split.labels))
 
 
 @cache

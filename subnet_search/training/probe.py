@@ -69,7 +69,7 @@ class Probe:
         if images is not None and images > len(data.train):
             raise UserError(f"a probe batch of {images} images is larger than the training data, {len(data.train)}")
         size = images or supernet.recipe.batch_size
-        batches = Batches(data.train, data.mean, data.deviation, size, supernet.seed, supernet.recipe.augment, rank, world)
+        batches = Batches(data.train, data.mean, data.std, size, supernet.seed, supernet.recipe.augment, rank, world)
         inputs, labels = batches.batch(index)
         torch.manual_seed(derive(supernet.seed, "dropout", "probe", index, rank))
         return functional_call(supernet.net, dict(values), (inputs,)).float(), labels

@@ -1,0 +1,74 @@
+"""What images are normalised by: the mean and standard deviation of each channel, given or from the training images."""
+
+import math
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, BeforeValidator
+from torch import Tensor
+
+from subnet_search.errors import UserError
+
+
+def _list(value: Any) -> Any:
+    """A tensor or an array as a list; a single number, for grey images, as a list of one."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _in_range(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    for value in values or ():
+        if not 0 <= value <= 1:
+            raise UserError(f"pixels are scaled to 0..1 first, so every mean is a number between 0 and 1, got {value}")
+    return values
+
+
+def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    for value in values or ():
+        if not 0 < torch.tensor(value, dtype=torch.float32).item() < math.inf:
+            raise UserError(f"images are divided by it, so every value is a finite number above 0, got {value}")
+    return values
+
+
+Mean = Annotated[tuple[float, ...] | None, BeforeValidator(_list), AfterValidator(_in_range)]
+Std = Annotated[tuple[float, ...] | None, BeforeValidator(_list), AfterValidator(_positive)]
+
+
+def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Raise UserError unless there are both, with as many values, or neither."""
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise UserError("std is set without mean: set both" if mean is None else "mean is set without std: set both")
+    if len(mean) != len(std):
+        raise UserError(f"mean and std have one value for each channel, got {len(mean)} and {len(std)}")
+
+
+def normalisation(
+    name: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, inputs: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and std, (channels,), of images scaled to 0..1: those given, or of the images. (None, None): no uint8 images.
+
+    inputs: uint8 images (N, channels, height, width), or anything else. Raises UserError when those given do not fit.
+    """
+    images = inputs.dtype == torch.uint8 and inputs.dim() == 4
+    if mean is None or std is None:
+        return _statistics(inputs) if images else (None, None)
+    if not images:
+        raise UserError(
+            f"data.mean and data.std are for uint8 images (N, channels, height, width); the inputs of {name} are "
+            f"{inputs.dtype} of shape {tuple(inputs.shape)}, and are used as they are"
+        )
+    if len(mean) != inputs.shape[1]:
+        raise UserError(f"data.mean and data.std have length {len(mean)}; the images of {name} have {inputs.shape[1]} channels")
+    return torch.tensor(mean), torch.tensor(std)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact whole-number sums."""
+    counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    total = counts.sum(1)
+    mean = counts @ values / total
+    variance = counts @ values.square() / total - mean.square()
+    return mean.float(), variance.clamp(min=1e-6).sqrt().float()

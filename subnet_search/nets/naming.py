@@ -1,0 +1,55 @@
+"""The names that published code gives the layers of our reference networks, so that its checkpoints load.
+
+Our own names stay what they are, since weights are drawn by name (`initial_weight`). Each row leads from a layer or a
+block of ours to its public name; what follows it, as `conv1.weight` in a block, is called the same. Where a network has
+several rows, several codes are in use.
+"""
+
+from collections.abc import Mapping
+
+
+def _residual(blocks: int, stages: int, head: str, shortcut: str = "shortcut") -> dict[str, str]:
+    """conv1, bn1, layer1.0 to layerS.B, and the linear layer; `shortcut` is what a projected one is called in a block."""
+    names = {"0": "conv1", "1": "bn1"}
+    for stage in range(stages):
+        for block in range(blocks):
+            own = str(3 + stage * blocks + block)
+            names |= {own: f"layer{stage + 1}.{block}", f"{own}.shortcut": f"layer{stage + 1}.{block}.{shortcut}"}
+    return {**names, str(5 + stages * blocks): head}
+
+
+def _vgg(features: str) -> dict[str, str]:
+    """Convolutions and batch norms by their place among all layers, pooling included, and the linear layer."""
+    stages = ((0, 2), (7, 2), (14, 4), (27, 4), (40, 4))  # the place of the first, and how many pairs
+    places = [first + 3 * pair + layer for first, pairs in stages for pair in range(pairs) for layer in (0, 1)]
+    return {**{str(place): f"{features}.{place}" for place in places}, "54": "classifier"}
+
+
+PUBLIC_NAMES: Mapping[str, tuple[Mapping[str, str], ...]] = {
+    "lenet_300_100": ({"1": "fc1", "3": "fc2", "5": "fc3"},),
+    "lenet5": ({"0": "conv1", "3": "conv2", "7": "fc1", "9": "fc2"},),
+    "small_conv": ({"0": "conv1", "2": "conv2", "5": "fc1", "7": "fc2"},),
+    "conv2": ({"0": "conv1", "2": "conv2", "6": "fc1", "8": "fc2", "10": "fc3"},),
+    "conv4": ({"0": "conv1", "2": "conv2", "5": "conv3", "7": "conv4", "11": "fc1", "13": "fc2", "15": "fc3"},),
+    "conv6": (
+        {"0": "conv1", "2": "conv2", "5": "conv3", "7": "conv4", "10": "conv5", "12": "conv6"}
+        | {"16": "fc1", "18": "fc2", "20": "fc3"},
+    ),
+    # akamaster/pytorch_resnet_cifar10, and those that call the linear layer as torchvision does
+    "resnet20": (_residual(3, 3, "linear"), _residual(3, 3, "fc")),
+    "resnet32": (_residual(5, 3, "linear"), _residual(5, 3, "fc")),
+    "resnet56": (_residual(9, 3, "linear"), _residual(9, 3, "fc")),
+    # kuangliu/pytorch-cifar, and torchvision's names over a 3x3 stem
+    "resnet18": (_residual(2, 4, "linear"), _residual(2, 4, "fc", "downsample")),
+    # GraSP and rethinking-network-pruning, and torchvision's names
+    "vgg19": (_vgg("feature"), _vgg("features")),
+}
+
+
+def public_name(name: str, layers: Mapping[str, str]) -> str:
+    """What a tensor of ours is called publicly: the longest part of its name that is in `layers` is replaced."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        if (head := ".".join(parts[:length])) in layers:
+            return ".".join([layers[head], *parts[length:]])
+    return name
