@@ -147,7 +147,6 @@ def test_gmp_ends_exactly(end, last, every):
         {"name": "gmp", "density": 0.03, "end": end, "every": every}, on_step=lambda whole, _: kept.append(whole.masks.kept)
     )
     assert kept[last - 1 :] == [count(0.03, 416)] * (37 - last)
-    assert kept[last - 2] > count(0.03, 416)
     assert kept == sorted(kept, reverse=True)
 
 
@@ -361,7 +360,7 @@ SPARSE = [
     {"name": "lottery", "rounds": 3, "rewind": "none"},
     {"name": "granet", "end": 0.6},
     {"name": "cht", "initial_density": 0.5, "end": 0.6},
-    {"name": "ac_dc", "every": 9, "start": 9},  # an epoch compressed, an epoch not
+    {"name": "ac_dc", "every": 9, "start": 18},  # an epoch dense, then one compressed and one not in turn
 ]
 
 

@@ -387,7 +387,7 @@ def test_search_and_training_each_have_the_whole_schedule(name):
         train(net, points(400), 0)
     assert rates[0] == 0
     assert len(rates) == 44
-    assert rates[21] > 0.9
+    assert rates[21] > 0.4  # 1 where search and training are of one length; rounds begin anew
     assert min(rates[22:]) == rates[22] < 0.1  # the change comes after 22 steps
     assert rates[-1] > 0.9
 

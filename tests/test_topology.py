@@ -708,10 +708,10 @@ def test_masked_weight_has_the_gradients_of_the_product(kind, layout):
         "none": None,
         "learned": torch.tensor(1.7, dtype=torch.float64, requires_grad=True),
         "constant": torch.tensor(1.7, dtype=torch.float64),
-        "per output": torch.rand(5, 1, 1, 1, generator=rng(3), dtype=torch.float64),
+        "per output": torch.rand(5, 1, 1, 1, generator=rng(3), dtype=torch.float64).requires_grad_(),
     }[kind]
     upstream = torch.randn(5, 4, 3, 3, generator=rng(4), dtype=torch.float64)
-    inputs = [topology.requires_grad_()] + ([scale] if kind == "learned" else [])
+    inputs = [topology.requires_grad_()] + ([scale] if kind in ("learned", "per output") else [])
     expected = weight * topology if scale is None else scale * weight * topology
     ours = masked_weight(weight, topology, scale)
     torch.testing.assert_close(ours, expected)
