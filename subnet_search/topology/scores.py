@@ -46,16 +46,18 @@ def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
     return {name: torch.linalg.vector_norm(rows, p, dim=1) for name, rows in filters.items()}
 
 
-def over_their_mean(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Scores of one layer, at least 0, divided by their mean: comparable with those of a layer of other scale or size.
+def standardised(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """Scores of one layer less their mean, over their standard deviation: comparable with those of any other layer.
 
-    alive: bool, of the scores' shape: the units that the mean is over (None: all). Infinite scores do not count in the mean
-    and stay infinite; where the mean is 0, all scores are 0. Source: the default of Torch-Pruning's group importance (Fang
-    et al. 2023, arXiv:2301.12900).
+    alive: bool, of the scores' shape: the units that both are taken over (None: all). Infinite scores do not count and stay
+    infinite; where all are equal, they become 0. Source: the `gaussian` normaliser of Torch-Pruning (Fang et al. 2023,
+    arXiv:2301.12900), which divides by n - 1.
     """
-    counted = scores.isfinite() if alive is None else scores.isfinite() & alive
-    mean = scores[counted].mean() if bool(counted.any()) else scores.new_ones(())
-    return scores / mean.clamp(min=torch.finfo(scores.dtype).tiny)
+    counted = scores[scores.isfinite() if alive is None else scores.isfinite() & alive]
+    if counted.numel() == 0:
+        return scores
+    deviation, mean = torch.std_mean(counted, correction=0)
+    return (scores - mean) / deviation.clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def layer_adaptive(scores: Tensor, alive: Tensor | None = None) -> Tensor:

@@ -149,12 +149,12 @@ def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Ma
 def first_of_each(
     scores: Mapping[str, Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Scores, at least 0, with the `counts[name]` highest of each layer put before all others, both in their order.
+    """Scores with the `counts[name]` highest of each layer put before all others, both in their order.
 
     So no layer is left with less while another has more to give. among: bool, the units that there are (None: all).
     """
-    finite = [float(score[score.isfinite()].max()) for score in scores.values() if bool(score.isfinite().any())]
-    lift, found = 2 * max(finite, default=0.0) + 1, {}
+    finite = torch.cat([score[score.isfinite()] for score in scores.values()])
+    lift, found = float(finite.max() - finite.min()) + 1 if finite.numel() else 0.0, {}
     for name, score in scores.items():
         there = None if among is None else among[name]
         number = min(counts[name], score.numel() if there is None else alive(there))

@@ -64,7 +64,7 @@ class Units:
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         """Scores of units, at least 0, on one scale for all layers. Those of single weights and of n:m stay as they are.
 
-        Those of channels are divided by their group's mean (`over_their_mean`); a block's becomes the share that it has in
+        Those of channels are standardised within their group (`standardised`); a block's becomes the share that it has in
         the squares of its layer's blocks that score as high or higher (`layer_adaptive`). among: the units that count.
         """
         return scores
