@@ -230,5 +230,5 @@ def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     cls = get_extractor(method)
     if cls.learns != "relevance" or cls.paradigm.trains_after or given.get(METHOD, {}).get("name") == method:
         return {}
-    published = Recipe(**cls.recipe)
+    published = Recipe(**cls.published.recipe)
     return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}
