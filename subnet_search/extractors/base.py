@@ -244,6 +244,11 @@ def only_begins(method: type[Extractor]) -> bool:
     return method.begin is not Extractor.begin and method.step is Extractor.step and method.finish is Extractor.finish
 
 
+def trains_weights(method: type[Extractor]) -> bool:
+    """Whether a method trains weights at all: with its relevance, after it, or alone."""
+    return method.learns != "relevance" or method.paradigm.trains_after
+
+
 def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
     """A uniform random number in (0, 1) for every unit: what random topologies are drawn by."""
     return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}

@@ -18,7 +18,11 @@ NotNegative = Annotated[float, Ge(0)]
 
 
 class Recipe(BaseModel):
-    """How a network is trained. Settings left out take the extractor's published ones, then the defaults here."""
+    """How a network is trained. Settings left out take the extractor's published ones, then the defaults here.
+
+    That holds for a run by itself. `compare` gives all methods that train weights the same settings instead, and a published
+    length is never taken: `epochs` has the default here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -97,6 +101,20 @@ class Recipe(BaseModel):
         chosen["threads"] = chosen.get("threads") or processors()
         chosen["processes"] = _processes(chosen.get("processes"))
         return Recipe(**chosen)
+
+    def summary(self) -> str:
+        """How weights are trained, in one line, without the length."""
+        parts = [
+            self.optimizer,
+            f"lr {self.lr:g}",
+            f"momentum {self.momentum:g}{' (Nesterov)' if self.nesterov and self.optimizer == 'sgd' else ''}",
+            f"step at {list(self.milestones)} by {self.gamma:g}" if self.schedule == "step" else self.schedule,
+            f"weight decay {self.weight_decay:g}",
+            *([f"label smoothing {self.label_smoothing:g}"] if self.label_smoothing else []),
+            *([f"augment {', '.join(self.augment)}"] if self.augment else []),
+            f"batch {self.batch_size}",
+        ]
+        return ", ".join(parts)
 
     def rate(self, progress: float) -> float:
         """The factor on every learning rate at `progress` (0 to 1) of the run."""
