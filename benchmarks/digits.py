@@ -1,8 +1,9 @@
 """`gumbel` on the digits with LeNet-5, and the baselines with as many epochs, over seeds.
 
 `random` is a random topology of the same untrained weights (no epochs), or trained in it; the others learn which
-weights of the untrained network to keep, at their published settings. Medians, lowest and highest in brackets. Seconds
-are a whole run: data, training, a validation an epoch, the test once.
+weights of the untrained network to keep. All have their published settings but for the batch, which is the same for
+all. Medians, lowest and highest in brackets. Seconds are a whole run: data, training, a validation an epoch, the test
+once.
 """
 
 import time
@@ -22,7 +23,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "gumbel_digits.yaml"
 def main(quick: bool = False) -> list[dict[str, object]]:
     gumbel = read_config(ss.RunConfig, CONFIG)
     epochs = 2 if quick else gumbel.recipe.epochs
-    same = {"data": gumbel.data, "recipe": {"epochs": epochs}}
+    same = {"data": gumbel.data, "recipe": {"epochs": epochs, "batch_size": gumbel.recipe.batch_size}}
     untrained = {**same, "network": gumbel.network}
     contenders: dict[str, Mapping[str, Any]] = {
         "gumbel": {**gumbel.given(), "recipe": {**gumbel.given()["recipe"], "epochs": epochs}},

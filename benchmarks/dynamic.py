@@ -86,6 +86,7 @@ def accuracy(name: str, quick: bool) -> dict[str, object]:
         batch_size=128,
         lr=0.05,
         momentum=0.9,
+        nesterov=False,
         weight_decay=5e-4,
         schedule="cosine",
         threads=1,

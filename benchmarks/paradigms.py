@@ -24,7 +24,7 @@ from typing import Any
 
 from subnet_search import RunConfig, run_study
 from subnet_search.config import read_config
-from subnet_search.search.compare import DENSE, Arm, cell_records, make_grid, prepare_grid, table_rows
+from subnet_search.search.compare import DENSE, Arm, cell_records, make_grid, prepare_grid, recipe_changes, table_rows
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compare_fashion_mnist.yaml"
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -48,16 +48,21 @@ ORDERS = [
 def main(quick: bool = False) -> list[dict[str, object]]:
     overrides = ["recipe.epochs=1", "data=digits"] if quick else []
     config = read_config(RunConfig, CONFIG, [*overrides, "recipe.threads=1", "recipe.device=cpu"])
-    densities = DENSITIES[:1] if quick else DENSITIES
+    given, densities = config.given(), DENSITIES[:1] if quick else DENSITIES
     longer = {"lottery, four times the steps": {"recipe.epochs": 4 * config.recipe.epochs}}
     arms = [
-        Arm(label, density, {"extractor": {**spec, "density": density}, **longer.get(label, {})})
+        Arm(
+            label,
+            density,
+            {"extractor": {**spec, "density": density}, **recipe_changes(spec["name"], given), **longer.get(label, {})},
+        )
         for label, spec in METHODS.items()
         for density in densities
     ]
+    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given)})
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/studies.db"
-        grid = make_grid("paradigms", config, [*arms, DENSE], seeds=1 if quick else 3)
+        grid = make_grid("paradigms", config, [*arms, dense], seeds=1 if quick else 3)
         study = prepare_grid(grid, url)
         run_study(grid.spec, storage=url, workers=2)
         rows = table_rows(cell_records(study, grid))

@@ -81,7 +81,7 @@ def numbered(step: Callable[[int], None]) -> Callable[[], None]:
 
 def gumbel_step(name: str) -> Callable[[], None]:
     extractor = create("gumbel")
-    recipe = Recipe(batch_size=BATCH, device="cpu", threads=THREADS).resolve(extractor.recipe)
+    recipe = Recipe(batch_size=BATCH, device="cpu", threads=THREADS).resolve(extractor.published.recipe)
     supernet, batches = Supernet(network(name), extractor, recipe, seed=0), random_batches()
     optimizer, learned = make_optimizer(supernet, recipe), list(supernet.learned().values())
 

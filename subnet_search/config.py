@@ -128,7 +128,7 @@ class RunConfig(BaseModel):
         """The same configuration with every default filled in, this machine's device and threads included."""
         density = getattr(self.extractor, "density", None)
         return self.model_copy(
-            update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.recipe)}
+            update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.published.recipe)}
         )
 
     def dump(self) -> dict[str, Any]:

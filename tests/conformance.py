@@ -20,6 +20,7 @@ from subnet_search.evaluation.accuracy import logits
 from subnet_search.extractors import create, extractor_names, get_extractor
 from subnet_search.extractors.catalogue import describe
 from subnet_search.nets import make_dynamic, prunable
+from subnet_search.search.compare import WEIGHTS
 from subnet_search.topology.select import count
 from subnet_search.topology.units import parse
 from subnet_search.training import Supernet, train
@@ -87,6 +88,33 @@ def test_says_what_it_is(name):
     assert method["units"]
     assert set(method["units"]) <= set(DEFAULT_UNITS)
     assert all(field["help"].endswith(".") for field in method["hyperparameters"])
+
+
+@every_extractor
+def test_states_its_published_training_settings(name):
+    cls = get_extractor(name)
+    assert "published" in vars(cls), "every method states its own settings, or that none apply"
+    published = cls.published
+    assert published.source.strip()
+    assert "epochs" not in published.recipe  # a published length is stated, and never a default
+    assert set(published.recipe) <= {
+        *WEIGHTS,
+        "batch_size",
+        "relevance_optimizer",
+        "relevance_lr",
+        "relevance_decay",
+        "scale_lr",
+    }
+    recipe = Recipe(**published.recipe).resolve({})
+    assert {key: getattr(recipe, key) for key in published.recipe} == dict(published.recipe)
+    assert Recipe().resolve(published.recipe).epochs == Recipe().epochs
+    if published.source.startswith("none: "):
+        assert not published.recipe
+        assert published.epochs is None
+    else:
+        assert {"lr", "batch_size", "schedule"} & set(published.recipe)
+        assert published.epochs is None or published.epochs > 0
+        assert any(mark in published.source for mark in ("/", "section"))  # a file of a repository, or a part of a paper
 
 
 @every_extractor

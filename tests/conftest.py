@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from subnet_search.domains import Int, Real
-from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, register
+from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, Published, register
 from subnet_search.extractors.base import Change, Density, Network, Probe
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import count, keep_global
@@ -24,6 +24,7 @@ class Redraw(Extractor):
 
     paper = Paper("Nobody", 2020, "0000.00000", "A test", "mask ~ U")
     paradigm = Paradigm("random, during training", "trained", "fixed", False)
+    published = Published.none("a method of the tests")
 
     density: Annotated[Density, Real(0.05, 0.5)] = 0.4
     """Fraction kept."""

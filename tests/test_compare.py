@@ -12,8 +12,17 @@ from subnet_search.config import RunConfig, check
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run
 from subnet_search.extractors import base
+from subnet_search.extractors.base import Published
 from subnet_search.extractors.random import Random
-from subnet_search.search.compare import cell_records, method_grid, plot_points, prepare_grid, sanity_grid, table_rows
+from subnet_search.search.compare import (
+    SHARED,
+    cell_records,
+    method_grid,
+    plot_points,
+    prepare_grid,
+    sanity_grid,
+    table_rows,
+)
 from subnet_search.search.inspect import trial_rows
 from subnet_search.search.launch import run_study
 from subnet_search.search.overview import overview
@@ -117,20 +126,22 @@ def test_a_cell_is_the_run_that_extract_makes():
     _, records = complete(grid(seeds=2, seed=5))
     edge_popup, random, dense = records[3:]
     assert [r["seed"] for r in (edge_popup, random, dense)] == [6, 6, 6]
-    for record, extractor in (
-        (edge_popup, {"name": "edge_popup", "density": 0.3}),
-        (random, {"name": "random", "density": 0.3, "allocation": "uniform"}),
-        (dense, {"name": "random", "density": 1.0}),
+    shared = {**RUN["recipe"], **SHARED, "nesterov": False}  # nesterov is in the published settings of `random`
+    for record, extractor, recipe in (
+        (edge_popup, {"name": "edge_popup", "density": 0.3}, RUN["recipe"]),
+        (random, {"name": "random", "density": 0.3, "allocation": "uniform"}, shared),
+        (dense, {"name": "random", "density": 1.0}, shared),
     ):
-        alone = run(config(extractor=extractor, seed=6)).summary()
+        alone = run(config(extractor=extractor, recipe=recipe, seed=6)).summary()
         for key in ("sha256", "seed", "val_accuracy", "test_accuracy", "steps"):
             assert record[key] == alone[key], (record["arm"], key)
         assert record["achieved_density"] == alone["density"]
         assert record["forward"] == alone["passes"]["forward"]
 
 
-def test_what_the_recipe_leaves_open_is_each_methods_own_but_not_its_length(monkeypatch):
-    monkeypatch.setattr(base.REGISTRY["edge_popup"], "recipe", {"lr": 0.5, "momentum": 0.8, "epochs": 99, "batch_size": 7})
+def test_a_method_that_trains_no_weights_has_its_published_settings_but_not_its_length(monkeypatch):
+    recipe = {"lr": 0.5, "momentum": 0.8, "batch_size": 7}
+    monkeypatch.setattr(base.REGISTRY["edge_popup"], "published", Published("a test", recipe, epochs=99))
     wanted = grid(recipe={"epochs": 1, "lr": 0.2})
     edge_popup, random, _ = [wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells]
     assert (edge_popup.lr, edge_popup.momentum, edge_popup.epochs, edge_popup.batch_size) == (
@@ -256,7 +267,7 @@ def test_the_sanity_checks():
 
 
 def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
-    monkeypatch.setattr(base.REGISTRY["snip"], "recipe", {"lr": 0.5, "momentum": 0.8})
+    monkeypatch.setattr(base.REGISTRY["snip"], "published", Published("a test", {"lr": 0.5, "momentum": 0.8}))
     wanted = sanity_grid("s", config(extractor="snip", recipe={**RUN["recipe"], "lr": 0.2}), 1)
     recipes = [wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells]
     assert {(recipe.lr, recipe.momentum) for recipe in recipes} == {(0.2, 0.8)}

@@ -212,7 +212,7 @@ def test_a_resolved_configuration_leaves_nothing_open(name):
     assert config.network.init == "kaiming_normal"
     assert config.recipe.threads >= 1
     assert config.recipe.device != "auto"
-    published = config.extractor.recipe
+    published = config.extractor.published.recipe
     assert {key: getattr(config.recipe, key) for key in published} == dict(published)
     assert config.resolve() == config
 

@@ -66,7 +66,10 @@ def test_density_after_every_change():
     assert kept == {math.floor(0.3 * net.masks.numel + 0.5)}
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("constant", [1, 1, 1]), ("cosine", [1, 0.5, 0]), ("step", [1, 0.1, 0.01])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0]), ("step", [1, 0.1, 0.01])],
+)
 def test_learning_rate_schedules(schedule, expected):
     recipe = Recipe(schedule=schedule)
     assert [recipe.rate(progress) for progress in (0, 0.5, 1)] == pytest.approx(expected)

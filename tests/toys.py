@@ -62,7 +62,7 @@ def planted(hidden: int = 96, seed: int = 0) -> tuple[nn.Module, Data]:
 
 def supernet(extractor: object, net: nn.Module | None = None, seed: int = 0, **recipe: object) -> Supernet:
     method = create(extractor)
-    settings = Recipe(**{"threads": 1, "device": "cpu", **recipe}).resolve(method.recipe)
+    settings = Recipe(**{"threads": 1, "device": "cpu", **recipe}).resolve(method.published.recipe)
     return Supernet(net or mlp(), method, settings, seed)
 
 

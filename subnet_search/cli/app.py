@@ -139,7 +139,7 @@ def methods(
 ) -> None:
     """The methods side by side; or one: its paper, formula, hyperparameters and their domains."""
     from subnet_search.extractors import catalogue as registry
-    from subnet_search.extractors.catalogue import catalogue, describe
+    from subnet_search.extractors.catalogue import catalogue, describe, published_lines
 
     if markdown:
         typer.echo(registry.markdown(), nl=False)
@@ -169,7 +169,9 @@ def methods(
             "density": paradigm["schedule"],
             "trains after": "yes" if paradigm["trains_after"] else "no",
             "units": ", ".join(method["units"]),
-            "published recipe": ", ".join(f"{key} {value}" for key, value in method["recipe"].items()) or "the defaults",
+            "published": "\n".join(
+                line.removeprefix("Published training settings: ") for line in published_lines(method["published"])
+            ),
         }
     )
     show.console.print()

@@ -1,7 +1,7 @@
 """The commands that compare: methods side by side, and a method with its controls."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,13 +45,20 @@ def compare(
     set_: Set = None,
     json: Json = False,
     plot: Annotated[Path | None, typer.Option(help="Where the plot goes [default: runs/compare/NAME.html].")] = None,
+    recipe: Annotated[
+        Literal["shared", "published"],
+        typer.Option(help="What the configuration's recipe leaves open: the same for all, or each method's published setting."),
+    ] = "shared",
 ) -> None:
     """Methods side by side, over densities and seeds.
 
     Every method at every density with every seed, and the dense network: the same network and data for the same
-    number of steps. What the configuration sets holds for all methods (lr and weight_decay for all that train
-    weights); what its recipe leaves open takes each method's published setting. Its extractor section counts for that
-    method alone; the others have their published defaults.
+    number of steps. All methods that train weights share one recipe, and the dense network has it too: what the
+    configuration sets, and for the rest sgd at 0.1 with momentum 0.9, a cosine and weight decay 5e-4. Methods that learn
+    masks alone have their published rate and decay, as has relevance that is learned beside weights. With --recipe
+    published what the configuration leaves open is each method's published setting (`subnet-search methods NAME`), and
+    differences include the recipe; the line under the table says which it is. Epochs and batch size are the same for all.
+    The configuration's extractor section counts for that method alone; the others have their published defaults.
 
     Nothing is ever run twice: called again with more methods, densities or seeds, it runs only what is new; stopped,
     it goes on where it was. What has failed is tried again by the next call, and does not stop the rest.
@@ -63,7 +70,7 @@ def compare(
     _check_plot(plot)
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
-    grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds)
+    grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
     record = _run(grid, storage, workers, quiet=json)
     if not json:
         _table(record, seeds)
@@ -88,7 +95,8 @@ def sanity(
 
     The sanity checks of Frankle et al. 2021 (arXiv:2009.08576), for a method that finds its topology before training:
     as it is (original), with the topology shuffled within every layer, with new weights (redrawn), keeping what it
-    would drop (inverted, where the method can), a random topology and the dense network, all with the same recipe.
+    would drop (inverted, where the method can), a random topology and the dense network, all with the method's recipe:
+    what the configuration sets, and for the rest what was published for the method.
     Where shuffled is as good as original, the method found no more than a density for each layer. As with compare,
     nothing is ever run twice.
     """
@@ -123,7 +131,7 @@ def _run(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[s
     cells = cell_records(study, grid)
     if not any(cell["state"] == "COMPLETE" for cell in cells):
         raise RunError(f"all {len(cells)} runs failed, the first because: {cells[0]['reason']}")
-    return {"name": grid.spec.name, "rows": table_rows(cells), "cells": cells}
+    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": table_rows(cells), "cells": cells}
 
 
 def _table(record: dict[str, Any], seeds: int) -> None:
@@ -144,6 +152,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     show.table(rows, COLUMNS)
     words = "Means over runs, in brackets the lowest and the highest. " if seeds > 1 else ""
     show.console.print(f"\n{words}Passes: batches forward + backward.")
+    show.console.print(record["recipe"]["text"], markup=False, soft_wrap=True)
     missing = [cell for cell in record["cells"] if cell["state"] != "COMPLETE"]
     if missing:
         show.console.print("\nMissing (called again, failed runs are tried again):")

@@ -22,6 +22,7 @@ from subnet_search.extractors.base import (
     Normalise,
     Paper,
     Paradigm,
+    Published,
     Scope,
     Span,
     register,
@@ -43,6 +44,14 @@ class ACDC(Extractor):
         "compressed: m = top k of |w|; decompressed: m = 1",
     )
     paradigm = Paradigm("by magnitude, again and again during training", "trained", "alternating with dense", True, EVERY_KIND)
+    published = Published(
+        "IST-DASLab/ACDC configs/neurips/iht_cifar10_resnet20_unstructured_insta_prune_freq20_90_constant.yaml and "
+        "run_cifar10_randomlabels_iht_no_da.sh (CIFAR-10, ResNet-20)",
+        {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.325, 0.625, 0.925)},
+        epochs=200,
+        note="CIFAR-100, wide ResNet: lr 0.08, Nesterov, warm-up, divided by 10 at epochs 75, 115 and 155 of 200. ImageNet: lr "
+        "0.256, momentum 0.875, weight decay 3.05e-5, cosine, 5 epochs of warm-up, 100 epochs.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in compressed phases, and in the end."""

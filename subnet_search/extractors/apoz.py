@@ -9,7 +9,7 @@ zeros meet all channels alike. Channels without a ReLU are never zero: among equ
 """
 
 from subnet_search.errors import UserError
-from subnet_search.extractors.base import Network, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Network, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.filter_ranking import FeatureRanking
 from subnet_search.topology.scores import activity
 
@@ -26,6 +26,7 @@ class APoZ(FeatureRanking):
         "APoZ_c = mean over images and positions of 1[O_c = 0]; keep the lowest of each layer",
     )
     paradigm = Paradigm("by zero activations, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published.none("the paper's training settings were not verified")
 
     def measured(self, net: Network) -> Tensors:
         found = activity(net.features)

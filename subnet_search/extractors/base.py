@@ -9,7 +9,7 @@ before training.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
@@ -93,6 +93,45 @@ class Paradigm:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A method's published training settings, as its own source has them: a paper's section, or a file of a repository.
+
+    The recipe fills what a run with the method leaves open. The length is stated and never a default.
+    """
+
+    source: str
+    """Where the settings were read, or "none: ..." with the reason why none apply."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of Recipe: the rate and the schedule, and the others where they differ from Recipe's defaults."""
+    epochs: int | None = None
+    """Passes over the training images of the whole published run, all its rounds together. None: not stated in epochs."""
+    note: str = ""
+    """What the recipe cannot say: other networks' settings, warm-up, a second phase; and what was not verified."""
+
+    @classmethod
+    def none(cls, reason: str, note: str = "") -> "Published":
+        """For a method to which no published settings apply: Recipe's defaults are what is left open."""
+        return cls(f"none: {reason}", note=note)
+
+    def settings(self) -> str:
+        """The recipe in words, such as "lr 0.1, schedule cosine"."""
+        return settings_in_words(self.recipe)
+
+
+def settings_in_words(recipe: Mapping[str, Any]) -> str:
+    """Keys of a recipe with their values, in one line."""
+    return ", ".join(f"{key} {_value_in_words(value)}" for key, value in recipe.items())
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
 class Change:
     """What happens to a network between two steps. Weights that are newly alive begin at zero, with fresh state."""
 
@@ -131,8 +170,8 @@ class Extractor(BaseModel, ABC):
     """What is learned at first."""
     dynamic: ClassVar[bool] = False
     """Whether each input chooses the filters that it computes: the network's convolutions get gates (nets/dynamic.py)."""
-    recipe: ClassVar[Mapping[str, Any]] = {}
-    """The paper's training settings, where they differ from Recipe's: the defaults of a run with this extractor."""
+    published: ClassVar[Published] = Published.none("the method states none")
+    """The published training settings: what a run with this extractor leaves open takes them. Every method states its own."""
 
     replaces_step: ClassVar[bool] = False
     """Whether a change takes the place of the optimizer's step: `step` is then asked before the optimizer."""
@@ -243,6 +282,11 @@ def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:
 def only_begins(method: type[Extractor]) -> bool:
     """Whether all that a method does to the topology, it does before the first step."""
     return method.begin is not Extractor.begin and method.step is Extractor.step and method.finish is Extractor.finish
+
+
+def trains_weights(method: type[Extractor]) -> bool:
+    """Whether a method trains weights at all: with its relevance, after it, or alone."""
+    return method.learns != "relevance" or method.paradigm.trains_after
 
 
 def chances(net: Network, clock: Clock) -> dict[str, Tensor]:

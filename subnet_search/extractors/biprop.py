@@ -25,6 +25,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     PlainAllocation,
+    Published,
     RelevanceLearner,
     register,
 )
@@ -45,7 +46,12 @@ class Biprop(RelevanceLearner):
         "w_hat = alpha z sign(w), alpha = ||z w||_1 / ||z||_1, z = 1[|s| in the top k of its layer]; dL/ds = w dL/dw_hat",
     )
     paradigm = Paradigm("learned on frozen weights", "initial signs, one magnitude a layer", "fixed", False)
-    recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+    published = Published(
+        "chrundle/biprop configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
+        {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
+        epochs=100,
+        note="ResNet-18: weight decay 5e-4, batch 256.",
+    )
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
     """Fraction of prunable weights kept."""

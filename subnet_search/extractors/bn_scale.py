@@ -8,7 +8,7 @@ A channel that passes several batch norms, as along a residual stream, is ranked
 stays.
 """
 
-from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Scope, Tensors, register
+from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking
 from subnet_search.extractors.norm_scales import check_norms, norm_scales
 
@@ -25,6 +25,12 @@ class BNScale(FilterRanking):
         "s_j = |gamma_j|; keep the highest of all layers (the ranking alone, without the penalty)",
     )
     paradigm = Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "Eric-mingjie/network-slimming main.py (CIFAR, without its penalty)",
+        {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="The length is that of one training; fine-tuning after pruning is a second one with the same settings.",
+    )
 
     scope: Scope = "global"
     """Whether channels compete over all layers, or each layer gets its share."""

@@ -1,6 +1,7 @@
 """The registry in words: what each method is, from its class alone."""
 
 import inspect
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,7 +11,10 @@ from subnet_search.topology.select import LayerShares
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A method as plain values: paper, paradigm, units, hyperparameters. Raises UserError for an unknown name."""
+    """A method as plain values: paper, paradigm, units, published settings, hyperparameters.
+
+    Raises UserError for an unknown name.
+    """
     cls = get_extractor(name)
     paper, paradigm = cls.paper, cls.paradigm
     return {
@@ -28,7 +32,13 @@ def describe(name: str) -> dict[str, Any]:
             "learns": cls.learns,
         },
         "units": list(paradigm.units),
-        "recipe": dict(cls.recipe),
+        "published": {
+            "recipe": dict(cls.published.recipe),
+            "settings": cls.published.settings(),
+            "epochs": cls.published.epochs,
+            "source": cls.published.source,
+            "note": cls.published.note,
+        },
         "hyperparameters": _hyperparameters(cls),
     }
 
@@ -65,7 +75,6 @@ over all layers is met all the same.
 
 
 def _section(method: dict[str, Any]) -> str:
-    recipe = ", ".join(f"{key} {value}" for key, value in method["recipe"].items())
     rows = [
         [f"`{field['name']}`", field["type"], _default(field["default"]), field["domain"] or "", field["help"]]
         for field in method["hyperparameters"]
@@ -74,10 +83,21 @@ def _section(method: dict[str, Any]) -> str:
         f"\n## {method['name']}\n\n{method['summary']}\n",
         f"{method['title']} ({method['paper']})\n",
         f"    {method['formula']}\n",
-        *([f"Published recipe: {recipe}.\n"] if recipe else []),
+        *(f"{line}\n" for line in published_lines(method["published"])),
         _table(["hyperparameter", "type", "default", "searched over", ""], rows),
     ]
     return "\n".join(parts)
+
+
+def published_lines(published: Mapping[str, Any]) -> list[str]:
+    """The published training settings as sentences, and what is to be said beside them."""
+    if published["source"].startswith("none: "):
+        lines = [f"Published training settings: {published['source']}."]
+    else:
+        length = f"; {published['epochs']} epochs (stated, not a default)" if published["epochs"] else ""
+        settings = published["settings"] or "those of the default recipe"
+        lines = [f"Published training settings: {settings}{length}. Source: {published['source']}."]
+    return lines + ([published["note"]] if published["note"] else [])
 
 
 def _default(value: Any) -> str:

@@ -11,8 +11,7 @@ Known to us from the abstract, summaries and the authors' code (github.com/tanay
 gives tau = 2/3, the first logit log(d / (1 - d)), the factor 1.1, adam with rate 0.1, and a search of an eighth, half or
 all of the training's length, from the first weights or those of an early epoch. Where we differ: their multiplier is a
 running mean (1 % a step) of the one above, ours is that of the step, as extractors hold no state; they search with batch
-norm in evaluation mode, ours learns its statistics from both passes; we search from the first weights only; the recipe
-has one optimizer for the search and the training after it (theirs trains with sgd at 0.1).
+norm in evaluation mode, ours learns its statistics from both passes; we search from the first weights only.
 """
 
 import math
@@ -31,6 +30,7 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    Published,
     RelevanceLearner,
     Span,
     numel,
@@ -54,7 +54,23 @@ class Concrete(RelevanceLearner):
         "z = sigma(a + L / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
     )
     paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, EVERY_KIND)
-    recipe = {"optimizer": "adam", "lr": 1e-3, "relevance_lr": 0.1, "relevance_decay": 0.0, "schedule": "cosine"}
+    published = Published(
+        "tanayarora09/TLAB training/hparams.py, data/hparams.py and experiments/cts.py (CIFAR-10)",
+        {
+            "lr": 0.1,
+            "batch_size": 512,
+            "relevance_optimizer": "adam",
+            "relevance_lr": 0.1,
+            "relevance_decay": 0.0,
+            "weight_decay": 1e-3,
+            "schedule": "step",
+            "milestones": (0.5, 0.75),
+        },
+        epochs=160,
+        note="The length is that of training the weights; before it the search takes an eighth, a half or all of that, with "
+        "adam at a rate that is lowered at 88 % of the search (here it follows the schedule). Left out: gradients are clipped "
+        "to norm 2. ImageNet: lr 0.4, weight decay 1e-4.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

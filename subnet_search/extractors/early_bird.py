@@ -27,6 +27,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     Span,
     register,
 )
@@ -47,6 +48,11 @@ class EarlyBird(Extractor):
     )
     paradigm = Paradigm(
         "by batch-norm scale, early in training", "trained", "in one step, when the mask is stable", True, ("channel",)
+    )
+    published = Published(
+        "GATECH-EIC/Early-Bird-Tickets README.md and main.py (CIFAR)",
+        {"lr": 0.1, "batch_size": 256, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
     )
 
     density: Annotated[Density, Real(0.1, 0.9)] = 0.5

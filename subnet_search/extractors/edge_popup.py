@@ -25,6 +25,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     PlainAllocation,
+    Published,
     RelevanceLearner,
     register,
 )
@@ -45,7 +46,13 @@ class EdgePopup(RelevanceLearner):
         "z = 1[|s| in the top k of its layer]; dL/ds = dL/dz",
     )
     paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False, EVERY_KIND)
-    recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+    published = Published(
+        "allenai/hidden-networks configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
+        {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
+        epochs=100,
+        note="ResNet-18 on CIFAR-10: weight decay 5e-4, batch 256. ImageNet: lr 0.256, momentum 0.875, weight decay 3.05e-5, "
+        "batch 256, label smoothing 0.1, 5 epochs of warm-up.",
+    )
 
     keeps_count = True
 

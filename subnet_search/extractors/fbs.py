@@ -19,7 +19,19 @@ from annotated_types import Ge
 from torch import Tensor
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Change, Clock, Density, Every, Extractor, Network, Paper, Paradigm, Span, register
+from subnet_search.extractors.base import (
+    Change,
+    Clock,
+    Density,
+    Every,
+    Extractor,
+    Network,
+    Paper,
+    Paradigm,
+    Published,
+    Span,
+    register,
+)
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.units import Units
 
@@ -36,6 +48,9 @@ class FBS(Extractor):
         "wta_k(g(x)) * norm(conv(x)), g(x) = relu(phi ss(x) + rho)",
     )
     paradigm = Paradigm("for each input, by what it predicts to be salient", "trained", "in steps, on average", True)
+    published = Published.none(
+        "the authors' training settings were not verified", note="Their code is deep-fry/mayo, in TensorFlow."
+    )
     dynamic = True
 
     winners: Annotated[Density, Real(0.2, 0.9)] = 0.5

@@ -7,7 +7,7 @@ same rate. Filters dropped in an earlier round count for nobody's distance. The 
 dropped filters learn on; here they stay dropped.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import distances
 
@@ -24,6 +24,13 @@ class FPGM(FilterRanking):
         "s_j = sum_k ||F_j - F_k||_2; keep the highest of each layer",
     )
     paradigm = Paradigm("by distances between filters, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "he-y/filter-pruning-geometric-median scripts/pruning_cifar10.sh and pruning_cifar10.py "
+        "(CIFAR-10, ResNet-56, from scratch)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
+        epochs=200,
+        note="From a trained network: lr 0.01.",
+    )
 
     normalise: Normalise = "layer"
 

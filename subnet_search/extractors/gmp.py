@@ -19,6 +19,7 @@ from subnet_search.extractors.base import (
     Normalise,
     Paper,
     Paradigm,
+    Published,
     Scope,
     Span,
     register,
@@ -40,6 +41,21 @@ class GMP(Extractor):
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3; keep the highest |w|",
     )
     paradigm = Paradigm("by magnitude, during training", "trained", "falling, cubic", True, EVERY_KIND)
+    published = Published(
+        "google-research/rigl rigl/cifar_resnet/resnet_train_eval.py, training method prune (a later comparison: "
+        "CIFAR-10, wide ResNet)",
+        {
+            "lr": 0.1,
+            "nesterov": True,
+            "weight_decay": 5e-4,
+            "schedule": "step",
+            "milestones": (0.307, 0.614, 0.922),
+            "gamma": 0.2,
+        },
+        epochs=250,
+        note="The settings of the paper's own networks were not verified. ImageNet, ResNet-50 in RAIVNLab/STR "
+        "configs/largescale/resnet50-gmp.yaml: lr 0.256, momentum 0.875, weight decay 3.05e-5, cosine, label smoothing 0.1.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in the end."""

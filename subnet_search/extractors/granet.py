@@ -31,6 +31,7 @@ from subnet_search.extractors.base import (
     Paradigm,
     PlainScope,
     Probe,
+    Published,
     Span,
     chances,
     growth,
@@ -54,7 +55,11 @@ class GraNet(Extractor):
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3 by |w|; then each layer swaps p of |w| for as many by |dL/dw|",
     )
     paradigm = Paradigm("gradual, with regrowth, during training", "trained", "falling, cubic", False, EVERY_KIND)
-    recipe = {"nesterov": True, "weight_decay": 5e-4, "schedule": "step"}
+    published = Published(
+        "Shiweiliuiiiiiii/GraNet CIFAR/scripts/script and CIFAR/main.py (CIFAR-10, VGG-19 and ResNet-50)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept in the end."""

@@ -21,6 +21,7 @@ from subnet_search.extractors.base import (
     Paradigm,
     PlainScope,
     Probe,
+    Published,
     register,
 )
 from subnet_search.topology.scores import gradient_flow, inverted
@@ -39,6 +40,12 @@ class Grasp(Extractor):
         "s = w * (H g), logits / T; the highest of all layers",
     )
     paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "alecwangcq/GraSP configs/cifar10/vgg19/GraSP_90.json and main_prune_non_imagenet.py (CIFAR-10, VGG-19)",
+        {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="ResNet-32: weight decay 1e-4.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

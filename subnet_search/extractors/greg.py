@@ -24,6 +24,7 @@ from subnet_search.extractors.base import (
     Normalise,
     Paper,
     Paradigm,
+    Published,
     Scope,
     Span,
     register,
@@ -46,6 +47,13 @@ class GReg(Extractor):
         "chosen: lowest ||w_f||_1; L + lambda / 2 sum over chosen ||w_f||_2^2, lambda grows by delta every K steps",
     )
     paradigm = Paradigm("by filter norm, before they are shrunk", "trained", "in one step, after a penalty", True, ("channel",))
+    published = Published(
+        "MingSun-Tse/Regularization-Pruning README.md (the network that is pruned: CIFAR-10, ResNet-56)",
+        {"lr": 0.1, "batch_size": 256, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=200,
+        note="Under the growing penalty the rate is 0.001; then 120 epochs at 0.01, divided by 10 at epochs 60 and 90 "
+        "(train_params/1_IncReg_resnet56_cifar10.yaml).",
+    )
 
     density: Annotated[Density, Real(0.1, 0.9)] = 0.5
     """Fraction of channels kept."""

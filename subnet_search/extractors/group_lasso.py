@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Scope, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Scope, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import filter_norms
 
@@ -32,6 +32,12 @@ class GroupLasso(FilterRanking):
         "L + lambda sum ||w_f||_2; keep the filters of highest ||w_f||_2",
     )
     paradigm = Paradigm("by filter norm, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "wenwei202/caffe examples/cifar10/template_resnet_solver.prototxt (CIFAR-10, ResNet-20)",
+        {"lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        note="64,000 steps. The small convolutional network: lr 0.001 without decay (template_group_solver.prototxt), then "
+        "fine-tuning.",
+    )
 
     strength: Annotated[float, Ge(0), Real(1e-5, 1e-2, log=True)] = 5e-4
     """Of the penalty (lambda)."""

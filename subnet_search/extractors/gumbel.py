@@ -28,6 +28,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     PlainScope,
+    Published,
     RelevanceLearner,
     register,
 )
@@ -53,7 +54,12 @@ class Gumbel(RelevanceLearner):
     paradigm = Paradigm(
         "learned on frozen weights", "initial, rescaled", "free, ranked in the end, or a budget", False, EVERY_KIND
     )
-    recipe = {"lr": 50.0}
+    published = Published(
+        "N0ciple/ASLP main.py (CIFAR-10, Conv2 to Conv6)",
+        {"batch_size": 256, "lr": 50.0},
+        epochs=1000,
+        note="At most 1000 epochs: the authors stop after 100 without a better validation accuracy (patience).",
+    )
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published; near one half."""

@@ -13,7 +13,7 @@ import math
 from torch import Tensor
 
 from subnet_search.errors import UserError
-from subnet_search.extractors.base import Network, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Network, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.filter_ranking import FeatureRanking, channels
 from subnet_search.topology.channels import Channels
 from subnet_search.topology.scores import map_ranks
@@ -32,6 +32,11 @@ class HRank(FeatureRanking):
         "s_j = mean over images of Rank(o_j); keep the highest of each layer",
     )
     paradigm = Paradigm("by the rank of feature maps, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published.none(
+        "the authors fine-tune a trained network after each layer, which no recipe of a whole run says",
+        note="After each layer: lr 0.01, weight decay 5e-4, batch 128, divided by 10 at epochs 5 and 10 of 30 (lmbxmu/HRank "
+        "README.md and main.py).",
+    )
 
     def measured(self, net: Network) -> Tensors:
         units = channels(net)

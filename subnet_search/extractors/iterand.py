@@ -29,6 +29,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     PlainAllocation,
+    Published,
     RelevanceLearner,
     register,
 )
@@ -49,7 +50,13 @@ class IteRand(RelevanceLearner):
         "z = 1[s in the top k of its layer]; every K steps w <- z w + (1 - z) (b w' + (1 - b) w), b ~ Bernoulli(r)",
     )
     paradigm = Paradigm("learned on frozen weights", "initial, pruned ones re-drawn", "fixed", False)
-    recipe = {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"}
+    published = Published(
+        "dchiji-ntt/iterand config.yaml, figure2_conv6_sc_iterand (CIFAR-10, Conv6)",
+        {"lr": 0.3, "weight_decay": 1e-4, "schedule": "cosine"},
+        epochs=100,
+        note="ResNet-18 and ResNet-34 on CIFAR-10: lr 0.1, weight decay 5e-4. ImageNet: lr 0.1, weight decay 1e-4, 5 epochs of "
+        "warm-up, 105 epochs.",
+    )
 
     keeps_count = True
 

@@ -7,7 +7,7 @@ density for every layer, and relative densities by layer stand for their choice.
 shortcut's filters alone; here all filters that are added up count.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import filter_norms
 
@@ -24,6 +24,12 @@ class L1Filters(FilterRanking):
         "s_j = sum |F_j|; keep the highest of each layer",
     )
     paradigm = Paradigm("by the l1 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "Eric-mingjie/rethinking-network-pruning cifar/l1-norm-pruning/main.py (a re-implementation: CIFAR-10)",
+        {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="The settings of the network before pruning; those of the paper itself were not verified.",
+    )
 
     normalise: Normalise = "layer"
 

@@ -6,7 +6,7 @@ This is their criterion alone, on a trained network and for good; that dropped f
 paper's method soft, and is not done here.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking, channels
 from subnet_search.topology.scores import filter_norms
 
@@ -23,6 +23,12 @@ class L2Filters(FilterRanking):
         "s_j = ||F_j||_2; keep the highest of each layer (the criterion alone: dropped filters stay dropped)",
     )
     paradigm = Paradigm("by the l2 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "he-y/soft-filter-pruning scripts/cifar10_resnet.sh and pruning_cifar10_resnet.py (CIFAR-10, ResNet-110)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
+        epochs=200,
+        note="The settings of soft filter pruning, whose criterion this is.",
+    )
 
     normalise: Normalise = "layer"
 

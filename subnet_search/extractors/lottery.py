@@ -23,6 +23,7 @@ from subnet_search.extractors.base import (
     Normalise,
     Paper,
     Paradigm,
+    Published,
     Rewind,
     Scope,
     Span,
@@ -45,6 +46,12 @@ class Lottery(Extractor):
         "m_r = top density^(r / rounds) of |w_T|; w <- m_r * w_k",
     )
     paradigm = Paradigm("by magnitude, after training, in rounds", "rewound, then trained", "in steps", True, EVERY_KIND)
+    published = Published(
+        "facebookresearch/open_lth models/cifar_resnet.py (CIFAR-10, ResNet-20)",
+        {"lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="The length is that of each training, of which there is one more than there are rounds.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

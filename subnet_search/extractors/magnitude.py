@@ -6,7 +6,7 @@ Train, drop the smallest |w|, train on. The rounds are changes on the run's one 
 With no epochs nothing is trained and the weights as they are, such as a given state, are pruned at once.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Tensors, register
+from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors, register
 from subnet_search.extractors.in_rounds import InRounds
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.units import EVERY_KIND
@@ -24,6 +24,7 @@ class Magnitude(InRounds):
         "keep the highest |w|; round r keeps density^(r / rounds)",
     )
     paradigm = Paradigm("by magnitude, after training", "trained", "in one or more steps", True, EVERY_KIND)
+    published = Published.none("the paper's training settings were not verified")
 
     normalise: Normalise = "layer"
 

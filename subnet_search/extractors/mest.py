@@ -28,6 +28,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     Span,
     chances,
     growth,
@@ -51,6 +52,11 @@ class MEST(Extractor):
         "each layer: drop the lowest |w| + lambda |dL/dw|, grow as many at random",
     )
     paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "boone891214/MEST scripts/resnet32/EM/run_mag_prune_irr_sp_EM.sh and main_sparse_train.py (CIFAR-10, ResNet-32)",
+        {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "cosine"},
+        epochs=160,
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

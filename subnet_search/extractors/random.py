@@ -19,6 +19,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     chances,
     register,
 )
@@ -37,6 +38,11 @@ class Random(Extractor):
         "mask_l uniform over all masks with exactly k_l ones; k by uniform, ER or ERK",
     )
     paradigm = Paradigm("random, before training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "VITA-Group/Random_Pruning CIFAR/main.py (CIFAR)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

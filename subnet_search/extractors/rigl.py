@@ -26,6 +26,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     Span,
     chances,
     growth,
@@ -47,6 +48,19 @@ class RigL(Extractor):
         "each layer: drop the lowest alpha / 2 (1 + cos(pi t / T_end)) of |w|, grow as many by |dL/dw|",
     )
     paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "google-research/rigl rigl/cifar_resnet/resnet_train_eval.py (CIFAR-10, wide ResNet)",
+        {
+            "lr": 0.1,
+            "nesterov": True,
+            "weight_decay": 5e-4,
+            "schedule": "step",
+            "milestones": (0.307, 0.614, 0.922),
+            "gamma": 0.2,
+        },
+        epochs=250,
+        note="The authors divide by 5 at steps 30,000, 60,000 and 90,000 of 97,656.",
+    )
     replaces_step = True
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1

@@ -24,6 +24,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     Span,
     chances,
     growth,
@@ -45,6 +46,13 @@ class SET(Extractor):
         "each layer: drop the lowest zeta of |w|, grow as many at random",
     )
     paradigm = Paradigm("drop and grow, during training", "trained", "fixed", False, EVERY_KIND)
+    published = Published(
+        "dcmocanu/sparse-evolutionary-artificial-neural-networks SET-MLP-Keras-Weights-Mask/set_mlp_keras_cifar10.py "
+        "(CIFAR-10, MLP)",
+        {"batch_size": 100, "lr": 0.01},
+        epochs=1000,
+        note="The authors make a new optimizer at every change, so momentum begins at 0 there.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

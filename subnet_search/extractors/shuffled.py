@@ -24,6 +24,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     Probe,
+    Published,
     Tensors,
     create,
     register,
@@ -45,6 +46,7 @@ class Shuffled(Extractor):
         "m_l <- a random permutation of m_l; w <- N(0, std(w_l)^2)",
     )
     paradigm = Paradigm("another method's, permuted, before training", "trained", "fixed", True)
+    published = Published.none("a control, to be trained with the recipe of the method whose topology it shuffles")
 
     source: str | dict[str, Any] = "snip"
     """Whose topology: a method, with its hyperparameters or without, or the path of a subnetwork or masks file."""

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from subnet_search.domains import Real
-from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Scope, Tensors, register
+from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
 from subnet_search.extractors.filter_ranking import FilterRanking
 from subnet_search.extractors.norm_scales import check_norms, norm_penalty, norm_scales
 
@@ -32,6 +32,12 @@ class Slimming(FilterRanking):
         "L + lambda sum |gamma|; keep the channels of highest |gamma|",
     )
     paradigm = Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published(
+        "Eric-mingjie/network-slimming main.py (CIFAR)",
+        {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="The length is that of one training; fine-tuning after pruning is a second one with the same settings.",
+    )
 
     strength: Annotated[float, Ge(0), Real(1e-5, 1e-2, log=True)] = 1e-4
     """Of the penalty (lambda)."""

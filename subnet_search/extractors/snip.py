@@ -21,6 +21,7 @@ from subnet_search.extractors.base import (
     Paradigm,
     PlainScope,
     Probe,
+    Published,
     register,
 )
 from subnet_search.topology.scores import inverted, saliency
@@ -39,6 +40,14 @@ class Snip(Extractor):
         "s = |g * w|, g = dL/dw on one batch; the highest of all layers",
     )
     paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "the comparison with SNIP of Wang et al. 2020, arXiv:2002.07376 (alecwangcq/GraSP configs/cifar10/vgg19 and "
+        "main_prune_non_imagenet.py: CIFAR-10, VGG-19)",
+        {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        epochs=160,
+        note="mil-ad/snip train.py, a re-implementation of the paper: the same rate and decay, divided by 10 every 30,000 "
+        "steps, 250 epochs.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

@@ -22,6 +22,7 @@ from subnet_search.extractors.base import (
     Paradigm,
     PlainScope,
     Probe,
+    Published,
     register,
 )
 from subnet_search.topology.masks import Masks
@@ -42,6 +43,12 @@ class IterativeSnip(Extractor):
         "round k keeps density^(k / rounds) by |g(m * w) * w|",
     )
     paradigm = Paradigm("from gradients in rounds, before training", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "naver/force experiments/experiments.py (CIFAR)",
+        {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.43, 0.71)},
+        epochs=350,
+        note="The authors divide at epochs 150 and 250 of 350. Tiny ImageNet: at 150 and 225 of 300.",
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

@@ -25,6 +25,7 @@ from subnet_search.extractors.base import (
     Normalise,
     Paper,
     Paradigm,
+    Published,
     Scope,
     Span,
     register,
@@ -47,6 +48,12 @@ class SoftFilterPruning(Extractor):
         "after every epoch w_f = 0 for the lowest ||w_f||_2 of each layer; all w are updated",
     )
     paradigm = Paradigm("by filter norm, again and again during training", "trained", "soft, then one step", True, ("channel",))
+    published = Published(
+        "he-y/soft-filter-pruning scripts/cifar10_resnet.sh and pruning_cifar10_resnet.py (CIFAR-10, ResNet-110)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
+        epochs=200,
+        note="Left out: the first epoch is at lr 0.01.",
+    )
 
     density: Annotated[Density, Real(0.1, 0.9)] = 0.5
     """Fraction of channels kept."""

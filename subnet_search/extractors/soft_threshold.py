@@ -27,6 +27,7 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    Published,
     RelevanceLearner,
     Span,
     numel,
@@ -49,8 +50,20 @@ class SoftThreshold(RelevanceLearner):
         "w_hat = sign(w) relu(|w| - sigma(s_l))",
     )
     paradigm = Paradigm("learned together with the weights", "trained, shrunk by the threshold", "free, or ranked", True)
+    published = Published(
+        "RAIVNLab/STR configs/largescale/resnet50-str.yaml (ImageNet, ResNet-50, 90 % sparse)",
+        {
+            "batch_size": 256,
+            "lr": 0.256,
+            "momentum": 0.875,
+            "weight_decay": 2.251757813e-5,
+            "schedule": "cosine",
+            "label_smoothing": 0.1,
+        },
+        epochs=100,
+        note="Left out: 5 epochs of warm-up. The weight decay, also that of the thresholds, differs with the sparsity.",
+    )
     learns = "both"
-    recipe = {"lr": 0.256, "momentum": 0.875, "weight_decay": 2.251757813e-5, "schedule": "cosine", "label_smoothing": 0.1}
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those above their layer's threshold, as published."""

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, RelevanceLearner, register
+from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, Published, RelevanceLearner, register
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.units import Units
 
@@ -35,6 +35,12 @@ class SRSTE(RelevanceLearner):
         "w -= rate (g(m * w) + lambda (1 - m) w), m = top n of m by |w|",
     )
     paradigm = Paradigm("by magnitude, in every step", "trained, straight through", "fixed", False, ("n:m",))
+    published = Published(
+        "aojunzz/NM-sparsity classification/configs/config_resnet50_2by4.yaml (ImageNet, ResNet-50)",
+        {"lr": 0.1, "batch_size": 256, "weight_decay": 5e-5, "schedule": "cosine"},
+        epochs=120,
+        note="Left out: 5 epochs of warm-up.",
+    )
     learns = "both"
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None

@@ -28,6 +28,7 @@ from subnet_search.extractors.base import (
     Paper,
     Paradigm,
     PlainScope,
+    Published,
     RelevanceLearner,
     register,
 )
@@ -49,7 +50,12 @@ class Supermask(RelevanceLearner):
         "z ~ Bernoulli(sigma(a)); straight-through to sigma(a); w * z * numel / nnz",
     )
     paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False, EVERY_KIND)
-    recipe = {"lr": 50.0}
+    published = Published(
+        "uber-research/deconstructing-lottery-tickets README.md and train_supermask.py (MNIST, fully connected)",
+        {"batch_size": 250, "lr": 100.0},
+        epochs=2000,
+        note="The settings of the convolutional networks were not verified.",
+    )
 
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published."""

@@ -25,6 +25,7 @@ from subnet_search.extractors.base import (
     Paradigm,
     PlainScope,
     Probe,
+    Published,
     register,
 )
 from subnet_search.topology.schedules import geometric
@@ -44,6 +45,12 @@ class SynFlow(Extractor):
         "R = 1^T (prod |W_l|) 1; s = |dR/dw * w|; round k keeps density^(k / rounds)",
     )
     paradigm = Paradigm("from synaptic flow, before training, without data", "trained", "fixed", True, EVERY_KIND)
+    published = Published(
+        "ganguli-lab/Synaptic-Flow Results/data/singleshot/0630_2020_cifar10_lottery_vgg11_bn_run0/args.json and Utils/load.py "
+        "(CIFAR-10, VGG-11)",
+        {"lr": 0.1, "nesterov": True, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.375, 0.75)},
+        epochs=160,
+    )
 
     density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
     """Fraction of prunable weights kept."""

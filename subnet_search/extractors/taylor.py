@@ -11,7 +11,7 @@ With no epochs the batches come before training.
 
 import torch
 
-from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Scope, Tensors, register
+from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
 from subnet_search.extractors.filter_ranking import MeasuredRanking, channels
 
 
@@ -27,6 +27,11 @@ class Taylor(MeasuredRanking):
         "I = (sum g_s w_s)^2 over the weights that read a channel, averaged over batches; keep the highest",
     )
     paradigm = Paradigm("from gradients, after training", "trained", "in one or more steps", True, ("channel",))
+    published = Published.none(
+        "the authors prune and fine-tune a trained network; a rate of 0.001 does not train one from the start",
+        note="ImageNet, ResNet-50: lr 0.001, divided by 10 every 10 of 25 epochs, no weight decay, batch 256 "
+        "(NVlabs/Taylor_pruning README.md).",
+    )
 
     scope: Scope = "global"
     """Whether channels compete over all layers, or each layer gets its share."""

@@ -27,6 +27,7 @@ from subnet_search.extractors.base import (
     Network,
     Paper,
     Paradigm,
+    Published,
     Scope,
     Span,
     Tensors,
@@ -48,6 +49,7 @@ class WeightUnification(Extractor):
         "L + rho / 2 ||W - Z + U||^2; Z = sign(w) mean |w| of each block of W + U, lowest blocks 0; U += W - Z",
     )
     paradigm = Paradigm("by block magnitude, after ADMM", "trained, one magnitude a block", "in one step", True, ("block",))
+    published = Published.none("the paper's training settings were not verified")
 
     density: Annotated[Density, Real(0.05, 0.9, log=True)] = 0.5
     """Fraction of blocks kept."""

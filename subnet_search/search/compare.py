@@ -1,4 +1,4 @@
-"""Comparisons: methods side by side on one run, over densities and seeds, with the same number of steps for all.
+"""Comparisons: methods side by side on one run, over densities and seeds, with the same recipe and number of steps for all.
 
 A comparison is a study whose trials are the cells of a grid. A cell is known by the complete configuration of its run,
 so one that has been run is never run again, and a grid may grow by arms, densities and seeds; a cell that has failed
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,13 +19,34 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.config import RunConfig, check, with_values
 from subnet_search.errors import UserError
 from subnet_search.extractors import get_extractor
-from subnet_search.extractors.base import only_begins
+from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.attributes import WITHDRAWN
 from subnet_search.search.backends import exclusive
 from subnet_search.search.launch import prepare_study
 from subnet_search.search.space import own_rates
 from subnet_search.search.spec import Comparison
+from subnet_search.training import Recipe
 
+Choice = Literal["shared", "published"]
+"""Of the recipe in a comparison: one for all methods that train weights, or each method's published settings."""
+
+# What all methods that train weights share where the configuration leaves it open. Most methods here were published on
+# CIFAR-10 with this rate, momentum and decay; a cosine stands for their different milestones, and fits any length.
+SHARED = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
+# The keys of a recipe that say how weights are trained.
+WEIGHTS = (
+    "optimizer",
+    "lr",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "schedule",
+    "milestones",
+    "gamma",
+    "label_smoothing",
+    "augment",
+)
+RATES = ("lr", "weight_decay")  # of masks, in a configuration that is written for a method that trains no weights
 MEASURES = ("val_accuracy", "test_accuracy", "achieved_density", "steps", "forward", "backward", "seconds")
 
 
@@ -64,16 +85,46 @@ class Grid:
 
     spec: Comparison
     cells: tuple[Cell, ...]
+    choice: Choice = "shared"
+    recipe: Recipe | None = None
+    """The one that all arms which train weights have; None where they differ in it."""
+    masks_alone: tuple[str, ...] = ()
+    """The arms that train no weights."""
+
+    def recipe_record(self) -> dict[str, Any]:
+        """The recipe as `--json` has it; `settings` is null where the arms that train weights differ."""
+        keys = (*WEIGHTS, "batch_size")
+        settings = self.recipe and self.recipe.model_dump(mode="json", include=set(keys))
+        return {"choice": self.choice, "settings": settings, "masks_alone": list(self.masks_alone), "text": self.recipe_text()}
+
+    def recipe_text(self) -> str:
+        """What the rows have in common in training, as a table says it."""
+        if self.choice == "published":
+            text = "each method's published settings where the configuration leaves them open, so differences between rows "
+            text += "include the recipe"
+        elif self.recipe is None:
+            text = "not the same for all rows, so differences between rows include the recipe"
+        else:
+            text = f"shared by all methods that train weights: {self.recipe.summary()}"
+        if self.masks_alone:
+            text += f"; with rate and decay of its own, since it trains no weights: {', '.join(self.masks_alone)}"
+        return f"recipe: {text}"
 
 
-def method_grid(name: str, config: RunConfig, methods: Sequence[str], densities: Sequence[float], seeds: int) -> Grid:
+def method_grid(
+    name: str,
+    config: RunConfig,
+    methods: Sequence[str],
+    densities: Sequence[float],
+    seeds: int,
+    recipe: Choice = "shared",
+) -> Grid:
     """Methods at densities, and the dense network.
 
-    The configuration's own method has the hyperparameters it is given there, the others their published defaults. What
-    the recipe sets holds for all, but that lr and weight_decay are those of weights: a method that trains none of them
-    keeps its published ones. What the recipe leaves open takes each method's published setting, but for the epochs
-    and the batch size, which are the same for all. A density is of units, or of what the configuration's target counts.
-    Raises UserError for a method that cannot be had at a density.
+    The configuration's own method has the hyperparameters it is given there, the others their published defaults. The
+    epochs and the batch size are the configuration's for all. How the rest of the recipe is filled is `recipe_changes`.
+    A density is of units, or of what the configuration's target counts. Raises UserError for a method that cannot be had
+    at a density.
     """
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
@@ -81,19 +132,47 @@ def method_grid(name: str, config: RunConfig, methods: Sequence[str], densities:
     for method in dict.fromkeys(methods):
         if "density" not in get_extractor(method).model_fields:
             raise UserError(f"{method} has no density to set, so it cannot be compared at {densities[0]:g}: leave it out")
-        spec, rates = own if own["name"] == method else {"name": method}, own_rates(method, given)
+        spec, changes = own if own["name"] == method else {"name": method}, recipe_changes(method, given, recipe)
         for density in dict.fromkeys(densities):
             target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
-            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **rates}))
-    recipe = config.recipe.resolve(config.extractor.recipe)
-    budget = {"recipe.epochs": recipe.epochs, "recipe.batch_size": recipe.batch_size}
-    return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, DENSE], seeds)
+            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
+    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given, recipe)})
+    budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
+    return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, dense], seeds, recipe)
+
+
+def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
+    """What a method's runs change in the recipe of the configuration, of which `given` is what was set.
+
+    What the configuration sets holds for all, but that lr and weight_decay are those of weights: a method that trains no
+    weights has its published ones, and where the configuration is written for such a method, the others do not take its.
+    What the configuration leaves open is SHARED for all methods that train weights; relevance that they learn as well has
+    its published optimizer, rate and decay. With the choice `published` it is each method's published setting. Epochs and
+    batch size are never changed.
+    """
+    if not trains_weights(get_extractor(method)):
+        return own_rates(method, given)
+    written_for = given.get("extractor", {}).get("name")
+    of_masks = written_for is not None and not trains_weights(get_extractor(written_for))
+    set_ = [key for key in given.get("recipe", {}) if not (of_masks and key in RATES)]
+    published = get_extractor(method).published.recipe
+    if choice == "published":
+        return _pinned({}, published, RATES if of_masks else ())
+    return _pinned(set_, SHARED, [*SHARED, *(key for key in published if key in WEIGHTS)])
+
+
+def _pinned(given: Iterable[str], wanted: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Changes by which these keys of the recipe are as wanted, or as by default, but for those that are given."""
+    taken = set(given)
+    default = Recipe.model_fields
+    return {f"recipe.{key}": wanted.get(key, default[key].default) for key in dict.fromkeys(keys) if key not in taken}
 
 
 def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that finds its topology before training.
 
-    All arms have the method's density and recipe. Raises UserError for a method that finds its topology otherwise.
+    All arms have the method's density and its recipe: what the configuration sets, then what was published for the method.
+    Raises UserError for a method that finds its topology otherwise.
     """
     method, given = config.extractor, config.given()
     density: float | None = getattr(method, "density", None)
@@ -114,9 +193,12 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     }
     if "invert" not in type(method).model_fields:
         del extractors["inverted"]
-    arms = [Arm(label, density, {"extractor": spec}) for label, spec in extractors.items()]
-    run = check(RunConfig, {**given, "recipe": {**method.recipe, **given.get("recipe", {})}})
-    return make_grid(name, run, [*arms, DENSE], seeds)
+    published = method.published.recipe
+    keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
+    recipe = _pinned(given.get("recipe", {}), published, keys)
+    arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
+    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe})
+    return make_grid(name, check(RunConfig, given), [*arms, dense], seeds)
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
@@ -178,10 +260,12 @@ def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[st
     ]
 
 
-def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int) -> Grid:
+def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared") -> Grid:
     """Raises UserError when an arm is no valid run: now, and not after hours of others."""
     spec = check(Comparison, {"name": name, "run": run})
-    cells = []
+    cells: list[Cell] = []
+    recipes: dict[str, Recipe] = {}
+    masks_alone: dict[str, None] = {}
     for seed in range(run.seed, run.seed + seeds):
         for arm in arms:
             try:
@@ -189,7 +273,12 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int) -> Grid:
             except UserError as error:
                 raise UserError(f"{arm.label} at density {arm.density:g}: {error}") from error
             cells.append(Cell(arm, seed, _key(config)))
-    return Grid(spec, tuple(cells))
+            if trains_weights(type(config.extractor)):
+                recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
+            else:
+                masks_alone[arm.label] = None
+    recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
+    return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
 
 
 def _key(config: RunConfig) -> str:

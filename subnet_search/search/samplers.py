@@ -39,7 +39,7 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
     name, options = spec.pruner["name"], {key: value for key, value in spec.pruner.items() if key != "name"}
     match name:
         case "hyperband":
-            epochs = spec.run.recipe.resolve(spec.run.extractor.recipe).epochs
+            epochs = spec.run.recipe.resolve(spec.run.extractor.published.recipe).epochs
             options = {"min_resource": 1, "max_resource": max(1, epochs), **options}
             return _made("pruner", name, lambda: optuna.pruners.HyperbandPruner(**options))
         case "median":

@@ -23,7 +23,7 @@ from subnet_search.data import load
 from subnet_search.domains import Int, OneOf, Real
 from subnet_search.errors import UserError, unknown
 from subnet_search.extractors import get_extractor
-from subnet_search.extractors.base import layer_field
+from subnet_search.extractors.base import layer_field, trains_weights
 from subnet_search.nets import build
 from subnet_search.search.entries import (
     LAYERS,
@@ -107,8 +107,9 @@ class Space:
             given[METHOD].pop("density", None)  # which is the target's
         method = values.get(METHOD, self.run.extractor.name)
         own = given.get(METHOD, {"name": self.run.extractor.name})
-        rates = own_rates(method, given) if METHOD in values else {}
-        base = with_values({**given, METHOD: own if own["name"] == method else {"name": method}}, rates)
+        # Where trials differ in their method, a published batch would give some of them more steps than others.
+        fixed = {**own_rates(method, given), "recipe.batch_size": self.run.recipe.batch_size} if METHOD in values else {}
+        base = with_values({**given, METHOD: own if own["name"] == method else {"name": method}}, fixed)
         seen = self._seen(values)
         pinned = {entry.key: entry.value for entry in self.entries if entry.domain is None and entry.holds(seen)}
         rest = {key: value for key, value in values.items() if key != METHOD and not key.startswith(f"{LAYERS}.")}
@@ -228,7 +229,7 @@ def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     itself.
     """
     cls = get_extractor(method)
-    if cls.learns != "relevance" or cls.paradigm.trains_after or given.get(METHOD, {}).get("name") == method:
+    if trains_weights(cls) or given.get(METHOD, {}).get("name") == method:
         return {}
-    published = Recipe(**cls.recipe)
+    published = Recipe(**cls.published.recipe)
     return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}

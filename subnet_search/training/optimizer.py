@@ -7,7 +7,10 @@ from subnet_search.training.supernet import Supernet
 
 
 def make_optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over what is learned. Relevance has its own rate and decay; rescaling factors no decay."""
+    """The recipe's optimizer over what is learned. Relevance has its own rate and decay; rescaling factors no decay.
+
+    While relevance alone is learned (with its rescaling factors) the optimizer is `relevance_optimizer`, where that is set.
+    """
     relevance, scales = list(supernet.relevance.values()), list(supernet.scales.values())
     apart = {id(parameter) for parameter in (*relevance, *scales)}
     weights = [parameter for parameter in supernet.learned().values() if id(parameter) not in apart]
@@ -18,7 +21,8 @@ def make_optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": scales, "lr": recipe.scale_lr, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    match recipe.optimizer:
+    alone = supernet.learns == "relevance"
+    match (alone and recipe.relevance_optimizer) or recipe.optimizer:
         case "sgd":
             nesterov = recipe.nesterov and recipe.momentum > 0
             return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)

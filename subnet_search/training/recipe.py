@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from subnet_search.data import AUGMENTATIONS
 from subnet_search.errors import UserError, unknown
-from subnet_search.topology.schedules import cosine
+from subnet_search.topology.schedules import cosine, linear
 from subnet_search.training.ranks import rank_and_world
 
 Positive = Annotated[float, Gt(0)]
@@ -18,7 +18,11 @@ NotNegative = Annotated[float, Ge(0)]
 
 
 class Recipe(BaseModel):
-    """How a network is trained. Settings left out take the extractor's published ones, then the defaults here."""
+    """How a network is trained. Settings left out take the extractor's published ones, then the defaults here.
+
+    That holds for a run by itself. `compare` gives all methods that train weights the same settings instead, and a published
+    length is never taken: `epochs` has the default here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -32,6 +36,8 @@ class Recipe(BaseModel):
     """Learning rate of what is learned: weights, or relevance where only that is learned."""
     relevance_lr: Positive | None = None
     """Learning rate of relevance. Default: lr."""
+    relevance_optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    """Optimizer while relevance alone is learned. Default: optimizer, which also learns it together with weights."""
     scale_lr: NotNegative = 1e-3
     """Learning rate of learned rescaling factors; they have no weight decay."""
     relevance_decay: NotNegative | None = None
@@ -42,10 +48,10 @@ class Recipe(BaseModel):
     """Nesterov's momentum (sgd)."""
     weight_decay: NotNegative = 0.0
     """L2 penalty, on everything but rescaling factors."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """How learning rates move over the run: cosine goes to 0, step divides at the milestones."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """How learning rates move over the run: linear and cosine go to 0, step multiplies by gamma at the milestones."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Where the step schedule divides, as fractions of the run."""
+    """Where the step schedule lowers the rate, as fractions of the run."""
     gamma: Positive = 0.1
     """What the step schedule multiplies by at each milestone."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -96,9 +102,25 @@ class Recipe(BaseModel):
         chosen["processes"] = _processes(chosen.get("processes"))
         return Recipe(**chosen)
 
+    def summary(self) -> str:
+        """How weights are trained, in one line, without the length."""
+        parts = [
+            self.optimizer,
+            f"lr {self.lr:g}",
+            f"momentum {self.momentum:g}{' (Nesterov)' if self.nesterov and self.optimizer == 'sgd' else ''}",
+            f"step at {list(self.milestones)} by {self.gamma:g}" if self.schedule == "step" else self.schedule,
+            f"weight decay {self.weight_decay:g}",
+            *([f"label smoothing {self.label_smoothing:g}"] if self.label_smoothing else []),
+            *([f"augment {', '.join(self.augment)}"] if self.augment else []),
+            f"batch {self.batch_size}",
+        ]
+        return ", ".join(parts)
+
     def rate(self, progress: float) -> float:
         """The factor on every learning rate at `progress` (0 to 1) of the run."""
         match self.schedule:
+            case "linear":
+                return linear(1.0, 0.0, progress)
             case "cosine":
                 return cosine(1.0, 0.0, progress)
             case "step":
