@@ -20,7 +20,7 @@ from timing import verdict
 from subnet_search import RunConfig, run_study
 from subnet_search.config import read_config
 from subnet_search.search.attributes import REPEATS
-from subnet_search.search.compare import cell_records, method_grid, prepare_grid
+from subnet_search.search.compare import method_grid, run_grid
 from subnet_search.search.ranking import rank
 from subnet_search.search.spec import read_study
 
@@ -58,9 +58,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
 def by_hand(url: str, overrides: list[str], seeds: int) -> dict[str, tuple[float, dict[str, object]]]:
     config = read_config(RunConfig, ROOT / "configs" / "compare_fashion_mnist.yaml", [*overrides, "recipe.threads=1"])
     grid = method_grid("by_hand", config, BY_HAND, [0.05], seeds)
-    study = prepare_grid(grid, url)
-    run_study(grid.spec, storage=url, workers=2)
-    records = cell_records(study, grid)
+    records = run_grid(grid, url, workers=2)
     return {name: accuracies([record for record in records if record["arm"] == name]) for name in BY_HAND}
 
 

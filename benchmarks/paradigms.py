@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subnet_search import RunConfig, run_study
+from subnet_search import RunConfig
 from subnet_search.config import read_config
-from subnet_search.search.compare import DENSE, Arm, cell_records, make_grid, prepare_grid, recipe_changes, table_rows
+from subnet_search.search.compare import DENSE, Arm, make_grid, recipe_changes, run_grid, table_rows
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compare_fashion_mnist.yaml"
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -61,11 +61,8 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     ]
     dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given)})
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/studies.db"
         grid = make_grid("paradigms", config, [*arms, dense], seeds=1 if quick else 3)
-        study = prepare_grid(grid, url)
-        run_study(grid.spec, storage=url, workers=2)
-        rows = table_rows(cell_records(study, grid))
+        rows = table_rows(run_grid(grid, f"sqlite:///{folder}/studies.db", workers=2))
     found = {(row["label"], row["density"]): row for row in rows}
     claims = ((better, worse, d, source) for better, worse, at, source in ORDERS for d in at if d in densities)
     return [*map(line, rows), *itertools.starmap(lambda *claim: order(found, *claim), claims)]

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subnet_search import RunConfig, run_study
+from subnet_search import RunConfig
 from subnet_search.config import check
-from subnet_search.search.compare import Arm, Grid, cell_records, make_grid, method_grid, prepare_grid, table_rows
+from subnet_search.search.compare import Arm, Grid, make_grid, method_grid, run_grid, table_rows
 
 EPOCHS = {80: 8, 200: 20}  # of 10 steps each, batch 128
 RECIPE = {"lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}
@@ -45,10 +45,7 @@ def config(epochs: int, recipe: Mapping[str, Any] | None = None) -> RunConfig:
 def tested(grid: Grid) -> dict[tuple[str, float], str]:
     """Mean, lowest and highest test accuracy in percent, by method and density."""
     with tempfile.TemporaryDirectory() as folder:
-        url = f"sqlite:///{folder}/studies.db"
-        study = prepare_grid(grid, url)
-        run_study(grid.spec, storage=url, workers=2)
-        found = table_rows(cell_records(study, grid))
+        found = table_rows(run_grid(grid, f"sqlite:///{folder}/studies.db", workers=2))
     return {
         (row["label"], row["density"]): "{mean:.1f} ({low:.1f} to {high:.1f})".format(
             **{key: 100 * row["test_accuracy"][key] for key in ("mean", "low", "high")}

@@ -115,20 +115,17 @@ def _run(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[s
     """Run the cells that are still to be run. Raises RunError when not one cell of the grid is complete then."""
     from subnet_search.cli.progress import study_progress
     from subnet_search.cli.signals import stop_on_signal
-    from subnet_search.search.compare import cell_records, prepare_grid, table_rows
+    from subnet_search.search.compare import prepare_grid, run_grid, table_rows
     from subnet_search.search.inspect import trial_rows
-    from subnet_search.search.launch import run_study
     from subnet_search.search.storage import spec_of
 
     url = storage or grid.spec.storage
     study = prepare_grid(grid, url)
-    budget = spec_of(study).trials
     try:
-        with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), budget, quiet):
-            study = run_study(grid.spec, storage=url, workers=workers, trials=budget, should_stop=should_stop)
+        with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet):
+            cells = run_grid(grid, url, workers, should_stop)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; go on with the same command") from stop
-    cells = cell_records(study, grid)
     if not any(cell["state"] == "COMPLETE" for cell in cells):
         raise RunError(f"all {len(cells)} runs failed, the first because: {cells[0]['reason']}")
     return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": table_rows(cells), "cells": cells}

@@ -272,9 +272,9 @@ class RelevanceLearner(Extractor):
 def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:
     """The intervals that are longer in this run than the fraction that was asked for, in steps, by their names."""
     found = {}
-    for name, field in type(extractor).model_fields.items():
+    for name, declared in type(extractor).model_fields.items():
         every: Span = getattr(extractor, name)
-        if any(isinstance(mark, Interval) for mark in field.metadata) and clock.interval(every) > max(1, clock.steps(every)):
+        if any(isinstance(mark, Interval) for mark in declared.metadata) and clock.interval(every) > max(1, clock.steps(every)):
             found[f"{extractor.name}.{name}"] = clock.interval(every)
     return found
 

@@ -8,7 +8,7 @@ of three values leaves the true one anywhere from half to six times it (95 %). T
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.attributes import WITHDRAWN
 from subnet_search.search.backends import exclusive
-from subnet_search.search.launch import prepare_study
+from subnet_search.search.launch import prepare_study, run_study
 from subnet_search.search.space import own_rates
 from subnet_search.search.spec import Comparison
+from subnet_search.search.storage import spec_of
 from subnet_search.training import Recipe
 
 Choice = Literal["shared", "published"]
@@ -225,6 +226,13 @@ def _queue(study: optuna.Study, grid: Grid) -> None:
             study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
     alive = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and not t.user_attrs.get(WITHDRAWN)]
     study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
+
+
+def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+    """Run the cells of a comparison that are still to be run, and return the records of all. Raises as `run_study` does."""
+    study = prepare_grid(grid, url)
+    budget = spec_of(study).trials  # of all cells that the study holds, this grid's and earlier ones
+    return cell_records(run_study(grid.spec, storage=url, workers=workers, trials=budget, should_stop=should_stop), grid)
 
 
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
