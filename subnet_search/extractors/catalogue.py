@@ -71,6 +71,10 @@ Written by `make docs` from the classes in `subnet_search/extractors/`; one pape
 `end` and so on) is a number of steps when it is whole, and a fraction of the run when it has a decimal point. Relative
 densities are numbers above 0, one for every layer, as in `{conv1: 2, fc: 0.5}`: what counts is their ratio, and the density
 over all layers is met all the same.
+
+A run takes from the published training settings what its configuration leaves open, but for the length, which is stated
+and never a default. `compare` gives one recipe to all methods that train weights, unless it is asked for
+`--recipe published`. Settings are those of the network and data named with the source.
 """
 
 
