@@ -18,7 +18,7 @@ from subnet_search.data.sources import Split
 from subnet_search.extractors import get_extractor
 from subnet_search.topology.channels import Channels, Group, Slice
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.scores import layer_adaptive, standardised
+from subnet_search.topology.scores import layer_adaptive, over_their_size
 from subnet_search.topology.select import NotANumber, first_of_each
 from subnet_search.topology.units import NM, Blocks, Units
 
@@ -37,16 +37,17 @@ def channels(**sizes):
 # --- by hand ---
 
 
-def test_standardised_scores():
-    assert standardised(torch.tensor([1.0, 1, 3, 3])).tolist() == [-1, -1, 1, 1]
-    assert standardised(torch.tensor([100.0, 100, 300, 300])).tolist() == [-1, -1, 1, 1]
-    assert standardised(torch.full((3,), 2.0)).tolist() == [0, 0, 0]
+def test_scores_over_their_size():
+    """The root of the mean of 1, 1, 49 and 49 is 5."""
+    assert over_their_size(torch.tensor([1.0, 1, 7, 7])).tolist() == pytest.approx([0.2, 0.2, 1.4, 1.4])
+    assert over_their_size(1e-30 * torch.tensor([1.0, 1, 7, 7])).tolist() == pytest.approx([0.2, 0.2, 1.4, 1.4])
+    assert over_their_size(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_the_dead_and_the_infinite_do_not_count_in_a_scale():
+def test_the_dead_and_the_infinite_do_not_count_in_a_size():
     alive = torch.tensor([True, True, False, True])
-    assert standardised(torch.tensor([1.0, 3, 90, torch.inf]), alive).tolist() == [-1, 1, 88, torch.inf]
-    assert standardised(torch.full((2,), torch.inf)).tolist() == [torch.inf, torch.inf]
+    assert over_their_size(torch.tensor([1.0, 7, 90, torch.inf]), alive).tolist() == pytest.approx([0.2, 1.4, 18, torch.inf])
+    assert over_their_size(torch.full((2,), torch.inf)).tolist() == [torch.inf, torch.inf]
 
 
 def test_layer_adaptive_scores():
@@ -68,7 +69,7 @@ def test_the_first_of_each_layer_come_before_all_others():
 
 
 def test_eight_channels_of_two_scales():
-    """Raw, `a` is left the one that each group keeps; standardised, both keep their upper half."""
+    """Raw, `a` is left the one that each group keeps; over their size, both keep their upper half."""
     units, scores = channels(a=4, b=4), {"a": torch.tensor([1.0, 2, 4, 5]), "b": torch.tensor([500.0, 400, 200, 100])}
     raw = units.keep(scores, 0.5)
     assert (raw["a"].tolist(), raw["b"].tolist()) == ([False, False, False, True], [True, True, True, False])
@@ -79,8 +80,15 @@ def test_eight_channels_of_two_scales():
     assert uniform["b"].equal(kept["b"])
 
 
+def test_channels_at_zero_go_before_the_weak_of_another_layer():
+    """Of `a`, one of four is not zero; over its size it is 2, those of `b` 0.8 to 1.2."""
+    units, scores = channels(a=4, b=4), {"a": torch.tensor([0.0, 0, 0, 4]), "b": torch.tensor([5.0, 6, 7, 8])}
+    kept = units.keep(scores, 5 / 8, normalise="layer")
+    assert (kept["a"].tolist(), kept["b"].tolist()) == ([False, False, False, True], [True, True, True, True])
+
+
 def test_channels_that_went_do_not_count_in_the_scale_of_the_rest():
-    """Of `a`, 3 and 1 live, of `b` all of 30, 20, 20, 10: standardised 1, -1 and 1.4, 0, 0, -1.4."""
+    """Of `a`, 3 and 1 live, of `b` all of 30, 20, 20, 10: over their size 1.3, 0.4 and 1.4, 0.9, 0.9, 0.5."""
     units, scores = channels(a=4, b=4), {"a": torch.tensor([0.0, 0, 3, 1]), "b": torch.tensor([30.0, 20, 20, 10])}
     among = Masks({"a": torch.tensor([False, False, True, True]), "b": torch.ones(4, dtype=torch.bool)})
     kept = units.keep(scores, 0.5, among=among, normalise="layer")
@@ -214,5 +222,4 @@ def test_half_the_operations_of_a_trained_resnet(tmp_path):
             if same not in trained:  # some keep the same channels, and so come to the same accuracy
                 trained[same] = extract(1, extractor=name, scope=scope).metrics["test_accuracy"]
             accuracies[f"{name}, {scope}"] = trained[same]
-    print(accuracies)
     assert min(accuracies.values()) >= max(accuracies.values()) - 0.03, accuracies

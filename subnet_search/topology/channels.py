@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subnet_search.errors import UserError
 from subnet_search.topology.masks import Masks, alive
-from subnet_search.topology.scores import standardised
+from subnet_search.topology.scores import over_their_size
 from subnet_search.topology.select import LayerShares, Shapes, keep_by_layer
 from subnet_search.topology.units import Tensors, Units
 
@@ -80,7 +80,7 @@ class Channels(Units):
         return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
-        return {name: standardised(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
+        return {name: over_their_size(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
 
     def filters(self, tensors: Tensors) -> dict[str, Tensor]:
         """What computes each channel: (channels, numbers) by group. tensors: of the weights' shapes. Differentiable."""

@@ -46,18 +46,19 @@ def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
     return {name: torch.linalg.vector_norm(rows, p, dim=1) for name, rows in filters.items()}
 
 
-def standardised(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Scores of one layer less their mean, over their standard deviation: comparable with those of any other layer.
+def over_their_size(scores: Tensor, alive: Tensor | None = None) -> Tensor:
+    """Scores of one layer, at least 0, over their root mean square: comparable with other layers' of any scale.
 
-    alive: bool, of the scores' shape: the units that both are taken over (None: all). Infinite scores do not count and stay
-    infinite; where all are equal, they become 0. Source: the `gaussian` normaliser of Torch-Pruning (Fang et al. 2023,
-    arXiv:2301.12900), which divides by n - 1.
+    What training has brought to zero stays at zero, the lowest of all. alive: bool, of the scores' shape: the units that the
+    mean is over (None: all). Infinite scores do not count in it and stay infinite; where all are 0, they stay 0. Like the
+    normalisers of Torch-Pruning (Fang et al. 2023, arXiv:2301.12900), whose default is the mean: the root mean square is
+    larger where scores are spread, and shares channels more evenly among layers.
     """
     counted = scores[scores.isfinite() if alive is None else scores.isfinite() & alive]
-    if counted.numel() == 0:
+    largest = float(counted.max()) if counted.numel() else 0.0
+    if largest == 0:
         return scores
-    deviation, mean = torch.std_mean(counted, correction=0)
-    return (scores - mean) / deviation.clamp(min=torch.finfo(scores.dtype).tiny)
+    return scores / (largest * (counted / largest).square().mean().sqrt())  # squares of small scores would be 0
 
 
 def layer_adaptive(scores: Tensor, alive: Tensor | None = None) -> Tensor:

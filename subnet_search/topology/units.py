@@ -64,8 +64,8 @@ class Units:
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         """Scores of units, at least 0, on one scale for all layers. Those of single weights and of n:m stay as they are.
 
-        Those of channels are standardised within their group (`standardised`); a block's becomes the share that it has in
-        the squares of its layer's blocks that score as high or higher (`layer_adaptive`). among: the units that count.
+        Those of channels are divided by their group's root mean square (`over_their_size`); a block's becomes its share in the
+        squares of its layer's blocks that score as high or higher (`layer_adaptive`). among: the units that count.
         """
         return scores
 
