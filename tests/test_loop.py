@@ -49,16 +49,6 @@ def test_a_change_zeroes_dropped_weights_and_grows_from_zero():
     assert momentum.tolist() == [[0, 0, 0, 1], [0, 1, 0, 0]]  # kept state stays, grown state is fresh
 
 
-def test_a_change_consumes_its_step():
-    net = supernet({"name": "redraw", "every": 1}, epochs=1, batch_size=96)
-    weights = net.weights["2.weight"].clone()
-    train(net, points(120), 0)  # one step, and it is a change
-    alive_before_and_after = net.masks["2.weight"] & (weights != 0)
-    started_alive = net.weights["2.weight"] != 0
-    assert torch.equal(net.weights["2.weight"][started_alive], weights[started_alive])
-    assert alive_before_and_after.any()
-
-
 def test_density_after_every_change():
     net = supernet({"name": "redraw", "density": 0.3, "every": 2}, epochs=3, batch_size=20)
     kept = set()
