@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from toys import points, run_config
 
@@ -177,40 +176,19 @@ def test_no_method_empties_a_layer_of_small_weights(name):
 # --- on real data ---
 
 
-def resnet20_state(folder, path):
-    """The published weights of a ResNet-20, by our names, in a .safetensors file."""
-    raw = torch.load(folder / "resnet20-12fca82f.th", weights_only=True, map_location="cpu")["state_dict"]
-    found = {}
-    for key, value in raw.items():
-        first, *rest = key.removeprefix("module.").split(".")
-        if first.startswith("layer"):
-            place, rest = 3 + 3 * (int(first[-1]) - 1) + int(rest[0]), rest[1:]
-        else:
-            place = {"conv1": 0, "bn1": 1, "linear": 14}[first]
-        found[".".join([str(place), *rest])] = value.contiguous()
-    counted = {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in found if "running_mean" in key}
-    save_file(counted | found, path)
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get(CIFAR10), reason=f"{CIFAR10} does not name an npz file of CIFAR-10")
 @pytest.mark.skipif(not os.environ.get(PRETRAINED), reason=f"{PRETRAINED} does not name a folder with resnet20-12fca82f.th")
-def test_half_the_operations_of_a_trained_resnet(tmp_path):
+def test_half_the_operations_of_a_trained_resnet():
     """Over all layers or of each its share, by magnitude or by norms: within 3 points of the best after one epoch."""
-    state = resnet20_state(Path(os.environ[PRETRAINED]), tmp_path / "resnet20.safetensors")
-    data = load({"name": f"npz:{os.environ[CIFAR10]}", "limit": 10_000})
+    statistics = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # ImageNet's, as the weights were trained
+    data = load({"name": f"npz:{os.environ[CIFAR10]}", "limit": 4000, **statistics})
     judged = data.test()
-    data = replace(
-        data,
-        mean=torch.tensor([0.485, 0.456, 0.406]),
-        deviation=torch.tensor([0.229, 0.224, 0.225]),
-        _test=lambda: Split(judged.inputs[:3000], judged.labels[:3000]),
-    )
+    data = replace(data, _test=lambda: Split(judged.inputs[:2000], judged.labels[:2000]))
+    network = {"name": "resnet20", "state": str(Path(os.environ[PRETRAINED]) / "resnet20-12fca82f.th")}
 
     def extract(epochs, **method):
-        recipe = Recipe(epochs=epochs, batch_size=128, lr=0.02, schedule="cosine", weight_decay=1e-4, threads=1, device="cpu")
-        network = {"name": "resnet20", "state": str(state)}
+        recipe = Recipe(epochs=epochs, batch_size=64, lr=0.02, schedule="cosine", weight_decay=1e-4, threads=1, device="cpu")
         half = {"density": 0.5, "start": 0, "unit": "channel", "target": {"flops": 0.5}}
         return ss.extract(network, data, **method, **half, recipe=recipe)
 
@@ -222,4 +200,5 @@ def test_half_the_operations_of_a_trained_resnet(tmp_path):
             if same not in trained:  # some keep the same channels, and so come to the same accuracy
                 trained[same] = extract(1, extractor=name, scope=scope).metrics["test_accuracy"]
             accuracies[f"{name}, {scope}"] = trained[same]
+    print(accuracies)
     assert min(accuracies.values()) >= max(accuracies.values()) - 0.03, accuracies
