@@ -14,10 +14,10 @@ from typing import Any
 
 from subnet_search import RunConfig
 from subnet_search.config import check
-from subnet_search.search.compare import Arm, Grid, make_grid, method_grid, run_grid, table_rows
+from subnet_search.search.compare import Arm, Grid, make_grid, method_grid, recipe_changes, run_grid, table_rows
 
 EPOCHS = {80: 8, 200: 20}  # of 10 steps each, batch 128
-RECIPE = {"lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}
+RECIPE = {"batch_size": 128, "lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}
 METHODS: Mapping[str, Mapping[str, Any]] = {
     **{name: {"name": name} for name in ("random", "set", "mest", "rigl", "cht", "granet", "ac_dc", "gmp")},
     "gmp, every step": {"name": "gmp", "every": 1},
@@ -31,8 +31,12 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     seeds = 1 if quick else 3
     rows = []
     for steps, epochs in EPOCHS.items():
-        arms = [Arm(label, 0.1, {"extractor": {**spec, "density": 0.1}}) for label, spec in METHODS.items()]
-        rows.append(tested(make_grid(f"short-{steps}", config(epochs, RECIPE), arms, seeds)))
+        run = config(epochs, RECIPE)
+        arms = [
+            Arm(label, 0.1, {"extractor": {**spec, "density": 0.1}, **recipe_changes(spec["name"], run.given())})
+            for label, spec in METHODS.items()
+        ]
+        rows.append(tested(make_grid(f"short-{steps}", run, arms, seeds)))
     first = [tested(method_grid(f"first-{n}", config(epochs), FIRST, DENSITIES, seeds)) for n, epochs in EPOCHS.items()]
     return [*table("10 % kept", [label for label, _ in rows[0]], rows), *by_density(first)]
 
