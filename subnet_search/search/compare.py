@@ -108,7 +108,7 @@ class Grid:
         else:
             text = f"shared by all methods that train weights: {self.recipe.summary()}"
         if self.masks_alone:
-            text += f"; with rate and decay of its own, since it trains no weights: {', '.join(self.masks_alone)}"
+            text += f"; trains masks alone, at its published rate and decay: {', '.join(self.masks_alone)}"
         return f"recipe: {text}"
 
 

@@ -104,7 +104,7 @@ def training_step(
 ) -> tuple[Tensor, Change | None]:
     """One step: forward, backward, the optimizer's step, and then what the extractor changes. Also returns the loss.
 
-    An extractor with `replaces_step` is asked before the optimizer, whose step a change of its own takes.
+    An extractor with `replaces_step` is asked before the optimizer: its change takes the place of the optimizer's step.
     """
     supernet.net.train()
     extractor = supernet.extractor
