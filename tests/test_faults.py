@@ -37,7 +37,7 @@ RUN = {
     "data": {"name": "digits", "limit": 200},
     "recipe": {"epochs": 9, "batch_size": 32, "threads": 1, "device": "cpu"},
 }
-SPACE = {"recipe.lr": {"float": [1, 100], "log": True}, "extractor": ["temperature", "rescale"]}
+SPACE = {"recipe.lr": {"float": [2, 60], "log": True}, "extractor": ["temperature", "rescale"]}
 TPE = {"name": "tpe", "n_startup_trials": 5}
 pytest_plugins = ["servers"]
 
