@@ -52,7 +52,7 @@ def test_two_processes_do_one_run(name):
     settings = [*SMALL, *METHODS[name]]
     done = on_two(*overrides(settings), "--json")
     summary = json.loads(done.stdout)  # one document and nothing else, or this raises
-    assert ours(done.stderr) == []
+    assert [line for line in ours(done.stderr) if "is raised to" not in line] == []
     assert summary["processes"] == 2
     folder = Path("runs/extract")
     assert {path.name for path in folder.iterdir()} == {
