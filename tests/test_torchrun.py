@@ -19,7 +19,7 @@ TORCHRUN = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2",
 SMALL = ["network=lenet_300_100", "data={name: digits, limit: 400}", "recipe.batch_size=50", "recipe.threads=1"]
 METHODS = {
     "gumbel": ["extractor={name: gumbel, density: 0.3}", "recipe.epochs=4"],
-    "rigl": ["extractor={name: rigl, density: 0.2}", "recipe.epochs=8", "recipe.lr=0.05"],
+    "rigl": ["extractor={name: rigl, density: 0.2, every: 7}", "recipe.epochs=8", "recipe.lr=0.05"],
     "snip": ["extractor={name: snip, density: 0.1}", "recipe.epochs=8", "recipe.lr=0.05"],
 }
 BROKEN = ["-s", "extractor=random", "-s", "recipe.lr=1e30"]
@@ -52,7 +52,7 @@ def test_two_processes_do_one_run(name):
     settings = [*SMALL, *METHODS[name]]
     done = on_two(*overrides(settings), "--json")
     summary = json.loads(done.stdout)  # one document and nothing else, or this raises
-    assert [line for line in ours(done.stderr) if "is raised to" not in line] == []
+    assert ours(done.stderr) == []
     assert summary["processes"] == 2
     folder = Path("runs/extract")
     assert {path.name for path in folder.iterdir()} == {
