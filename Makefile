@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-short lint bench docs clean
+.PHONY: setup quickstart test test-short test-long lint bench docs clean
 
 setup: $(READY)
 
@@ -19,11 +19,17 @@ quickstart: setup
 	@$(BIN)/subnet-search study run studies/quickstart.yaml
 	@$(BIN)/subnet-search study extract quickstart --best --resume --out runs/quickstart
 
+# As many tests at a time as there are processors, each on one thread.
+TEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: setup
-	@$(BIN)/python -m pytest
+	@$(TEST) -m "not long"
 
 test-short: setup
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(TEST) -m "not long and not slow"
+
+test-long: setup
+	@$(TEST)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -216,7 +216,7 @@ def test_resnet20_has_its_published_accuracy(published):
     assert {key: record["normalisation"][key] for key in IMAGENET} == IMAGENET
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resnet56_has_its_published_accuracy(published):
     """93.39 % of all 10,000 images, which take minutes, are 93.55 % of the first 2,000."""
     assert published("resnet56", "resnet56-4bfd9763.th", 2_000)["test_accuracy"] == pytest.approx(0.9355, abs=0.001)

@@ -168,9 +168,11 @@ WAYS = {
     },
 }
 
+IN_TURN = [pytest.param(way, marks=pytest.mark.long if number else ()) for number, way in enumerate(WAYS)]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", IN_TURN)
 def test_killed_before_or_after_any_write(way):
     wanted, rng, deaths = spec(trials=6, parallel=3, heartbeat=1000.0, **WAYS[way]), random.Random(way), 0
     expected = alone(wanted)
@@ -191,7 +193,7 @@ def test_killed_before_or_after_any_write(way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", IN_TURN)
 def test_a_storage_that_fails_again_and_again(way):
     wanted = spec(trials=6, parallel=3, heartbeat=1000.0, **WAYS[way])
     expected = alone(wanted)
