@@ -196,14 +196,9 @@ def half_of_resnet20(images, judged):
     network = {"name": "resnet20", "state": str(Path(os.environ[PRETRAINED]) / "resnet20-12fca82f.th")}
 
     def extract(extractor, epochs, batch_size=64, **method):
-        recipe = {
-            "batch_size": batch_size,
-            "lr": 0.02,
-            "schedule": "cosine",
-            "weight_decay": 1e-4,
-            "threads": 1,
-            "device": "cpu",
-        }
+        recipe = Recipe(
+            epochs=epochs, batch_size=batch_size, lr=0.02, schedule="cosine", weight_decay=1e-4, threads=1, device="cpu"
+        )
         half = {"density": 0.5, "start": 0, "unit": "channel", "target": {"flops": 0.5}}
         return ss.extract(network, data, extractor, **method, **half, recipe=recipe)
 
