@@ -158,7 +158,7 @@ IMAGES, LABELS = arrays()
         ({"train": (IMAGES, LABELS / 2)}, "train_labels must be whole numbers .*float64"),
         ({"train": (IMAGES, np.repeat(LABELS, 3, 1))}, r"train_labels must be .*\(40, 3\)"),
         ({"train": (IMAGES, np.array(1))}, "train_labels must be"),
-        ({"train": (IMAGES, LABELS.astype(object))}, "is not a readable npz file"),
+        ({"train": (IMAGES, LABELS.astype(object))}, "train_labels must be whole numbers .*object"),
         ({"train": (IMAGES, LABELS[:30])}, "40 inputs but 30 labels"),
         ({"train": (IMAGES[:0], LABELS[:0])}, "is empty"),
         ({"train": (IMAGES, LABELS.astype(np.int64) - 1)}, "label -1 is outside the classes 0 to 2"),
@@ -353,12 +353,21 @@ def test_an_image_folder_with_train_only(tmp_path):
     assert [len(data.train), len(data.val), data.test()] == [18, 2, None]
 
 
-def test_the_test_folder_is_not_looked_at_before_it_is_asked_for(tmp_path):
+def test_no_test_image_is_looked_at_before_it_is_asked_for(tmp_path):
     pictures(tmp_path / "train")
-    pictures(tmp_path / "test", classes=("cat", "dog", "eel"))
+    pictures(tmp_path / "test")
+    (tmp_path / "test" / "cat" / "3.png").write_bytes(b"not a picture")
     data = load(folder_spec(tmp_path))
-    with pytest.raises(UserError, match=r"test and .*train have different classes: \['eel'\]"):
+    with pytest.raises(UserError, match=f"{tmp_path}/test/cat/3.png is not a readable image"):
         data.test()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_class_folders_of_all_splits_are_compared_before_training(tmp_path, split):
+    pictures(tmp_path / "train")
+    pictures(tmp_path / split, classes=("cat", "dog", "eel"))
+    with pytest.raises(UserError, match=rf"{split} and .*train have different classes: \['eel'\]"):
+        load(folder_spec(tmp_path))
 
 
 def test_mistakes_in_image_folders(tmp_path):
@@ -368,10 +377,10 @@ def test_mistakes_in_image_folders(tmp_path):
         load(folder_spec(tmp_path))  # empty
     pictures(tmp_path)
     (tmp_path / "cat" / "3.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=f"{tmp_path}: an image cannot be read"):
+    with pytest.raises(UserError, match=f"{tmp_path}/cat/3.png is not a readable image"):
         load(folder_spec(tmp_path))
     (tmp_path / "cat" / "3.png").write_bytes((tmp_path / "cat" / "2.png").read_bytes()[:45])
-    with pytest.raises(UserError, match=f"{tmp_path}: an image cannot be read"):
+    with pytest.raises(UserError, match=f"{tmp_path}/cat/3.png is not a readable image"):
         load(folder_spec(tmp_path))
 
 

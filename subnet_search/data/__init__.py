@@ -1,7 +1,21 @@
 """Data sets held as tensors, and batches that are a function of (seed, step)."""
 
-from subnet_search.data.batches import AUGMENTATIONS, Batches, prepare
+from subnet_search.data.batches import AUGMENTATIONS, Batches
 from subnet_search.data.catalogue import catalogue, describe
-from subnet_search.data.sources import Data, DataSpec, Split, from_user, load
+from subnet_search.data.given import from_user
+from subnet_search.data.normalisation import prepare
+from subnet_search.data.sources import Data, DataSpec, InputRange, Split, load
 
-__all__ = ["AUGMENTATIONS", "Batches", "Data", "DataSpec", "Split", "catalogue", "describe", "from_user", "load", "prepare"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Batches",
+    "Data",
+    "DataSpec",
+    "InputRange",
+    "Split",
+    "catalogue",
+    "describe",
+    "from_user",
+    "load",
+    "prepare",
+]

@@ -6,18 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subnet_search.data.normalisation import prepare
 from subnet_search.data.sources import Split
 from subnet_search.errors import UserError
 from subnet_search.seeds import derive, generator
-
-
-def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
-    if mean is None or std is None:
-        return inputs.float()
-    # One fused multiply-add a pixel: x / 255 / std - mean / std.
-    scale = (1 / (255 * std)).view(-1, 1, 1)
-    return torch.addcmul((-mean / std).view(-1, 1, 1), inputs.float(), scale)
 
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
@@ -75,6 +67,9 @@ class Batches:
         self.batch_size = min(batch_size, len(split))
         if self.batch_size % world:
             raise UserError(f"a batch of {self.batch_size} images cannot be shared equally by {world} processes")
+        if augment and split.inputs.dim() != 4:
+            shape = tuple(split.inputs.shape[1:])
+            raise UserError(f"recipe.augment: {augment[0]} is for images (channels, height, width); inputs have shape {shape}")
         self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
         self.steps_per_epoch = len(split) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)

@@ -64,6 +64,15 @@ def normalisation(
     return torch.tensor(mean), torch.tensor(std)
 
 
+def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
+    if mean is None or std is None:
+        return inputs.float()
+    # One fused multiply-add a pixel: x / 255 / std - mean / std.
+    scale = (1 / (255 * std)).view(-1, 1, 1)
+    return torch.addcmul((-mean / std).view(-1, 1, 1), inputs.float(), scale)
+
+
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact whole-number sums."""
     counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()

@@ -1,24 +1,59 @@
 """Reading data sets from files: each reader returns the arrays of one split, checked, as uint8 images and labels.
 
 Images are (N, channels, height, width) uint8 tensors, labels (N,) int64. Every reader raises UserError with the file
-in its message when something is missing, truncated or of another shape.
+in its message when something is missing, truncated or of another shape. What a header claims is compared with the
+size of the file before memory is taken for it.
 """
 
+import contextlib
 import gzip
+import math
+import os
 import struct
 import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from torch import Tensor
 
-from subnet_search.errors import UserError
+from subnet_search.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Arrays = tuple[Tensor, Tensor]
 
 FASHION_FOLDERS = ("data/fashion-mnist", "data/FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
+DEFLATE = 1032  # bytes that one compressed byte can give at most, in gzip and zip files
+LONGEST = 200  # characters of another's message that are repeated in ours
+
+
+@contextlib.contextmanager
+def guarded(problem: str) -> Iterator[None]:
+    """Raise UserError `problem: reason`, in one line, for whatever is raised inside; our own errors pass.
+
+    What others wrote can raise anything, so no list of exceptions would be complete.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {error}".strip()
+        raise UserError(f"{problem}: {reason[:LONGEST]}") from error
+
+
+def check_size(what: str, claimed: int, stored: int | None = None) -> None:
+    """Raise UserError when `claimed` bytes cannot come from `stored` compressed ones, or do not fit this machine's memory."""
+    if stored is not None and claimed > DEFLATE * (stored + 64):
+        raise UserError(f"{what} claims {claimed:,} bytes in a file of {stored:,}")
+    if hasattr(os, "sysconf") and claimed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise UserError(f"{what} takes {claimed:,} bytes, more than this machine's memory of {memory:,}")
 
 
 def digits() -> Arrays:
@@ -58,80 +93,125 @@ def cifar(name: str, root: str | None, train: bool) -> Arrays:
 def npz(path: Path, split: str) -> Arrays | None:
     """One split of an npz file in the MedMNIST layout: `<split>_images` (N, H, W[, C]) uint8, `<split>_labels`.
 
-    Returns None when the file has no such split.
+    C is 1, 3 or 4. Returns None when the file has no such split.
     """
-    if not path.is_file():
-        raise UserError(f"no such data file: {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise UserError(f"{path} holds a single array, not the named arrays of an npz file")
-            if f"{split}_images" not in file:
+    with guarded(f"{path} is not a readable npz file (truncated?)"):
+        if not path.is_file():
+            raise UserError(f"no such data file: {path}")
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                archive.open(member).close()  # an array whose name is damaged in one place is not taken for one left out
+            held = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+            if f"{split}_images" not in held:
                 return None
-            for key in (f"{split}_images", f"{split}_labels"):
-                if key not in file:
-                    raise UserError(f"{path} has no array {key!r}; it holds {', '.join(file.files)}")
-            images, labels = file[f"{split}_images"], file[f"{split}_labels"]
-    except UserError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a readable npz file (truncated?): {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise UserError(
-            f"{path}: {split}_images must be uint8 of shape (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}"
-        )
-    if labels.ndim not in (1, 2) or labels.size != len(labels) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"{path}: {split}_labels must be whole numbers of shape (N,) or (N, 1), got {labels.dtype} {labels.shape}"
-        )
-    if images.ndim == 3:
-        images = images[..., None]
-    # Kept in channels-first order from here on.
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
+            if f"{split}_labels" not in held:
+                raise UserError(f"{path} has no array '{split}_labels'; it holds {', '.join(held)[:LONGEST]}")
+            images = _array(archive, f"{split}_images", path)
+            labels = _array(archive, f"{split}_labels", path)
+        if images.ndim == 3:
+            images = images[..., None]
+        # Kept in channels-first order from here on.
+        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
-def image_folder(root: Path, split: str | None, size: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Images in `root/[split/]CLASS/*`, resized and cropped to `size` x `size`; also the class names."""
-    from torchvision.datasets import ImageFolder
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
+    """An array of an npz file. Its type and shape are checked before it is read."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as stream:
+        read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        shape, _, kind = read_header(stream)
+        held = member.file_size - stream.tell()
+    where = f"{path}: {name}"
+    if name.endswith("_images"):
+        if kind != np.uint8 or len(shape) not in (3, 4):
+            raise UserError(f"{where} must be uint8 of shape (N, H, W) or (N, H, W, C), got {kind} {shape}")
+        if len(shape) == 4 and shape[3] not in (1, 3, 4):
+            raise UserError(f"{where} has shape {shape}: images (N, H, W, C) have 1, 3 or 4 channels, and volumes are not read")
+    elif len(shape) not in (1, 2) or math.prod(shape[1:]) != 1 or not np.issubdtype(kind, np.integer):
+        raise UserError(f"{where} must be whole numbers of shape (N,) or (N, 1), got {kind} {shape}")
+    claimed = math.prod(shape) * kind.itemsize
+    if claimed != held:  # a shape that takes less would be read without a look at the checksum
+        raise UserError(f"{path} is not a readable npz file: {name} has {held:,} bytes of data for shape {shape}")
+    check_size(where, claimed, member.compress_size)
+    with archive.open(member) as stream:
+        return npy.read_array(stream, allow_pickle=False)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The sub-folders of an image folder, in order, without hidden ones."""
+    with guarded(f"{folder} is not a readable image folder"):
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+
+
+def image_folder(folder: Path, size: int) -> Arrays:
+    """Images in `folder/CLASS/*`, resized and cropped to `size` x `size`; hidden files and folders are left out."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
     from torchvision.transforms import v2
 
-    folder = root / split if split else root
+    def is_image(path: str) -> bool:
+        parts = Path(path).relative_to(folder).parts
+        return path.lower().endswith(IMG_EXTENSIONS) and not any(map(_hidden, parts))
+
+    with guarded(f"{folder} is not an image folder (one sub-folder of images a class)"):
+        names = class_names(folder)
+        if not names:
+            raise UserError(f"{folder} is not an image folder (one sub-folder of images a class): it has no sub-folders")
+        files = make_dataset(str(folder), {name: i for i, name in enumerate(names)}, is_valid_file=is_image)
+    check_size(f"{folder} at data.size {size}", 3 * len(files) * size**2)
     resize = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    try:
-        files = ImageFolder(str(folder), transform=resize)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not an image folder (one sub-folder of images a class): {error}") from error
-    try:
-        images = torch.stack([image for image, _ in files])
-    except OSError as error:
-        raise UserError(f"{folder}: an image cannot be read: {error}") from error
-    return images, torch.tensor(files.targets), files.classes
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    for image, (path, _) in zip(images, files, strict=True):
+        with guarded(f"{path} is not a readable image"):
+            image.copy_(resize(_rgb(path)))
+    return images, torch.tensor([label for _, label in files])
+
+
+def _rgb(path: str) -> "Image":
+    """An image as 8-bit RGB. Of 16 bits a pixel the upper 8 are kept, as Pillow does with those of colour images."""
+    from PIL import Image
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a readable image: it is no file")
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise UserError(
+                f"{path} has pixels of 32 bits (mode {image.mode}), and what is white is not known: save it with 8 or 16 bits"
+            )
+        return image.convert("RGB")
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is one that notebooks, file managers and archives leave behind."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _idx(folder: Path, name: str, dims: int) -> Tensor:
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise UserError(f"{folder} has no {name} (or {name}.gz)")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        magic, *shape = struct.unpack_from(f">{1 + dims}I", raw)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise UserError(f"{path} is not a readable idx file (truncated?): {error}") from error
-    offset = 4 * (1 + dims)
-    if magic != 0x800 + dims or len(raw) - offset != int(np.prod(shape)):
-        raise UserError(f"{path} is not a whole idx file: {len(raw) - offset} bytes of data for shape {tuple(shape)}")
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=offset).view(shape)
+    zipped = path.suffix == ".gz"
+    with guarded(f"{path} is not a readable idx file (truncated?)"), (gzip.open if zipped else open)(path, "rb") as file:
+        magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 * (1 + dims)))
+        claimed = math.prod(shape)
+        if magic != 0x800 + dims:
+            raise UserError(f"{path} is not a whole idx file: it begins with {magic:#x}, not {0x800 + dims:#x}")
+        check_size(f"{path} is not a whole idx file: shape {tuple(shape)}", claimed, path.stat().st_size)
+        raw = file.read(claimed + 1) if zipped else file.read()
+    if len(raw) != claimed:
+        held = "more" if len(raw) > claimed else f"{len(raw):,}"
+        raise UserError(f"{path} is not a whole idx file: {held} bytes of data for shape {tuple(shape)}")
+    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy()).view(shape)
 
 
 def _torchvision(name: str, root: str | None, train: bool) -> Arrays:
     import torchvision.datasets
 
     folder = root or "data"
-    try:
+    with guarded(f"{name} is not in {folder} and could not be downloaded"):
         dataset = getattr(torchvision.datasets, name)(folder, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{name} is not in {folder} and could not be downloaded: {error}") from error
     images = torch.as_tensor(dataset.data)
     images = images.permute(0, 3, 1, 2).contiguous() if images.dim() == 4 else images.unsqueeze(1)
     return images, torch.as_tensor(dataset.targets).long()

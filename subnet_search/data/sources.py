@@ -1,4 +1,4 @@
-"""Data sets by name or from the user's hands, as tensors, with a seeded and stratified validation split.
+"""Data sets by name, as tensors, with a seeded and stratified validation split.
 
 The test split is behind a method, `Data.test()`, and is read from disk only when that is called: nothing that
 searches or selects a model can touch it by accident.
@@ -6,18 +6,18 @@ searches or selects a model can touch it by accident.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from subnet_search.data import readers
-from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
+from subnet_search.data.normalisation import Mean, Std, check_both, normalisation, prepare
 from subnet_search.errors import UserError, invalid, unknown
+from subnet_search.files import digest
 from subnet_search.seeds import generator
 
 NAMES = {
@@ -30,6 +30,9 @@ PREFIXES = {
     "npz:FILE": "an npz file in the MedMNIST layout: train_images, train_labels, [val_...], test_images, test_labels",
     "image_folder:DIR": "DIR/[train|val|test/]CLASS/*.png and so on, resized to data.size pixels",
 }
+
+
+MANY = 1000  # classes that need no further reason; more than that, and more than there are items, is a mistake in the labels
 
 
 class DataSpec(BaseModel):
@@ -47,7 +50,7 @@ class DataSpec(BaseModel):
     """Seed of the split. Apart from the run's seed, so that runs with other seeds are validated on the same images."""
     limit: int | None = Field(default=None, ge=2)
     """Use at most this many training images, an equal share of each class."""
-    size: int = Field(default=32, ge=8)
+    size: int = Field(default=32, ge=8, le=4096)
     """Height and width that an image folder's images are resized to."""
     mean: Mean = None
     """What is subtracted from each channel of images scaled to 0..1. Default: the mean of the training images."""
@@ -92,6 +95,14 @@ class Split:
         return Split(self.inputs[index], self.labels[index])
 
 
+class InputRange(NamedTuple):
+    """What numbers the inputs are, before they are normalised."""
+
+    dtype: str  # "uint8", "float32", ...
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set ready to train on: its splits, its classes, and the statistics that normalise its images."""
@@ -110,6 +121,24 @@ class Data:
         """The shape of one input."""
         return tuple(self.train.inputs.shape[1:])
 
+    @cached_property
+    def input_range(self) -> InputRange:
+        """The type of the inputs and what lies between: 0 to 255 for images, the least and the greatest of training others."""
+        inputs = self.train.inputs
+        low, high = (0, 255) if self.mean is not None else (inputs.min().item(), inputs.max().item())
+        return InputRange(str(inputs.dtype).removeprefix("torch."), low, high)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over what a run is trained and validated on: inputs, labels, classes, and what images are normalised by."""
+        tensors = {f"{name}.{key}": value for name in ("train", "val") for key, value in vars(getattr(self, name)).items()}
+        tensors |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
+        return digest({**tensors, "classes": torch.tensor(self.classes)})
+
+    def examples(self, count: int) -> Tensor:
+        """The first `count` training inputs as the network sees them: normalised images, other inputs as floats."""
+        return prepare(self.train.inputs[:count], self.mean, self.std)
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits and statistics on `device`; the test split stays where it is until asked for."""
         moved = {name: getattr(self, name) for name in ("mean", "std")}
@@ -118,7 +147,8 @@ class Data:
 
     def test(self) -> Split | None:
         """The test split, read now; None when the data has none."""
-        split = self._test()
+        with readers.guarded(f"the test split of {self.name} cannot be read"):
+            split = self._test()
         if split is not None:
             _check(f"{self.name} (test)", split, self.classes, self.train)
         return split
@@ -127,6 +157,11 @@ class Data:
 def load(spec: DataSpec | str | dict[str, Any]) -> Data:
     """Read the training and validation images of a data set. Raises UserError that names the file at fault."""
     spec = DataSpec.of(spec)
+    with readers.guarded(f"{spec.name} cannot be read"):
+        return _load(spec)
+
+
+def _load(spec: DataSpec) -> Data:
     kind, _, path = spec.name.partition(":")
     val: Split | None = None
     test: Callable[[], Split | None]
@@ -151,58 +186,7 @@ def load(spec: DataSpec | str | dict[str, Any]) -> Data:
         case _:
             folder = Path(spec.root or ".") / Path(path).expanduser()
             train, val, test, classes = _image_folder(folder, spec.size)
-    return _assemble(spec, train, val, test, classes)
-
-
-def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None) -> Data:
-    """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name.
-
-    Datasets and loaders are read once, from beginning to end, and kept as tensors: random augmentation inside them
-    is frozen (use `Recipe(augment=...)` instead). uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean`
-    and `std`, one number for each channel, or else by the mean and standard deviation of the training images; other
-    inputs are used as they are. There is no test split, other than in data by name.
-    Raises UserError for anything that is not a classification data set, and for a mean or std that cannot be.
-    """
-    set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
-    if isinstance(data, Data):
-        if set_here:
-            raise UserError("this data is loaded already: give mean and std to load_data where it is read")
-        return data
-    if isinstance(data, str | DataSpec | dict):
-        named = DataSpec.of(data)
-        return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
-    if isinstance(data, DataLoader | Dataset):
-        join = torch.cat if isinstance(data, DataLoader) else torch.stack
-        inputs, labels = _collect(data, join)
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        inputs, labels = (torch.as_tensor(part) for part in data)
-        labels = labels.view(-1) if labels.shape == (len(inputs), 1) else labels
-    else:
-        raise UserError(
-            "data must be a name, a pair (inputs, labels), a Dataset or a DataLoader of such pairs, "
-            f"or subnet_search.load_data(...), got {type(data).__name__}"
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
-    if inputs.dtype == torch.float64:
-        inputs = inputs.float()
-    spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
-    return _assemble(spec, Split(inputs, labels.long()), None, lambda: None, None, given=True)
-
-
-def _collect(data: Any, join: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
-    """Everything in a Dataset (items to stack) or a DataLoader (batches to concatenate)."""
-    try:
-        items = [data[i] for i in range(len(data))] if join is torch.stack and hasattr(data, "__len__") else list(data)
-        pairs = [(torch.as_tensor(inputs), torch.as_tensor(labels)) for inputs, labels in items]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"every item of the data must be a pair (inputs, label): {error}") from error
-    if not pairs:
-        raise UserError("the data set is empty")
-    try:
-        return join([inputs for inputs, _ in pairs]), join([labels for _, labels in pairs])
-    except RuntimeError as error:
-        raise UserError(f"the items of the data have different shapes: {str(error).splitlines()[0]}") from error
+    return assemble(spec, train, val, test, classes)
 
 
 def _optional(arrays: readers.Arrays | None) -> Split | None:
@@ -212,38 +196,30 @@ def _optional(arrays: readers.Arrays | None) -> Split | None:
 def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callable[[], Split | None], int]:
     if not folder.is_dir():
         raise UserError(f"no such image folder: {folder}")
+    splits = [folder / split for split in ("train", "val", "test")]
+    if not splits[0].is_dir():
+        train, held = _hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
+        return train, None, lambda: held, len(readers.class_names(folder))
+    names = readers.class_names(splits[0])
+    for split in splits[1:]:  # by name alone: no test image is opened
+        if split.is_dir() and (others := readers.class_names(split)) != names:
+            raise UserError(f"{split} and {splits[0]} have different classes: {sorted(set(others) ^ set(names))}")
 
-    @cache
-    def read(split: str | None) -> tuple[Split, list[str]]:
-        inputs, labels, names = readers.image_folder(folder, split, size)
-        return Split(inputs, labels), names
+    def read(split: Path) -> Split | None:
+        return Split(*readers.image_folder(split, size)) if split.is_dir() else None
 
-    if not (folder / "train").is_dir():
-        everything, names = read(None)
-        train, held = _hold_out(everything, 0.2, seed=0)
-        return train, None, lambda: held, len(names)
-    train, names = read("train")
-
-    def optional(split: str) -> Split | None:
-        if not (folder / split).is_dir():
-            return None
-        found, others = read(split)
-        if others != names:
-            raise UserError(
-                f"{folder / split} and {folder / 'train'} have different classes: {sorted(set(others) ^ set(names))}"
-            )
-        return found
-
-    return train, optional("val"), partial(optional, "test"), len(names)
+    return Split(*readers.image_folder(splits[0], size)), read(splits[1]), partial(read, splits[2]), len(names)
 
 
-def _assemble(
+def assemble(
     spec: DataSpec, train: Split, val: Split | None, test: Callable[[], Split | None], classes: int | None, given: bool = False
 ) -> Data:
+    """Check what was read, hold out validation items, and measure what images are normalised by."""
     name = "given data" if given else spec.name
     if classes is None:
         classes = int(train.labels.max()) + 1 if len(train.labels) else 0
     _check(name, train, classes)
+    _check_classes(name, train.labels, classes)
     if spec.limit is not None and spec.limit < len(train):
         if spec.limit < 2 * classes:
             raise UserError(f"{name}: a limit of {spec.limit} leaves less than two images of each of {classes} classes")
@@ -268,6 +244,29 @@ def _check(name: str, split: Split, classes: int, like: Split | None = None) -> 
     low, high = int(split.labels.min()), int(split.labels.max())
     if low < 0 or high >= classes:
         raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
+    _check_finite(name, split.inputs)
+
+
+def _check_classes(name: str, labels: Tensor, classes: int) -> None:
+    """Raise UserError when a label would make a network of absurdly many outputs."""
+    if classes > max(MANY, len(labels)):
+        raise UserError(
+            f"{name}: label {classes - 1} would need a network of {classes} outputs, for {len(labels)} items of "
+            f"{len(labels.unique())} different labels: number the classes from 0"
+        )
+
+
+def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:
+    """Raise UserError when inputs hold NaN or infinity: how many do, and the first."""
+    if not inputs.is_floating_point():
+        return
+    rows = max(1, chunk // max(1, inputs[0].numel()))
+    parts = [~part.isfinite().flatten(1).all(1) if part.dim() > 1 else ~part.isfinite() for part in inputs.split(rows)]
+    found = torch.cat(parts).nonzero().view(-1).tolist()
+    if found:
+        raise UserError(
+            f"{name}: {len(found)} of {len(inputs)} inputs hold NaN or infinite values, the first is item {found[0]}"
+        )
 
 
 def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
