@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from subnet_search.config import RunConfig, check
-from subnet_search.data import Data, DataSpec, from_user, load
+from subnet_search.data import Data, DataSpec, Split, from_user, load
 from subnet_search.deploy import Origin, Subnetwork
 from subnet_search.deploy.subnetwork import state_in
 from subnet_search.errors import UserError, invalid
@@ -23,7 +24,7 @@ from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
-from subnet_search.nets import NetworkSpec, build, check_output, initialise, make_dynamic
+from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic
 from subnet_search.runfolder import (
     CHECKPOINT,
     claim,
@@ -39,8 +40,10 @@ from subnet_search.runfolder import last_folder as last_folder
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
 from subnet_search.training.loop import evaluate
-from subnet_search.training.ranks import one_goes_ahead, rank_and_world
+from subnet_search.training.ranks import any_rank, one_goes_ahead, rank_and_world
 from subnet_search.training.structure import units_of
+
+log = logging.getLogger(__name__)
 
 
 def extract(
@@ -121,6 +124,8 @@ def run(
         origin = _origin(config, spec, init, data)
         if config.weights == "seed" and origin.init == "keep" and folder and save:
             raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+        if config.recipe.epochs:
+            check_batch_norm(net, data.shape, min(config.recipe.batch_size, len(data.train)) // rank_and_world()[1])
         units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)
@@ -244,14 +249,29 @@ def _subnetworks(
         supernet.extractor = method
         val = outcome.val if method is first else evaluate(supernet, here, here.val)
         records.append(_record(supernet, here, outcome, val))
-    test = data.test()  # the only line of a run that opens the test split
+    test, problem = _test_split(data, supernet.device)
     found = []
     for method, record in zip(methods, records, strict=True):
         supernet.extractor = method
+        record["test_error"] = problem
         if test is not None:
-            record["test_accuracy"] = evaluate(supernet, here, test.to(supernet.device)).accuracy
+            record["test_accuracy"] = evaluate(supernet, here, test).accuracy
         found.append(_settled(supernet, origin.model_copy(update={"extractor": _named(method)}), record))
     return found
+
+
+def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | None]:
+    """The test split on the device, or why there is none to measure on: by now the training is done, and is kept."""
+    test, problem = None, None
+    try:
+        if (test := data.test()) is not None:  # the only line of a run that opens the test split
+            test = test.to(device)
+    except (UserError, RuntimeError) as error:  # a RuntimeError: no room on the device
+        problem = str(error).partition("\n")[0]
+    if any_rank(problem is not None):
+        test, problem = None, problem or "another process could not read the test split"
+        log.warning("the test accuracy is not measured: %s", problem)
+    return test, problem
 
 
 def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     rows = {
         "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
         "validation accuracy": percent(record["val_accuracy"]),
-        "test accuracy": "no test split" if record["test_accuracy"] is None else percent(record["test_accuracy"]),
+        "test accuracy": _tested(record),
         "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
@@ -120,6 +120,12 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     if record.get("bytes"):
         rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
     pairs({**rows, "sha256": record["sha256"]})
+
+
+def _tested(record: Mapping[str, Any]) -> str:
+    if record["test_accuracy"] is not None:
+        return percent(record["test_accuracy"])
+    return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
 
 
 def macs(record: Mapping[str, Any]) -> str:

@@ -99,8 +99,7 @@ def npz(path: Path, split: str) -> Arrays | None:
         if not path.is_file():
             raise UserError(f"no such data file: {path}")
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                archive.open(member).close()  # an array whose name is damaged in one place is not taken for one left out
+            _check_members(archive, path)
             held = [member.filename.removesuffix(".npy") for member in archive.infolist()]
             if f"{split}_images" not in held:
                 return None
@@ -113,6 +112,17 @@ def npz(path: Path, split: str) -> Arrays | None:
         # Kept in channels-first order from here on.
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise an error when the names of arrays are damaged, which would otherwise be taken for a split left out."""
+    for member in archive.infolist():
+        archive.open(member).close()  # compares the name in the directory with the one before the array
+    with open(path, "rb") as file:
+        file.seek(-22, os.SEEK_END)
+        signature, count = struct.unpack("<4s6xH10x", file.read())
+    if signature == b"PK\x05\x06" and count not in (len(archive.infolist()), 0xFFFF):  # the latter: too many to say there
+        raise UserError(f"{path} is not a readable npz file: {len(archive.infolist())} of its {count} arrays are found")
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
@@ -173,6 +183,9 @@ def _rgb(path: str) -> "Image":
 
     if not os.path.isfile(path):
         raise UserError(f"{path} is not a readable image: it is no file")
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            image.verify()  # checksums, which are otherwise looked at for headers only
     with Image.open(path) as image:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

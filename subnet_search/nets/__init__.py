@@ -1,5 +1,6 @@
 """Reference networks and how their weights begin."""
 
+from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import read_state
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise, prunable
@@ -10,6 +11,7 @@ __all__ = [
     "InitName",
     "NetworkSpec",
     "build",
+    "check_batch_norm",
     "check_output",
     "gated_layers",
     "initial_weight",
