@@ -124,8 +124,10 @@ def run(
         origin = _origin(config, spec, init, data)
         if config.weights == "seed" and origin.init == "keep" and folder and save:
             raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
-        if config.recipe.epochs:
-            check_batch_norm(net, data.shape, min(config.recipe.batch_size, len(data.train)) // rank_and_world()[1])
+        images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
+        if config.recipe.epochs or images:
+            smallest = min(config.recipe.batch_size, len(data.train), images or len(data.train))
+            check_batch_norm(net, data.shape, smallest // rank_and_world()[1])
         units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)

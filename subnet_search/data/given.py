@@ -81,8 +81,8 @@ def _tensor(part: Any, what: str) -> Tensor:
             raise UserError(f"{what} cannot be made a tensor of numbers: {_reason(part, error)}") from error
     if tensor.layout != torch.strided or tensor.is_nested:
         raise UserError(f"{what} are sparse or nested: hand in a dense tensor (tensor.to_dense())")
-    if tensor.is_quantized or tensor.is_meta:
-        raise UserError(f"{what} are {'quantized' if tensor.is_quantized else 'on the meta device'}: hand in plain numbers")
+    if tensor.is_meta:
+        raise UserError(f"{what} are on the meta device, and so have no values")
     return tensor.cpu()
 
 

@@ -124,9 +124,11 @@ class Data:
     @cached_property
     def input_range(self) -> InputRange:
         """The type of the inputs and what lies between: 0 to 255 for images, the least and the greatest of training others."""
-        inputs = self.train.inputs
-        low, high = (0, 255) if self.mean is not None else (inputs.min().item(), inputs.max().item())
-        return InputRange(str(inputs.dtype).removeprefix("torch."), low, high)
+        kind = str(self.train.inputs.dtype).removeprefix("torch.")
+        if self.mean is not None:
+            return InputRange(kind, 0, 255)
+        values = self.train.inputs.float()
+        return InputRange(kind, values.min().item(), values.max().item())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -260,9 +262,11 @@ def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:
     """Raise UserError when inputs hold NaN or infinity: how many do, and the first."""
     if not inputs.is_floating_point():
         return
-    rows = max(1, chunk // max(1, inputs[0].numel()))
-    parts = [~part.isfinite().flatten(1).all(1) if part.dim() > 1 else ~part.isfinite() for part in inputs.split(rows)]
-    found = torch.cat(parts).nonzero().view(-1).tolist()
+    rows, found = max(1, chunk // max(1, inputs[0].numel())), list[int]()
+    for start in range(0, len(inputs), rows):
+        part = inputs[start : start + rows]
+        if not part.sum().isfinite():  # which is fast; a sum that overflows is looked at as well
+            found += [start + row for row, values in enumerate(part) if not values.isfinite().all()]
     if found:
         raise UserError(
             f"{name}: {len(found)} of {len(inputs)} inputs hold NaN or infinite values, the first is item {found[0]}"

@@ -39,5 +39,5 @@ def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) ->
     if single:
         raise UserError(
             f"a training batch of one item gives batch norm ({single[0]}) one value a channel, and it needs two or more: set a "
-            "larger recipe.batch_size, or use more training data or fewer processes"
+            "larger recipe.batch_size (or extractor.images), or use more training data or fewer processes"
         )
