@@ -269,7 +269,7 @@ def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, r
             write_atomically(path, made.model)
         case "state-dict":
             about = {"network": subnetwork.summary()["network"], "normalisation": record["normalisation"]}
-            save_tensors(path, masked.state_dict(), {"format": 1, **about, "input": record["input"]})
+            save_tensors(path, masked.state_dict(), {"format": 2, **about, "input": record["input"]})
         case to:
             metrics, normalise = {**subnetwork.summary(), "export": record}, record["normalise"]
             deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, metrics, normalise)

@@ -6,7 +6,7 @@ searches or selects a model can touch it by accident.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from subnet_search.data import readers
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.errors import UserError, invalid, unknown
+from subnet_search.files import digest
 from subnet_search.seeds import generator
 
 NAMES = {
@@ -109,6 +110,13 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """The shape of one input."""
         return tuple(self.train.inputs.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the training and validation items, the number of classes, and what normalises images."""
+        parts = {"train.inputs": self.train.inputs, "train.labels": self.train.labels}
+        parts |= {"val.inputs": self.val.inputs, "val.labels": self.val.labels, "classes": torch.tensor(self.classes)}
+        return digest(parts | {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None})
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits and statistics on `device`; the test split stays where it is until asked for."""
