@@ -67,6 +67,10 @@ class Deployed:
         """The exported network, built from its name. Raises UserError when that is not one of ours or torchvision's."""
         return self.on(self.origin.build())
 
+    def inputs(self, batch: int) -> Tensor:
+        """Random inputs (batch, *shape) to try the network on."""
+        return self.origin.inputs(batch)
+
     def on(self, net: nn.Module) -> nn.Module:
         """The exported network, made of a copy of the dense network `net`. Raises UserError when it is another's."""
         try:
@@ -99,12 +103,14 @@ class Deployed:
         """A sparse layer without values yet. Raises ValueError for sizes that are not those of its tensors and its place."""
         form = {**settings}
         make = FORMS[form.pop("form")]
+        if not 1 <= form.get("block", 1) <= LARGEST_BLOCK:
+            raise ValueError(f"the blocks of the sparse layer {name} are of size {form['block']}")
         with torch.device("meta"):  # what the file claims takes no memory before it is checked
             blank = make(**form)
         here = {key: tuple(tensor.shape) for key, tensor in self.tensors.items() if key.rpartition(".")[0] == name}
         own = {f"{name}.{key}": tuple(tensor.shape) for key, tensor in blank.state_dict().items()}
         rows, columns = dense.weight.flatten(1).shape
-        if own != here or blank.rows > rows or blank.columns > columns or not 1 <= form.get("block", 1) <= LARGEST_BLOCK:
+        if own != here or blank.rows > rows or blank.columns > columns:
             raise ValueError(f"the sizes of the sparse layer {name} are not those of its tensors")
         return make(**form)
 
