@@ -31,6 +31,7 @@ from subnet_search.topology.units import parse
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
 TOLERANCE = 1e-4  # between the logits, relative to the largest
 HALF_TOLERANCE = 1e-2  # the same for 2:4, whose layers are in half precision
+TRIED = 7  # inputs that both are given
 _Front = Callable[[nn.Module], nn.Module]
 
 
@@ -74,8 +75,9 @@ def export(
 
     `input` in what is returned says how an input is prepared for the exported network; the mean and std are in its file too.
     Nothing is written before the result runs and says what the masked network says, within 1e-4 of the largest logit
-    (2:4: 1e-2). Raises UserError when the subnetwork cannot be had in this form, RunError when the result says something
-    else or cannot be written; an earlier file stays as it was.
+    (2:4: 1e-2): on inputs of the run where its folder has them, else on random ones of their type and range. Raises
+    UserError when the subnetwork cannot be had in this form, RunError when the result says something else or cannot be
+    written; an earlier file stays as it was.
     """
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
     if data is not None and not recalibrate:
@@ -105,7 +107,7 @@ def export(
         "dense_bytes": subnetwork.dense_bytes(),
         **counts(masked, made.plain, made.runs, shape),
         "dynamic": subnetwork.origin.dynamic,
-        "latency": measured(nets, shape, batch, threads, seconds),
+        "latency": measured(nets, subnetwork.inputs, batch, threads, seconds),
     }
     if subnetwork.origin.dynamic:
         record["kept_macs"] = subnetwork.metrics["kept_macs"]
@@ -159,7 +161,7 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
         case "state-dict":
             return _Made(masked, masked, {"dense": opened(masked)} if subnetwork.origin.dynamic else {})
         case "compact":
-            small = compact(masked, subnetwork.origin.inputs(2))
+            small = compact(masked, subnetwork.inputs(2))
             return _Made(small, small)
         case "onnx":
             return _onnx(subnetwork, masked, threads, front)
@@ -175,7 +177,7 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
 
 def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front) -> _Made:
     """front: what is put before the network, and before those that it is measured beside."""
-    example = subnetwork.origin.inputs(2)
+    example = subnetwork.inputs(2)
     dynamic = subnetwork.origin.dynamic
     small, whole = (masked, None) if dynamic else _smaller(subnetwork, masked)
     model, plain = to_onnx(front(small), example, _metadata(subnetwork, front is not _as_it_is)), front(opened(masked))
@@ -195,7 +197,7 @@ def _metadata(subnetwork: Subnetwork, built_in: bool) -> dict[str, str]:
 
 def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: Kind, batch: int, threads: int) -> _Made:
     origin, (unit, sizes) = subnetwork.origin, parse(subnetwork.origin.unit)
-    example = origin.inputs(batch).to(next(plain.parameters()).device)
+    example = subnetwork.inputs(batch).to(next(plain.parameters()).device)
     try:
         runs, layers = sparsify(plain, kind, example, sizes[0] if unit == "block" else BLOCK, threads)
     except UserError as error:
@@ -208,7 +210,7 @@ def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: K
 def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
     """The compact network; or the masked one as it is, and why it cannot be smaller."""
     try:
-        return compact(masked, subnetwork.origin.inputs(2)), None
+        return compact(masked, subnetwork.inputs(2)), None
     except (UserError, RunError) as error:
         return masked, str(error)
 
@@ -228,9 +230,10 @@ class _Fed(nn.Module):
 def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork, normalise: bool) -> float:
     """The greatest difference of what both say, relative to the largest logit. Raises RunError when it is too great."""
     origin = subnetwork.origin
-    inputs: Tensor = origin.inputs(7).to(next(masked.parameters()).device)
+    inputs: Tensor = subnetwork.inputs(TRIED).to(next(masked.parameters()).device)
     if normalise:
-        inputs, masked = inputs.sigmoid(), _Fed(masked, *statistics(origin))
+        mean, std = (inputs.new_tensor(values).view(-1, 1, 1) for values in statistics(origin))
+        inputs, masked = (inputs * std + mean).clamp(0, 1), _Fed(masked, *statistics(origin))
     try:
         difference = difference_between(masked, runs, inputs)
     except AttributeError as error:  # of a sparse layer's weight
@@ -269,7 +272,7 @@ def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, r
             write_atomically(path, made.model)
         case "state-dict":
             about = {"network": subnetwork.summary()["network"], "normalisation": record["normalisation"]}
-            save_tensors(path, masked.state_dict(), {"format": 1, **about, "input": record["input"]})
+            save_tensors(path, masked.state_dict(), {"format": 2, **about, "input": record["input"]})
         case to:
             metrics, normalise = {**subnetwork.summary(), "export": record}, record["normalise"]
             deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, metrics, normalise)

@@ -2,9 +2,12 @@
 
 import copy
 import functools
+import hashlib
 import importlib.metadata
+import json
 import logging
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,22 +16,27 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from subnet_search.config import RunConfig, check
 from subnet_search.data import Data, DataSpec, Split, from_user, load
 from subnet_search.deploy import Origin, Subnetwork
-from subnet_search.deploy.subnetwork import state_in
+from subnet_search.deploy.subnetwork import INPUTS, save_examples, state_in
 from subnet_search.errors import UserError, invalid
 from subnet_search.evaluation import Quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
+from subnet_search.extractors.base import trains_weights
+from subnet_search.files import digest
 from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic
 from subnet_search.runfolder import (
     CHECKPOINT,
+    check_free,
     claim,
     finished,
+    held,
     log_epochs,
     no_trace_of_mistakes,
     save_curve,
@@ -103,6 +111,7 @@ def run(
     data: Data | None = None,
     densities: Sequence[float] = (),
     save: bool = True,
+    leased: bool = False,
     on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -114,44 +123,97 @@ def run(
     subnetwork.safetensors (masks.safetensors alone when `save` is false). See `extract` for the rest.
     `densities` gives a subnetwork at each of them too, by the one relevance that was learned: rows in the record under
     `curve`, and in the folder curve.json and subnetwork-DENSITY.safetensors.
+    A folder is of one run: of one configuration, network and data, and in one process at a time. `leased`: whoever else has
+    the folder has lost it to the caller.
     """
     config = config.resolve()
     folder = Path(out) if out is not None else None
+    if not leased:
+        check_free(folder)
     handed_in = (module is not None, data is not None and data.spec is None)
     data = data or one_goes_ahead(lambda: load(config.data))
     with on_threads(config.recipe.threads):
         net, spec = make_network(config, module, init, data)
         origin = _origin(config, spec, init, data)
-        if config.weights == "seed" and origin.init == "keep" and folder and save:
-            raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+        if folder and save:
+            check_storable(config, origin)
         images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
         if config.recipe.epochs or images:
             smallest = min(config.recipe.batch_size, len(data.train), images or len(data.train))
             check_batch_norm(net, data.shape, smallest // rank_and_world()[1])
         units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
+        identity = identity_of(module, net, origin.init, data)  # before anything is moved or trained
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)
-        if folder:  # only now: a mistake in what was asked for leaves no folder behind
-            claim(folder, _without(config, handed_in), resume)
-            if resume and (done := finished(folder, learners)):
+        # Only now: a mistake in what was asked for leaves no folder behind.
+        with held(folder, leased):
+            run_name = claim(folder, _without(config, handed_in), resume, identity) if folder else None
+            if folder and resume and (done := finished(folder, config.weights, learners)):
                 return done
-        with no_trace_of_mistakes(folder):
-            outcome = train(
-                supernet,
-                data,
-                config.seed,
-                checkpoint=folder / CHECKPOINT if folder else None,
-                resume=resume,
-                on_begin=on_begin,
-                on_step=on_step,
-                on_epoch=log_epochs(folder, on_epoch),
-                should_stop=should_stop,
-            )
-        subnet, *others = _subnetworks(supernet, data, outcome, origin, [config.extractor, *learners.values()])
-    writes = folder if rank_and_world()[0] == 0 else None
-    if others:
-        subnet = with_metrics(subnet, {"curve": save_curve(dict(zip(learners, others, strict=True)), writes, config)})
-    return save_run(subnet, writes, config, save) if writes else subnet
+            writes = folder if rank_and_world()[0] == 0 else None
+            with no_trace_of_mistakes(folder):
+                examples = data.examples(EXAMPLES).cpu()
+                if writes and save:
+                    save_examples(writes / INPUTS, examples)
+                outcome = train(
+                    supernet,
+                    data,
+                    config.seed,
+                    checkpoint=folder / CHECKPOINT if folder else None,
+                    name=run_name,
+                    resume=resume,
+                    on_begin=on_begin,
+                    on_step=on_step,
+                    on_epoch=log_epochs(folder, on_epoch),
+                    should_stop=should_stop,
+                )
+            found = _subnetworks(supernet, data, outcome, origin, [config.extractor, *learners.values()])
+            subnet, *others = (replace(one, examples=examples) for one in found)
+            if others:
+                subnet = with_metrics(subnet, {"curve": save_curve(dict(zip(learners, others, strict=True)), writes, config)})
+            return save_run(subnet, writes, config, save) if writes else subnet
+
+
+def check_storable(config: RunConfig, origin: Origin) -> None:
+    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them."""
+    if config.weights != "seed":
+        return
+    method = type(config.extractor)
+    if origin.init == "keep":
+        raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+    if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
+        how = "trains" if trains_weights(method) else "changes"
+        raise UserError(f"{config.extractor.name} {how} weights, so no seed makes them: save them with weights='values'")
+
+
+def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data) -> dict[str, str | None]:
+    """Hashes of the network, a module as it was handed in or the one that was made by its name, and of the data.
+
+    Weights that are drawn from the run's seed are not hashed: the configuration says what they are.
+    """
+    net, given = made if module is None else module, module is not None
+    state = net.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
+    others = {name: repr(value) for name, value in state.items() if name not in tensors}
+    structure = json.dumps([repr(net), shapes, others, frozen])
+    return {
+        "network": hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode()).hexdigest(),
+        "weights": digest(tensors) if given or init == "keep" else None,
+        "init": init if given else None,
+        "data": data.fingerprint,
+    }
+
+
+EXAMPLES = 8  # inputs of a run that are kept
+
+
+def _range(data: Data) -> tuple[float, float]:
+    """The least and the greatest value of an input, as the network sees it; of images those that a pixel can have."""
+    if data.mean is None or data.std is None:
+        return float(data.train.inputs.min()), float(data.train.inputs.max())
+    return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
 
 
 def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:
@@ -204,12 +266,16 @@ def _gated(net: nn.Module, config: RunConfig, data: Data) -> nn.Module:
 
 def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
     scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
+    low, high = _range(data)
     return Origin(
         network=spec,
         init=str(spec.init) if spec else init,
         init_density=spec.init_density if spec else scaled,
         shape=data.shape,
         classes=data.classes,
+        dtype=str(data.examples(1).dtype).removeprefix("torch."),
+        low=low,
+        high=high,
         data=data.spec.model_dump(mode="json") if data.spec else None,
         mean=_decimals(data.mean),
         std=_decimals(data.std),

@@ -1,15 +1,15 @@
 """What a network weighs and takes beside the dense one it came from, and what would be faster where it is not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from subnet_search.deploy.compact import compact
 from subnet_search.deploy.sparse_layers import Sparse
-from subnet_search.deploy.subnetwork import Origin
+from subnet_search.deploy.subnetwork import Subnetwork
 from subnet_search.errors import RunError, UserError
 from subnet_search.evaluation import cost, layer_macs
 from subnet_search.evaluation.latency import latencies
@@ -38,24 +38,30 @@ def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[in
     }
 
 
-def without_dead(masked: nn.Module, origin: Origin) -> nn.Module:
+def without_dead(masked: nn.Module, subnetwork: Subnetwork) -> nn.Module:
     """What is timed of a masked network: where channels are the units, it without those that nothing reads."""
-    if origin.unit == "channel":
+    if subnetwork.origin.unit == "channel":
         with suppress(UserError, RunError):  # none is gone, or they cannot be taken out: then they take their time
-            return compact(masked, origin.inputs(2).to(next(masked.parameters()).device))
+            return compact(masked, subnetwork.inputs(2).to(next(masked.parameters()).device))
     return masked
 
 
 def measured(
-    nets: Mapping[str, nn.Module], shape: tuple[int, ...], batch: int = 1, threads: int = 1, seconds: float = 1.0
+    nets: Mapping[str, nn.Module],
+    inputs: Callable[[int], Tensor],
+    batch: int = 1,
+    threads: int = 1,
+    seconds: float = 1.0,
 ) -> list[dict[str, Any]]:
     """A row for every batch size, 1, 16, 256 and `batch`: milliseconds of each network, a pass of each in turn.
 
     nets: `dense`, `exported`, and others; `speedup` is of the former two. `faster`: beyond the spread of both.
+    inputs: gives as many as it is asked for
     """
     rows = []
     for size in sorted({*BATCHES, batch}):
-        found = latencies([*nets.values()], shape, size, threads, seconds=seconds, passes=50)
+        given = inputs(size)
+        found = latencies([*nets.values()], tuple(given.shape[1:]), size, threads, inputs=given, seconds=seconds, passes=50)
         times = dict(zip(nets, found, strict=True))
         dense, exported = times["dense"], times["exported"]
         speedup = dense.median / exported.median

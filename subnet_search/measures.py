@@ -59,7 +59,8 @@ class Finished:
 
     def latency(self) -> float:
         """Of the masked network; where channels are the units, of the one without those that are gone."""
-        return latency(without_dead(self.net, self.subnetwork.origin), self.subnetwork.origin.shape).median
+        inputs = self.subnetwork.inputs(1)
+        return latency(without_dead(self.net, self.subnetwork), self.subnetwork.origin.shape, inputs=inputs).median
 
     def robustness(self) -> float:
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin

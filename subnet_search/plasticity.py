@@ -26,11 +26,11 @@ from subnet_search.config import RunConfig
 from subnet_search.data import Batches, Data, load
 from subnet_search.errors import Interrupted, UserError
 from subnet_search.evaluation.latency import on_threads
-from subnet_search.extraction import make_network
+from subnet_search.extraction import identity_of, make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.base import Change, Network
 from subnet_search.files import load_tensors, write_atomically
-from subnet_search.runfolder import claim
+from subnet_search.runfolder import check_free, claim, held
 from subnet_search.topology.regrow import regrow
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.select import count, keep_global
@@ -146,14 +146,18 @@ def plasticity(
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
     given = {"network": module is not None, "data": data is not None and data.spec is None}
+    check_free(Path(out))
     data = data or load(config.data)
     with on_threads(recipe.threads):
-        net, _ = make_network(config, module, "keep", data)
+        net, spec = make_network(config, module, "keep", data)
         per_epoch = Batches(data.train, None, None, recipe.batch_size, config.seed).steps_per_epoch
         branches = plan.branches(recipe.epochs, per_epoch)
-        claim(Path(out), {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}, True)
-        experiment = _Experiment(config, net, data.to(recipe.device), Path(out), on_step, should_stop)
-        return experiment.run(branches, on_branch or (lambda record: None))
+        wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
+        identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
+        with held(Path(out)):
+            name = claim(Path(out), wanted, True, identity)
+            experiment = _Experiment(config, net, data.to(recipe.device), Path(out), name, on_step, should_stop)
+            return experiment.run(branches, on_branch or (lambda record: None))
 
 
 class _Experiment:
@@ -165,11 +169,12 @@ class _Experiment:
         net: nn.Module,
         data: Data,
         folder: Path,
+        name: str | None,
         on_step: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self.config, self.net, self.data, self.folder = config, net, data, folder
-        self.on_step, self.should_stop = on_step, should_stop
+        self.name, self.on_step, self.should_stop = name, on_step, should_stop
         self.done, self.to_do = 0, 0  # steps of this call
         known = _read(folder / "plasticity.json")
         self.unpruned: dict[int, float] = {int(step): accuracy for step, accuracy in known["unpruned"].items()}
@@ -247,7 +252,16 @@ class _Experiment:
 
         try:
             seed = self.config.seed
-            train(supernet, self.data, seed, checkpoint=checkpoint, resume=True, on_step=watch, should_stop=stopping)
+            train(
+                supernet,
+                self.data,
+                seed,
+                checkpoint=checkpoint,
+                name=self.name,
+                resume=True,
+                on_step=watch,
+                should_stop=stopping,
+            )
         except Interrupted:
             if reached != stop:
                 raise

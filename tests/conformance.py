@@ -14,11 +14,13 @@ from subnet_search import Masks, Recipe, RunConfig, Subnetwork
 from subnet_search.config import DEFAULT_UNITS, check
 from subnet_search.data import Data
 from subnet_search.domains import domains
-from subnet_search.errors import Interrupted
+from subnet_search.errors import Interrupted, UserError
 from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.extractors import create, extractor_names, get_extractor
+from subnet_search.extractors.base import trains_weights
 from subnet_search.extractors.catalogue import describe
+from subnet_search.files import load_tensors
 from subnet_search.nets import make_dynamic, prunable
 from subnet_search.search.compare import WEIGHTS
 from subnet_search.topology.select import count
@@ -72,6 +74,12 @@ def begun(name, net, shape=(10,)):
 def topology(units, subnet):
     """The units that live in a subnetwork."""
     return Masks({key: pooled > 0 for key, pooled in units.pool({n: mask.float() for n, mask in subnet.masks.items()}).items()})
+
+
+def units_for(name):
+    """A unit of each kind that a method supports."""
+    units = [unit for unit in ("weight", "channel", "2:4", "block:2") if parse(unit)[0] in get_extractor(name).paradigm.units]
+    return list(dict.fromkeys([first_unit(name), *units]))
 
 
 def has_density(name):
@@ -253,6 +261,30 @@ def test_every_unit_it_supports(name, unit, tmp_path):
     resumed = run_config(settings, tmp_path / "part", resume=True, module=conv_bn_from(0), data=data)
     assert resumed.sha256 == subnet.sha256
     assert resumed.masks.same(subnet.masks)
+
+
+STORED = [(name, unit, weights) for name in extractor_names() for unit in units_for(name) for weights in ("values", "seed")]
+
+
+@pytest.mark.parametrize(("name", "unit", "weights"), STORED)
+def test_what_cannot_be_stored_is_refused_before_training(name, unit, weights, tmp_path):
+    """Whatever the method, the unit and what the file is to hold of the weights: a finished run is in its file as asked."""
+    half = {"density": 0.5} if has_density(name) else {}
+    settings = config(name, epochs=4, unit=unit, **half).model_copy(update={"weights": weights})
+    net, data = (dense(name), points()) if first_unit(name) == unit else (conv_bn_from(0), pictures())
+    steps, refused = [], None
+    try:
+        run_config(settings, tmp_path / "run", module=net, init="kaiming_normal", data=data, on_step=steps.append)
+    except UserError as error:
+        refused = str(error)
+    if weights == "seed" and (trains_weights(get_extractor(name)) or get_extractor(name).changes_weights):
+        assert "weights='values'" in refused
+        assert not steps
+        assert not (tmp_path / "run").exists()
+    else:
+        assert refused is None
+        assert load_tensors(tmp_path / "run" / "subnetwork.safetensors", "file")[1]["weights"] == weights
+        assert Subnetwork.load(tmp_path / "run" / "subnetwork.safetensors").density <= 1
 
 
 @every_extractor

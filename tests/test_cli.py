@@ -79,6 +79,8 @@ def test_the_main_job_on_digits():
     assert folder == Path("runs/gumbel_digits")
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
+        "identity.json",
+        "inputs.safetensors",
         "metrics.jsonl",
         "subnetwork.safetensors",
         "summary.json",

@@ -139,19 +139,22 @@ def test_a_state_dict_says_how_it_is_fed(folder, tmp_path):
 
 def test_a_file_that_normalises_is_judged_as_the_one_that_does_not(folder, tmp_path):
     subnet = ss.Subnetwork.load(folder / "run/subnetwork.safetensors")
+    name = f"npz:{folder / 'coloured.npz'}"  # outside of this folder, so the file alone does not have it read
+    with pytest.raises(UserError, match=f"names data outside of this folder: .* --data {name}"):
+        ss.evaluate(subnet)
     records = []
     for normalise in (False, True):
         export(subnet, "compact", tmp_path / "file", normalise=normalise, seconds=0)
-        records.append(ss.evaluate(read_artifact(tmp_path / "file"), "test", noise=True, corruptions=normalise))
+        records.append(ss.evaluate(read_artifact(tmp_path / "file"), "test", data=name, noise=True, corruptions=normalise))
     plain, built_in = records
     assert built_in["accuracy"] == plain["accuracy"] == subnet.metrics["test_accuracy"]
     assert built_in["nll"] == pytest.approx(plain["nll"], rel=1e-4)
     assert [row["accuracy"] for row in built_in["noise"]] == pytest.approx(
         [row["accuracy"] for row in plain["noise"]], abs=0.01
     )
-    assert built_in["corruptions"] == ss.evaluate(subnet, "test", corruptions=True)["corruptions"]
+    assert built_in["corruptions"] == ss.evaluate(subnet, "test", data=name, corruptions=True)["corruptions"]
     assert isinstance(load_deployed(tmp_path / "file"), Normalised)
-    timed = ss.evaluate(read_artifact(tmp_path / "file"), latency=True)
+    timed = ss.evaluate(read_artifact(tmp_path / "file"), data=name, latency=True)
     assert [row["batch"] for row in timed["latency"]] == [1, 16, 256]
 
 

@@ -159,7 +159,7 @@ def test_stopped_and_continued(tmp_path, whole):
         again = []
         assert measured(folder, on_step=lambda *_, again=again: again.append(1)) == whole
         assert len(again) < 36 + 8 * 12
-        assert {path.name for path in folder.iterdir()} == {"config.yaml", "plasticity.json"}
+        assert {path.name for path in folder.iterdir()} == {"config.yaml", "identity.json", "plasticity.json"}
 
 
 def test_a_point_that_the_dense_run_is_past(tmp_path, whole):

@@ -57,6 +57,8 @@ def test_two_processes_do_one_run(name):
     folder = Path("runs/extract")
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
+        "identity.json",
+        "inputs.safetensors",
         "metrics.jsonl",
         "subnetwork.safetensors",
         "summary.json",

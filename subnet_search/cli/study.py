@@ -110,6 +110,9 @@ def extract(
     best: Annotated[bool, typer.Option("--best", help="The best trial; the default.")] = False,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, numbered].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="What the file stores, values or seed [default: as the study says].")
+    ] = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
@@ -124,7 +127,7 @@ def extract(
     folder = out or free_folder(name)
     command = f"subnet-search study extract {name} --trial {chosen.number} --resume --out {folder}"
     with follow_run(json, command) as callbacks:
-        again = train_again(chosen, folder, resume=resume, study=study, **callbacks)
+        again = train_again(chosen, folder, resume=resume, study=study, weights=weights, **callbacks)
     if json:
         show.print_json(
             {

@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import torch
 from torch import Tensor, nn
 
 from subnet_search.deploy.normalised import normalised
 from subnet_search.deploy.shrink import shrunk
 from subnet_search.deploy.sparse_layers import FORMS, Sparse, put
 from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
+from subnet_search.deploy.trials import first_line
 from subnet_search.errors import UserError
-from subnet_search.files import load_tensors, save_tensors
+from subnet_search.files import load_tensors, reading, save_tensors
 from subnet_search.nets import check_output
 
-FORMAT = 2  # 1: without a normalisation that is built in
+FORMAT = 3  # 1: without a normalisation that is built in; 1 and 2: without a hash over the header
+LARGEST_BLOCK = 2**16
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,26 @@ class Deployed:
         """The exported network, built from its name. Raises UserError when that is not one of ours or torchvision's."""
         return self.on(self.origin.build())
 
+    def inputs(self, batch: int) -> Tensor:
+        """Random inputs (batch, *shape) to try the network on."""
+        return self.origin.inputs(batch)
+
     def on(self, net: nn.Module) -> nn.Module:
         """The exported network, made of a copy of the dense network `net`. Raises UserError when it is another's."""
         try:
+            for name, shape in self.shapes.items():
+                if tuple(self.tensors[name].shape) != shape:
+                    raise ValueError(f"{name} is of shape {tuple(self.tensors[name].shape)}, and said to be of {shape}")
             out = shrunk(net, self.shapes)
             for name, settings in self.sparse.items():
-                form = {**settings}
-                layer: Sparse = FORMS[form.pop("form")](**form)
+                layer = self._layer(name, settings, out.get_submodule(name))
                 layer.to(self.tensors[f"{name}.values"].dtype)
                 put(out, name, layer.to(next(out.parameters(), layer.values).device))
             own = out.state_dict()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"this exported network belongs to another network: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever sizes that do not fit make torch raise
+            raise UserError(f"this exported network belongs to another network: {first_line(error)}") from error
         wrong = sorted(own.keys() ^ self.tensors.keys())
         wrong = wrong or [name for name, value in own.items() if value.shape != self.tensors[name].shape]
         if wrong:
@@ -89,6 +99,21 @@ class Deployed:
         check_output(out, self.origin.shape, self.origin.classes)
         return (normalised(out, self.origin) if self.normalise else out).eval()
 
+    def _layer(self, name: str, settings: Mapping[str, Any], dense: Any) -> Sparse:
+        """A sparse layer without values yet. Raises ValueError for sizes that are not those of its tensors and its place."""
+        form = {**settings}
+        make = FORMS[form.pop("form")]
+        if not 1 <= form.get("block", 1) <= LARGEST_BLOCK:
+            raise ValueError(f"the blocks of the sparse layer {name} are of size {form['block']}")
+        with torch.device("meta"):  # what the file claims takes no memory before it is checked
+            blank = make(**form)
+        here = {key: tuple(tensor.shape) for key, tensor in self.tensors.items() if key.rpartition(".")[0] == name}
+        own = {f"{name}.{key}": tuple(tensor.shape) for key, tensor in blank.state_dict().items()}
+        rows, columns = dense.weight.flatten(1).shape
+        if own != here or blank.rows > rows or blank.columns > columns:
+            raise ValueError(f"the sizes of the sparse layer {name} are not those of its tensors")
+        return make(**form)
+
     def summary(self) -> dict[str, Any]:
         """The record of the run that found the subnetwork, and under `export` what was measured when it was exported."""
         return copy.deepcopy(dict(self.metrics))
@@ -96,7 +121,7 @@ class Deployed:
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the file, atomically, and return its size in bytes. Raises RunError when it cannot be written."""
         manifest = {
-            "format": 2 if self.normalise else 1,  # so that a version that would not normalise refuses it
+            "format": FORMAT,
             "normalise": self.normalise,
             "to": self.to,
             "shapes": self.shapes,
@@ -115,15 +140,13 @@ class Deployed:
         manifest = header.get("deployed")
         if not isinstance(manifest, dict):
             raise UserError(f"{path} is not an exported network: subnet-search export makes one of a subnetwork")
-        if manifest.get("format") not in (1, FORMAT):
+        if manifest.get("format") not in range(1, FORMAT + 1):
             raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: update subnet-search")
-        try:
+        with reading(path, "exported network"):
             shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-            origin = Origin.model_validate(manifest["origin"])
-            kind, normalise = manifest["to"], manifest.get("normalise", False)
-            return cls(tensors, shapes, manifest["sparse"], origin, kind, manifest["metrics"], normalise)
-        except (KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise UserError(f"{path} is not a file of an exported network: {error}") from error
+            sparse = {name: dict(settings) for name, settings in manifest["sparse"].items()}
+            origin, metrics = Origin.model_validate(manifest["origin"]), dict(manifest["metrics"])
+            return cls(tensors, shapes, sparse, origin, str(manifest["to"]), metrics, bool(manifest.get("normalise", False)))
 
 
 def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:

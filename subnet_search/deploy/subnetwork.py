@@ -2,30 +2,32 @@
 
 Masks are packed to one bit a weight, and only the weights that live are stored. A subnetwork of untrained weights can
 leave those out too (`weights="seed"`): they are made again from the seed and checked against the hash, so the file
-costs about one bit a weight. Reading a file runs no code and imports nothing that the file names.
+costs about one bit a weight. Reading a file runs no code, and imports, downloads and opens nothing that the file names.
 """
 
 import copy
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from subnet_search.deploy.compact import compact
+from subnet_search.deploy.masks import unpacked
 from subnet_search.errors import UserError
-from subnet_search.files import digest, load_tensors, save_tensors
+from subnet_search.files import digest, header_of, load_tensors, reading, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, read_state
-from subnet_search.topology.masks import Masks, pack, unpack
+from subnet_search.topology.masks import Masks, pack
 
-FORMAT = 1
+FORMAT = 2  # 1: without a hash over the header
+INPUTS = "inputs.safetensors"  # beside a subnetwork in its run folder: a few inputs of the run, as the network sees them
+DOWNLOADS = ("weights", "pretrained")  # how the options begin that make a factory fetch something
 Weights = Literal["values", "seed"]
 
 
@@ -38,7 +40,10 @@ class Origin(BaseModel):
     init: str  # how its weights began; `keep`: as they were handed in
     init_density: float | None
     shape: tuple[int, ...]  # of one input
-    classes: int
+    classes: int = Field(ge=1)
+    dtype: str = "float32"  # of inputs, as the network sees them
+    low: float | None = None  # the least and the greatest value of an input, as the network sees it; None: not known
+    high: float | None = None
     data: dict[str, Any] | None  # None: data handed in from Python
     mean: tuple[float, ...] | None  # what images, scaled to 0..1, are normalised by, for each channel; None: they are not
     std: tuple[float, ...] | None
@@ -57,6 +62,13 @@ class Origin(BaseModel):
             return {**values, "std": values["deviation"]}
         return values
 
+    @field_validator("dtype")
+    @classmethod
+    def _a_type(cls, value: str) -> str:
+        if not isinstance(getattr(torch, value, None), torch.dtype):
+            raise ValueError(f"there is no type {value!r} of tensors")
+        return value
+
     @property
     def normalisation(self) -> dict[str, Any] | None:
         """What is done to an input before the network reads it, in plain values. None: inputs are used as they are."""
@@ -64,8 +76,17 @@ class Origin(BaseModel):
             return None
         return {"pixels": "0 to 1 (8-bit values / 255)", "mean": list(self.mean), "std": list(self.std)}
 
-    def build(self) -> nn.Module:
-        """The dense network by its name. Raises UserError when it is not one of ours or torchvision's."""
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the network's factory, without those by which something would be downloaded."""
+        options = self.network.options if self.network else {}
+        return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
+
+    def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
+        """The dense network by its name. Raises UserError when it is not one of ours or torchvision's.
+
+        shapes   those of its state dict where they are known: another network is refused before it takes any memory
+        """
         spec = self.network
         if spec is None or not is_ours(spec.name):
             name = spec.name if spec else "handed in from Python"
@@ -73,13 +94,39 @@ class Origin(BaseModel):
                 f"the network of this file ({name}) is not built from the file: hand it in, subnetwork.on(net), "
                 f"or --network package.module:factory"
             )
-        options = {key: value for key, value in spec.options.items() if key != "weights"}  # nothing is downloaded
-        net = build(spec.model_copy(update={"init": "keep", "options": options, "state": None}), self.shape, self.classes, 0)
+        spec = spec.model_copy(update={"init": "keep", "options": self.options, "state": None})
+        if shapes is not None:
+            own = None
+            with suppress(Exception), torch.device("meta"):  # some networks look at values while they are made
+                net = build(spec, self.shape, self.classes, 0)
+                own = _shapes(make_dynamic(net, self.shape) if self.dynamic else net)
+            if own is not None:
+                _check_shapes(own, shapes)
+        net = build(spec, self.shape, self.classes, 0)
         return make_dynamic(net, self.shape) if self.dynamic else net
 
     def inputs(self, batch: int) -> Tensor:
-        """Random inputs (batch, *shape), the same each time: normal, as normalised images are about."""
-        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(0))
+        """Random inputs (batch, *shape), the same each time: of the run's type, evenly between its least and greatest value.
+
+        Normal ones, as normalised images are about, where an older file does not say what the run's inputs were.
+        """
+        rng, shape = torch.Generator().manual_seed(0), (batch, *self.shape)
+        dtype = getattr(torch, self.dtype)
+        if self.low is None or self.high is None:
+            return torch.randn(shape, generator=rng).to(dtype)
+        if dtype.is_floating_point:
+            return (self.low + (self.high - self.low) * torch.rand(shape, generator=rng)).to(dtype)
+        return torch.randint(int(self.low), int(self.high) + 1, shape, generator=rng).to(dtype)
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _check_shapes(own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name] != state[name]]
+    if wrong:
+        raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
 
 
 @dataclass(frozen=True)
@@ -92,6 +139,7 @@ class Subnetwork:
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # what the run measured: accuracies, steps, seconds ...
+    examples: Tensor | None = field(default=None, repr=False, compare=False)  # a few of the run's inputs; never in the file
 
     @classmethod
     def of(
@@ -123,7 +171,13 @@ class Subnetwork:
 
     def network(self) -> nn.Module:
         """The masked network, built from its name. Raises UserError when it is not one of ours or torchvision's."""
-        return self.on(self.origin.build())
+        return self.on(self.origin.build({name: tuple(value.shape) for name, value in self.state_dict().items()}))
+
+    def inputs(self, batch: int) -> Tensor:
+        """Inputs (batch, *shape) to try the network on: the run's own, over and over, where they are at hand, else random."""
+        if self.examples is None:
+            return self.origin.inputs(batch)
+        return self.examples[torch.arange(batch) % len(self.examples)]
 
     def on(self, net: nn.Module) -> nn.Module:
         """A copy of `net`, dense and ordinary, with this subnetwork's effective weights; dead ones are zero.
@@ -136,9 +190,7 @@ class Subnetwork:
         if self.origin.dynamic:
             make_dynamic(out, self.origin.shape)
         state, own = self.state_dict(), out.state_dict()
-        wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
-        if wrong:
-            raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
+        _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # not the tensors alone: some modules look at the version that comes with a state
         out.load_state_dict(own)
         check_output(out, self.origin.shape, self.origin.classes)
@@ -147,7 +199,7 @@ class Subnetwork:
     def compact(self, example: Tensor | None = None, net: nn.Module | None = None) -> nn.Module:
         """The masked network without the channels that nothing reads: smaller, plain, dense. See `deploy.compact`.
 
-        example   inputs (batch, ...) as the network takes them; default: random ones. net: as for `on`
+        example   inputs (batch, ...) as the network takes them; default: the run's, or random ones. net: as for `on`
 
         Raises UserError when no channel can go, or network or example are others; RunError when what is left says
         something else than the masked network.
@@ -157,7 +209,7 @@ class Subnetwork:
             got = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"is a {type(example).__name__}"
             raise UserError(f"the example {got}; this network takes {('batch', *shape)}")
         masked = self.network() if net is None else self.on(net)
-        return compact(masked.eval(), self.origin.inputs(2) if example is None else example)
+        return compact(masked.eval(), self.inputs(2) if example is None else example)
 
     def summary(self) -> dict[str, Any]:
         """The record of the run: see the run folder's summary.json."""
@@ -216,31 +268,28 @@ class Subnetwork:
         """Read a file. Raises UserError when it is damaged, of a newer format, or does not match its hash."""
         path = Path(path)
         tensors, header = load_tensors(path, "subnetwork file")
-        if not isinstance(header.get("format"), int) or not isinstance(header.get("shapes"), dict):
+        if type(header.get("format")) is not int or not isinstance(header.get("shapes"), dict) or "origin" not in header:
             raise UserError(f"{path} is not a subnetwork file: its header is of another kind")
         if header["format"] > FORMAT:
             raise UserError(
                 f"{path} has format {header['format']}, newer than the {FORMAT} this version reads: update subnet-search"
             )
-        try:
+        masks = Masks(unpacked(path, tensors, header, "mask."))
+        with reading(path, "subnetwork file"):
             groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mask", "scale", "state", "kept")}
             for name, tensor in tensors.items():
                 kind, _, rest = name.partition(".")
                 groups[kind][rest] = tensor
-            shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
-            masks = Masks({name: unpack(groups["mask"][name], shape) for name, shape in shapes.items()})
             origin = Origin.model_validate(header["origin"])
             if header["weights"] == "seed":
-                weights = {name: _pruned(w, masks[name]) for name, w in _remake(origin, shapes).items()}
+                remade = _remake(origin, {name: tuple(mask.shape) for name, mask in masks.items()})
+                weights = {name: _pruned(weight, masks[name]) for name, weight in remade.items()}
             else:
-                weights = {}
-                for name, mask in masks.items():
-                    kept = groups["kept"][name]
-                    weights[name] = torch.zeros(mask.shape, dtype=kept.dtype).masked_scatter_(mask, kept)
-            found = cls(masks, weights, groups["scale"], groups["state"], origin, header["metrics"])
-        except (KeyError, ValueError, RuntimeError, ValidationError) as error:
-            raise UserError(f"{path} is not a subnetwork file: {error}") from error
-        if found.sha256 != header["sha256"]:
+                weights = {name: _filled(mask, groups["kept"][name]) for name, mask in masks.items()}
+            examples = _examples(path.with_name(INPUTS), origin)
+            found = cls(masks, weights, groups["scale"], groups["state"], origin, dict(header["metrics"]), examples)
+            same = found.sha256 == header["sha256"]
+        if not same:
             raise UserError(
                 f"{path}: the effective weights do not match the hash (made on another kind of machine, or changed)"
             )
@@ -250,16 +299,36 @@ class Subnetwork:
 def state_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state dict in a file: that of a subnetwork, or one that torch or safetensors wrote. Raises UserError."""
     path = Path(path)
-    return Subnetwork.load(path).state_dict() if holds(path, "origin") else read_state(path)
+    header = header_of(path)
+    if "origin" in header:
+        return Subnetwork.load(path).state_dict()
+    return load_tensors(path, "state dict")[0] if "network" in header else read_state(path)
 
 
 def holds(path: Path, key: str) -> bool:
     """Whether a file is one of `files.save_tensors`, with this key in its header: `origin` in a subnetwork's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return key in json.loads((file.metadata() or {})["header"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        return False
+    return key in header_of(path)
+
+
+def save_examples(path: Path, inputs: Tensor) -> None:
+    """Keep a few inputs of a run, as the network sees them: what is exported later is checked with them."""
+    save_tensors(path, {"inputs": inputs}, {"format": FORMAT})
+
+
+def _examples(path: Path, origin: Origin) -> Tensor | None:
+    """The inputs in a file, None where there are none that fit the origin."""
+    with suppress(UserError, KeyError):
+        inputs = load_tensors(path, "file of inputs")[0]["inputs"]
+        if len(inputs) and tuple(inputs.shape[1:]) == origin.shape and inputs.dtype == getattr(torch, origin.dtype):
+            return inputs
+    return None
+
+
+def _filled(mask: Tensor, kept: Tensor) -> Tensor:
+    """The weights of one tensor, dense. Raises ValueError unless there is one for each that lives."""
+    if kept.shape != (int(mask.count_nonzero()),):
+        raise ValueError(f"{tuple(kept.shape)} weights are kept where {int(mask.count_nonzero())} live")
+    return torch.zeros(mask.shape, dtype=kept.dtype).masked_scatter_(mask, kept)
 
 
 def _pruned(weight: Tensor, mask: Tensor) -> Tensor:

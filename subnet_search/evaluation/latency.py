@@ -11,15 +11,22 @@ from subnet_search.timing import Latency, in_turn
 
 
 def latency(
-    net: nn.Module, shape: tuple[int, ...], batch: int = 1, threads: int = 1, *, seconds: float = 1.0, passes: int = 50
+    net: nn.Module,
+    shape: tuple[int, ...],
+    batch: int = 1,
+    threads: int = 1,
+    *,
+    inputs: Tensor | None = None,
+    seconds: float = 1.0,
+    passes: int = 50,
 ) -> Latency:
-    """Time forward passes of random inputs (batch, *shape) in evaluation mode, on the network's device.
+    """Time forward passes of inputs (batch, *shape) in evaluation mode, on the network's device. Default: random ones.
 
     Ends after so many passes, or after `seconds` if that is sooner; at least one pass is timed after one to warm up.
     `threads` are those of the CPU; their number, and the network's mode, are put back. Times depend on what else the
     machine does: to compare networks, measure them in turn, with `latencies`.
     """
-    [found] = latencies([net], shape, batch, threads, seconds=seconds, passes=passes)
+    [found] = latencies([net], shape, batch, threads, inputs=inputs, seconds=seconds, passes=passes)
     return found
 
 
@@ -29,13 +36,14 @@ def latencies(
     batch: int = 1,
     threads: int = 1,
     *,
+    inputs: Tensor | None = None,
     seconds: float = 1.0,
     passes: int = 50,
 ) -> list[Latency]:
     """Time several networks as `latency` does one, a pass of each in turn. `seconds` are those of all together."""
-    inputs = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    given = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)) if inputs is None else inputs
     modes = [net.training for net in nets]
-    calls = [partial(_pass, net.eval(), inputs.to(next(net.parameters(), inputs))) for net in nets]
+    calls = [partial(_pass, net.eval(), _as_taken(given, net)) for net in nets]
     try:
         with on_threads(threads), torch.inference_mode():
             return in_turn(calls, seconds, passes)
@@ -53,6 +61,12 @@ def on_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _as_taken(inputs: Tensor, net: nn.Module) -> Tensor:
+    """Inputs on a network's device, and of its precision where they are no whole numbers."""
+    like = next(net.parameters(), inputs)
+    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
 
 
 def _pass(net: nn.Module, inputs: Tensor) -> None:

@@ -175,6 +175,8 @@ class Extractor(BaseModel, ABC):
 
     replaces_step: ClassVar[bool] = False
     """Whether a change takes the place of the optimizer's step: `step` is then asked before the optimizer."""
+    changes_weights: ClassVar[bool] = False
+    """Whether weights that are not trained end as others than they began, so that the seed does not make them."""
 
     @property
     def needs_momentum(self) -> bool:

@@ -53,6 +53,8 @@ class Biprop(RelevanceLearner):
         note="ResNet-18: weight decay 5e-4, batch 256.",
     )
 
+    changes_weights = True
+
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
     """Fraction of prunable weights kept."""
     allocation: PlainAllocation = "uniform"

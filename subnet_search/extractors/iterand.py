@@ -59,6 +59,7 @@ class IteRand(RelevanceLearner):
     )
 
     keeps_count = True
+    changes_weights = True
 
     density: Annotated[Density, Real(0.05, 0.7)] = 0.5
     """Fraction of prunable weights kept."""

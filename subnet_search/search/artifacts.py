@@ -36,7 +36,7 @@ from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim
 from subnet_search.search.spec import StudySpec
 
-FILES = ("config.yaml", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
+FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
 LOOK = 1.0  # seconds between two looks for a newer checkpoint
 SHARE = 0.1  # of a worker's time, that copying takes at most
 REST = 60.0  # seconds after a copy that failed

@@ -127,6 +127,7 @@ class _Trial:
             resume=True,
             data=self.data,
             save=False,
+            leased=True,
             on_begin=self._begun if self.spec.bounds else None,
             on_step=lambda _: self._still_ours(),
             on_epoch=self._epoch,

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial
 
-from subnet_search.config import flatten
+from subnet_search.config import RunConfig, check, flatten
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.masks import load_masks
 from subnet_search.errors import RunError, UserError
@@ -47,6 +47,7 @@ def train_again(
     *,
     study: optuna.Study | None = None,
     resume: bool = False,
+    weights: str | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -55,9 +56,11 @@ def train_again(
 
     On another kind of machine floating point may differ; then `same` is false and `overlap` says how much. With the
     `study`, the trial's topology is fetched from its artifacts where the run folder is not on this machine.
+    weights: what the file stores of them, in place of what the study says; it does not change what is found.
     Raises UserError when the trial never began or the folder holds another run.
     """
     config = config_of(trial)
+    config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
     subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
     expected = trial.user_attrs.get("sha256")
     same = None if expected is None else subnet.sha256 == expected

@@ -48,42 +48,52 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     losses: Tensor,
     best: dict[str, Tensor],
+    run: str | None = None,
 ) -> None:
-    """Write the whole state of a run to one file, atomically. Raises RunError when the disk is full."""
+    """Write the whole state of a run to one file, atomically. Raises RunError when the disk is full.
+
+    run   what the run's folder calls it: a checkpoint is of no use to another
+    """
     tensors = {**supernet.state(), "losses": losses}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for name, parameter in supernet.learned().items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{key}.{name}"] = value
-    save_tensors(path, tensors, {"format": 1, "progress": asdict(progress)})
+    save_tensors(path, tensors, {"format": 2, "run": run, "progress": asdict(progress)})
 
 
 def load_checkpoint(
-    path: Path, supernet: Supernet, make_optimizer: Callable[[], torch.optim.Optimizer], losses: Tensor
+    path: Path,
+    supernet: Supernet,
+    make_optimizer: Callable[[], torch.optim.Optimizer],
+    losses: Tensor,
+    run: str | None = None,
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Put a run back to where it was saved; returns its progress and its best state.
 
     `make_optimizer` is called once the supernet learns what it learned then.
 
-    Raises UserError for a missing or damaged file, or one that belongs to another run.
+    Raises UserError for a missing or damaged file, or one that belongs to another run than `run` (None: to any).
     """
     tensors, header = load_tensors(path, "checkpoint")
+    if run is not None and header.get("run") != run:
+        raise UserError(f"{path} is a checkpoint of another run: the folder's own was replaced; remove it to begin again")
     try:
         progress = _progress(header["progress"])
         supernet.load_state(tensors)
         losses.copy_(tensors["losses"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path} is a checkpoint of another run: {str(error).splitlines()[0]}") from error
-    learned, optimizer, best = supernet.learned(), make_optimizer(), {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "best":
-            best[rest] = value.to(supernet.device)
-        elif kind == "optimizer":
-            key, _, owner = rest.partition(".")
-            parameter = learned[owner]
-            optimizer.state[parameter][key] = value.to(parameter.device) if value.shape == parameter.shape else value
+        learned, optimizer, best = supernet.learned(), make_optimizer(), {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "best":
+                best[rest] = value.to(supernet.device)
+            elif kind == "optimizer":
+                key, _, owner = rest.partition(".")
+                parameter = learned[owner]
+                optimizer.state[parameter][key] = value.to(parameter.device) if value.shape == parameter.shape else value
+    except Exception as error:  # whatever tensors of another network, or a header of another kind, make torch raise
+        raise UserError(f"{path} is a checkpoint of another run: {(str(error).splitlines() or [''])[0]}") from error
     return progress, best
 
 

@@ -49,6 +49,7 @@ def train(
     seed: int,
     *,
     checkpoint: Path | None = None,
+    name: str | None = None,
     resume: bool = False,
     on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
@@ -58,7 +59,8 @@ def train(
     """Train what the supernet's extractor learns, for the recipe's epochs.
 
     A checkpoint goes to `checkpoint` every `recipe.checkpoint_every` epochs and when `should_stop` says so; with
-    `resume` the run goes on from there, to the same bits as if it had never stopped.
+    `resume` the run goes on from there, to the same bits as if it had never stopped. Its checkpoints say the run's `name`,
+    and one of another name is refused.
     `on_begin` is told the topology of an extractor that never changes it, before the first step and after a resume.
     Raises RunError with the step when the loss is not finite, and Interrupted when stopped: on all ranks alike.
     """
@@ -68,7 +70,7 @@ def train(
     data = data.to(device)
     batches = Batches(data.train, data.mean, data.std, recipe.batch_size, seed, recipe.augment, rank, world)
     check_shares(batches.batch_size, recipe.device)
-    run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None)
+    run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None, name)
     progress, total = run.progress, run.total
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
@@ -178,7 +180,10 @@ def _warn_once(text: str) -> None:
 class Run:
     """A training run under way: the state that a checkpoint holds, and what happens in a step and between epochs."""
 
-    def __init__(self, supernet: Supernet, data: Data, batches: Batches, seed: int, checkpoint: Path | None) -> None:
+    def __init__(
+        self, supernet: Supernet, data: Data, batches: Batches, seed: int, checkpoint: Path | None, name: str | None = None
+    ) -> None:
+        self.name = name  # of the run
         self.supernet, self.extractor, self.data, self.checkpoint = supernet, supernet.extractor, data, checkpoint
         self.batches, self.per_epoch = batches, batches.steps_per_epoch
         self.total = supernet.recipe.epochs * self.per_epoch
@@ -234,14 +239,14 @@ class Run:
             self.make(change)
 
     def restore(self, path: Path) -> None:
-        self.progress, self.best = load_checkpoint(path, self.supernet, self._renew_optimizer, self.losses)
+        self.progress, self.best = load_checkpoint(path, self.supernet, self._renew_optimizer, self.losses, self.name)
         self.supernet.passes = Passes(*self.progress.passes)
         self.started = time.monotonic() - self.progress.seconds
 
     def save(self) -> None:
         self.progress.seconds, self.progress.passes = time.monotonic() - self.started, self.supernet.passes
         if self.checkpoint:
-            save_checkpoint(self.checkpoint, self.progress, self.supernet, self.optimizer, self.losses, self.best)
+            save_checkpoint(self.checkpoint, self.progress, self.supernet, self.optimizer, self.losses, self.best, self.name)
 
     def end_epoch(self) -> Epoch:
         """Validate, and remember the state if it is the best so far and early stopping may go back to it."""
