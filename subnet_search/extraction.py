@@ -1,11 +1,10 @@
 """The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
 
-import copy
 import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
-from subnet_search.nets import NetworkSpec, build, check_output, initialise, make_dynamic
+from subnet_search.nets import NetworkSpec, build, check_output, initialise, make_dynamic, own_copy
 from subnet_search.runfolder import (
     CHECKPOINT,
     claim,
@@ -41,6 +40,7 @@ from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
 from subnet_search.training.loop import evaluate
 from subnet_search.training.ranks import one_goes_ahead, rank_and_world
 from subnet_search.training.structure import units_of
+from subnet_search.training.trial import examples
 
 
 def extract(
@@ -121,7 +121,14 @@ def run(
         origin = _origin(config, spec, init, data)
         if config.weights == "seed" and origin.init == "keep" and folder and save:
             raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
-        units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
+        units = units_of(
+            config.unit,
+            net,
+            data.shape,
+            measure=next(iter(config.target or ["units"])),
+            round_to=config.round_to,
+            example=examples(data),
+        )
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)
         if folder:  # only now: a mistake in what was asked for leaves no folder behind
@@ -177,15 +184,15 @@ def _chooses_in_the_end(method: type[Extractor]) -> bool:
 
 def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
     """The network that a resolved configuration names, with its first weights; or a copy of a module, and no spec."""
+    if torch.is_inference_mode_enabled():
+        raise UserError("nothing can be trained in torch.inference_mode(): call this outside of it")
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, data.classes, config.seed, state)
-        check_output(net, data.shape, data.classes, config.network.name)
+        check_output(net, data.shape, data.classes, config.network.name, examples(data))
         return _gated(net, config, data), config.network
-    if isinstance(module, nn.DataParallel):
-        raise UserError("a network in DataParallel cannot be looked into: hand in its .module (several GPUs: torchrun)")
-    net = copy.deepcopy(module)
-    check_output(net, data.shape, data.classes)
+    net = own_copy(module)
+    check_output(net, data.shape, data.classes, example=examples(data))
     density = getattr(config.extractor, "density", None)
     initialise(net, init, config.seed, density if init == "scaled" else None)
     return _gated(net, config, data), None
@@ -257,7 +264,7 @@ def _subnetworks(
 def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
     units = supernet.final()
     masks = supernet.weight_masks(units)
-    counted = cost(supernet.net, masks, data.shape)
+    counted = cost(supernet.net, masks, data.shape, examples(data))
     if supernet.extractor.dynamic:
         with on_average(supernet.net, data.shape) as macs:
             logits(supernet.evaluator(), data.val, data.mean, data.std)
@@ -278,6 +285,9 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "kept": counted.kept,
         "macs": counted.macs,
         "kept_macs": counted.kept_macs,
+        "left_whole": [asdict(one) for one in counted.left_whole],
+        "asked": getattr(supernet.extractor, "density", None),
+        "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
         "explored": supernet.explored(),
     }

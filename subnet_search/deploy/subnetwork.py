@@ -5,7 +5,6 @@ leave those out too (`weights="seed"`): they are made again from the seed and ch
 costs about one bit a weight. Reading a file runs no code and imports nothing that the file names.
 """
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from subnet_search.deploy.compact import compact
 from subnet_search.errors import UserError
 from subnet_search.files import digest, load_tensors, save_tensors
-from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, read_state
+from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, own_copy, read_state
 from subnet_search.topology.masks import Masks, pack, unpack
 
 FORMAT = 1
@@ -132,7 +131,7 @@ class Subnetwork:
         """
         if any(map(is_lazy, net.parameters())):
             raise UserError("this network has lazy layers that have no weights yet: run it once on an example")
-        out = copy.deepcopy(net)
+        out = own_copy(net)
         if self.origin.dynamic:
             make_dynamic(out, self.origin.shape)
         state, own = self.state_dict(), out.state_dict()
