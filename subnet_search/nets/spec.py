@@ -189,7 +189,7 @@ def check_logits(out: Any, classes: int, name: str, when: str = "") -> None:
     """Raise UserError unless a network's output is logits of shape (batch, at least `classes`). when: ends the sentence."""
     if not isinstance(out, Tensor) or out.dim() != 2:
         several = f" of {len(out)}" if isinstance(out, tuple | list | Mapping) else ""
-        got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}{several}"
+        got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(out).__name__}{several}"
         raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
     if out.shape[1] < classes:
         raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes")
