@@ -1,6 +1,5 @@
 """The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
 
-import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -9,7 +8,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from subnet_search.evaluation.latency import on_threads
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
 from subnet_search.files import digest
-from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic
+from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic, own_copy
 from subnet_search.runfolder import (
     CHECKPOINT,
     check_free,
@@ -141,7 +140,14 @@ def run(
         if config.recipe.epochs or images:
             smallest = min(config.recipe.batch_size, len(data.train), images or len(data.train))
             check_batch_norm(net, data.shape, smallest // rank_and_world()[1])
-        units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
+        units = units_of(
+            config.unit,
+            net,
+            data.shape,
+            measure=next(iter(config.target or ["units"])),
+            round_to=config.round_to,
+            example=data.examples(),
+        )
         identity = identity_of(module, net, origin.init, data)  # before anything is moved or trained
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         learners = at_densities(supernet, densities)
@@ -246,15 +252,15 @@ def _chooses_in_the_end(method: type[Extractor]) -> bool:
 
 def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
     """The network that a resolved configuration names, with its first weights; or a copy of a module, and no spec."""
+    if torch.is_inference_mode_enabled():
+        raise UserError("nothing can be trained in torch.inference_mode(): call this outside of it")
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, data.classes, config.seed, state)
-        check_output(net, data.shape, data.classes, config.network.name)
+        check_output(net, data.shape, data.classes, config.network.name, data.examples())
         return _gated(net, config, data), config.network
-    if isinstance(module, nn.DataParallel):
-        raise UserError("a network in DataParallel cannot be looked into: hand in its .module (several GPUs: torchrun)")
-    net = copy.deepcopy(module)
-    check_output(net, data.shape, data.classes)
+    net = own_copy(module)
+    check_output(net, data.shape, data.classes, example=data.examples())
     density = getattr(config.extractor, "density", None)
     initialise(net, init, config.seed, density if init == "scaled" else None)
     return _gated(net, config, data), None
@@ -345,7 +351,7 @@ def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | N
 def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
     units = supernet.final()
     masks = supernet.weight_masks(units)
-    counted = cost(supernet.net, masks, data.shape)
+    counted = cost(supernet.net, masks, data.shape, data.examples())
     if supernet.extractor.dynamic:
         with on_average(supernet.net, data.shape) as macs:
             logits(supernet.evaluator(), data.val, data.mean, data.std)
@@ -366,6 +372,9 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "kept": counted.kept,
         "macs": counted.macs,
         "kept_macs": counted.kept_macs,
+        "left_whole": [asdict(one) for one in counted.left_whole],
+        "asked": getattr(supernet.extractor, "density", None),
+        "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
         "explored": supernet.explored(),
     }

@@ -11,7 +11,8 @@ from subnet_search.deploy.compact import compact
 from subnet_search.deploy.sparse_layers import Sparse
 from subnet_search.deploy.subnetwork import Subnetwork
 from subnet_search.errors import RunError, UserError
-from subnet_search.evaluation import cost, layer_macs
+from subnet_search.evaluation import cost
+from subnet_search.evaluation.cost import all_macs
 from subnet_search.evaluation.latency import latencies
 from subnet_search.nets import gated_layers, prunable
 
@@ -33,7 +34,7 @@ def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[in
         "kept": after.kept,
         "dense_macs": before.macs,
         "dense_kept_macs": before.kept_macs,
-        "macs": sum(round(share.get(name, 1) * macs) for name, macs in _macs(plain, shape).items()),
+        "macs": sum(round(share.get(name, 1) * macs) for name, macs in all_macs(plain, shape).items()),
         "kept_macs": after.kept_macs,
     }
 
@@ -84,8 +85,8 @@ def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str
         return (
             "filters that an input does not choose save time at batch 1, where layers are large; unit=channel does at any batch"
         )
-    macs, weights = _macs(masked, shape), prunable(masked)
-    pointwise = sum(count for name, count in macs.items() if weights[name].shape[2:].numel() == 1)
+    macs, weights = all_macs(masked, shape), prunable(masked)
+    pointwise = sum(count for name, count in macs.items() if masked.get_parameter(name).shape[2:].numel() == 1)
     if unit == "channel":
         if to in ("compact", "onnx"):
             return "too few channels went for layers of this size: a lower density or round_to=16 would be faster"
@@ -99,7 +100,3 @@ def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str
             "unit=channel and --to compact would be at other densities too"
         )
     return "zeros make a dense layer no faster: where it is large, --to csr would, or unit=block:16 and --to bsr"
-
-
-def _macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    return layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)

@@ -8,7 +8,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -23,12 +23,13 @@ from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.subnetwork import Weights
 from subnet_search.errors import RunError, UserError, unknown
 from subnet_search.evaluation import Cost, cost
+from subnet_search.evaluation.cost import Whole
 from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.footprint import without_dead
-from subnet_search.nets import NetworkSpec, build, check_output, prunable
+from subnet_search.nets import NetworkSpec, build, check_output, left_whole, prunable
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
@@ -92,8 +93,8 @@ MEASURES = {
     "val_nll": Measure("minimize", "nats", "mean negative log-likelihood on validation data", "epoch"),
     "val_ece": Measure("minimize", "fraction", "expected calibration error on validation data", "end"),
     "density": Measure("minimize", "fraction", "prunable weights kept, of all of them", "before", slack=ONE_WEIGHT),
-    "parameters": Measure("minimize", "weights", "prunable weights kept, counted", "before"),
-    "flops": Measure("minimize", "MACs", "multiply-accumulates with a kept weight, for one input", "before"),
+    "parameters": Measure("minimize", "weights", "weights kept, and those that are left whole", "before"),
+    "flops": Measure("minimize", "MACs", "multiply-accumulates with a kept weight, or one left whole, for one input", "before"),
     "flops_ratio": Measure("minimize", "fraction", "flops, of those of the dense network", "before", slack=ONE_WEIGHT),
     "bytes": Measure("minimize", "bytes", "size of the subnetwork's file", "end", Finished.bytes),
     "latency": Measure(
@@ -118,7 +119,8 @@ def measure(
     Raises RunError that names a measure which is not a finite number, UserError for one that does not exist.
     """
     run, found, metrics = Finished(subnetwork, data, net, weights), dict[str, float](), subnetwork.metrics
-    counted = Cost(**{field.name: metrics[field.name] for field in fields(Cost)})
+    whole = [Whole(**row) for row in metrics.get("left_whole", ())]
+    counted = Cost(metrics["weights"], metrics["kept"], metrics["macs"], metrics["kept_macs"], whole)
     record = {**metrics, **_of_cost(counted)}
     with on_threads(subnetwork.origin.recipe["threads"]):
         for name in names:
@@ -152,13 +154,14 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     if counts is None:
         numel = sum(map(math.prod, shapes.values()))
         kept = count(density, numel)
-        return {"density": kept / numel, "parameters": float(kept)}
+        whole = sum(net.get_parameter(name).numel() for name in left_whole(net, shapes))
+        return {"density": kept / numel, "parameters": float(kept + whole)}
     return of_topology(config, data, Masks({name: _first(counts[name], shape) for name, shape in shapes.items()}))
 
 
 def of_topology(config: RunConfig, data: Data, masks: Masks) -> dict[str, float]:
     """The measures that a topology of a resolved configuration's network decides, whatever its weights."""
-    found = _of_cost(cost(_blank(config.network, data), masks, data.shape))
+    found = _of_cost(cost(_blank(config.network, data), masks, data.shape, data.examples()))
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -166,7 +169,7 @@ def _of_cost(counted: Cost) -> dict[str, float]:
     """flops_ratio is not a number for a network whose layers are called in a way that cannot be counted."""
     return {
         "density": counted.kept / counted.weights,
-        "parameters": float(counted.kept),
+        "parameters": float(counted.kept_parameters),
         "flops": float(counted.kept_macs),
         "flops_ratio": counted.kept_macs / counted.macs if counted.macs else math.nan,
     }
@@ -190,16 +193,15 @@ def _first(k: int, shape: tuple[int, ...]) -> Tensor:
 def _blank(spec: NetworkSpec, data: Data) -> nn.Module:
     """The network of a resolved spec without its initial values: shapes are all that counts."""
     options = {"init": "keep", "init_density": None, "state": None, "state_sha256": None}
-    return _built(spec.model_copy(update=options).model_dump_json(), data.shape, data.classes)
+    net = _built(spec.model_copy(update=options).model_dump_json(), data.shape, data.classes)
+    check_output(net, data.shape, data.classes, spec.name, data.examples())
+    return net
 
 
 @lru_cache(maxsize=2)
 def _built(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
     """The network of a spec, in JSON. Kept, since the trials of a study mostly look into the same one."""
-    network = NetworkSpec.model_validate_json(spec)
-    net = build(network, shape, classes, 0)
-    check_output(net, shape, classes, network.name)
-    return net
+    return build(NetworkSpec.model_validate_json(spec), shape, classes, 0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from subnet_search.nets import (
     initial_weight,
     initialise,
     is_ours,
+    left_whole,
     network_names,
     prunable,
 )
@@ -83,12 +84,37 @@ def test_an_unknown_network_names_the_nearest():
 # --- prunable weights ---
 
 
-def test_prunable_weights_are_matrices_called_weight():
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Embedding(5, 4), nn.LayerNorm([4, 4]))
+def every_kind():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Embedding(5, 4), nn.LayerNorm([4, 4]), nn.GRUCell(4, 2))
     net.add_module("attention", nn.MultiheadAttention(4, 2))
+    net.add_module("rnn", nn.LSTM(4, 3, proj_size=2, bidirectional=True))
     net.register_parameter("class_token", nn.Parameter(torch.zeros(1, 1, 4)))
-    # Left out: all biases, the norm's vector, the class token. A LayerNorm over two dimensions has a matrix.
-    assert list(prunable(net)) == ["0.weight", "2.weight", "3.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+    net.register_parameter("positions", nn.Parameter(torch.zeros(1, 5, 4)))
+    return net
+
+
+def test_prunable_weights_are_those_of_layers():
+    # Left out: all biases and normalisation, also of two dimensions; the embedding; the token and the positions.
+    assert list(prunable(every_kind())) == [
+        "0.weight",
+        "4.weight_ih",
+        "4.weight_hh",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        *(f"rnn.weight_{kind}_l0{way}" for way in ("", "_reverse") for kind in ("ih", "hh", "hr")),
+    ]
+
+
+def test_what_is_left_whole_has_a_reason():
+    net = every_kind()
+    net[0].requires_grad_(False)
+    assert "0.weight" not in prunable(net)
+    assert left_whole(net, prunable(net)) == {
+        "positions": "a parameter of a module's own, no layer's weight",
+        "0.weight": "frozen, requires_grad=False",
+        "2.weight": "an embedding",
+    }
+    assert "0.weight" in prunable(net.requires_grad_(False))  # all of them are: relevance can be learned
 
 
 def test_a_network_without_prunable_weights():
@@ -97,10 +123,25 @@ def test_a_network_without_prunable_weights():
 
 
 def test_a_network_with_tied_weights():
-    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
     with pytest.raises(UserError, match=r"shares one weight tensor under two names, '1\.weight'"):
         prunable(net)
+
+
+def test_an_output_layer_that_is_the_embedding_is_left_whole():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5))
+    net[2].weight = net[0].weight
+    assert list(prunable(net)) == ["1.weight"]
+
+
+def test_what_is_frozen_is_not_initialised():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    initialise(net, "kaiming_normal", 0)
+    same = {name for name, value in net.state_dict().items() if value.equal(before[name])}
+    assert same == {"0.weight", "0.bias"}
 
 
 # --- initial weights ---

@@ -137,7 +137,7 @@ class Data:
         tensors |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         return digest({**tensors, "classes": torch.tensor(self.classes)})
 
-    def examples(self, count: int) -> Tensor:
+    def examples(self, count: int = 2) -> Tensor:
         """The first `count` training inputs as the network sees them: normalised images, other inputs as floats."""
         return prepare(self.train.inputs[:count], self.mean, self.std)
 

@@ -5,7 +5,6 @@ leave those out too (`weights="seed"`): they are made again from the seed and ch
 costs about one bit a weight. Reading a file runs no code, and imports, downloads and opens nothing that the file names.
 """
 
-import copy
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +21,7 @@ from subnet_search.deploy.compact import compact
 from subnet_search.deploy.masks import unpacked
 from subnet_search.errors import UserError
 from subnet_search.files import digest, header_of, load_tensors, reading, save_tensors
-from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, read_state
+from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, own_copy, read_state
 from subnet_search.topology.masks import Masks, pack
 
 FORMAT = 2  # 1: without a hash over the header
@@ -186,7 +185,7 @@ class Subnetwork:
         """
         if any(map(is_lazy, net.parameters())):
             raise UserError("this network has lazy layers that have no weights yet: run it once on an example")
-        out = copy.deepcopy(net)
+        out = own_copy(net)
         if self.origin.dynamic:
             make_dynamic(out, self.origin.shape)
         state, own = self.state_dict(), out.state_dict()

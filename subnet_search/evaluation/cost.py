@@ -8,62 +8,168 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from subnet_search.nets import gated_layers, prunable
+from subnet_search.nets import gated_layers, left_whole, prunable
 from subnet_search.nets.dynamic import Gate
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A parameter that is left whole: in no density, but in every count of parameters or operations."""
+
+    name: str
+    why: str
+    parameters: int
+    parameters_share: float  # of the parameters that count, prunable ones included
+    macs: int
+    macs_share: float  # of the network's multiply-accumulates
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Counts for one input. Multiply-accumulates (MACs) of convolutions and linear layers; biases are not counted."""
+    """Counts for one input. Multiply-accumulates (MACs) with weights that count (nets/weights.py); biases are not counted."""
 
     weights: int  # prunable weights, dead and alive
     kept: int  # prunable weights alive
     macs: int  # multiply-accumulates of the dense network
-    kept_macs: int  # those with a weight that is alive: what hardware that skips zeros would do
+    kept_macs: int  # those with a weight that is alive or left whole: what hardware that skips zeros would do
+    left_whole: Sequence[Whole] = ()
+
+    @property
+    def kept_parameters(self) -> int:
+        """Weights alive, and all of what is left whole."""
+        return self.kept + sum(one.parameters for one in self.left_whole)
 
 
-def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...]) -> Cost:
-    """Count over one forward pass of an empty input of `shape`. Measured time is another matter: measure it."""
-    macs = layer_macs(net, {name: tuple(mask.shape) for name, mask in masks.items()}, shape)
+def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Tensor | None = None) -> Cost:
+    """Count over one forward pass of an input of `shape`. Measured time is another matter: measure it.
+
+    What counts and has no mask is left whole. example: as for `layer_macs`.
+    """
+    parameters, reasons = dict(net.named_parameters()), left_whole(net, masks)
+    shapes = {name: tuple(parameters[name].shape) for name in (*masks, *reasons)}
+    macs = layer_macs(net, shapes, shape, example)
     alive = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    numel, operations = sum(map(math.prod, shapes.values())), sum(macs.values())
+    whole = [
+        Whole(name, why, (size := math.prod(shapes[name])), size / numel, macs[name], macs[name] / max(1, operations))
+        for name, why in reasons.items()
+    ]
     return Cost(
         weights=sum(mask.numel() for mask in masks.values()),
         kept=sum(alive.values()),
-        macs=sum(macs.values()),
-        kept_macs=round(sum(macs[name] * (alive[name] / mask.numel()) for name, mask in masks.items())),
+        macs=operations,
+        kept_macs=round(sum(macs[name] * (alive[name] / mask.numel()) for name, mask in masks.items()))
+        + sum(one.macs for one in whole),
+        left_whole=whole,
     )
 
 
+def in_words(whole: Sequence[Whole]) -> str:
+    """What is left whole, in one line, with its shares."""
+    names: dict[str, list[str]] = {}
+    for one in whole:
+        names.setdefault(one.why, []).append(one.name)
+    parts = [f"{_listed(found)} ({why})" for why, found in names.items()]
+    parameters, macs = sum(one.parameters_share for one in whole), sum(one.macs_share for one in whole)
+    return f"left whole: {'; '.join(parts)}: {parameters:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
+
+
+def _listed(names: Sequence[str], shown: int = 3) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 @torch.no_grad()
-def layer_macs(net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: their shapes, by name."""
-    owners = {name.rpartition(".")[0]: name for name in weights}
+def layer_macs(
+    net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...], example: Tensor | None = None
+) -> dict[str, int]:
+    """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: their shapes, by name.
+
+    example: two inputs (2, *shape) as the network takes them; default: of zeros.
+    """
+    owners: dict[str, list[str]] = {}
+    for name in weights:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
     macs = dict.fromkeys(weights, 0)
 
-    def count(name: str) -> Any:
+    def count(owner: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Any) -> None:
+            names = owners[owner]
             if isinstance(module, nn.MultiheadAttention):  # computes with its weights itself; keys as many as queries
-                owner, tokens = name.rpartition(".")[0], out[0].numel() // module.embed_dim
+                prefix, tokens = f"{owner}." if owner else "", out[0].numel() // module.embed_dim
                 for own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
-                    if f"{owner}.{own}" in macs:
-                        macs[f"{owner}.{own}"] = tokens * math.prod(weights[f"{owner}.{own}"])
-            elif isinstance(out, Tensor):
-                dims = weights[name]
+                    if prefix + own in macs:
+                        macs[prefix + own] = tokens * math.prod(weights[prefix + own])
+            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # every weight once for each step of the sequence
+                for name in names:
+                    macs[name] += _steps(out) * math.prod(weights[name])
+            elif isinstance(out, Tensor) and len(names) == 1 and names[0].endswith("weight") and not _looks_up(module):
+                dims = weights[names[0]]
                 outputs = dims[1] if getattr(module, "transposed", False) else dims[0]
-                macs[name] += out.numel() // outputs * math.prod(dims)
+                macs[names[0]] += out.numel() // outputs * math.prod(dims)
 
         return hook
 
-    handles = [net.get_submodule(owner).register_forward_hook(count(name)) for owner, name in owners.items()]
-    was_training, parameter = net.training, next(net.parameters())
+    device, was_training = next(net.parameters()).device, net.training
+    # Two: a dynamic layer leaves out filters for one.
+    inputs = torch.zeros(2, *shape, device=device) if example is None else example.to(device)
+    handles = [net.get_submodule(owner).register_forward_hook(count(owner)) for owner in owners]
     try:
-        net.eval()(torch.zeros(2, *shape, device=parameter.device))  # two: a dynamic layer leaves out filters for one
+        net.eval()(inputs)
+        for handle in handles:
+            handle.remove()
+        if silent := [name for name, found in macs.items() if not found]:
+            macs |= _by_operation(net, silent, inputs)
     finally:
         net.train(was_training)
         for handle in handles:
             handle.remove()
-    return {name: count // 2 for name, count in macs.items()}
+    return {name: count // len(inputs) for name, count in macs.items()}
+
+
+def _looks_up(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+
+
+def _steps(out: Any) -> int:
+    """Steps of sequences that a recurrent layer, or a cell, has returned the outputs of."""
+    out = out[0] if isinstance(out, tuple) and not isinstance(out, PackedSequence) else out
+    out = out.data if isinstance(out, PackedSequence) else out
+    return int(out.numel() // out.shape[-1])
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the multiply-accumulates of operations that take one of some tensors, or a view of it, by its name."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = {tensor.untyped_storage().data_ptr(): name for name, tensor in tensors.items()}
+        self.found: dict[str, int] = dict.fromkeys(tensors, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            places = [arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)]
+            if name := next((self.names[place] for place in places if place in self.names), None):
+                self.found[name] += count(*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+def _by_operation(net: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, int]:
+    """Of weights whose layers are not called, but whose tensors are computed with: by torch's own counts."""
+    parameters, fast = dict(net.named_parameters()), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, which torch does not count
+    try:
+        with _Operations({name: parameters[name] for name in names}) as mode:
+            net(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    found: dict[str, int] = mode.found
+    return found
 
 
 @contextmanager
@@ -84,8 +190,7 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
     def mean() -> int:
         shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
         gates = sum(gated.gate.phi.numel() for gated in layers.values())
-        macs = layer_macs(net, {name: tuple(weight.shape) for name, weight in prunable(net).items()}, shape)
-        return gates + round(sum(shares.get(name, 1.0) * count for name, count in macs.items()))
+        return gates + round(sum(shares.get(name, 1.0) * count for name, count in all_macs(net, shape).items()))
 
     layers = gated_layers(net)
     handles = [gated.gate.register_forward_hook(count(name)) for name, gated in layers.items()]
@@ -94,3 +199,10 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def all_macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Multiply-accumulates of every weight that counts, prunable or left whole, for one input."""
+    weights = prunable(net)
+    names, parameters = {*weights, *left_whole(net, weights)}, net.named_parameters()
+    return layer_macs(net, {name: tuple(parameter.shape) for name, parameter in parameters if name in names}, shape)

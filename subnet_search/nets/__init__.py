@@ -2,9 +2,11 @@
 
 from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import read_state
+from subnet_search.nets.copying import own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
-from subnet_search.nets.init import INITS, InitName, initial_weight, initialise, prunable
-from subnet_search.nets.spec import NetworkSpec, build, check_output, is_ours, network_names
+from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
+from subnet_search.nets.spec import NetworkSpec, build, check_logits, check_output, is_ours, network_names
+from subnet_search.nets.weights import left_whole, prunable
 
 __all__ = [
     "INITS",
@@ -12,15 +14,18 @@ __all__ = [
     "NetworkSpec",
     "build",
     "check_batch_norm",
+    "check_logits",
     "check_output",
     "gated_layers",
     "initial_weight",
     "initialise",
     "is_ours",
+    "left_whole",
     "make_dynamic",
     "network_names",
     "noting_saliency",
     "opened",
+    "own_copy",
     "prunable",
     "read_state",
     "set_winners",

@@ -16,29 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.errors import UserError
+from subnet_search.nets.weights import prunable
 from subnet_search.seeds import derive
 
 InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "glorot_normal", "glorot_constant", "keep"]
 INITS: tuple[str, ...] = get_args(InitName)
-
-
-def prunable(net: nn.Module) -> dict[str, nn.Parameter]:
-    """The weight tensors that may be pruned: parameters with two or more dimensions whose name ends in `weight`.
-
-    That is torch's own naming (`conv1.weight`, `attention.in_proj_weight`); it leaves out biases, normalisation,
-    class tokens and position embeddings. Raises UserError when there is none, or when two
-    names share one tensor.
-    """
-    found = {name: p for name, p in net.named_parameters() if p.dim() >= 2 and name.endswith("weight")}
-    if not found:
-        raise UserError(
-            f"{type(net).__name__} has no prunable weights: none of its parameters "
-            "has two or more dimensions and a name that ends in 'weight'"
-        )
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        if name not in found and any(parameter is weight for weight in found.values()):
-            raise UserError(f"{type(net).__name__} shares one weight tensor under two names, {name!r} among them")
-    return found
 
 
 def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, density: float | None = None) -> Tensor:
@@ -78,11 +60,15 @@ def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, dens
 
 @torch.no_grad()
 def initialise(net: nn.Module, init: str, seed: int, density: float | None = None) -> None:
-    """Set every prunable weight to its initial value and every bias to zero, in place; `keep` leaves all as it is."""
+    """Set every prunable weight to its initial value and every bias to zero, in place; `keep` leaves all as it is.
+
+    What is frozen stays as it is, unless everything is.
+    """
     if init == "keep":
         return
+    everything = not any(parameter.requires_grad for parameter in net.parameters())
     for name, weight in prunable(net).items():
         weight.copy_(initial_weight(name, tuple(weight.shape), init, seed, density))
     for name, parameter in net.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") and (everything or parameter.requires_grad):
             parameter.zero_()

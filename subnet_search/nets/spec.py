@@ -168,19 +168,28 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 @torch.no_grad()
-def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str = "") -> None:
-    """Run two empty inputs through the network. Raises UserError unless it returns (2, at least `classes`) logits."""
+def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str = "", example: Tensor | None = None) -> None:
+    """Run inputs through the network. Raises UserError unless it returns (inputs, at least `classes`) logits.
+
+    example: inputs (batch, *shape) as the network takes them; default: two of zeros.
+    """
     name, was_training = name or type(net).__name__, net.training
     try:
         device = next((p.device for p in net.parameters()), None)
-        out = net.eval()(torch.zeros(2, *shape, device=device))
+        out = net.eval()(torch.zeros(2, *shape, device=device) if example is None else example.to(device))
     except Exception as error:  # whatever a user's forward pass raises, it means that it does not take this input
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} does not accept inputs of shape {tuple(shape)}: {reason}") from error
     finally:
         net.train(was_training)
-    if not isinstance(out, torch.Tensor) or out.dim() != 2:
-        got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise UserError(f"{name} must return logits of shape (batch, classes), got {got}")
+    check_logits(out, classes, name)
+
+
+def check_logits(out: Any, classes: int, name: str, when: str = "") -> None:
+    """Raise UserError unless a network's output is logits of shape (batch, at least `classes`). when: ends the sentence."""
+    if not isinstance(out, Tensor) or out.dim() != 2:
+        several = f" of {len(out)}" if isinstance(out, tuple | list | Mapping) else ""
+        got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(out).__name__}{several}"
+        raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
     if out.shape[1] < classes:
-        raise UserError(f"{name} has {out.shape[1]} outputs, but the data has {classes} classes")
+        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes")

@@ -51,9 +51,14 @@ class Channels(Units):
     pooled = True
 
     def __init__(
-        self, weights: Shapes, groups: Sequence[Group], round_to: int = 1, prices: Mapping[str, float] | None = None
+        self,
+        weights: Shapes,
+        groups: Sequence[Group],
+        round_to: int = 1,
+        prices: Mapping[str, float] | None = None,
+        whole: float = 0.0,
     ) -> None:
-        super().__init__(weights, prices)
+        super().__init__(weights, prices, whole)
         if not groups:
             raise UserError("this network has no channels that can be removed")
         self.groups = tuple(groups)

@@ -230,12 +230,17 @@ ALLOCATIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
 
 
 def allocate(
-    shapes: Shapes, density: float, how: str | LayerShares = "uniform", room: Mapping[str, int] | None = None
+    shapes: Shapes,
+    density: float,
+    how: str | LayerShares = "uniform",
+    room: Mapping[str, int] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Whole numbers of units a layer, that add up to exactly `count(density, total)`.
 
     Shares are rounded down and the units left over go to the largest remainders (ties: the first layer). No layer
-    gets more than it has, or than its `room` (default: all its units). `how` is one of `uniform`, `er`, `erk`, or the
+    gets more than it has, or than its `room` (default: all its units), and none less than its `least` (default: one unit),
+    as far as there is room. `how` is one of `uniform`, `er`, `erk`, or the
     layers' relative densities. Raises UserError when the total cannot leave one unit in every layer, or for relative
     densities of other layers.
     """
@@ -251,11 +256,12 @@ def allocate(
     room = numel if room is None else room
     if sum(room.values()) < total:
         raise ValueError(f"{sum(room.values())} units cannot make up {total}")
-    counts = {name: min(room[name], max(1, math.floor(share + 1e-9))) for name, share in shares.items()}
+    least = dict.fromkeys(numel, 1) if least is None else least
+    counts = {name: min(room[name], max(least[name], math.floor(share + 1e-9))) for name, share in shares.items()}
     by_remainder = sorted(counts, key=lambda name: counts[name] - shares[name])
     while (missing := total - sum(counts.values())) != 0:
         step = 1 if missing > 0 else -1
-        movable = [n for n in by_remainder[::step] if (counts[n] < room[n] if step > 0 else counts[n] > 1)]
+        movable = [n for n in by_remainder[::step] if (counts[n] < room[n] if step > 0 else counts[n] > least[n])]
         for name in movable[: abs(missing)]:
             counts[name] += step
     return counts

@@ -19,6 +19,7 @@ from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.scores import layer_adaptive
 from subnet_search.topology.select import (
     LayerShares,
+    NotANumber,
     Shapes,
     allocate,
     count,
@@ -44,12 +45,15 @@ class Units:
     pooled: ClassVar[bool] = False
     """Whether a unit is more than one weight, so that its score is not one that is published for weights."""
 
-    def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None) -> None:
-        """weights: their shapes by name. prices: what a weight of each layer costs, where densities are of cost."""
+    def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
+        """weights: their shapes by name. prices: what a weight of each layer costs, where densities are of cost.
+
+        whole: what all that is left whole costs, beside these weights.
+        """
         self.weights = {name: tuple(shape) for name, shape in weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
         """Of the tensors of units, by the name of a weight."""
-        self.prices = prices
+        self.prices, self.whole = prices, whole
 
     # From weights to units, and back. `scores` and `tensors` have the weights' shapes, what is returned the units'.
 
@@ -81,8 +85,10 @@ class Units:
 
     def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
         """Raise UserError when no topology can have this density, or share it so."""
+        if density is not None and self.whole and density < (least := self._cost({})):
+            raise UserError(f"what is left whole is already {least:.3g} of this network's cost, so {density:g} cannot be met")
         if density is not None and scope != "global":
-            allocate(self.shapes, density, scope)
+            allocate(self.shapes, density if self.prices is None else 1.0, scope)  # of cost: another number of units
 
     def keep(
         self,
@@ -107,7 +113,8 @@ class Units:
             return self._chosen(ordered, density, scope, room)
         total = sum(math.prod(shape) for shape in self.shapes.values())
         most = total if room is None else sum(room.values())
-        return _nearest(density, most, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
+        fewest = 1 if scope == "global" else len(self.shapes)  # by layer, each keeps one
+        return _nearest(density, fewest, most, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
 
     def relevant(self, relevance: Tensors, density: float | None, scope: str | LayerShares = "global") -> Masks:
         """The most relevant units, `density` of all; without a density those more likely kept than dropped, 1[m >= 0]."""
@@ -126,10 +133,13 @@ class Units:
 
     def cost(self, masks: Masks) -> float:
         """The fraction of the dense network that a topology is: of its units, or of what its weights cost."""
-        if self.prices is None:
-            return masks.density
-        dense = sum(self.prices[name] * math.prod(shape) for name, shape in self.weights.items())
-        return sum(self.prices[name] * kept for name, kept in self._kept(masks).items()) / dense
+        return masks.density if self.prices is None else self._cost(self._kept(masks))
+
+    def _cost(self, kept: Mapping[str, int]) -> float:
+        """The same, where so many weights of each layer live; of weights, where these have no prices."""
+        prices = self.prices or dict.fromkeys(self.weights, 1.0)
+        dense = sum(prices[name] * math.prod(shape) for name, shape in self.weights.items())
+        return (self.whole + sum(prices[name] * number for name, number in kept.items())) / (self.whole + dense)
 
     def reached(self, masks: Masks, density: float) -> bool:
         """Whether a topology is as sparse as was asked for, within a unit where that has no exact answer."""
@@ -186,19 +196,16 @@ class NM(Units):
     arXiv:2102.04010; Mishra et al. 2021, arXiv:2104.08378, for the 2:4 that sparse tensor cores compute with.
     """
 
-    def __init__(self, weights: Shapes, n: int, m: int, prices: Mapping[str, float] | None = None) -> None:
-        super().__init__(weights, prices)
+    def __init__(self, weights: Shapes, n: int, m: int, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
+        super().__init__(weights, prices, whole)
         self.n, self.m = n, m
 
     def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
-        prices = self.prices or dict.fromkeys(self.shapes, 1.0)
-        dense = sum(prices[name] * math.prod(shape) for name, shape in self.shapes.items())
-        most = sum(prices[name] * kept for name, kept in self._most.items()) / dense
+        most = self._cost(self._most)
         if density is None or density > most + 1e-9:
             asked, of = "a density is needed" if density is None else f"not {density:g}", "cost" if self.prices else "weights"
             raise UserError(f"{self.n}:{self.m} keeps at most {most:g} of the {of} of this network: {asked}")
-        if scope != "global":
-            allocate(self.shapes, density, scope, self._most)
+        super().check(density, scope)
 
     def _likely(self, relevance: Tensors) -> Masks:
         first = {name: self._first(m.detach()) for name, m in relevance.items()}
@@ -207,6 +214,7 @@ class NM(Units):
     def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
         grown = {}
         for name, mask in masks.items():
+            _check_numbers(by[name])
             missing = alive(like[name]) - alive(mask)
             open_ = self._first(by[name].abs().masked_fill(mask, math.inf)) & ~mask  # where a group has room
             chosen = top_k(by[name], min(missing, alive(open_)), among=open_, magnitude=True)
@@ -216,9 +224,10 @@ class NM(Units):
         return Masks(grown)
 
     def _ordered(self, scores: Tensors, among: Masks | None) -> Tensors:
-        """The first n of each group before all others, both in the order of their scores."""
+        """The first n of each group before all others, both in the order of their scores. Raises NotANumber."""
         found = {}
         for name, score in super()._ordered(scores, among).items():
+            _check_numbers(score)
             living = score > -math.inf
             level = score.detach() - score.detach()[living].min() if bool(living.any()) else score.detach()
             behind = -1 / (level + torch.finfo(level.dtype).tiny)
@@ -226,11 +235,14 @@ class NM(Units):
         return found
 
     def _chosen(self, ordered: Tensors, density: float, scope: str | LayerShares, room: Mapping[str, int] | None) -> Masks:
-        """A density above n of m, on the way to one below, fills groups up."""
+        """A density above n of m, on the way to one below, fills groups up: no group that has n to give has less."""
         total = sum(math.prod(shape) for shape in self.shapes.values())
-        if count(density, total) <= sum(self._most.values()):
-            room = {name: min(most, room[name] if room else most) for name, most in self._most.items()}
-        return super()._chosen(ordered, density, scope, room)
+        fits = {name: alive(self._first(score) & (score > -math.inf)) for name, score in ordered.items()}
+        if count(density, total) <= sum(fits.values()):
+            room, fits = fits, dict.fromkeys(fits, 1)
+        if scope == "global":
+            return super()._chosen(ordered, density, scope, room)
+        return keep_by_layer(ordered, allocate(self.shapes, density, scope, room, fits))
 
     @property
     def _most(self) -> dict[str, int]:
@@ -257,8 +269,8 @@ class Blocks(Units):
 
     pooled = True
 
-    def __init__(self, weights: Shapes, size: int, prices: Mapping[str, float] | None = None) -> None:
-        super().__init__(weights, prices)
+    def __init__(self, weights: Shapes, size: int, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
+        super().__init__(weights, prices, whole)
         self.size = size
         self.shapes = {name: (-(-shape[0] // size), -(-math.prod(shape[1:]) // size)) for name, shape in self.weights.items()}
 
@@ -286,6 +298,12 @@ class Blocks(Units):
         return padded.reshape(rows, self.size, columns, self.size).sum((1, 3))
 
 
+def _check_numbers(scores: Tensor) -> None:
+    """Raise NotANumber for scores by which groups cannot be ranked."""
+    if bool(scores.isnan().any()):
+        raise NotANumber("a score is not a number")
+
+
 def _highest(groups: Tensor, n: int) -> Tensor:
     """The n highest along the last dimension, of equal ones those that come first: bool, of the groups' shape."""
     if groups.shape[-1] > 8:
@@ -301,9 +319,9 @@ def _highest(groups: Tensor, n: int) -> Tensor:
     return torch.stack([count < n for count in before], -1)
 
 
-def _nearest(density: float, total: int, choose: Callable[[int], Masks], cost: Callable[[Masks], float]) -> Masks:
+def _nearest(density: float, fewest: int, most: int, choose: Callable[[int], Masks], cost: Callable[[Masks], float]) -> Masks:
     """The topology of so many units that its cost is nearest to `density`. cost: it grows with the units."""
-    low, high = 1, total  # the answer is one of them, or lies between
+    low, high = min(fewest, most), most  # the answer is one of them, or lies between
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(choose(middle)) <= density else (low, middle)

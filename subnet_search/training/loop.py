@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 from subnet_search.data import Batches, Data, Split
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.evaluation.accuracy import Quality, logits, quality
+from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
+from subnet_search.nets import left_whole
 from subnet_search.seeds import derive
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
@@ -25,8 +28,10 @@ from subnet_search.training.optimizer import make_optimizer
 from subnet_search.training.probe import Probe
 from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, rank_and_world, time_to_stop
 from subnet_search.training.supernet import Passes, Supernet
+from subnet_search.training.trial import try_out
 
 log = logging.getLogger(__name__)
+ASKED = 0.01  # of a density: what is further off is said
 NAN_CHECK_EVERY = 50  # steps; looking at a loss on a GPU waits for it
 
 
@@ -70,10 +75,12 @@ def train(
     data = data.to(device)
     batches = Batches(data.train, data.mean, data.std, recipe.batch_size, seed, recipe.augment, rank, world)
     check_shares(batches.batch_size, recipe.device)
+    if recipe.epochs:
+        try_out(supernet, data)
     run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None, name)
     progress, total = run.progress, run.total
     gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
+    with torch.enable_grad(), torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
         if resume and checkpoint and from_first(checkpoint.is_file):
             run.restore(checkpoint)
             progress = run.progress
@@ -189,9 +196,12 @@ class Run:
         self.total = supernet.recipe.epochs * self.per_epoch
         self.start = Clock(0, self.total, seed)
         self.extractor.check(supernet.units, self.start)
+        if (density := getattr(self.extractor, "density", None)) is not None:
+            supernet.units.check(density)
         self.raised = raised_intervals(self.extractor, self.start)
         for name, steps in self.raised.items():
             _warn_once(f"{name} is raised to {steps} steps: in a run of {self.total} steps it would be shorter")
+        self._warn_of_whole()
         self.anchor_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
         self.losses = torch.zeros(self.per_epoch, device=supernet.device)  # of this epoch's steps
@@ -203,11 +213,8 @@ class Run:
     def begin(self) -> None:
         """Make the extractor's first change. Raises UserError when its probes are worth more steps than there are."""
         probe = Probe(self.supernet, self.data)
-        with torch.no_grad():
-            try:
-                change = self.extractor.begin(self.supernet, self.start, probe)
-            except NotANumber as error:
-                raise UserError(f"{self.extractor.name}: {error} before training: are the data and weights finite?") from error
+        with torch.no_grad(), self._finite_at_first():
+            change = self.extractor.begin(self.supernet, self.start, probe)
         if self.total and probe.steps > self.total:
             raise UserError(
                 f"{self.extractor.name} looks at gradients worth {probe.steps} training steps, and the run has {self.total}"
@@ -215,10 +222,17 @@ class Run:
         self.progress.probe_steps = probe.steps if self.total else 0
         self.make(change)
         if self.total and not self.extractor.replaces_step:  # what falls on no step: before the first
-            with torch.no_grad():
+            with torch.no_grad(), self._finite_at_first():
                 first = self.extractor.step(self.supernet, self.start)
             if first:
                 self.make(first)
+
+    @contextmanager
+    def _finite_at_first(self) -> Iterator[None]:
+        try:
+            yield
+        except NotANumber as error:
+            raise UserError(f"{self.extractor.name}: {error} before training: are the data and weights finite?") from error
 
     def step(self, clock: Clock) -> None:
         """One training step with the change that comes after it, or one that was spent on probing."""
@@ -250,6 +264,7 @@ class Run:
 
     def end_epoch(self) -> Epoch:
         """Validate, and remember the state if it is the best so far and early stopping may go back to it."""
+        self._look_for_nan()
         history, masks = self.progress.history, self.supernet.final()
         self._look_for_collapse(masks)
         val = evaluate(self.supernet, self.data, self.data.val)
@@ -284,7 +299,9 @@ class Run:
         if self.best and progress.best:
             self.supernet.load_state(self.best)
             epoch = progress.best
-        self._look_for_collapse(self.supernet.final())
+        masks = self.supernet.final()
+        self._look_for_collapse(masks)
+        self._compare_with_asked(masks)
         val = evaluate(self.supernet, self.data, self.data.val)
         seconds = time.monotonic() - self.started
         return Outcome(progress.history, val, epoch, progress.step, progress.probe_steps, self.raised, seconds)
@@ -321,6 +338,34 @@ class Run:
             if len(bad):
                 step = self.progress.step - index + int(bad[0])
                 raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
+
+    def _warn_of_whole(self) -> None:
+        """Say what no density counts, with its share."""
+        net = self.supernet.net
+        if left_whole(net, self.supernet.weights):
+            counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, self.data.examples())
+            _warn_once(in_words(counted.left_whole))
+
+    def _compare_with_asked(self, masks: Masks) -> None:
+        """Say where a density was missed by more than 1 % of it, and by more than one unit where units are counted."""
+        asked, units = getattr(self.extractor, "density", None), self.supernet.units
+        if asked is None:
+            return
+        reached = units.cost(masks)
+        if abs(reached - asked) > max(ASKED * asked, 1 / masks.numel if units.exact else 0.0):
+            log.warning(
+                "%s was asked for a density of %g, and reached %.4g: its units are too large to come nearer",
+                self.extractor.name,
+                asked,
+                reached,
+            )
+
+    def _look_for_nan(self) -> None:
+        """Raise RunError when the last step has made something that is learned not a number: no loss has met it yet."""
+        for name, tensor in self.supernet.learned().items():
+            if bool(tensor.detach().isnan().any()):
+                what = name.removeprefix("net.").replace("relevance.", "the relevance of ")
+                raise RunError(f"{what} is not a number after step {self.progress.step}: try a lower learning rate")
 
     def _look_for_collapse(self, masks: Masks) -> None:
         dead = [name for name, mask in masks.items() if name not in self.collapsed and not mask.any()]

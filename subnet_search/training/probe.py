@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from subnet_search.data import Batches, Data
 from subnet_search.errors import UserError
+from subnet_search.nets import check_logits
 from subnet_search.seeds import derive
 from subnet_search.training.ranks import average, rank_and_world
 from subnet_search.training.supernet import Passes, Supernet
@@ -72,7 +73,9 @@ class Probe:
         batches = Batches(data.train, data.mean, data.std, size, supernet.seed, supernet.recipe.augment, rank, world)
         inputs, labels = batches.batch(index)
         torch.manual_seed(derive(supernet.seed, "dropout", "probe", index, rank))
-        return functional_call(supernet.net, dict(values), (inputs,)).float(), labels
+        logits = functional_call(supernet.net, dict(values), (inputs,))
+        check_logits(logits, data.classes, type(supernet.net).__name__, " in training mode too")
+        return logits.float(), labels
 
     def _counted(self, found: dict[str, Tensor], images: int | None, backward: int) -> dict[str, Tensor]:
         average(found.values())

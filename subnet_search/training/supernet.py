@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from subnet_search.errors import UserError
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
-from subnet_search.extractors.base import Change, Learned
+from subnet_search.extractors.base import Change, Learned, trains_weights
 from subnet_search.nets import noting_saliency, prunable, set_winners
 from subnet_search.seeds import generator
 from subnet_search.topology import rescale
@@ -46,6 +46,11 @@ class Supernet:
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.extractor, self.recipe, self.seed = extractor, recipe, seed
         self.weights: dict[str, Tensor] = dict(prunable(net))
+        if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
+            raise UserError(
+                f"{extractor.name} trains weights, and all that could be pruned are frozen (requires_grad=False): let some "
+                "learn, or take a method that learns relevance alone, such as gumbel or edge_popup"
+            )
         self.units = units or Units({name: weight.shape for name, weight in self.weights.items()})
         everything = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.units.shapes.items()}
         self.masks = Masks(everything).to(self.device)  # the topology of units in force, as the last change set it

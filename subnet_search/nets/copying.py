@@ -1,0 +1,87 @@
+"""A copy of a user's network: its own tensors under its own names, however it was handed in."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
+
+from subnet_search.errors import UserError
+
+UNDO = {
+    BasePruningMethod: "torch.nn.utils.prune.remove",
+    WeightNorm: "torch.nn.utils.remove_weight_norm",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm",
+}
+
+
+def own_copy(net: nn.Module) -> nn.Module:
+    """A copy of a network, with nothing shared. One that `torch.compile` made is a copy of the module that it was made of.
+
+    Activations that a module keeps are copied without their graph. Raises UserError for what cannot be trained and saved
+    by the names of its tensors, or not be copied.
+    """
+    _check(net)
+    memo: dict[int, Any] = {}
+    for module in net.modules():
+        for value in tree_leaves({name: value for name, value in vars(module).items() if name != "_modules"}):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return _copied(net, memo)
+
+
+def _copied(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for module in net.modules():
+        if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module) and id(module) not in memo:
+            memo[id(module)] = _copied(inner, memo)
+    try:
+        return copy.deepcopy(net, memo)
+    except Exception as error:  # whatever an attribute of the user's raises
+        name, kind = _uncopyable(net)
+        raise UserError(f"{type(net).__name__} cannot be copied: its attribute {name} ({kind}) cannot; take it off") from error
+
+
+def _uncopyable(net: nn.Module) -> tuple[str, str]:
+    """The name and the type of the first attribute that cannot be copied by itself."""
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            if name == "_modules":
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f"{path}.{name}" if path else name, type(value).__name__
+    return "(one of a module's own)", "unknown"
+
+
+def _check(net: nn.Module) -> None:
+    """Raise UserError for a module of another kind than those that hold their own parameters."""
+    for path, module in net.named_modules():
+        name = path.replace("_orig_mod.", "") or type(net).__name__
+        if isinstance(module, nn.DataParallel | DistributedDataParallel):
+            raise UserError(
+                f"a network in {type(module).__name__} cannot be looked into: hand in its .module (several GPUs: torchrun)"
+            )
+        for hook in module._forward_pre_hooks.values():
+            for kind, undo in UNDO.items():
+                if isinstance(hook, kind):
+                    raise UserError(
+                        f"a weight of {name} is computed from other tensors ({type(hook).__name__}): make it a plain "
+                        f"parameter first, {undo}(module, {getattr(hook, '_tensor_name', None) or getattr(hook, 'name', '')!r})"
+                    )
+        if is_parametrized(module):
+            tensor = next(iter(module.parametrizations))
+            raise UserError(
+                f"{tensor} of {name} is computed from other tensors: make it a plain parameter first, "
+                f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
+            )
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise UserError(
+                f"{name} has extra state (get_extra_state), which cannot be saved with a run: keep it in buffers "
+                "(register_buffer)"
+            )
