@@ -20,7 +20,7 @@ from subnet_search.deploy.sparse_layers import FORMS, Sparse, put
 from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
 from subnet_search.errors import UserError
 from subnet_search.files import load_tensors, save_tensors
-from subnet_search.nets import check_output
+from subnet_search.nets import check_output, own_copy
 
 FORMAT = 2  # 1: without a normalisation that is built in
 
@@ -67,8 +67,9 @@ class Deployed:
 
     def on(self, net: nn.Module) -> nn.Module:
         """The exported network, made of a copy of the dense network `net`. Raises UserError when it is another's."""
+        dense = own_copy(net)
         try:
-            out = shrunk(net, self.shapes)
+            out = shrunk(dense, self.shapes)
             for name, settings in self.sparse.items():
                 form = {**settings}
                 layer: Sparse = FORMS[form.pop("form")](**form)
