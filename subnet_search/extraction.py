@@ -45,6 +45,7 @@ from subnet_search.runfolder import (
 from subnet_search.runfolder import free_folder as free_folder
 from subnet_search.runfolder import last_folder as last_folder
 from subnet_search.topology.masks import Masks
+from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
 from subnet_search.training.loop import evaluate
 from subnet_search.training.ranks import any_rank, one_goes_ahead, rank_and_world
@@ -241,7 +242,10 @@ def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, 
         except ValidationError as error:
             raise invalid(error) from error
         with torch.no_grad():
-            found[density].finish(supernet)  # one that leaves too few weights is found now
+            try:
+                found[density].finish(supernet)  # one that leaves too few weights is found now
+            except NotANumber as error:
+                raise UserError(f"{method.name}: {error} before training: are the weights finite?") from error
     return found
 
 

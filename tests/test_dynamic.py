@@ -11,7 +11,7 @@ from toys import conv_bn, pictures
 import subnet_search as ss
 from subnet_search.errors import UserError
 from subnet_search.evaluation.accuracy import logits
-from subnet_search.evaluation.cost import cost, on_average
+from subnet_search.evaluation.cost import layer_macs, on_average
 from subnet_search.extractors import Clock, create
 from subnet_search.nets import NetworkSpec, build, gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.dynamic import Gate, Gated
@@ -151,7 +151,7 @@ def test_macs_that_inputs_choose_by_hand():
         for gated in gated_layers(net).values():
             gated.gate.phi.zero_()
             gated.gate.rho.copy_(torch.arange(len(gated.gate.rho)))  # the last half wins
-        assert cost(net, {"0.layer.weight": torch.ones(4, 1, 3, 3)}, (1, 8, 8)).macs == 36 * 9 * 4
+        assert layer_macs(net, {"0.layer.weight": (4, 1, 3, 3)}, (1, 8, 8)) == {"0.layer.weight": 36 * 9 * 4}
         with on_average(net, (1, 8, 8)) as macs:
             net(torch.randn(5, 1, 8, 8)), net(torch.randn(1, 1, 8, 8))
     gates = 1 * 4 + 4 * 8

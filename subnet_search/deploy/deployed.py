@@ -21,7 +21,7 @@ from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
 from subnet_search.deploy.trials import first_line
 from subnet_search.errors import UserError
 from subnet_search.files import load_tensors, reading, save_tensors
-from subnet_search.nets import check_output
+from subnet_search.nets import check_output, own_copy
 
 FORMAT = 3  # 1: without a normalisation that is built in; 1 and 2: without a hash over the header
 LARGEST_BLOCK = 2**16
@@ -73,11 +73,12 @@ class Deployed:
 
     def on(self, net: nn.Module) -> nn.Module:
         """The exported network, made of a copy of the dense network `net`. Raises UserError when it is another's."""
+        dense = own_copy(net)
         try:
             for name, shape in self.shapes.items():
                 if tuple(self.tensors[name].shape) != shape:
                     raise ValueError(f"{name} is of shape {tuple(self.tensors[name].shape)}, and said to be of {shape}")
-            out = shrunk(net, self.shapes)
+            out = shrunk(dense, self.shapes)
             for name, settings in self.sparse.items():
                 layer = self._layer(name, settings, out.get_submodule(name))
                 layer.to(self.tensors[f"{name}.values"].dtype)

@@ -111,7 +111,13 @@ def make_dynamic(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Mo
     }
     example = torch.randn(2, *shape, generator=generator(0, "example")).to(next(net.parameters()).device)
     with _at_rest(net):
-        before, norms, last = _norms_behind(net, convolutions, example)
+        try:
+            before, norms, last = _norms_behind(net, convolutions, example)
+        except Exception as error:  # whatever a user's forward pass raises
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"this network cannot choose filters: it is tried on random numbers, and does not take them: {why}"
+            ) from error
         convolutions.pop(last, None)
         if not convolutions:
             raise UserError("filters that each input chooses are those of convolutions, and this network has none")
