@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +19,7 @@ from subnet_search.data import readers
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.errors import UserError, invalid, unknown
 from subnet_search.seeds import generator
+from subnet_search.settings import Settings
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
@@ -32,10 +33,8 @@ PREFIXES = {
 }
 
 
-class DataSpec(BaseModel):
+class DataSpec(Settings):
     """Which data, and how it is split. A bare string is the name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """digits, fashion_mnist, cifar10, cifar100, `npz:FILE` or `image_folder:DIR`."""

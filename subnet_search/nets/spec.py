@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from subnet_search.errors import UserError, unknown
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
+from subnet_search.settings import Settings
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 NETWORKS: dict[str, Factory] = {
@@ -40,10 +41,8 @@ def network_names() -> list[str]:
     return list(NETWORKS)
 
 
-class NetworkSpec(BaseModel):
+class NetworkSpec(Settings):
     """Which network, and how its weights begin. A bare string is the name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """One of ours, `torchvision:NAME`, or `package.module:factory`, called with `options` and the keyword `num_classes`."""

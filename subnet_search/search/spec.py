@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from subnet_search.config import RunConfig, check, flatten, read_config, with_values
 from subnet_search.errors import UserError, unknown
@@ -15,6 +15,7 @@ from subnet_search.measures import MEASURES, Constraint, parse_constraint
 from subnet_search.search.backends import DEFAULT_STORAGE
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.space import Space
+from subnet_search.settings import Settings
 
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
 WATCHED = ("val_accuracy", "val_nll")  # what is known at the end of every epoch, and a pruner can look at
@@ -24,10 +25,9 @@ PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 Options: TypeAlias = dict[str, Any]
 
 
-class StudySpec(BaseModel):
+class StudySpec(Settings):
     """What a study searches. Everything but `name` has a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     compares: ClassVar[bool] = False
 
     name: str = Field(min_length=1)
