@@ -37,17 +37,27 @@ class Interrupted(RunError):
 
 
 @contextmanager
-def reading(what: object) -> Iterator[None]:
+def reading(what: object, kind: str = "") -> Iterator[None]:
     """Around reading what others wrote: whatever goes wrong is a UserError of one line that names it.
 
-    what: the file, or what else is read, in words. Errors that are said in one line already pass through.
+    what: the file, or what else is read, in words. kind: what it should be, as in "a subnetwork file"; where this is given, an
+    error that is none of the file system's says that it is none, or damaged. Errors of one line already pass through.
     """
     try:
         yield
     except (UserError, RunError):
         raise
     except Exception as error:
-        raise UserError(f"cannot read {what}: {reason(error)}") from error
+        known = kind and not (isinstance(error, OSError) and error.strerror)
+        raise UserError(
+            f"{what} is not {kind}, or is damaged: {reason(error)}" if known else f"cannot read {what}: {reason(error)}"
+        ) from error
+
+
+def blamed(error: UserError, key: str) -> UserError:
+    """The same mistake, as one of a dotted key, unless it names a deeper one."""
+    error.key = error.key or key
+    return error
 
 
 @contextmanager
@@ -56,7 +66,7 @@ def blaming(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.key = error.key or key
+        blamed(error, key)
         raise
 
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from subnet_search.config import RunConfig, flatten
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.masks import save_masks
+from subnet_search.documents import dump, plain, read_file
 from subnet_search.errors import UserError
 from subnet_search.files import write_atomically
 from subnet_search.training import Epoch
@@ -49,7 +48,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise UserError(f"{folder} already holds a run: resume it, or choose another folder")
-        before = flatten(yaml.safe_load(path.read_text()))
+        before = flatten(plain(read_file(path).values))
         after = flatten(json.loads(json.dumps(wanted)))
         differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
         if differing:
@@ -57,7 +56,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool) -> None:
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise UserError(f"cannot resume {folder}: {key} was {before.get(key)!r}, now {after.get(key)!r}{more}")
     else:
-        write_atomically(path, yaml.safe_dump(dict(wanted), sort_keys=False).encode())
+        write_atomically(path, dump(wanted))
 
 
 @contextlib.contextmanager

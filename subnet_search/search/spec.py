@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from subnet_search.config import RunConfig, check, flatten, read_config, with_values
-from subnet_search.errors import UserError, unknown
+from subnet_search.documents import read_json
+from subnet_search.errors import UserError, reading, unknown
 from subnet_search.measures import MEASURES, Constraint, parse_constraint
+from subnet_search.redaction import remember
 from subnet_search.search.backends import DEFAULT_STORAGE
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.space import Space
@@ -68,7 +70,7 @@ class StudySpec(Settings):
     so any number of workers finds the same trials. null: from whatever is finished by then, as Optuna does."""
     workers: int = Field(default=1, ge=1)
     """Processes on this machine."""
-    heartbeat: float = Field(default=60.0, gt=0)
+    heartbeat: float = Field(default=60.0, gt=0, le=1e6)
     """Seconds between a worker's signs of life. One that gives none for five times as long has lost its trial."""
     seed: int = Field(default=0, ge=0)
     """Decides the sampler's draws and, with a trial's number, the seed of its run."""
@@ -78,6 +80,15 @@ class StudySpec(Settings):
     """Where files of trials are kept for other machines: a folder that all of them see, such as `runs/artifacts`, or
     `{bucket: NAME, endpoint_url: ..., region_name: ...}` (S3), with credentials from boto3's environment. null: nowhere, as
     on one machine the run folders are there already."""
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _one_url(cls, value: Any) -> Any:
+        """No value is repeated in an error: it may hold a password."""
+        if not isinstance(value, str):
+            raise UserError("give one URL as text, such as sqlite:///runs/studies.db")
+        remember(value)
+        return value
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -204,8 +215,10 @@ class StudySpec(Settings):
 
     @classmethod
     def from_json(cls, text: str) -> "StudySpec":
-        values = json.loads(text)
-        return check(cls if values["space"] else Comparison, values, {"": "the study's specification"})
+        where = "the study's specification"
+        with reading(where):
+            values = read_json(text, where)
+            return check(cls if values["space"] else Comparison, values, {"": where})
 
 
 class Comparison(StudySpec):

@@ -145,7 +145,7 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=name).item()  # "meta" has no values
+    except Exception as error:
         raise UserError(f"the device {name!r} is not available here: {str(error).splitlines()[0]}") from error
     return name
