@@ -16,7 +16,7 @@ import yaml
 from subnet_search.errors import UserError, cut, reading
 from subnet_search.redaction import remember
 
-LARGEST_FILE, MOST_VALUES = 500_000, 100_000  # characters; values, with those that aliases write again
+LARGEST_FILE, MOST_VALUES, MOST_LEVELS = 500_000, 100_000, 50  # characters; values, with those that aliases write again
 TAG = "tag:yaml.org,2002:"
 EXPONENT = r"[eE][-+]?\d+"
 FLOAT = re.compile(
@@ -43,6 +43,17 @@ class Document:
 
 class _Loader(yaml.SafeLoader):
     """Written in Python, since the one in C is killed by deep nesting."""
+
+    levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.levels += 1
+        if self.levels > MOST_LEVELS:
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.levels -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -150,9 +161,7 @@ class _Builder:
             line = name.start_mark.line + 1
             if name.value in lines:
                 where = f"lines {lines[name.value]} and {line}" if line != lines[name.value] else f"line {line}"
-                raise UserError(
-                    f"the key {_join(key, name.value)!r} stands twice: leave one of them out ({self.source}, {where})"
-                )
+                raise UserError(f"the key {_join(key, name.value)!r} is given twice: leave one out ({self.source}, {where})")
             lines[name.value] = line
             values[name.value] = self._at(inner, name, _join(key, name.value))
         return {**merged, **values}

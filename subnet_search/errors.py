@@ -110,8 +110,11 @@ def invalid(error: "ValidationError") -> UserError:
     """The first mistake that pydantic found, in one line."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
-    key, text = ".".join(path), problem["msg"].removeprefix("Value error, ")
+    text = problem["msg"].removeprefix("Value error, ")
     inner: str = getattr(problem.get("ctx", {}).get("error"), "key", "")
+    if inner and text.startswith(f"{inner}: "):  # said by a model inside of another
+        path, inner, text = [*path, *inner.split(".")], "", text.removeprefix(f"{inner}: ")
+    key = ".".join(path)
     got = "" if problem["type"] in ("missing", "value_error") else f", got {shown(problem['input'])}"
     message = f"{key}: {text[0].lower()}{text[1:]}{got}" if key else f"{text}{got}"
     return UserError(message, ".".join([*path, inner] if inner else path))

@@ -174,9 +174,7 @@ def _bound(key: str, kind: str, given: Any) -> float:
         value = math.nan
     if not math.isfinite(value) or (kind == "int" and value != int(value)):
         wanted = "numbers" if kind == "float" else "whole numbers"
-        raise UserError(
-            f"space.{key}: the ends of {'a float' if kind == 'float' else 'an int'} are {wanted}, got {shown(given)}"
-        )
+        raise UserError(f"space.{key}: {kind} takes {wanted} as its ends, got {shown(given)}")
     return value
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from subnet_search.config import RunConfig, check, flatten, read_config, with_values
 from subnet_search.documents import read_json
-from subnet_search.errors import UserError, reading, unknown
+from subnet_search.errors import UserError, blaming, reading, unknown
 from subnet_search.measures import MEASURES, Constraint, parse_constraint
 from subnet_search.redaction import remember
 from subnet_search.search.backends import DEFAULT_STORAGE
@@ -124,16 +124,21 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
-        for name in self.objective:
-            if name not in MEASURES:
-                raise unknown("objective", name, MEASURES)
-        if len(set(self.objective)) < len(self.objective) or not self.objective:
-            raise UserError(f"objective: name each of them once, got {self.objective}")
+        with blaming("objective"):
+            for name in self.objective:
+                if name not in MEASURES:
+                    raise unknown("objective", name, MEASURES)
+            if len(set(self.objective)) < len(self.objective) or not self.objective:
+                raise UserError(f"objective: name each of them once, got {self.objective}")
         for kind, options, valid in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
-            if options.get("name") not in valid:
-                raise unknown(kind, options.get("name"), valid)
-        self._check_pruner(self.pruner["name"])
-        _ = self.bounds, self.searched
+            with blaming(f"{kind}.name"):
+                if options.get("name") not in valid:
+                    raise unknown(kind, options.get("name"), valid)
+        with blaming("pruner.name"):
+            self._check_pruner(self.pruner["name"])
+        with blaming("constraints"):
+            _ = self.bounds
+        _ = self.searched
         return self
 
     def _check_pruner(self, name: str) -> None:
