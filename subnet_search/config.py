@@ -1,17 +1,14 @@
 """A run's complete configuration, and reading it from YAML with errors that name the file, the line and the key."""
 
 import copy
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from annotated_types import Gt, Le
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -23,9 +20,11 @@ from pydantic import (
 from pydantic import SerializerFunctionWrapHandler as Serialize
 
 from subnet_search.data import DataSpec
-from subnet_search.errors import UserError, invalid
-from subnet_search.extractors import Extractor, create, get_extractor
+from subnet_search.documents import Document, Number, read_file, read_text
+from subnet_search.errors import UserError, invalid, nearest, reading
+from subnet_search.extractors import Extractor, create, extractor_names, get_extractor
 from subnet_search.nets import NetworkSpec
+from subnet_search.settings import Settings
 from subnet_search.topology.units import parse
 from subnet_search.training import Recipe
 
@@ -47,10 +46,8 @@ def _unnamed(value: Any) -> bool:
     return isinstance(value, Mapping) and "name" not in value
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything that decides what a run finds. Complete: every key has a default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     network: NetworkSpec = NetworkSpec(name=DEFAULTS["network"])
     """The network to look into."""
@@ -140,43 +137,55 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML in which the unit 2:4 is a text, and not 2 * 60 + 4."""
-
-
-def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
-    return node.value if ":" in node.value else loader.construct_yaml_int(node)
-
-
-_Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
-
-
 def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str] = ()) -> M:
     """A checked model from a YAML file (or from defaults alone) and overrides like `extractor.density=0.2`.
 
     Raises UserError: one line that names the file, the line, the key, and what would be right.
     """
-    values, places = ({}, {}) if path is None else _read_yaml(Path(path))
+    found = Document({}) if path is None else _read(Path(path))
+    values, places = found.values, found.places
     for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
+        key, separator, text = (part.strip() for part in override.partition("="))
+        if not separator or not key or "@" in key or "://" in key:
             raise UserError(f"an override is key=value, got {override!r}")
-        try:
-            put(values, key.strip(), yaml.load(text, Loader=_Yaml))
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of -s {key} is not YAML: {text!r}") from error
-        inside = f"{key.strip()}."
-        places = {name: place for name, place in places.items() if not name.startswith(inside)}
-        places[key.strip()] = f"-s {key.strip()}"  # not the value: it may hold a secret
-    return check(model, values, places)
+        put(values, key, read_text(text, f"the value of -s {key}").values)
+        places = {name: place for name, place in places.items() if not name.startswith(f"{key}.")}
+        places[key] = f"-s {key}"  # not the value: it may hold a secret
+    return check(model, typed(values, model), places)
 
 
 def check(model: type[M], values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> M:
     """`values` as a `model`. Raises UserError with the first mistake in one line, and its place if `places` has its key."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise UserError(_describe(model, values, error, places or {})) from error
+    places = places or {}
+    with reading(places.get("", "the settings")):
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            raise UserError(_describe(model, values, error, places)) from error
+
+
+def typed(value: Any, kind: Any = None) -> Any:
+    """What was read as plain values. A number is a number, or its text where the type of a key is text."""
+    if isinstance(value, Number):
+        return value.text if _is_text(kind) else value.value
+    if isinstance(value, dict):
+        return {key: typed(inner, _inside(kind, key, value)) for key, inner in value.items()}
+    return [typed(inner, _inside(kind, None, value)) for inner in value] if isinstance(value, list) else value
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a key of this type takes text, and no number."""
+    kinds = get_args(kind) or (kind,)
+    return str in kinds and not {int, float} & set(kinds)
+
+
+def _inside(kind: Any, key: str | None, value: Any) -> Any:
+    """The type of what stands in a mapping under a key, or (None) in a list; None where it may be anything."""
+    if (model := _model_of(kind, value)) is not None:
+        field = model.model_fields.get(str(key))
+        return field.annotation if field else None
+    arguments = [inner for inner in get_args(kind) if inner not in (type(None), ...)]
+    return arguments[-1] if arguments and isinstance(value, list if key is None else dict) else None
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -208,49 +217,30 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values in a file, and the place of every dotted key in words; the empty key is the file."""
-    try:
-        text = path.read_text()
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.load(text, Loader=_Yaml)
-    except FileNotFoundError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+def _read(path: Path) -> Document:
+    """What a file of keys and values holds."""
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.6)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"no such file: {path}{hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, got {type(values).__name__}")
-    places = {"": str(path)}
-    _find_places(node, "", str(path), places)
-    return values, places
-
-
-def _find_places(node: Any, prefix: str, file: str, places: dict[str, str]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            places[name] = f"{file}, line {key.start_mark.line + 1}"
-            _find_places(value, f"{name}.", file, places)
+        raise UserError(f"no such file: {path}{hint}")
+    found = read_file(path)
+    if not isinstance(found.values, dict):
+        kind = type(typed(found.values)).__name__
+        raise UserError(f"{path} must hold keys and values, got {kind}")
+    return found
 
 
 def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, places: Mapping[str, str]) -> str:
     """The first mistake pydantic found, in one line."""
-    problem = error.errors()[0]
+    problem, mistake = error.errors()[0], invalid(error)
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
+    message = str(mistake)
     if problem["type"] == "extra_forbidden":
         valid = sorted(_model_at(model, path[:-1], values).model_fields)
-        near = difflib.get_close_matches(path[-1], valid, n=1)
+        near = nearest(path[-1], valid, 1, 0.6)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        message = f"unknown key {key!r}: {hint}valid: {', '.join(valid)}"
-    else:
-        message = str(invalid(error))
+        message = f"unknown key {'.'.join(path)!r}: {hint}valid: {', '.join(valid)}"
+    path = mistake.key.split(".")
     place = next((places[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in places), None)
     where = f" ({place})" if place else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -262,9 +252,13 @@ def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[
     for part in path:
         values = values.get(part) if isinstance(values, Mapping) else None
         field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        if kind is Extractor:
-            model = get_extractor(values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values))
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            model = kind
+        model = _model_of(field.annotation if field else None, values) or model
     return model
+
+
+def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:
+    """The model that a key's type stands for; of a method, that which the values name."""
+    if kind is Extractor:
+        name = values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values)
+        return get_extractor(name) if name in extractor_names() else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from subnet_search.errors import RunError, UserError
+from subnet_search.errors import RunError, UserError, guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,16 +68,9 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Whatever goes wrong while content that others may have written is read becomes one line, a UserError."""
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except Exception as error:  # the libraries that read files raise what they like for a damaged one
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable {kind} (damaged or truncated): {reason[:200]}") from error
+def damaged(path: Path, kind: str) -> str:
+    """What is said of a file that cannot be read, for `errors.guarded`."""
+    return f"{path} is not a readable {kind} (damaged or truncated)"
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, Any]) -> None:
@@ -93,7 +86,7 @@ def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, A
     """Read what `save_tensors` wrote, on the CPU. Raises UserError when the file is missing, damaged or of another kind."""
     if not path.is_file():
         raise UserError(f"no such {kind}: {path}")
-    with reading(path, kind):
+    with guarded(damaged(path, kind)):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

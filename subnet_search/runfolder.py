@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -25,8 +24,9 @@ from subnet_search.config import RunConfig, flatten
 from subnet_search.deploy import Subnetwork
 from subnet_search.deploy.masks import save_masks
 from subnet_search.deploy.subnetwork import INPUTS, Weights
-from subnet_search.errors import RunError, UserError
-from subnet_search.files import header_of, reading, remove_temporary, write_atomically
+from subnet_search.documents import dump, plain, read_file, read_json
+from subnet_search.errors import RunError, UserError, reading
+from subnet_search.files import header_of, remove_temporary, write_atomically
 from subnet_search.training import Epoch
 from subnet_search.training.ranks import from_first, rank_and_world
 
@@ -125,12 +125,11 @@ def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapp
         decides = json.dumps([{**after, "weights": None}, identity], sort_keys=True)
         name = hashlib.sha256(decides.encode()).hexdigest()
         write_atomically(folder / IDENTITY, json.dumps({"run": name, **identity}, indent=2).encode())
-        write_atomically(path, yaml.safe_dump(after, sort_keys=False).encode())
+        write_atomically(path, dump(after))
         return name
     if not resume:
         raise UserError(f"{folder} already holds a run: resume it, or choose another folder")
-    with reading(path, "configuration"):
-        before = _completed(dict(yaml.safe_load(path.read_text())), after)
+    before = _completed(dict(plain(read_file(path).values)), after)
     flat, asked = flatten({**before, "weights": None}), flatten({**after, "weights": None})
     differing = sorted(key for key in flat.keys() | asked.keys() if flat.get(key) != asked.get(key))
     if differing:
@@ -142,7 +141,7 @@ def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapp
         if known and known.get(part) != identity.get(part):
             raise UserError(f"cannot resume {folder}: {said} this run began with")
     if before.get("weights") != after.get("weights"):
-        write_atomically(path, yaml.safe_dump(after, sort_keys=False).encode())
+        write_atomically(path, dump(after))
     return known.get("run")
 
 
@@ -150,8 +149,8 @@ def _identity(folder: Path) -> dict[str, Any]:
     path = folder / IDENTITY
     if not path.is_file():
         return {}
-    with reading(path, "file of a run's identity"):
-        return dict(json.loads(path.read_text()))
+    with reading(path, "the identity of a run"):
+        return dict(read_json(path.read_text(), str(path)))
 
 
 def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

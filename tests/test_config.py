@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read(tmp_path, content):
     [
         ("seed", ["an override is key=value, got 'seed'"]),
         ("=3", ["an override is key=value, got '=3'"]),
-        ("seed=[1", ["seed", "is not YAML", "'[1'"]),
+        ("seed=[1", ["the value of -s seed", "is not YAML"]),
         ("sed=1", ["unknown key 'sed'", "did you mean 'seed'"]),
         ("extractor.densty=1", ["unknown key 'extractor.densty'", "did you mean 'density'"]),
         ("extractor={name: random, density: 3}", ["extractor.density:", "less than or equal to 1", "3"]),

@@ -5,13 +5,11 @@ in its message when something is missing, truncated or of another shape. What a 
 size of the file before memory is taken for it.
 """
 
-import contextlib
 import gzip
 import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from subnet_search.errors import RunError, UserError
+from subnet_search.errors import UserError, guarded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,23 +27,6 @@ Arrays = tuple[Tensor, Tensor]
 
 FASHION_FOLDERS = ("data/fashion-mnist", "data/FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
 DEFLATE = 1032  # bytes that one compressed byte can give at most, in gzip and zip files
-LONGEST = 200  # characters of another's message that are repeated in ours
-
-
-@contextlib.contextmanager
-def guarded(problem: str) -> Iterator[None]:
-    """Raise UserError `problem: reason`, in one line, for whatever is raised inside; our own errors pass.
-
-    What others wrote can raise anything, so no list of exceptions would be complete.
-    """
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines and not isinstance(error, KeyError) else f"{type(error).__name__} {error}".strip()
-        raise UserError(f"{problem}: {reason[:LONGEST]}") from error
 
 
 def check_size(what: str, claimed: int, stored: int | None = None) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from subnet_search.data import readers
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation, prepare
-from subnet_search.errors import UserError, invalid, unknown
+from subnet_search.errors import UserError, guarded, invalid, unknown
 from subnet_search.files import digest
 from subnet_search.seeds import generator
+from subnet_search.settings import Settings
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
@@ -35,10 +36,8 @@ PREFIXES = {
 MANY = 1000  # classes that need no further reason; more than that, and more than there are items, is a mistake in the labels
 
 
-class DataSpec(BaseModel):
+class DataSpec(Settings):
     """Which data, and how it is split. A bare string is the name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """digits, fashion_mnist, cifar10, cifar100, `npz:FILE` or `image_folder:DIR`."""
@@ -149,7 +148,7 @@ class Data:
 
     def test(self) -> Split | None:
         """The test split, read now; None when the data has none."""
-        with readers.guarded(f"the test split of {self.name} cannot be read"):
+        with guarded(f"the test split of {self.name} cannot be read"):
             split = self._test()
         if split is not None:
             _check(f"{self.name} (test)", split, self.classes, self.train)
@@ -159,7 +158,7 @@ class Data:
 def load(spec: DataSpec | str | dict[str, Any]) -> Data:
     """Read the training and validation images of a data set. Raises UserError that names the file at fault."""
     spec = DataSpec.of(spec)
-    with readers.guarded(f"{spec.name} cannot be read"):
+    with guarded(f"{spec.name} cannot be read"):
         return _load(spec)
 
 

@@ -19,8 +19,8 @@ from subnet_search.deploy.shrink import shrunk
 from subnet_search.deploy.sparse_layers import FORMS, Sparse, put
 from subnet_search.deploy.subnetwork import Origin, Subnetwork, holds
 from subnet_search.deploy.trials import first_line
-from subnet_search.errors import UserError
-from subnet_search.files import load_tensors, reading, save_tensors
+from subnet_search.errors import UserError, guarded
+from subnet_search.files import damaged, load_tensors, save_tensors
 from subnet_search.nets import check_output, own_copy
 
 FORMAT = 3  # 1: without a normalisation that is built in; 1 and 2: without a hash over the header
@@ -143,7 +143,7 @@ class Deployed:
             raise UserError(f"{path} is not an exported network: subnet-search export makes one of a subnetwork")
         if manifest.get("format") not in range(1, FORMAT + 1):
             raise UserError(f"{path} has format {manifest.get('format')}, this version reads {FORMAT}: update subnet-search")
-        with reading(path, "exported network"):
+        with guarded(damaged(path, "exported network")):
             shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
             sparse = {name: dict(settings) for name, settings in manifest["sparse"].items()}
             origin, metrics = Origin.model_validate(manifest["origin"]), dict(manifest["metrics"])

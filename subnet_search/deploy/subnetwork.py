@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from subnet_search.deploy.compact import compact
 from subnet_search.deploy.masks import unpacked
-from subnet_search.errors import UserError
-from subnet_search.files import digest, header_of, load_tensors, reading, save_tensors
+from subnet_search.errors import UserError, guarded
+from subnet_search.files import damaged, digest, header_of, load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, own_copy, read_state
 from subnet_search.topology.masks import Masks, pack
 
@@ -274,7 +274,7 @@ class Subnetwork:
                 f"{path} has format {header['format']}, newer than the {FORMAT} this version reads: update subnet-search"
             )
         masks = Masks(unpacked(path, tensors, header, "mask."))
-        with reading(path, "subnetwork file"):
+        with guarded(damaged(path, "subnetwork file")):
             groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mask", "scale", "state", "kept")}
             for name, tensor in tensors.items():
                 kind, _, rest = name.partition(".")

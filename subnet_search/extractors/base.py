@@ -14,11 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from annotated_types import Gt, Le
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from subnet_search.domains import OneOf, Real
-from subnet_search.errors import UserError, unknown
+from subnet_search.errors import UserError, shown, unknown
 from subnet_search.extractors.clock import Clock as Clock
 from subnet_search.extractors.clock import Span as Span
 from subnet_search.extractors.network import Network as Network
@@ -28,6 +28,7 @@ from subnet_search.extractors.shares import Allocation as Allocation
 from subnet_search.extractors.shares import PlainAllocation as PlainAllocation
 from subnet_search.extractors.shares import PlainScope as PlainScope
 from subnet_search.extractors.shares import Scope as Scope
+from subnet_search.settings import Settings
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.select import LayerShares
@@ -158,10 +159,8 @@ class Change:
     """The share of each layer's filters that an input computes from now on, in a dynamic network."""
 
 
-class Extractor(BaseModel, ABC):
+class Extractor(Settings, ABC):
     """A method that finds a subnetwork. Frozen; holds numbers, never tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str]
     paper: ClassVar[Paper]
@@ -341,7 +340,7 @@ def extractor_names() -> list[str]:
 
 def get_extractor(name: str) -> type[Extractor]:
     """The class registered under `name`. Raises UserError with the nearest names."""
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise unknown("extractor", name, REGISTRY)
     return REGISTRY[name]
 
@@ -353,5 +352,5 @@ def create(spec: Any) -> Extractor:
     if isinstance(spec, str):
         return get_extractor(spec)()
     if isinstance(spec, Mapping) and "name" in spec:
-        return get_extractor(str(spec["name"]))(**{key: value for key, value in spec.items() if key != "name"})
-    raise UserError(f"an extractor is a name or {{name: ..., ...}}, got {spec!r}")
+        return get_extractor(spec["name"]).model_validate({key: value for key, value in spec.items() if key != "name"})
+    raise UserError(f"an extractor is a name or {{name: ..., ...}}, got {shown(spec)}")

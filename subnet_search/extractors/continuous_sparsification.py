@@ -99,7 +99,7 @@ class ContinuousSparsification(RelevanceLearner):
     def check(self, units: Units, clock: Clock) -> None:
         units.check(self.density, self.scope)
         clock.check_end("continuous_sparsification.until", self.rewind_to if self.rewind == "weights" else 0, self.until)
-        if self.rounds > (search := self._ends(clock)[-1]):
+        if self.rounds > (search := min(clock.steps(self.until), clock.total - 1)):
             raise UserError(f"continuous_sparsification: {self.rounds} rounds do not fit into {search} steps")
 
     def rewinds_to(self, clock: Clock) -> int | None:

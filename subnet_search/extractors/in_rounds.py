@@ -55,9 +55,9 @@ class InRounds(Extractor):
             self.start,
             self._end,
         )
-        points = self.prunings(clock)
-        if len(set(points)) < self.rounds:
-            raise UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {points[0]} and {points[-1]}")
+        first, last = clock.steps(self.start), min(clock.steps(self._end), clock.total - 1)
+        if self.rounds > max(1, last - first + 1) or len(set(self.prunings(clock))) < self.rounds:
+            raise UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {min(first, last)} and {last}")
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         return Change() if clock.total else self._prune(net, clock, self.density)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError, unknown
+from subnet_search.errors import UserError, reason, shown, unknown
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
+from subnet_search.settings import Settings
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 NETWORKS: dict[str, Factory] = {
@@ -40,10 +41,8 @@ def network_names() -> list[str]:
     return list(NETWORKS)
 
 
-class NetworkSpec(BaseModel):
+class NetworkSpec(Settings):
     """Which network, and how its weights begin. A bare string is the name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """One of ours, `torchvision:NAME`, or `package.module:factory`, called with `options` and the keyword `num_classes`."""
@@ -76,6 +75,8 @@ class NetworkSpec(BaseModel):
     def resolve(self, density: float | None) -> "NetworkSpec":
         """The same spec with every default filled in. Raises UserError when its state is missing or not what it was."""
         own = ":" in self.name and not self.name.startswith("torchvision:")
+        if self.options and self.name in NETWORKS:
+            raise UserError(f"network.options are for networks of torchvision and of your own; {self.name} takes none")
         init = self.init or ("keep" if own or self.state else "kaiming_normal")
         wanted = self.init_density or density
         if init == "scaled" and wanted is None:
@@ -130,13 +131,13 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Mo
             raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
         return NETWORKS[spec.name]((shape[0], shape[1], shape[2]), classes)
     options: dict[str, Any] = {"num_classes": classes, **spec.options}
+    own = None if spec.name.startswith("torchvision:") else _factory(spec.name)
     try:
-        if spec.name.startswith("torchvision:"):
-            net = _torchvision(spec.name.removeprefix("torchvision:"), options)
-        else:
-            net = _factory(spec.name)(**options)
-    except TypeError as error:
-        raise UserError(f"{spec.name} does not accept {options}: {error}") from error
+        net = own(**options) if own else _torchvision(spec.name.removeprefix("torchvision:"), options)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a factory raises, it means that it does not take these options
+        raise UserError(f"{spec.name} cannot be made with {shown(options)}: {reason(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec.name} returned {type(net).__name__}, not a torch.nn.Module")
     return net
@@ -160,11 +161,13 @@ def _factory(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"cannot import {module!r} for the network {name!r}: {error}") from error
-    if not hasattr(imported, attribute):
-        raise UserError(f"{module} has no {attribute!r} (network {name!r})")
-    return getattr(imported, attribute)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever the module does when it is imported
+        why = error if isinstance(error, ImportError) else reason(error)
+        raise UserError(f"cannot import {module!r} for the network {name!r}: {why}") from error
+    factory: Any = getattr(imported, attribute, None)
+    if not callable(factory):
+        raise UserError(f"{module} has no {attribute!r} to call (network {name!r})")
+    return factory  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

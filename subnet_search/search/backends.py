@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
-from urllib.parse import unquote, unquote_plus
 
 import optuna
 from filelock import FileLock, Timeout
@@ -25,6 +24,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from subnet_search.errors import RunError, UserError
+from subnet_search.redaction import remember
+from subnet_search.redaction import safe_url as safe_url
+from subnet_search.redaction import scrub as scrub
 
 Result = TypeVar("Result")
 Args = TypeVarTuple("Args")
@@ -44,14 +46,11 @@ POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed with
 
 LOST_RACE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
 SQLITE_OUTAGES = re.compile("SQLITE_(BUSY|LOCKED|IOERR|FULL|CANTOPEN)")
-CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # to the last @: rather too much hidden than too little
-IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token)[^=&]*=)([^&]*)", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
 
 _threads = threading.Lock()  # for storages that no other process can reach
-_passwords: set[str] = set()  # of the storages opened here, so that no message can hold one
 
 
 def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage:
@@ -62,7 +61,7 @@ def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage
     such storage; RunError when that was waited for in vain.
     """
     parsed = _parse(url)
-    _passwords.update(_secrets(url))
+    remember(url)
     options: dict[str, Any] = {"pool_pre_ping": True}
     match parsed.get_backend_name():
         case "sqlite":
@@ -267,30 +266,6 @@ def _origin(error: BaseException) -> BaseException:
     """The database's error behind Optuna's, and behind SQLAlchemy's, when Optuna went on with a broken connection."""
     behind = {StorageInternalError: error.__cause__, PendingRollbackError: error.__context__}.get(type(error))
     return _origin(behind) if behind else error
-
-
-def safe_url(url: str) -> str:
-    """A storage URL that may be shown: without its password, also where it stands in the query."""
-    return IN_QUERY.sub(r"\1***", CREDENTIALS.sub(r"\1***@", url))
-
-
-def scrub(text: str, url: str = "") -> str:
-    """A text with the password of a storage's URL, and of every storage opened here, replaced by `***`."""
-    for password in sorted(_passwords | _secrets(url), key=len, reverse=True):
-        text = re.sub("".join(map(_spellings, password)), "***", text)
-    return text
-
-
-def _secrets(url: str) -> set[str]:
-    raw = {match[2] for way in (CREDENTIALS, IN_QUERY) for match in way.finditer(url)}
-    raw |= {word.split("@")[0] for word in raw}  # an @ further on, in the query, is none of the password's end
-    return {decode(word) for word in raw for decode in (unquote, unquote_plus)} - {""}
-
-
-def _spellings(letter: str) -> str:
-    """A pattern for a letter of a password: as it is, behind a backslash, percent-encoded."""
-    encoded = "".join(f"%{byte:02X}" for byte in letter.encode())
-    return rf"(?:\\?{re.escape(letter)}|(?i:{encoded}){'|[+]' if letter == ' ' else ''})"
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import run, versions
 from subnet_search.measures import at_epoch, before_training, measure, of_topology
 from subnet_search.nets import build, is_ours
+from subnet_search.redaction import Redacting
 from subnet_search.runfolder import drop_checkpoints
 from subnet_search.search.attributes import REPEATS, STOPPED
 from subnet_search.search.backends import patiently, scrub
@@ -244,7 +245,7 @@ def _logged(claim: Claim) -> Iterator[None]:
         handler = logging.FileHandler(claim.folder / "log.txt")
     except OSError as error:
         raise RunError(f"cannot write {claim.folder}: {error.strerror}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(Redacting("%(asctime)s %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk ends a trial by its checkpoint
     before, warned = log.level, logging.getLogger("py.warnings")
     for logger in (log, warned):

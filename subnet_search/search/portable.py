@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -21,9 +21,11 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel
 from sqlalchemy import select
 
-from subnet_search.errors import UserError
+from subnet_search.documents import read_json
+from subnet_search.errors import UserError, reading
 from subnet_search.files import write_atomically
 from subnet_search.search.backends import exclusive, patiently, rdb
 from subnet_search.search.reading import read_trials
@@ -32,6 +34,18 @@ from subnet_search.search.writing import attributes, write_rows, write_trials
 FORMAT, VERSION = "subnet-search study", 1
 NOTE = re.compile(r"(?<=^dashboard:)\d+(?=:)")  # a dashboard's note on a trial is the study's, under the trial's id
 ELSEWHERE = "its study was imported, and its worker is elsewhere"
+
+
+class _Content(BaseModel):
+    """What stands in a file under `study`."""
+
+    name: str
+    directions: list[Literal["minimize", "maximize"]]
+    metric_names: list[str] | None
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+    trials: list[dict[str, Any]]
+    distributions: list[dict[str, Any]]
 
 
 def export_study(study: optuna.Study) -> dict[str, Any]:
@@ -127,8 +141,8 @@ def _times(trial: FrozenTrial) -> dict[str, datetime | None]:
 
 def _read(path: str | Path) -> dict[str, Any]:
     """The study in a file, with its trials as Optuna's."""
-    try:
-        text = Path(path).read_text()
+    with reading(path, "a study that `study export` wrote"):
+        text = Path(path).read_text(encoding="utf-8")
         record = json.loads(text)
         if record["format"] != FORMAT:
             raise ValueError("another kind of file")
@@ -138,15 +152,11 @@ def _read(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is damaged: its content does not match its hash")
         if '"non_finite"' in text:
             record = json.loads(text, object_hook=_number)
-        content: dict[str, Any] = record["study"]
+        content = vars(_Content.model_validate(record["study"]))
         distributions = [json_to_distribution(json.dumps(one)) for one in content["distributions"]]
+        if not isinstance(read_json(content["user_attrs"].get("spec", "{}"), "its specification"), dict):
+            raise ValueError("its specification")
         return {**content, "trials": [_trial(trial, distributions) for trial in content["trials"]]}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is not a study that `study export` wrote, or is damaged") from error
 
 
 def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ import optuna
 from subnet_search.config import RunConfig, check, with_values
 from subnet_search.data import load
 from subnet_search.domains import Int, OneOf, Real
-from subnet_search.errors import UserError, unknown
+from subnet_search.errors import UserError, blaming, unknown
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field, trains_weights
 from subnet_search.nets import build
@@ -56,7 +56,7 @@ class Space:
         self.entries.sort(key=lambda entry: bool(entry.when))  # what conditions look at comes first
         self._check()
         if not self.searched and not empty and given.get(LAYERS) is not True:
-            raise UserError("space: nothing is searched: give at least one key a domain")
+            raise UserError("space: nothing is searched: give at least one key a domain", "space")
 
     @property
     def searched(self) -> list[Entry]:
@@ -165,18 +165,21 @@ class Space:
         """Every end of every domain must make a valid run, with every method and unit: found now, not in trial 17."""
         keys = {entry.key for entry in self.entries}
         for entry in self.entries:
-            for key in entry.when:
-                if key not in keys:
-                    raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
-                self._check_condition(entry, key)
-            for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
-                check_key(entry.key, get_extractor(method))
+            with blaming(entry.place):
+                for key in entry.when:
+                    if key not in keys:
+                        raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
+                    self._check_condition(entry, key)
+                for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
+                    check_key(entry.key, get_extractor(method))
         for branch in self._branches:
             if len(amounts := self._amounts(branch)) > 1:
-                raise UserError(f"space: {' and '.join(amounts)} both say how much is kept: leave one of them out")
+                both = f"space: {' and '.join(amounts)} both say how much is kept: leave one of them out"
+                raise UserError(both, f"space.{amounts[0]}")
         for entry in self.searched:
-            for value in entry.domain.bounds() if entry.domain else ():
-                self._check_value(entry, value)
+            with blaming(entry.place):
+                for value in entry.domain.bounds() if entry.domain else ():
+                    self._check_value(entry, value)
 
     def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
         """The keys by which the trials of a branch say how much is kept."""

@@ -7,14 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from subnet_search.config import RunConfig, check, flatten, read_config, with_values
-from subnet_search.errors import UserError, unknown
+from subnet_search.documents import read_json
+from subnet_search.errors import UserError, blaming, reading, unknown
 from subnet_search.measures import MEASURES, Constraint, parse_constraint
+from subnet_search.redaction import remember
 from subnet_search.search.backends import DEFAULT_STORAGE
 from subnet_search.search.entries import LAYERS
 from subnet_search.search.space import Space
+from subnet_search.settings import Settings
 
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
 WATCHED = ("val_accuracy", "val_nll")  # what is known at the end of every epoch, and a pruner can look at
@@ -24,10 +27,9 @@ PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 Options: TypeAlias = dict[str, Any]
 
 
-class StudySpec(BaseModel):
+class StudySpec(Settings):
     """What a study searches. Everything but `name` has a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     compares: ClassVar[bool] = False
 
     name: str = Field(min_length=1)
@@ -68,7 +70,7 @@ class StudySpec(BaseModel):
     so any number of workers finds the same trials. null: from whatever is finished by then, as Optuna does."""
     workers: int = Field(default=1, ge=1)
     """Processes on this machine."""
-    heartbeat: float = Field(default=60.0, gt=0)
+    heartbeat: float = Field(default=60.0, gt=0, le=1e6)
     """Seconds between a worker's signs of life. One that gives none for five times as long has lost its trial."""
     seed: int = Field(default=0, ge=0)
     """Decides the sampler's draws and, with a trial's number, the seed of its run."""
@@ -78,6 +80,15 @@ class StudySpec(BaseModel):
     """Where files of trials are kept for other machines: a folder that all of them see, such as `runs/artifacts`, or
     `{bucket: NAME, endpoint_url: ..., region_name: ...}` (S3), with credentials from boto3's environment. null: nowhere, as
     on one machine the run folders are there already."""
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _one_url(cls, value: Any) -> Any:
+        """No value is repeated in an error: it may hold a password."""
+        if not isinstance(value, str):
+            raise UserError("give one URL as text, such as sqlite:///runs/studies.db")
+        remember(value)
+        return value
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -113,16 +124,21 @@ class StudySpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
-        for name in self.objective:
-            if name not in MEASURES:
-                raise unknown("objective", name, MEASURES)
-        if len(set(self.objective)) < len(self.objective) or not self.objective:
-            raise UserError(f"objective: name each of them once, got {self.objective}")
+        with blaming("objective"):
+            for name in self.objective:
+                if name not in MEASURES:
+                    raise unknown("objective", name, MEASURES)
+            if len(set(self.objective)) < len(self.objective) or not self.objective:
+                raise UserError(f"objective: name each of them once, got {self.objective}")
         for kind, options, valid in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
-            if options.get("name") not in valid:
-                raise unknown(kind, options.get("name"), valid)
-        self._check_pruner(self.pruner["name"])
-        _ = self.bounds, self.searched
+            with blaming(f"{kind}.name"):
+                if options.get("name") not in valid:
+                    raise unknown(kind, options.get("name"), valid)
+        with blaming("pruner.name"):
+            self._check_pruner(self.pruner["name"])
+        with blaming("constraints"):
+            _ = self.bounds
+        _ = self.searched
         return self
 
     def _check_pruner(self, name: str) -> None:
@@ -204,8 +220,10 @@ class StudySpec(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> "StudySpec":
-        values = json.loads(text)
-        return check(cls if values["space"] else Comparison, values, {"": "the study's specification"})
+        where = "the study's specification"
+        with reading(where):
+            values = read_json(text, where)
+            return check(cls if values["space"] else Comparison, values, {"": where})
 
 
 class Comparison(StudySpec):

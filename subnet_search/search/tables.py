@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import yaml
 from optuna.trial import FrozenTrial
 
+from subnet_search.documents import read_text
 from subnet_search.errors import UserError, unknown
 from subnet_search.search.inspect import Snapshot, objectives, parameters
 from subnet_search.search.ranking import is_feasible
@@ -85,7 +85,7 @@ def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callab
     if sign == "~":
         return lambda row: row.get(column) is not None and found[3].lower() in str(row[column]).lower()
     if sign in ("=", "==", "!="):
-        return lambda row: _same(row.get(column), wanted) == (sign != "!=")
+        return lambda row: _same(row.get(column), wanted, found[3]) == (sign != "!=")
     kind: Any = str if any(isinstance(row.get(column), str) for row in rows) else int | float
     if not isinstance(wanted, kind):
         wanted = found[3] if kind is str else None
@@ -94,9 +94,9 @@ def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callab
     return lambda row: isinstance(row.get(column), kind) and ORDERS[sign](row[column], wanted)
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    if isinstance(value, str):
-        return value.lower() == str(wanted).lower()
+def _same(value: Any, wanted: Any, text: str) -> bool:
+    if isinstance(value, str):  # of two texts, the texts count: a hash may look like a number
+        return value.lower() == text.lower()
     return bool(value == wanted)
 
 
@@ -107,7 +107,7 @@ def _value(text: str) -> Any:
     except ValueError:
         pass
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_text(text, "the filter").values
+    except UserError:
         return text
     return None if text == "none" else value if isinstance(value, bool) else text

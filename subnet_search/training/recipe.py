@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from subnet_search.data import AUGMENTATIONS
 from subnet_search.errors import UserError, unknown
+from subnet_search.settings import Settings
 from subnet_search.topology.schedules import cosine, linear
 from subnet_search.training.ranks import rank_and_world
 
@@ -17,14 +18,12 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """How a network is trained. Settings left out take the extractor's published ones, then the defaults here.
 
     That holds for a run by itself. `compare` gives all methods that train weights the same settings instead, and a published
     length is never taken: `epochs` has the default here.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     epochs: int = Field(default=20, ge=0)
     """Passes over the training images. 0: nothing is trained, only scored and selected."""
@@ -146,7 +145,7 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, device=name).item()  # "meta" has no values
+    except Exception as error:
         raise UserError(f"the device {name!r} is not available here: {str(error).splitlines()[0]}") from error
     return name
