@@ -18,7 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from subnet_search.errors import UserError, guarded
+from subnet_search.errors import UserError, cut, guarded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +85,7 @@ def npz(path: Path, split: str) -> Arrays | None:
             if f"{split}_images" not in held:
                 return None
             if f"{split}_labels" not in held:
-                raise UserError(f"{path} has no array '{split}_labels'; it holds {', '.join(held)[:LONGEST]}")
+                raise UserError(f"{path} has no array '{split}_labels'; it holds {cut(', '.join(held))}")
             images = _array(archive, f"{split}_images", path)
             labels = _array(archive, f"{split}_labels", path)
         if images.ndim == 3:
