@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-short test-long lint bench docs clean
+.PHONY: setup quickstart test test-short test-long fuzz lint bench docs clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ test-short: setup
 
 test-long: setup
 	@$(TEST)
+
+# Mutated inputs, of which the tests try a few: each is taken as it is meant, or refused in one line.
+fuzz: setup
+	@$(BIN)/python tests/fuzz.py --inputs 10000
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """YAML and JSON that people and programs wrote, as plain values; every key has a place that an error can name.
 
-What is read is the common core of YAML 1.1 and 1.2. `1e-3` is a number. `2:4` and `2024-02-30` are text. Keys are text, and
-none stands twice. Tags such as `!!set` are refused. An alias is what it names, written again.
+What is read is the common core of YAML 1.1 and 1.2. `1e-3` is a number, `010` is ten. `2:4` and `2024-02-30` are text. Keys
+are text, and none stands twice. Tags such as `!!set` are refused. An alias is what it names, written again.
 """
 
 import json
@@ -22,7 +22,7 @@ EXPONENT = r"[eE][-+]?\d+"
 FLOAT = re.compile(
     rf"[-+]?(?:\d[\d_]*(?:\.[\d_]*(?:{EXPONENT})?|{EXPONENT})|\.\d[\d_]*(?:{EXPONENT})?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
 )
-INT = re.compile(r"[-+]?(?:0b[01][01_]*|0x[\da-fA-F][\da-fA-F_]*|0[0-7_]*|[1-9][\d_]*)$")
+INT = re.compile(r"[-+]?(?:0b[01][01_]*|0o[0-7][0-7_]*|0x[\da-fA-F][\da-fA-F_]*|\d[\d_]*)$")
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,7 @@ class _Builder:
 
 
 def _whole(text: str) -> int:
-    digits = text.lstrip("+-")
-    base = {"0b": 2, "0x": 16}.get(digits[:2], 8 if digits[0] == "0" else 10)
-    return int(text, base) if base != 10 else int(text)
+    return int(text, {"0b": 2, "0o": 8, "0x": 16}.get(text.lstrip("+-")[:2], 10))
 
 
 def _tag(node: yaml.Node) -> str:
