@@ -133,7 +133,7 @@ def run(
         net, spec = make_network(config, module, init, data)
         origin = _origin(config, spec, init, data)
         if folder and save:
-            check_storable(config, origin)
+            check_storable(config, origin.init)
         units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
         identity = identity_of(module, net, origin.init, data)  # before anything is moved or trained
         supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
@@ -167,12 +167,15 @@ def run(
             return save_run(subnet, writes, config, save) if writes else subnet
 
 
-def check_storable(config: RunConfig, origin: Origin) -> None:
-    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them."""
+def check_storable(config: RunConfig, init: str) -> None:
+    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them.
+
+    init   how the weights begin
+    """
     if config.weights != "seed":
         return
     method = type(config.extractor)
-    if origin.init == "keep":
+    if init == "keep":
         raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
     if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
         how = "trains" if trains_weights(method) else "changes"
