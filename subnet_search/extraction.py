@@ -136,7 +136,7 @@ def run(
         net, spec = make_network(config, module, init, data)
         origin = _origin(config, spec, init, data)
         if folder and save:
-            check_storable(config, origin)
+            check_storable(config, origin.init)
         images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
         if config.recipe.epochs or images:
             smallest = min(config.recipe.batch_size, len(data.train), images or len(data.train))
@@ -181,12 +181,15 @@ def run(
             return save_run(subnet, writes, config, save) if writes else subnet
 
 
-def check_storable(config: RunConfig, origin: Origin) -> None:
-    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them."""
+def check_storable(config: RunConfig, init: str) -> None:
+    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them.
+
+    init   how the weights begin
+    """
     if config.weights != "seed":
         return
     method = type(config.extractor)
-    if origin.init == "keep":
+    if init == "keep":
         raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
     if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
         how = "trains" if trains_weights(method) else "changes"

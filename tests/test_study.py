@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import optuna
 import pytest
@@ -337,6 +338,27 @@ def test_a_trial_trained_again_is_the_same_subnetwork(tmp_path):
     assert again.overlap == 1.0
     assert again.in_words() == "the same subnetwork, bit for bit"
     assert ss.Subnetwork.load(tmp_path / "again" / "subnetwork.safetensors").sha256 == trial.user_attrs["sha256"]
+
+
+def test_bytes_that_cannot_be_measured_cost_no_training():
+    """The size of a file that is to hold a seed which will not make its weights."""
+    run = {**RUN, "extractor": "magnitude", "weights": "seed"}
+    with pytest.raises(RunError, match="magnitude trains weights, so no seed makes them"):
+        ss.run_study(spec(objective="bytes", run=run, space={"recipe.lr": {"float": [0.01, 0.1]}}, trials=5))
+    assert not list(Path("runs").rglob("metrics.jsonl"))
+
+
+def test_a_trial_trained_again_is_stored_the_other_way(tmp_path):
+    """Its study asks for a seed, which will not make weights that were trained: said before training, and mended by a word."""
+    study = ss.run_study(spec())
+    trial = best_trials(study)[0]
+    trial.user_attrs["config"] |= {"weights": "seed", "extractor": {"name": "magnitude"}}
+    with pytest.raises(UserError, match="magnitude trains weights, so no seed makes them"):
+        train_again(trial, tmp_path / "again", on_step=pytest.fail)
+    assert not (tmp_path / "again").exists()
+    assert train_again(trial, tmp_path / "again", weights="values").subnetwork.metrics["bytes"]
+    with pytest.raises(UserError, match="weights: input should be 'values' or 'seed', got 'none'"):
+        train_again(trial, tmp_path / "more", weights="none")
 
 
 def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):

@@ -8,6 +8,8 @@ import typer
 from subnet_search.cli import show
 from subnet_search.errors import UserError
 
+FASTER = 1.05  # as in `footprint`, which would import torch
+
 
 def export(
     subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
@@ -116,10 +118,19 @@ def _table(rows: list[dict[str, Any]], this: str) -> None:
 
 def _verdict(record: dict[str, Any]) -> str:
     """Whether it is faster, and for which batches; where it is not, what would be."""
-    if not record["faster"]:
-        return f"not faster: {record['advice']}" if record["advice"] else "not faster"
-    faster, rest = ([str(row["batch"]) for row in record["latency"] if row["faster"] is wanted] for wanted in (True, False))
-    return f"faster at batch {', '.join(faster)}" + (f"; not at {', '.join(rest)}" if rest else "")
+    rows = record["latency"]
+    unsure = {row["batch"] for row in rows if not row["faster"] and row["speedup"] >= FASTER}
+    parts = {
+        "faster at batch": [row["batch"] for row in rows if row["faster"]],
+        "not at": [row["batch"] for row in rows if not row["faster"] and row["batch"] not in unsure],
+        "perhaps, within the spread of the times, at": sorted(unsure),
+    }
+    said = "; ".join(f"{words} {', '.join(map(str, batches))}" for words, batches in parts.items() if batches)
+    if record["faster"]:
+        return said
+    where = f" beyond the spread of the times at {', '.join(map(str, sorted(unsure)))}" if unsure else ""
+    said = f"not faster{where}"
+    return f"{said}: {record['advice']}" if record["advice"] else said
 
 
 def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from subnet_search.config import RunConfig
 from subnet_search.data import Data
 from subnet_search.errors import Interrupted, RunError, UserError
-from subnet_search.extraction import run, versions
+from subnet_search.extraction import check_storable, run, versions
 from subnet_search.measures import at_epoch, before_training, measure, of_topology
 from subnet_search.nets import build, is_ours
 from subnet_search.redaction import Redacting
@@ -97,6 +97,8 @@ class _Trial:
         self.untold = dict(claim.reports) if self.pruner not in ("none", "wilcoxon") else {}  # by earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
+        if "bytes" in (*self.spec.objective, *(bound.name for bound in self.spec.bounds)):
+            check_storable(self.config, str(self.config.resolve().network.init))
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.claim.attrs.get("seeds", []))
