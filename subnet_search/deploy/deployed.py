@@ -97,7 +97,7 @@ class Deployed:
         for module in out.modules():
             if isinstance(module, Sparse):
                 module.check()
-        check_output(out, self.origin.shape, self.origin.classes)
+        check_output(out, self.origin.shape, self.origin.classes, example=self.inputs(2))
         return (normalised(out, self.origin) if self.normalise else out).eval()
 
     def _layer(self, name: str, settings: Mapping[str, Any], dense: Any) -> Sparse:

@@ -192,7 +192,7 @@ class Subnetwork:
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # not the tensors alone: some modules look at the version that comes with a state
         out.load_state_dict(own)
-        check_output(out, self.origin.shape, self.origin.classes)
+        check_output(out, self.origin.shape, self.origin.classes, example=self.inputs(2))
         return out
 
     def compact(self, example: Tensor | None = None, net: nn.Module | None = None) -> nn.Module:
