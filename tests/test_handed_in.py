@@ -92,7 +92,7 @@ REFUSED = {
     ),
     "a graph from batch to batch": (
         lambda: Answers(carries_its_graph),
-        "Answers cannot be trained on this data: Trying to backward",
+        "Answers cannot be trained on this data: RuntimeError: Trying to backward",
     ),
     "no gradient": (
         lambda: Answers(lambda net, x: net.b(net.a(x).detach()).detach()),

@@ -301,8 +301,10 @@ def test_a_fault_in_the_network_is_kept_with_its_traceback(tmp_path, monkeypatch
     (tmp_path / "faulty.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Linear):\n"
+        "    calls = 0\n"
         "    def forward(self, x):\n"
-        "        if self.training: raise KeyError('no such luck')\n"
+        "        self.calls += self.training\n"
+        "        if self.calls > 3: raise KeyError('no such luck')\n"  # later than the trial before training
         "        return super().forward(x.flatten(1))\n"
         "def make(num_classes): return Net(64, num_classes)\n"
     )

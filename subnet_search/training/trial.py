@@ -24,7 +24,7 @@ def try_out(supernet: Supernet, data: Data) -> None:
     net, device = supernet.net, supernet.device
     name = type(net).__name__
     inputs, labels = data.examples(), data.train.labels[:2]
-    weights = {key: weight.detach().requires_grad_() for key, weight in supernet.weights.items()}
+    weights = {key: weight.detach().clone().requires_grad_() for key, weight in supernet.weights.items()}
     before = {key: buffer.clone() for key, buffer in net.named_buffers()}
     was_training = net.training
     try:
@@ -51,6 +51,8 @@ def _pass(net: nn.Module, weights: dict[str, Tensor], inputs: Tensor, labels: Te
 def _said(name: str, call: Any) -> Any:
     try:
         return call()
+    except (MemoryError, torch.OutOfMemoryError):  # no fault of the network
+        raise
     except Exception as error:  # whatever a user's forward pass raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} cannot be trained on this data: {reason}") from error
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(f"{name} cannot be trained on this data: {type(error).__name__}: {reason}") from error
