@@ -12,7 +12,7 @@ import subnet_search
 
 ROOT = Path(subnet_search.__file__).parent
 FLOORS = [
-    {"errors", "seeds", "files", "domains", "timing"},
+    {"errors", "redaction", "documents", "settings", "seeds", "files", "domains", "timing"},
     {"topology", "nets", "data"},
     {"extractors", "deploy", "evaluation"},
     {"training"},
