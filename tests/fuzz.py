@@ -12,6 +12,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,10 +20,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
+import test_data_files
+import test_formats
 import yaml
 
 from subnet_search.config import RunConfig, flatten, read_config, typed
@@ -428,6 +432,46 @@ def read_filter(path: Path) -> None:
     select(rows, [path.read_text()], ["number", "lr", "sha256"])
 
 
+# --- files that the package writes, and data files, both damaged ---
+
+
+@cache
+def _undamaged() -> tuple[Path, dict[str, Any]]:
+    folder = test_formats.write_files(Path(tempfile.mkdtemp()))
+    return folder, {kind: test_formats.content(folder / kind) for kind in test_formats.KINDS}
+
+
+def make_file(rng: random.Random, folder: Path) -> Path:
+    kind = rng.choice(test_formats.KINDS)
+    path = folder / kind
+    path.write_bytes(test_formats.mutated((_undamaged()[0] / kind).read_bytes(), rng))
+    return path
+
+
+def read_artifact_file(path: Path) -> None:
+    assert test_formats.content(path) == _undamaged()[1][path.name], "a damaged file says something else"
+
+
+_whole: dict[Path, tuple[Any, Any]] = {}
+
+
+def make_data(rng: random.Random, folder: Path) -> Path:
+    case = rng.choice(test_data_files.CASES)
+    inner = folder / case.__name__
+    shutil.rmtree(inner, ignore_errors=True)
+    inner.mkdir()
+    name, path = case(inner)
+    _whole[path] = name, test_data_files.read(name)
+    damage = rng.choice([d for d in test_data_files.DAMAGE if d is not test_data_files.folder_instead])
+    damage(path, path.read_bytes(), rng)
+    return path
+
+
+def read_data(path: Path) -> None:
+    name, whole = _whole[path]
+    assert test_data_files.read(name) == whole, "a damaged file says something else"
+
+
 def _written(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8", errors="replace")
     return path
@@ -440,6 +484,8 @@ TARGETS = {
     "override": Target(make_override, read_override),
     "study": Target(make_study, read_spec),
     "filter": Target(make_filter, read_filter),
+    "file": Target(make_file, read_artifact_file),
+    "data": Target(make_data, read_data),
 }
 
 

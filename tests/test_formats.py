@@ -151,10 +151,16 @@ def mutated(raw, rng):
     return bytes(raw)
 
 
+KINDS = ("values", "seed", "masks", "checkpoint", "compact", "state-dict", "csr")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A file of each kind, of the format that is written now."""
-    folder = tmp_path_factory.mktemp("written")
+    return write_files(tmp_path_factory.mktemp("written"))
+
+
+def write_files(folder):
+    """A file of each of `KINDS` in `folder`, of the format that is written now."""
     data, net = pictures(), convolutions()
     config = settings("gumbel", density=0.3)
     found = run(config, module=net, init="kaiming_normal", data=data)
@@ -187,9 +193,9 @@ def content(path):
     return digest(found.tensors), {**vars(found), "tensors": None}
 
 
-@pytest.mark.parametrize("kind", ["values", "seed", "masks", "checkpoint", "compact", "state-dict", "csr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_refused_or_says_the_same(written, tmp_path, kind):
-    """200 mutations over all kinds."""
+    """200 mutations over all kinds; `fuzz.py` tries more."""
     rng, raw, before = random.Random(kind), (written / kind).read_bytes(), content(written / kind)
     path, refusals = tmp_path / kind, []
     for _ in range(29):
