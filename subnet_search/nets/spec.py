@@ -137,7 +137,7 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Mo
     except UserError:
         raise
     except Exception as error:  # whatever a factory raises, it means that it does not take these options
-        raise UserError(f"{spec.name} cannot be made with {shown(options)}: {reason(error)}") from error
+        raise UserError(f"{spec.name} does not accept {shown(options)}: {reason(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec.name} returned {type(net).__name__}, not a torch.nn.Module")
     return net
