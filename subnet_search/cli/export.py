@@ -8,6 +8,13 @@ import typer
 from subnet_search.cli import show
 from subnet_search.errors import UserError
 
+VERDICTS = {
+    "faster": "faster",
+    "slower": "slower",
+    "as fast": "as fast as the dense network",
+    "unsure": "too close to tell",
+}
+
 
 def export(
     subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
@@ -99,7 +106,8 @@ def times(record: dict[str, Any]) -> None:
 def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for row in latency:
-        rows.append(_row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"]))
+        times = _row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"])
+        rows.append({**times, "times": f"{times['times']} {row['verdict']}"})
         if "dense in torch" in row:
             rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
     return rows
@@ -115,11 +123,12 @@ def _table(rows: list[dict[str, Any]], this: str) -> None:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    """Whether it is faster, and for which batches; where it is not, what would be."""
-    if not record["faster"]:
-        return f"not faster: {record['advice']}" if record["advice"] else "not faster"
-    faster, rest = ([str(row["batch"]) for row in record["latency"] if row["faster"] is wanted] for wanted in (True, False))
-    return f"faster at batch {', '.join(faster)}" + (f"; not at {', '.join(rest)}" if rest else "")
+    """For which batches it is faster, from the words beside their times; where it is for none, what would be."""
+    found: dict[str, list[str]] = {}
+    for row in record["latency"]:
+        found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))
+    told = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
+    return told if record["faster"] or not record["advice"] else f"{told}: {record['advice']}"
 
 
 def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:
