@@ -15,6 +15,7 @@ from subnet_search.evaluation import cost
 from subnet_search.evaluation.cost import all_macs
 from subnet_search.evaluation.latency import latencies
 from subnet_search.nets import gated_layers, prunable
+from subnet_search.timing import Latency
 
 BATCHES = (1, 16, 256)  # that are measured
 FASTER = 1.05  # a speedup below this is none
@@ -56,7 +57,8 @@ def measured(
 ) -> list[dict[str, Any]]:
     """A row for every batch size, 1, 16, 256 and `batch`: milliseconds of each network, a pass of each in turn.
 
-    nets: `dense`, `exported`, and others; `speedup` is of the former two. `faster`: beyond the spread of both.
+    nets: `dense`, `exported`, and others; `speedup` is of the former two. `verdict` is `faster` or `slower` where that is
+    beyond the spread of both, `as fast` where there is next to no difference, and else `unsure`.
     inputs: gives as many as it is asked for
     """
     rows = []
@@ -65,18 +67,28 @@ def measured(
         found = latencies([*nets.values()], tuple(given.shape[1:]), size, threads, inputs=given, seconds=seconds, passes=50)
         times = dict(zip(nets, found, strict=True))
         dense, exported = times["dense"], times["exported"]
-        speedup = dense.median / exported.median
-        faster = speedup >= FASTER and exported.high < dense.low
+        verdict = compared(dense, exported)
         rows.append(
             {
                 "batch": size,
                 "threads": threads,
                 **{name: asdict(time) for name, time in times.items()},
-                "speedup": speedup,
-                "faster": faster,
+                "speedup": dense.median / exported.median,
+                "verdict": verdict,
+                "faster": verdict == "faster",
             }
         )
     return rows
+
+
+def compared(dense: Latency, exported: Latency) -> str:
+    """Whether one is faster than the other, in a word: by their medians, and only where their quartiles are apart."""
+    speedup = dense.median / exported.median
+    if speedup >= FASTER and exported.high < dense.low:
+        return "faster"
+    if speedup <= 1 / FASTER and dense.high < exported.low:
+        return "slower"
+    return "as fast" if 1 / FASTER < speedup < FASTER else "unsure"
 
 
 def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str:

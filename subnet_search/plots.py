@@ -1,5 +1,6 @@
 """Plots: each one HTML file that holds everything it needs and opens without a network. Plotly is optional."""
 
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "
 DASHES = ("solid", "dot", "dashdot", "longdash")  # one for every round through the colours
 REFERENCE = {"color": "#666666", "width": 1.5, "dash": "dash"}
 PERCENT = ".4~%"
+MISSING = "plots need plotly: pip install 'subnet-search[plots]'"
+ENDINGS = (".html", ".htm")  # of the files that plots are written to
 TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are both named on the axis
 
 Rows = Sequence[dict[str, Any]]
@@ -102,7 +105,7 @@ def need_plotly() -> ModuleType:
         import plotly.graph_objects
         import plotly.subplots
     except ImportError as error:
-        raise UserError("plots need plotly: pip install 'subnet-search[plots]'") from error
+        raise UserError(MISSING) from error
     return plotly  # type: ignore[no-any-return]
 
 
@@ -124,6 +127,17 @@ def _apart(densities: Iterable[float]) -> list[float]:
         if not ticks or math.log(ticks[-1] / density) >= math.log(TICKS_APART):
             ticks.append(density)
     return ticks
+
+
+def check_path(path: Path) -> None:
+    """Raise UserError for a plot that cannot be written: without plotly, or under a name that says it is another kind of file.
+
+    To be asked before the work that is plotted.
+    """
+    if importlib.util.find_spec("plotly") is None:
+        raise UserError(MISSING)
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f"a plot is an HTML page, so its name ends in .html: got {path}")
 
 
 def write_page(figure: Any, path: Path, title: str) -> None:

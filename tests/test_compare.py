@@ -362,7 +362,7 @@ def test_mistakes_are_one_line(file, capsys, words, message, code):
 def test_without_plotly(file, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ["compare", file, "--extractors", "random", "--densities", "0.3", "--seeds", 1]
-    assert "--plot needs plotly" in said(capsys, *words, "--plot", "p.html", code=2).err
+    assert "plots need plotly" in said(capsys, *words, "--plot", "p.html", code=2).err
     assert "no plot: that needs plotly" in said(capsys, *words).out
 
 

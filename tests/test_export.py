@@ -15,6 +15,7 @@ from toys import pictures, points
 
 import subnet_search as ss
 from subnet_search.cli import main
+from subnet_search.cli.export import times
 from subnet_search.data import Batches
 from subnet_search.deploy import sparse
 from subnet_search.deploy.compact import difference_between
@@ -23,7 +24,7 @@ from subnet_search.deploy.sparse import sparsify
 from subnet_search.deploy.sparse_layers import SparseConv1x1, SparseLinear, sparse_form
 from subnet_search.errors import RunError, UserError
 from subnet_search.exporting import export
-from subnet_search.footprint import advice, counts
+from subnet_search.footprint import advice, compared, counts
 from subnet_search.timing import Latency, in_turn
 from subnet_search.training import Recipe
 
@@ -43,6 +44,37 @@ def thinned(layer, density=0.1):
     with torch.no_grad():
         layer.weight.mul_(torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(0)) < density)
     return layer
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("dense", "exported", "verdict"),
+    [
+        ((2.84, 2.7, 3.0), (1.0, 0.9, 1.1), "faster"),
+        ((2.84, 1.0, 3.0), (1.0, 0.9, 1.1), "unsure"),  # the quartiles overlap
+        ((1.0, 0.9, 1.1), (2.84, 2.7, 3.0), "slower"),
+        ((1.0, 0.9, 1.1), (2.84, 1.0, 3.0), "unsure"),
+        ((1.0, 0.99, 1.01), (0.97, 0.96, 0.98), "as fast"),
+    ],
+)
+def test_one_verdict_from_the_times(dense, exported, verdict):
+    assert compared(Latency(*dense, count=9), Latency(*exported, count=9)) == verdict
+
+
+def test_the_last_line_says_what_stands_beside_the_times(capsys):
+    time = {"median": 1.0, "low": 0.9, "high": 1.1}
+    rows = [
+        {"batch": batch, "threads": 1, "dense": time, "exported": time, "speedup": speedup, "verdict": verdict}
+        for batch, speedup, verdict in ((1, 2.84, "unsure"), (16, 3.0, "faster"), (256, 4.0, "faster"))
+    ]
+    times({"latency": rows, "compacted": True, "faster": True, "advice": None})
+    *table, last = capsys.readouterr().out.splitlines()
+    assert last == "faster at batch 16, 256; too close to tell at batch 1"
+    assert any(line.endswith("2.84x unsure") for line in table)
+    times({"latency": rows[:1], "compacted": True, "faster": False, "advice": "try another"})
+    assert capsys.readouterr().out.splitlines()[-1] == "too close to tell at batch 1: try another"
 
 
 # Sparse layers

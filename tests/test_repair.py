@@ -1,5 +1,6 @@
 """Repairs by hand: failed trials again, trials without a worker, stopping, deleting, and the dashboard."""
 
+import http.client
 import json
 import socket
 import subprocess
@@ -293,11 +294,11 @@ def test_a_deleted_study_leaves_nothing_and_others_alone(url):
             return {t.name: connection.exec_driver_sql(f"SELECT count(*) FROM {t.name}").scalar() for t in tables}
 
     before = rows()
-    assert delete_study(load_study("toy", storage), files=True) == [folders[0]]
+    assert delete_study(load_study("toy", storage)) == [folders[0]]
     assert rows() == {name: count // 2 for name, count in before.items()}
     assert [folder.exists() for folder in folders] == [False, True]
     assert study.trials == load_study("other", storage).trials
-    assert delete_study(load_study("other", storage)) == []
+    assert delete_study(load_study("other", storage), files=False) == []
     assert set(rows().values()) == {0}
     assert folders[1].exists()
 
@@ -344,15 +345,28 @@ class Terminal:
         return self.text
 
 
-@pytest.mark.parametrize("folder", ["/", "..", "runs", "runs/trials", "keep/my-data"])
+@pytest.mark.parametrize("folder", ["/", "..", "runs", "runs/trials", "keep/my-data", "runs/trials/../../keep/my-data", 7])
 def test_only_a_folder_of_studies_is_deleted(folder):
     study = prepare_study(spec(), URL)
     study.set_user_attr("folder", folder)
     Path("keep/my-data").mkdir(parents=True)
-    with pytest.raises(UserError, match="is not a folder that studies are run in: delete it yourself"):
-        delete_study(study, files=True)
+    Path("runs/trials/of-another").mkdir(parents=True)
+    assert delete_study(study) == []
     assert Path("keep/my-data").is_dir()
+    assert Path("runs/trials/of-another").is_dir()
+    assert optuna.get_all_study_names(URL) == []
+
+
+def test_a_link_to_a_folder_is_not_followed():
+    study = prepare_study(spec(), URL)
+    Path("keep").mkdir()
+    Path("runs/trials").mkdir(parents=True)
+    Path(study.user_attrs["folder"]).symlink_to(Path("keep").resolve())
+    with pytest.raises(UserError, match="is a link to a folder: delete it yourself, or keep the files"):
+        delete_study(study)
+    assert Path("keep").is_dir()
     assert optuna.get_all_study_names(URL) == ["toy"]
+    assert delete_study(study, files=False) == []
 
 
 # Out and in
@@ -438,6 +452,64 @@ def test_the_dashboard_follows_a_study_and_writes_nothing_but_the_note(served):
     assert after == before
     assert {key for key in after if key.startswith("dashboard:")} == {"dashboard:note_ver", "dashboard:note_str:0"}
     assert not any("constraints" in trial.system_attrs for trial in optuna.load_study(study_name="toy", storage=URL).trials)
+
+
+def ask(server, method="GET", path="/api/studies", **headers):
+    """The status of an answer, and what it says."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_the_dashboard_answers_this_machine_alone(served):
+    """A page of another site that points its own name at 127.0.0.1 could read and delete studies."""
+    study, server = served
+    port = server.server_port
+    for host in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]"):
+        assert ask(server, Host=f"{host}:{port}")[0] == 200
+    for host in (
+        f"evil.example:{port}",
+        "localhost",
+        f"localhost.evil.example:{port}",
+        f"127.0.0.1:{port + 1}",
+        "",
+        f"@:{port}",
+    ):
+        assert ask(server, Host=host)[0] == 403
+        assert ask(server, "DELETE", f"/api/studies/{study._study_id}", Host=host)[0] == 403
+    assert ask(server) == (403, f"This dashboard is for this machine alone: open it as http://127.0.0.1:{port}/dashboard\n")
+    here = f"127.0.0.1:{port}"
+    assert ask(server, Host=here, Origin=f"http://{here}")[0] == 200
+    assert ask(server, "DELETE", f"/api/studies/{study._study_id}", Host=here, Origin="http://evil.example")[0] == 403
+    assert optuna.get_all_study_names(URL) == ["toy"]
+
+
+def test_the_dashboard_prints_no_traceback(served, monkeypatch, capfd, caplog):
+    _, server = served
+    here = f"127.0.0.1:{server.server_port}"
+
+    def broken(*_):
+        raise RuntimeError("the disk is gone\nand more")
+
+    monkeypatch.setattr("optuna_dashboard._app.get_studies", broken)
+    assert ask(server, Host=here)[0] == 500
+    monkeypatch.setattr(server, "get_app", lambda: broken)
+    assert ask(server, Host=here)[0] == 500
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("subnet_search")]
+    assert said == [
+        "the dashboard: Exception: the disk is gone",
+        "the dashboard could not answer /api/studies: and more",
+    ]
+    with socket.create_connection(server.server_address) as gone:
+        gone.sendall(b"\0" * 100 + b"\r\n\r\n")
+    assert ask(server, Host=here)[0] == 500
+    assert 'File "' not in "".join(capfd.readouterr())
 
 
 def test_a_note_that_somebody_wrote_is_kept():

@@ -37,6 +37,10 @@ def extract(
     densities: Annotated[
         str | None, typer.Option(metavar="NUMBER,...", help="Also a subnetwork at each of these, out of the one training.")
     ] = None,
+    allow_import: Annotated[
+        list[str] | None,
+        typer.Option("--allow-import", metavar="NAME", help="What the configuration in a run folder may import (--resume)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find one subnetwork and write it to a run folder.
@@ -46,15 +50,20 @@ def extract(
     from subnet_search.cli.progress import follow_run
     from subnet_search.config import RunConfig, read_config
     from subnet_search.extraction import free_folder, last_folder, run
+    from subnet_search.search.trust import check_imports, imports_of
     from subnet_search.training.ranks import from_first, launcher, process_group
 
     name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
     with process_group() as speaks:
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
-        if resume and config is None:
+        if stored := resume and config is None:
             config = folder / "config.yaml"
         overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
         settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
+        imports = sorted(imports_of(settings.dump()))
+        if stored:
+            check_imports(str(config), imports, allow_import or ())
+        again += "".join(f" --allow-import {name}" for name in imports)
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:

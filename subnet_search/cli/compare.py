@@ -7,6 +7,7 @@ import typer
 
 from subnet_search.cli import show
 from subnet_search.errors import Interrupted, RunError, UserError
+from subnet_search.plots import check_path
 
 if TYPE_CHECKING:
     from subnet_search.search.compare import Grid
@@ -65,16 +66,18 @@ def compare(
     """
     from subnet_search.config import RunConfig, read_config
     from subnet_search.search.compare import method_grid
+    from subnet_search.search.identity import file_name
 
     wanted = [_number(text) for text in _words("--densities", densities)]
-    _check_plot(plot)
+    if plot:
+        check_path(plot)
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
     grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
     record = _run(grid, storage, workers, quiet=json)
     if not json:
         _table(record, seeds)
-    record["plot"] = _plot(record, plot or Path("runs/compare") / f"{name}.html")
+    record["plot"] = _plot(record, plot or Path("runs/compare") / f"{file_name(name)}.html")
     if json:
         show.print_json(record)
         return
@@ -183,11 +186,6 @@ def _plot(record: dict[str, Any], path: Path) -> str | None:
     title = f"{record['name']}: {'test' if tested else 'validation'} accuracy"
     accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense)
     return str(path)
-
-
-def _check_plot(path: Path | None) -> None:
-    if path and not _has_plotly():
-        raise UserError("--plot needs plotly: pip install 'subnet-search[plots]'")
 
 
 def _has_plotly() -> bool:

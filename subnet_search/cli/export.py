@@ -8,7 +8,12 @@ import typer
 from subnet_search.cli import show
 from subnet_search.errors import UserError
 
-FASTER = 1.05  # as in `footprint`, which would import torch
+VERDICTS = {
+    "faster": "faster",
+    "slower": "slower",
+    "as fast": "as fast as the dense network",
+    "unsure": "too close to tell",
+}
 
 
 def export(
@@ -101,7 +106,8 @@ def times(record: dict[str, Any]) -> None:
 def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for row in latency:
-        rows.append(_row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"]))
+        times = _row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"])
+        rows.append({**times, "times": f"{times['times']} {row['verdict']}"})
         if "dense in torch" in row:
             rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
     return rows
@@ -117,20 +123,12 @@ def _table(rows: list[dict[str, Any]], this: str) -> None:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    """Whether it is faster, and for which batches; where it is not, what would be."""
-    rows = record["latency"]
-    unsure = {row["batch"] for row in rows if not row["faster"] and row["speedup"] >= FASTER}
-    parts = {
-        "faster at batch": [row["batch"] for row in rows if row["faster"]],
-        "not at": [row["batch"] for row in rows if not row["faster"] and row["batch"] not in unsure],
-        "perhaps, within the spread of the times, at": sorted(unsure),
-    }
-    said = "; ".join(f"{words} {', '.join(map(str, batches))}" for words, batches in parts.items() if batches)
-    if record["faster"]:
-        return said
-    where = f" beyond the spread of the times at {', '.join(map(str, sorted(unsure)))}" if unsure else ""
-    said = f"not faster{where}"
-    return f"{said}: {record['advice']}" if record["advice"] else said
+    """For which batches it is faster, from the words beside their times; where it is for none, what would be."""
+    found: dict[str, list[str]] = {}
+    for row in record["latency"]:
+        found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))
+    told = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
+    return told if record["faster"] or not record["advice"] else f"{told}: {record['advice']}"
 
 
 def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:

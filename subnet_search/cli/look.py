@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from subnet_search.cli import listing, page, show
-from subnet_search.cli.study import Json, Name, Storage
+from subnet_search.cli.study import Json, Name, Storage, reads
 from subnet_search.cli.study import studies as studies
 from subnet_search.errors import UserError
+from subnet_search.plots import check_path
 
 if TYPE_CHECKING:
     from subnet_search.search.inspect import Snapshot
@@ -21,6 +22,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw 
 
 
 @studies.command("list", epilog="Example: subnet-search study list --json")
+@reads
 def list_(storage: Storage = None, json: Json = False) -> None:
     """All studies in a storage."""
     from subnet_search.search.backends import DEFAULT_STORAGE, open_storage
@@ -39,6 +41,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 
 
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
+@reads
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     """A study on one page."""
     from subnet_search.search.overview import overview
@@ -47,12 +50,13 @@ def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     if json:
         show.print_json(record)
     else:
-        page.overview(record)
+        page.overview(record, storage)
 
 
 @studies.command(
     epilog='Example: subnet-search study trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10'
 )
+@reads
 def trials(
     name: Name,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Order by a column; missing values come last.")] = None,
@@ -94,6 +98,7 @@ def trials(
 
 
 @studies.command(epilog="Example: subnet-search study trial quickstart 7")
+@reads
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.")],
@@ -111,6 +116,7 @@ def trial(
 
 
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
+@reads
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """The best trial over its seeds, or the Pareto front."""
     from subnet_search.search.inspect import need_ranked, objectives, ranked_row
@@ -124,6 +130,7 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
 
 
 @studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
+@reads
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one, for the same objective.")],
@@ -141,6 +148,7 @@ def compare(
 
 
 @studies.command(epilog="Example: subnet-search study pareto quickstart --objectives val_accuracy,density --plot front.html")
+@reads
 def pareto(
     name: Name,
     objectives: Annotated[
@@ -157,6 +165,8 @@ def pareto(
     """
     from subnet_search.search.fronts import default_names, front
 
+    if plot:
+        check_path(plot)
     study = _snapshot(name, storage)
     names = [word.strip() for word in objectives.split(",")] if objectives else default_names(study)
     rows = front(study, names)
@@ -172,6 +182,7 @@ def pareto(
 
 
 @studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
+@reads
 def importance(
     name: Name,
     evaluator: Annotated[str, typer.Option(help="pedanova: what sets the best apart; fanova: variance.")] = "pedanova",
@@ -191,6 +202,8 @@ def importance(
     from subnet_search.search.inspect import Snapshot
     from subnet_search.search.tables import columns_of, flat_rows, select
 
+    if plot:
+        check_path(plot)
     study = _snapshot(name, storage)
     if filter_:
         rows = flat_rows(study)
@@ -204,7 +217,7 @@ def importance(
     if json:
         show.print_json(record)
     else:
-        page.importance(record, name)
+        page.importance(record, name, storage=storage)
     if record["importances"]:
         _tell(plot)
 

@@ -20,8 +20,8 @@ def states(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
 
 
-def overview(record: Row) -> None:
-    """A study on one page."""
+def overview(record: Row, storage: str | None = None) -> None:
+    """A study on one page. storage: where it was asked for, if that was said."""
     lines = {
         "state": _progress(record),
         "searched over": _searched(record["space"]),
@@ -50,9 +50,11 @@ def overview(record: Row) -> None:
         plain("\nNo complete trial keeps the constraints, so none is the best.")
     if record["importance"] and record["best"]:
         show.console.print()
-        importance(record["importance"], record["name"], 8)
-    if record["best"]:
-        plain(f"\nGet it: subnet-search study extract {record['name']}")
+        importance(record["importance"], record["name"], 8, storage)
+    if record["best"] and record["budget"]:  # a study that is none of ours has no runs to train again
+        several = len(record["best"]) > 1  # a front, of which one trial must be chosen
+        which = [record["best"][0]["number"]] if several else []
+        plain(f"\nGet {'one' if several else 'it'}: {show.command('study extract', record['name'], *which, storage=storage)}")
 
 
 def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
@@ -153,7 +155,7 @@ def versus(record: Row) -> None:
     show.table(cells, {"key": "set differently", **heads})
 
 
-def importance(record: Row, name: str, at_most: int | None = None) -> None:
+def importance(record: Row, name: str, at_most: int | None = None, storage: str | None = None) -> None:
     """Shares with bars, and in a line by whom, of how many trials, and what they mean."""
     head = f"Importance by {record['evaluator']}, N = {record['trials']:,}"
     shares = list(record["importances"].items())
@@ -162,7 +164,7 @@ def importance(record: Row, name: str, at_most: int | None = None) -> None:
     for param, share in shares[:at_most]:
         plain(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
     if at_most and len(shares) > at_most:
-        plain(f"  and {len(shares) - at_most} more: subnet-search study importance {name}")
+        plain(f"  and {len(shares) - at_most} more: {show.command('study importance', name, storage=storage)}")
     if record["left_out"]:
         plain(f"Left out, since not every trial has them: {', '.join(record['left_out'])}")
         plain("For those of one branch, look at its trials alone, as in --filter extractor=rigl")

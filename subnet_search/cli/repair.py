@@ -9,11 +9,12 @@ import typer
 from subnet_search.cli import show
 from subnet_search.cli.look import _study as find
 from subnet_search.cli.look import studies as studies
-from subnet_search.cli.study import Name, Storage
+from subnet_search.cli.study import Name, Storage, reads
 from subnet_search.errors import UserError
 
 
 @studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
+@reads
 def retry(
     name: Name,
     numbers: Annotated[list[int] | None, typer.Argument(metavar="[N]...", help="Failed trials [default: all].")] = None,
@@ -36,11 +37,13 @@ def retry(
     trials = ", ".join(f"{old} as trial {new}" for old, new in done.queued.items())
     if len(done.queued) > 5:
         trials = f"{len(done.queued)} trials, as {min(done.queued.values())} to {max(done.queued.values())}"
-    more = f" --trials {done.places}" if done.places > plain_spec(study).get("trials", 0) else ""
-    show.console.print(f"queued {trials}; run them with: subnet-search study run {name}{more}", markup=False, soft_wrap=True)
+    more = done.places if done.places > plain_spec(study).get("trials", 0) else None
+    command = show.command("study run", name, trials=more, storage=storage)
+    show.console.print(f"queued {trials}; run them with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study reap quickstart")
+@reads
 def reap(
     name: Name,
     now: Annotated[
@@ -75,6 +78,7 @@ def reap(
 
 
 @studies.command(epilog="Example: subnet-search study stop quickstart --now")
+@reads
 def stop(
     name: Name,
     now: Annotated[bool, typer.Option("--now", help="Interrupt the trials under way, at a checkpoint.")] = False,
@@ -87,50 +91,58 @@ def stop(
     trials = f"trial{'s' * (len(running) > 1)} {', '.join(map(str, running))}"
     when = "will stop at a checkpoint, within a heartbeat" if now else "will be finished"
     more = f"; {trials} {when}" if running else ""
-    show.console.print(
-        f"{name} begins no more trials{more}. Go on with: subnet-search study run {name}", markup=False, soft_wrap=True
-    )
+    command = show.command("study run", name, storage=storage)
+    show.console.print(f"{name} begins no more trials{more}. Go on with: {command}", markup=False, soft_wrap=True)
 
 
-@studies.command(epilog="Example: subnet-search study delete quickstart --files")
+@studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
+@reads
 def delete(
     name: Name,
-    files: Annotated[bool, typer.Option("--files", help="Its run folders on this machine and its artifacts too.")] = False,
+    files: Annotated[
+        bool, typer.Option("--files/--keep-files", help="With its run folders on this machine and its artifacts, or without.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Also while workers are at it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Delete a study, for good."""
+    """Delete a study with its run folders, for good."""
+    from subnet_search.search.identity import adopt, folder_of
     from subnet_search.search.reading import study_states
     from subnet_search.search.repair import check_idle, delete_study
 
     study = find(name, storage)
     if not force:
         check_idle(study)
-    count = study_states(study._storage)[name].total()
+    adopt(study)
+    count, folder = study_states(study._storage)[name].total(), folder_of(study)
+    with_files = f" with their run folders in {folder}" if files and folder.is_dir() else ""
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(f"delete {name} and its {count} trials? There is nobody to ask here: say --yes")
-        typer.confirm(f"Delete {name} and its {count} trials{' with their run folders' * files}?", abort=True)
+            raise UserError(f"delete {name} and its {count} trials{with_files}? There is nobody to ask here: say --yes")
+        typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
     deleted = [str(path) for path in delete_study(study, force=force, files=files)]
     show.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study export quickstart --out quickstart.json")
+@reads
 def export(
     name: Name,
     out: Annotated[Path | None, typer.Option(help="The file [default: NAME.json].")] = None,
     storage: Storage = None,
 ) -> None:
     """Write a study to one JSON file, which `study import` reads into any storage."""
+    from subnet_search.search.identity import file_name
     from subnet_search.search.portable import write_export
 
-    path = out or Path(f"{name.replace('/', '-')}.json")
+    path = out or Path(f"{file_name(name)}.json")
     write_export(find(name, storage), path)
     show.console.print(f"{path} ({show.size(path.stat().st_size)})", markup=False, soft_wrap=True)
 
 
 @studies.command("import", epilog="Example: subnet-search study import quickstart.json --storage postgresql://me@host/studies")
+@reads
 def import_(
     file: Annotated[Path, typer.Argument(help="What `study export` wrote.")],
     name: Annotated[str | None, typer.Option(help="Another name for it.")] = None,
@@ -143,11 +155,8 @@ def import_(
 
     study = import_study(file, open_storage(storage or DEFAULT_STORAGE, create=True), name)
     count = study_states(study._storage)[study.study_name].total()
-    show.console.print(
-        f"{study.study_name} with {count} trials; go on with: subnet-search study run {study.study_name}",
-        markup=False,
-        soft_wrap=True,
-    )
+    command = show.command("study run", study.study_name, storage=storage)
+    show.console.print(f"{study.study_name} with {count} trials; go on with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study dashboard quickstart")

@@ -1,6 +1,8 @@
 """Printing: JSON alone on standard output, or tables for people. Numbers are formatted here and nowhere else."""
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -75,6 +77,25 @@ def cell(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(cell(key, inner) for inner in value)
     return str(value)
+
+
+def command(words: str, *arguments: object, **options: Any) -> str:
+    """A command of ours that can be typed as it is printed: what it needs is quoted, and the storage is the same.
+
+    An option that is None, false or empty is left out; `set` stands for -s. No password is printed.
+    """
+    parts = ["subnet-search", *words.split(), *map(str, arguments)]
+    for key, value in options.items():
+        if key == "storage" and value:
+            from subnet_search.search.backends import safe_url
+
+            value = None if value == os.environ.get("SUBNET_SEARCH_STORAGE") else safe_url(value)
+        flag = "-s" if key == "set" else f"--{key.replace('_', '-')}"
+        if isinstance(value, list | tuple):
+            parts += [part for one in value for part in (flag, str(one))]
+        elif value not in (None, False):
+            parts += [flag] if value is True else [flag, str(value)]
+    return shlex.join(parts)
 
 
 def percent(fraction: float) -> str:

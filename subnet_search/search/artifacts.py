@@ -34,6 +34,7 @@ from subnet_search.files import load_tensors, write_atomically
 from subnet_search.runfolder import CHECKPOINT
 from subnet_search.search.backends import patiently, scrub
 from subnet_search.search.claim import Claim
+from subnet_search.search.identity import folder_of, rebased
 from subnet_search.search.spec import StudySpec
 
 FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
@@ -133,10 +134,10 @@ def remove_all(study: optuna.Study) -> None:
     settings, seeds = _settings(study)
     if settings is None:
         return
-    folder, names = Path(study.user_attrs["folder"]), list[str]()
+    folder, names = folder_of(study), list[str]()
     for trial in study.get_trials(deepcopy=False):
         names += _copies(folder / f"{trial.number:04d}", seeds)
-        if Path(trial.user_attrs.get("folder", "")).parent == folder:
+        if rebased(trial.user_attrs.get("folder", "")).parent == folder:
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
     with _or_raise(RunError, f"cannot remove the study's files from {_where(settings)}"):
         _remove(_store(settings), names)

@@ -4,10 +4,11 @@ import json
 import logging
 import re
 import sqlite3
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -34,6 +35,8 @@ Args = TypeVarTuple("Args")
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
 PATIENCE = 600.0  # seconds that a lock or a server that does not answer is waited for
 LONGEST_PAUSE = 15.0  # seconds between two tries
+LONGEST_REASON = 300  # letters of what a database or a reader says
+BUSY = 60.0  # seconds that SQLite waits for another process to end its write
 RACES = 8  # tries at making a storage, when other processes make it at the same moment
 POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed within a minute or so
     "connect_timeout": 10,
@@ -66,7 +69,7 @@ def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage
     match parsed.get_backend_name():
         case "sqlite":
             _require(parsed, create)
-            options = {"connect_args": {"timeout": 60}, "pool_events": [(_write_ahead, "connect")]}
+            options = {"connect_args": {"timeout": BUSY}, "pool_events": [(_write_ahead, "connect")]}
         case "postgresql":
             if parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
@@ -80,8 +83,8 @@ def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage
         if parsed.drivername == "postgresql+psycopg":
             reason = "PostgreSQL needs psycopg (pip install 'subnet-search[postgres]')"
         raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(reason, url)}") from error
-    except (SQLAlchemyError, OptunaError, OSError, RuntimeError, ValueError, TypeError) as error:  # also bad options in a URL
-        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(_reason(error), url)}") from error
+    except Exception as error:  # of a file that is damaged or none of ours, a server, bad options in a URL
+        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(in_one_line(error), url)}") from error
     if (kind := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
         log.warning("no lock on a %s storage: with several workers a study may exceed its budget by workers - 1", kind)
     return storage
@@ -109,16 +112,32 @@ def _require(parsed: URL, create: bool) -> None:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder of {parsed.database}: {error.strerror}") from error
+    if _is_foreign(Path(parsed.database)):  # into which Optuna would write its tables
+        raise UserError(f"{parsed.database} is a database of another program, with no studies of Optuna's in it")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a SQLite file has tables, and none of Optuna's. What cannot be read is not: opening it says why."""
+    with suppress(sqlite3.Error, OSError), closing(_only_read(path)) as found:
+        tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return bool(tables) and models.StudyModel.__tablename__ not in tables
+    return False
+
+
+def _only_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=1, uri=True)
 
 
 def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
     """Optuna makes missing tables without a lock, so whoever loses the race finds them half made, and looks again."""
     url = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
+    began = time.monotonic()
     for tried in range(1, RACES + 1):
         try:
             return RDBStorage(url, engine_kwargs=dict(options))
         except (DBAPIError, StorageInternalError) as error:
-            if tried == RACES or not LOST_RACE.search(str(error.__cause__ or error)):
+            waited = time.monotonic() - began  # for a lock, which nobody holds for so long who makes tables
+            if tried == RACES or waited > BUSY or not LOST_RACE.search(str(error.__cause__ or error)):
                 raise
             time.sleep(0.1 * tried)
     raise AssertionError("the last try returns or raises")
@@ -266,6 +285,30 @@ def _origin(error: BaseException) -> BaseException:
     """The database's error behind Optuna's, and behind SQLAlchemy's, when Optuna went on with a broken connection."""
     behind = {StorageInternalError: error.__cause__, PendingRollbackError: error.__context__}.get(type(error))
     return _origin(behind) if behind else error
+
+
+@contextmanager
+def guarded(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Say in one line that something stored cannot be read, whatever goes wrong while it is: nobody knows all that can.
+
+    Raises UserError that names `what`; RunError when the storage is away. Our own errors, those of files and `passing`
+    pass through.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, RunError, OSError, *passing)):
+            raise
+        if _outage(error):
+            raise RunError(f"the storage fails: {in_one_line(error)}") from error
+        raise UserError(f"{what} cannot be read: it is damaged, or another program's ({in_one_line(error)})") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, not too long, and without a password."""
+    origin, text = _origin(error), scrub(_reason(error))
+    told = isinstance(origin, UserError | RunError | OptunaError | SQLAlchemyError | OSError)
+    return textwrap.shorten(text if told else f"{type(origin).__name__}: {text}", LONGEST_REASON, placeholder=" ...")
 
 
 def _reason(error: BaseException) -> str:

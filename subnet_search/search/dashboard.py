@@ -5,9 +5,11 @@ the storage's own content (constraints in the form it reads, the best trial that
 study) is made up as it asks; nothing but a note on a study that has none is written.
 """
 
+import io
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from socketserver import ThreadingMixIn
@@ -25,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.errors import UserError
 from subnet_search.plots import COLOURS, PERCENT, REFERENCE, SYMBOLS
-from subnet_search.search.backends import rdb
+from subnet_search.search.backends import in_one_line, rdb, scrub
 from subnet_search.search.inspect import objectives, plain_spec
 from subnet_search.search.ranking import is_feasible, rank
 from subnet_search.search.reading import read_trials
@@ -43,14 +45,61 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     page = ""  # the address to open
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is no news."""
+        if not isinstance(error := sys.exception(), ConnectionError | TimeoutError) and error:
+            log.warning("the dashboard could not answer: %s", in_one_line(error))
+
 
 class _Quiet(WSGIRequestHandler):
+    """Of what goes wrong, one line is logged, and no traceback."""
+
     def log_message(self, *_: Any) -> None:
         pass
+
+    def get_stderr(self) -> Any:
+        self.errors = io.StringIO()
+        return self.errors
+
+    def handle(self) -> None:
+        self.errors = io.StringIO()
+        super().handle()
+        if said := self.errors.getvalue().strip():
+            log.warning("the dashboard could not answer %s: %s", self.path, scrub(said.splitlines()[-1]))
+
+
+class _InOneLine(logging.Handler):
+    """What the dashboard logs with tracebacks, as a line of our own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        said = in_one_line(error) if error else scrub((record.getMessage().splitlines() or [""])[0])
+        log.log(min(record.levelno, logging.WARNING), "the dashboard: %s", said)
+
+
+def _for_here_alone(app: Any, port: int) -> Any:
+    """`app`, for requests that were made to this machine by its own names, from its own pages.
+
+    A page of another site can point its own name at 127.0.0.1 (DNS rebinding), and then read and delete studies: but the
+    request still has that name in it.
+    """
+    names = [f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")]
+    places = {*names, *(host.removesuffix(":80") for host in names)}
+
+    def guard(environ: dict[str, Any], start_response: Any) -> Any:
+        asked, page = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        if asked.lower() in places and (page is None or page.lower().removeprefix("http://") in places):
+            return app(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"This dashboard is for this machine alone: open it as http://{HOST}:{port}/dashboard\n".encode()]
+
+    return guard
 
 
 def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -> Server:
     """A server on 127.0.0.1 that answers when asked to (`handle_request`, `serve_forever`), at the study `name` or the list.
+
+    It answers requests alone that were made to this machine by its own names (localhost, 127.0.0.1, ::1) and its port.
 
     Port 0 is any that is free. Raises UserError when optuna-dashboard is not installed or the port is taken.
     """
@@ -73,6 +122,9 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
         server = make_server(HOST, port, app, Server, _Quiet)
     except OSError as error:
         raise UserError(f"cannot listen on port {port}: {error.strerror}; choose another with --port") from error
+    server.set_app(_for_here_alone(app, server.server_port))
+    theirs = logging.getLogger("optuna_dashboard")
+    theirs.handlers, theirs.propagate = [_InOneLine()], False
     at = f"/studies/{studies[0]._study_id}" if name else ""
     server.page = f"http://{HOST}:{server.server_port}/dashboard{at}"
     return server

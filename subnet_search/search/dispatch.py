@@ -8,9 +8,8 @@ checkpoint. So trials are numbered by their place in the study, and no death cha
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -22,11 +21,13 @@ from subnet_search.extraction import versions
 from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN
 from subnet_search.search.backends import exclusive, patiently, rdb, set_attrs
 from subnet_search.search.claim import Claim, let_wait
+from subnet_search.search.identity import folder_of
 from subnet_search.search.known import Known, sees_end
 from subnet_search.search.leases import Leases, whereabouts
 from subnet_search.search.ranking import promising
 from subnet_search.search.reading import Reader, study_attributes
 from subnet_search.search.spec import StudySpec
+from subnet_search.search.trust import check_imports, imports_of
 from subnet_search.search.writing import insert_trials
 from subnet_search.seeds import derive
 
@@ -38,11 +39,12 @@ TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # by a tria
 class Dispatcher:
     """Hands out the trials of a study, to one worker."""
 
-    def __init__(self, study: optuna.Study, spec: StudySpec, budget: int) -> None:
-        self.study, self.spec, self.budget = study, spec, budget
+    def __init__(self, study: optuna.Study, spec: StudySpec, budget: int, allow_imports: Collection[str] = ()) -> None:
+        self.study, self.spec, self.budget, self.allowed = study, spec, budget, allow_imports
         database = rdb(study._storage)
         assert database is not None, "studies are made in databases"
-        self.storage, self.folder = database, study.user_attrs.get("folder", "")  # without Optuna's cache, which knows less
+        self.storage = database  # without Optuna's cache, which knows less
+        self.stored, self.folder = study.user_attrs.get("folder", ""), folder_of(study)
         self.reader = Reader(study)
         self.token = uuid.uuid4().hex  # this worker, as no other ever was
         self.known, self.leases = Known(spec), Leases(spec.heartbeat, self.token)
@@ -96,7 +98,7 @@ class Dispatcher:
     def _is_stopped(self) -> bool:
         """Raises RunError when the study is not there any more; SQLite may have given its number to another."""
         attrs = study_attributes(self.study, "folder", STOPPED)
-        if attrs.get("folder", "") != self.folder:
+        if attrs.get("folder", "") != self.stored:
             raise RunError(f"the study {self.study.study_name!r} was deleted")
         return bool(attrs.get(STOPPED))
 
@@ -153,6 +155,8 @@ class Dispatcher:
     def _take(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Claim | None:
         """Go on with a trial that waits, or begin one that was queued."""
         before = trial.user_attrs
+        given = self.spec.run.given(), before.get("config"), before.get("cell", {}).get("values")  # not of the spec alone
+        check_imports(f"trial {trial.number} of the study {self.study.study_name!r}", imports_of(*given), self.allowed)
         # Without a configuration, its worker died while it wrote the parameters: they must be drawn as they were then.
         fixed = trial.params if "config" in before else trial.system_attrs.get("fixed_params", trial.params)
         known, values = self.known.draw(trial.number, trials, fixed)
@@ -182,7 +186,7 @@ class Dispatcher:
 
     def _attrs(self, number: int, config: RunConfig) -> dict[str, Any]:
         """What a running trial holds."""
-        folder = Path(self.folder) / f"{number:04d}"
+        folder = self.folder / f"{number:04d}"
         attrs = {"worker": whereabouts(self.token), "config": config.dump(), "seed": config.seed, "folder": str(folder)}
         key = {"key": configuration_key(config)} if self.spec.duplicates != "rerun" else {}
         return {**attrs, **key, "versions": versions()}
@@ -216,7 +220,7 @@ class Dispatcher:
         attrs: dict[str, Any],
         reports: Mapping[int, float],
     ) -> Claim:
-        folder = Path(self.folder) / f"{number:04d}"
+        folder = self.folder / f"{number:04d}"
         return Claim(self.study, self.token, number, trial_id, config, folder, known, dict(attrs), dict(reports))
 
     def _twin(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -19,8 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.errors import UserError, unknown
 from subnet_search.search.attributes import KNOWN, REPEATS, RETRIES
 from subnet_search.search.backends import scrub
+from subnet_search.search.identity import rebased
 from subnet_search.search.ranking import Ranked, order, rank
-from subnet_search.search.reading import read_trials, study_states
+from subnet_search.search.reading import MOST, read_trials, study_states
 
 COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
@@ -108,11 +108,11 @@ def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """A trial by its number. Raises UserError when there is none."""
-    try:
-        return study._storage.get_trial(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
-    except KeyError as error:
+    found = read_trials(study, first=number, last=number) if 0 <= number <= MOST else []
+    if not found:
         count = study_states(study._storage)[study.study_name].total()
-        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0") from error
+        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0")
+    return found[0]
 
 
 def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
 
 def log_tail(trial: FrozenTrial) -> list[str]:
     """The last lines of a trial's log, if its folder is on this machine; else those that were stored when it failed."""
-    path = Path(trial.user_attrs.get("folder", "")) / "log.txt"
+    path = rebased(trial.user_attrs.get("folder", "")) / "log.txt"
     try:
         return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:]
     except OSError:

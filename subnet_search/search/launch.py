@@ -1,13 +1,13 @@
 """Start or continue a study: check it against the storage, then one worker here, several processes, or a cluster."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,24 @@ from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.extraction import versions
 from subnet_search.files import write_atomically
 from subnet_search.search.attributes import KNOWN, REPEATS, STOPPED
-from subnet_search.search.backends import DEFAULT_STORAGE, PATIENCE, exclusive, open_storage, patiently, scrub
+from subnet_search.search.backends import (
+    DEFAULT_STORAGE,
+    PATIENCE,
+    exclusive,
+    guarded,
+    open_storage,
+    patiently,
+    safe_url,
+    scrub,
+)
 from subnet_search.search.dispatch import FINISHED, Dispatcher
-from subnet_search.search.entries import LAYERS
+from subnet_search.search.entries import LAYERS, METHOD
+from subnet_search.search.identity import adopt, folder_of, new_folder
 from subnet_search.search.rungs import check_options
 from subnet_search.search.samplers import make_pruner, make_sampler
 from subnet_search.search.spec import StudySpec, read_study
-from subnet_search.search.storage import load_study, spec_of
+from subnet_search.search.storage import load_study, spec_of, trusted_spec_of
+from subnet_search.search.trust import imports_of_spec
 from subnet_search.search.warm import warm_start
 from subnet_search.search.worker import run_worker
 
@@ -50,20 +61,23 @@ def run_study(
     timeout: float | None = None,
     cluster: Cluster | None = None,
     wait: float = 0,
+    allow_imports: Collection[str] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
     """Start a study, or continue it if its storage already has it, and return it as Optuna knows it.
 
-    spec      a StudySpec, or the path of a YAML file
-    storage   overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
-    cluster   lets Ray place the workers; default: processes on this machine, one worker in this process
-    wait      seconds for a storage that does not answer at first; one that goes away later is waited for anyway
+    spec            a StudySpec, or the path of a YAML file
+    storage         overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
+    cluster         lets Ray place the workers; default: processes on this machine, one worker in this process
+    wait            seconds for a storage that does not answer at first; one that goes away later is waited for anyway
+    allow_imports   names or modules that the workers may import for networks; default: those that the spec names
 
     Raises UserError when the storage's study searches something else, and names the difference; Interrupted when
     stopped; RunError when trial after trial fails, or the workers cannot go on.
     """
     spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
     url = storage or spec.storage
+    allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
     study = prepare_study(spec, url, wait)
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if cluster:
@@ -79,27 +93,34 @@ def run_study(
                 address=cluster.address,
                 gpus=cluster.gpus,
                 cpus=(spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus,
+                allow_imports=allowed,
                 should_stop=should_stop,
             )
         finally:
             reap(study)
     elif count == 1:
-        run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, should_stop=should_stop)
+        run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, allow_imports=allowed, should_stop=should_stop)
     else:
-        _run_processes(study, spec, url, count, budget, limit, should_stop)
+        _run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
 
 
-def find_spec(given: str, overrides: list[str], storage: str | None) -> StudySpec:
-    """The spec in a YAML file, or that of a study which is in the storage already."""
-    if Path(given).suffix in (".yaml", ".yml") or Path(given).exists():
-        return read_study(given, overrides)
+def find_spec(
+    given: str, overrides: list[str], storage: str | None, allow_imports: Collection[str] = ()
+) -> tuple[StudySpec, list[str]]:
+    """The spec in a YAML file, or that of a study which is in the storage already; and what its workers may import.
+
+    A file that the user passes may name what it likes; of a study in a storage, `allow_imports` must have all that it names.
+    """
+    if Path(given).suffix in (".yaml", ".yml") or Path(given).is_file():
+        spec = read_study(given, overrides)
+        return spec, sorted({*allow_imports, *imports_of_spec(json.loads(spec.to_json()))})
     study = load_study(given, open_storage(storage or DEFAULT_STORAGE))
     if overrides:
         raise UserError(f"-s changes a spec file, but {given!r} is a study that has begun; --trials extends it")
-    spec = spec_of(study)
-    return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE})
+    spec = trusted_spec_of(study, allow_imports)
+    return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE}), sorted(allow_imports)
 
 
 def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
@@ -108,7 +129,8 @@ def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
     A storage that does not answer is waited for `wait` seconds.
     """
     store = open_storage(url, create=True, wait=wait)
-    return patiently(_prepare, spec, store)
+    with guarded(f"the study {spec.name!r} in {safe_url(url)}"):
+        return patiently(_prepare, spec, store)
 
 
 def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
@@ -130,6 +152,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
         if spec.name not in names:
             return _make_study(spec, store)
     study = load_study(spec.name, store)
+    adopt(study)
     differences = spec_of(study).differences(spec)
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -143,10 +166,29 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
     return study
 
 
+def _check_reach(spec: StudySpec) -> None:
+    """Refuse hyperparameters that the run sets for its own method, where trials have other methods, which get none of them.
+
+    Raises UserError. Of a new study alone: one that was begun goes on as it began.
+    """
+    own, methods = spec.run.extractor.name, spec.searched.methods()
+    given = [key for key in spec.run.given().get(METHOD, {}) if key != "name" and not (key == "density" and spec.run.target)]
+    for_all = {entry.key for entry in spec.searched.entries if not entry.when}
+    for key in given:
+        if f"{METHOD}.{key}" not in for_all and methods != [own]:
+            value = getattr(spec.run.extractor, key)
+            alone = f"{{when: {{{METHOD}: {own}}}, value: {value}}}"
+            raise UserError(
+                f"run.{METHOD} sets {key} for {own} alone, and this study searches {', '.join(methods)}: say in its space what "
+                f"it is for all, {METHOD}.{key}: {value}, or for one, {METHOD}.{key}: {alone}"
+            )
+
+
 def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
+    _check_reach(spec)
     study = optuna.create_study(study_name=spec.name, storage=store, directions=spec.directions)
     try:
-        study.set_user_attr("folder", str(Path("runs/trials") / f"{spec.name}-{uuid.uuid4().hex[:8]}"))
+        study.set_user_attr("folder", new_folder(spec.name))
         study.set_user_attr("versions", versions())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -184,11 +226,12 @@ def _run_processes(
     count: int,
     budget: int,
     limit: float | None,
+    allowed: Collection[str],
     should_stop: Callable[[], bool],
 ) -> None:
     """Workers as processes of their own, each with a log file; wait for all. One that is killed is started again."""
-    end, folder = time.monotonic() + (limit or float("inf")), Path(patiently(lambda: study.user_attrs["folder"]))
-    processes = [_Process(spec, url, budget, folder, index) for index in range(count)]
+    end, folder = time.monotonic() + (limit or float("inf")), patiently(folder_of, study)
+    processes = [_Process(spec, url, budget, folder, index, allowed) for index in range(count)]
     for process in processes:
         process.start(limit)
     stopped = False
@@ -221,12 +264,13 @@ def _run_processes(
 class _Process:
     """A worker in a process of its own."""
 
-    def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int) -> None:
+    def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int, allowed: Collection[str]) -> None:
         self.log = folder / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
         # The URL is not on the command line, where every user of the machine could read its password.
         self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(spec.run.recipe.threads or 1)}
-        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", spec.name]
-        self.command += ["--trials", str(budget), "--wait", f"{PATIENCE:g}"]
+        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", "--trials", str(budget)]
+        self.command += [f"--wait={PATIENCE:g}", *(f"--allow-import={name}" for name in allowed)]
+        self.name = spec.name
         self.starts, self.in_vain, self.finished = 0, 0, 0
 
     def start(self, limit: float | None) -> None:
@@ -236,7 +280,8 @@ class _Process:
         with open(self.log, "ab") as file:
             # A session of its own: a Ctrl-C reaches the first process alone, which then stops the workers one way.
             self.process = subprocess.Popen(
-                [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else [])],
+                # The name comes last: it may begin with a dash.
+                [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else []), "--", self.name],
                 env=self.environment,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -115,6 +115,9 @@ class _Trial:
         self._catch_up(self.config.recipe.epochs)
         attrs = {key: value for key, value in record.items() if key != "seed"}
         means = [fmean(column) for column in zip(*(seed["values"] for seed in seeds), strict=True)]
+        for name, value in zip(self.spec.objective, means, strict=True):
+            if math.isnan(value):  # which no storage of Optuna's can hold
+                raise RunError(f"{name} is {value}: not a number that can be compared")
         log.info("complete: %s", ", ".join(f"{key} {value:.4g}" for key, value in zip(self.spec.objective, means, strict=True)))
         return Ending(TrialState.COMPLETE, means, attrs)
 
@@ -273,7 +276,7 @@ def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, 
 
     def beat() -> None:
         count = 0
-        while not ended.wait(heartbeat):
+        while not ended.wait(min(heartbeat, threading.TIMEOUT_MAX)):
             try:
                 count += 1
                 claim.note(beat=count)

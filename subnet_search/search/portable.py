@@ -6,13 +6,13 @@ its trials. Numbers that JSON does not have stand as `{"non_finite": "nan"}`. A 
 
 import hashlib
 import json
+import logging
 import math
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -21,13 +21,15 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel
+from pydantic import Field, NonNegativeInt, TypeAdapter
 from sqlalchemy import select
+from typing_extensions import TypedDict
 
 from subnet_search.documents import read_json
 from subnet_search.errors import UserError, reading
 from subnet_search.files import write_atomically
-from subnet_search.search.backends import exclusive, patiently, rdb
+from subnet_search.search.backends import exclusive, guarded, patiently, rdb
+from subnet_search.search.identity import new_folder
 from subnet_search.search.reading import read_trials
 from subnet_search.search.writing import attributes, write_rows, write_trials
 
@@ -35,16 +37,33 @@ FORMAT, VERSION = "subnet-search study", 1
 NOTE = re.compile(r"(?<=^dashboard:)\d+(?=:)")  # a dashboard's note on a trial is the study's, under the trial's id
 ELSEWHERE = "its study was imported, and its worker is elsewhere"
 
+log = logging.getLogger(__name__)
 
-class _Content(BaseModel):
-    """What stands in a file under `study`."""
 
-    name: str
-    directions: list[Literal["minimize", "maximize"]]
+class _Trial(TypedDict):
+    """A trial as it stands in a file."""
+
+    number: int
+    state: str
+    values: list[float] | None
+    params: dict[str, Any]
+    distributions: dict[str, NonNegativeInt]
+    user_attrs: dict[str, Any]
+    system_attrs: dict[str, Any]
+    intermediate_values: dict[str, float]
+    datetime_start: str | None
+    datetime_complete: str | None
+
+
+class _Study(TypedDict):
+    """A study as it stands in a file."""
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]  # so many letters has Optuna's column
+    directions: Annotated[list[Literal["minimize", "maximize"]], Field(min_length=1)]
     metric_names: list[str] | None
     user_attrs: dict[str, Any]
     system_attrs: dict[str, Any]
-    trials: list[dict[str, Any]]
+    trials: list[_Trial]
     distributions: list[dict[str, Any]]
 
 
@@ -63,11 +82,11 @@ def export_study(study: optuna.Study) -> dict[str, Any]:
         "distributions": [json.loads(distribution_to_json(distribution)) for distribution in seen],
     }
     try:
-        text = _text(content)
+        digest = _sha256(content)
     except ValueError:
         content = _finite(content)
-        text = _text(content)
-    return {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(text.encode()).hexdigest(), "study": content}
+        digest = _sha256(content)
+    return {"format": FORMAT, "version": VERSION, "sha256": digest, "study": content}
 
 
 def write_export(study: optuna.Study, path: str | Path) -> None:
@@ -84,21 +103,23 @@ def import_study(path: str | Path, storage: BaseStorage, name: str | None = None
     content = _read(path)
     if (database := rdb(storage)) is None:
         raise UserError("a study can only be imported into a database")
-    patiently(_store, database, name or content["name"], content)
-    return optuna.load_study(study_name=name or content["name"], storage=storage)
+    with guarded(str(path)):
+        patiently(_store, database, name or content["name"], content)
+        return optuna.load_study(study_name=name or content["name"], storage=storage)
 
 
 def study_in(path: str | Path) -> optuna.Study:
     """The study in a file, in memory, exactly as it was. Raises UserError as `import_study` does."""
     content, storage = _read(path), InMemoryStorage()
-    study = optuna.create_study(study_name=content["name"], storage=storage, directions=content["directions"])
-    for key, value in content["user_attrs"].items():
-        study.set_user_attr(key, value)
-    for key, value in {METRIC_NAMES: content["metric_names"], **content["system_attrs"]}.items():
-        storage.set_study_system_attr(study._study_id, key, value)
-    for trial in content["trials"]:
-        storage.create_new_trial(study._study_id, trial)
-    return study
+    with guarded(str(path)):
+        study = optuna.create_study(study_name=content["name"], storage=storage, directions=content["directions"])
+        for key, value in content["user_attrs"].items():
+            study.set_user_attr(key, value)
+        for key, value in {METRIC_NAMES: content["metric_names"], **content["system_attrs"]}.items():
+            storage.set_study_system_attr(study._study_id, key, value)
+        for trial in content["trials"]:
+            storage.create_new_trial(study._study_id, trial)
+        return study
 
 
 def _plain(trial: FrozenTrial, seen: dict[BaseDistribution, int]) -> dict[str, Any]:
@@ -116,8 +137,9 @@ def _plain(trial: FrozenTrial, seen: dict[BaseDistribution, int]) -> dict[str, A
     }
 
 
-def _trial(record: Mapping[str, Any], distributions: Sequence[BaseDistribution]) -> FrozenTrial:
-    return FrozenTrial(
+def _trial(record: "_Trial", distributions: Sequence[BaseDistribution]) -> FrozenTrial:
+    """Raises KeyError or ValueError for parameters that do not go with their distributions."""
+    trial = FrozenTrial(
         trial_id=-1,
         number=record["number"],
         state=TrialState[record["state"]],
@@ -128,11 +150,17 @@ def _trial(record: Mapping[str, Any], distributions: Sequence[BaseDistribution])
         user_attrs=record["user_attrs"],
         system_attrs=record["system_attrs"],
         intermediate_values={int(step): value for step, value in record["intermediate_values"].items()},
-        **{
-            key: record[key] and datetime.fromisoformat(record[key]).astimezone().replace(tzinfo=None)
-            for key in ("datetime_start", "datetime_complete")
-        },
+        datetime_start=_local(record["datetime_start"]),
+        datetime_complete=_local(record["datetime_complete"]),
     )
+    for name in trial.params.keys() | trial.distributions.keys():
+        trial.distributions[name].to_internal_repr(trial.params[name])
+    return trial
+
+
+def _local(moment: str | None) -> datetime | None:
+    """Optuna shows naive local time."""
+    return datetime.fromisoformat(moment).astimezone().replace(tzinfo=None) if moment else None
 
 
 def _times(trial: FrozenTrial) -> dict[str, datetime | None]:
@@ -148,15 +176,24 @@ def _read(path: str | Path) -> dict[str, Any]:
             raise ValueError("another kind of file")
         if record["version"] > VERSION:
             raise UserError(f"{path} has format {record['version']}, made by a newer version: this one reads {VERSION}")
-        if hashlib.sha256(_text(record["study"]).encode()).hexdigest() != record["sha256"]:
+        if _sha256(record["study"]) != record["sha256"]:
             raise UserError(f"{path} is damaged: its content does not match its hash")
         if '"non_finite"' in text:
             record = json.loads(text, object_hook=_number)
-        content = vars(_Content.model_validate(record["study"]))
+        content = TypeAdapter(_Study).validate_python(record["study"])
         distributions = [json_to_distribution(json.dumps(one)) for one in content["distributions"]]
         if not isinstance(read_json(content["user_attrs"].get("spec", "{}"), "its specification"), dict):
             raise ValueError("its specification")
-        return {**content, "trials": [_trial(trial, distributions) for trial in content["trials"]]}
+        trials = [_trial(trial, distributions) for trial in content["trials"]]
+        for place, trial in enumerate(trials):
+            count = 0 if trial.values is None else len(trial.values)
+            if (
+                trial.number != place
+                or count not in (0, len(content["directions"]))
+                or (trial.state.name == "COMPLETE") > count
+            ):
+                raise ValueError(f"the trial at place {place} is none of this study")
+        return {**content, "trials": trials}
 
 
 def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
@@ -164,9 +201,9 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
     if content["metric_names"] is not None:
         system[METRIC_NAMES] = content["metric_names"]
     if "spec" in user:
-        user["spec"] = json.dumps({**json.loads(user["spec"]), "name": name})
+        user["spec"] = json.dumps(_rebased(json.loads(user["spec"]), name))
     if "folder" in user:  # two studies must never write to one
-        user["folder"] = str(Path(user["folder"]).with_name(f"{Path(name).name}-{uuid.uuid4().hex[:8]}"))
+        user["folder"] = new_folder(name)
     with exclusive(database, name):
         if name in optuna.get_all_study_names(database):
             raise UserError(f"the storage has a study {name!r} already: give this one another name (--name)")
@@ -188,8 +225,22 @@ def _store(database: RDBStorage, name: str, content: Mapping[str, Any]) -> None:
                 write_rows(connection, model, [{"study_id": study_id, **row} for row in rows])
 
 
+def _rebased(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """A specification under a name. A file does not decide on buckets, or folders elsewhere, that artifacts are written to."""
+    kept = spec.get("artifacts")
+    inside = isinstance(kept, str) and not Path(kept).expanduser().is_absolute() and ".." not in Path(kept).parts
+    if kept is not None and not inside:
+        where = kept if isinstance(kept, str) else "a bucket"
+        log.warning("the study kept artifacts in %s, and here in no place, until `study run SPEC` gives it one", where)
+        kept = None
+    return {**spec, "name": name, "artifacts": kept}
+
+
 def _waiting(trial: FrozenTrial) -> FrozenTrial:
-    """A trial that was under way waits to go on; every other stays what it is."""
+    """A trial that was under way waits to go on; every other stays what it is, but that a result is no NaN."""
+    if trial.state == TrialState.COMPLETE and any(map(math.isnan, trial.values)):
+        trial.state, trial.values = TrialState.FAIL, None
+        trial.user_attrs["reason"] = "its result is NaN: not a number that can be compared"
     if trial.state != TrialState.RUNNING:
         return trial
     worker = trial.user_attrs.get("worker", {})
@@ -202,6 +253,11 @@ def _waiting(trial: FrozenTrial) -> FrozenTrial:
 def _text(value: Any) -> str:
     """JSON that every program reads, the same for equal values. Raises ValueError for numbers that JSON does not have."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _sha256(content: Any) -> str:
+    """What tells a damaged file. Raises ValueError as `_text` does."""
+    return hashlib.sha256(_text(content).encode()).hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Which trials of a study are best: those that keep its constraints first, by the mean over their seeds."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -48,7 +49,11 @@ def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection
 
 
 def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list[Ranked]:
-    """By the one objective; with several, those that no other is better than in all, in the order of the first objective."""
+    """By the one objective; with several, those that no other is better than in all, in the order of the first objective.
+
+    One with a value that is NaN is in no order.
+    """
+    found = [ranked for ranked in found if not any(map(math.isnan, ranked.mean))]
     signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
     costs = {id(ranked): tuple(s * v for s, v in zip(signs, ranked.mean, strict=True)) for ranked in found}
     found = sorted(found, key=lambda ranked: (costs[id(ranked)], ranked.trial.number))

@@ -25,7 +25,7 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from sqlalchemy.engine import make_url
 
 from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.search.backends import PATIENCE, open_storage, patiently, scrub
+from subnet_search.search.identity import folder_of
 from subnet_search.search.storage import load_study
 from subnet_search.search.worker import run_worker
 
@@ -58,6 +59,7 @@ def run_on_ray(
     address: str | None,
     gpus: float,
     cpus: float,
+    allow_imports: Sequence[str] = (),
     should_stop: Callable[[], bool],
 ) -> None:
     """Run a study that is in its storage already, by workers on a Ray cluster, until its budget is met.
@@ -66,6 +68,7 @@ def run_on_ray(
     address      of a cluster, as `ray start` prints it (`auto`: the one on this machine); None starts a Ray of our own
                  here, and ends it afterwards
     gpus, cpus   what one worker, and so one trial, takes of a node; gpus may be a fraction below 1
+    allow_imports   what the workers may import for networks
     should_stop  asked twice a second
 
     More workers than the cluster has room for wait for a place. What Ray has to say is in `ray.log` in the study's
@@ -82,9 +85,9 @@ def run_on_ray(
     _knock(address)
     job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
     deadline = None if timeout is None else time.time() + timeout
-    job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus}
+    job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus, "allow": list(allow_imports)}
     store = open_storage(url, wait=PATIENCE)
-    log = Path(patiently(lambda: load_study(name, store).user_attrs["folder"])) / "ray.log"
+    log = patiently(lambda: folder_of(load_study(name, store))) / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from subnet_search.search.ray_engine import drive; drive()"]
     with open(log, "wb") as file:  # a session of its own: Ctrl-C reaches this process alone, which stops the workers one way
@@ -178,7 +181,7 @@ def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
         # A call is repeated as often as it takes to reach a restarted worker; how often one is restarted has its limit.
         room = {"num_gpus": job["gpus"], "num_cpus": job["cpus"], "max_restarts": RESTARTS, "max_task_retries": -1}
         actor = ray.remote(max_concurrency=CALLS, **room)(StudyWorker)
-        order = [job[key] for key in ("name", "url", "trials", "deadline", "folder")]
+        order = [job[key] for key in ("name", "url", "trials", "deadline", "folder", "allow")]
         crew = {worker.run.remote(*order): worker for worker in [actor.remote() for _ in range(job["workers"])]}
         return _follow(ray, crew, should_stop)
     finally:
@@ -254,18 +257,22 @@ class StudyWorker:
         self._stopping = False
         self._running = threading.Lock()
 
-    def run(self, name: str, url: str, trials: int | None, deadline: float | None, folder: str) -> str | None:
+    def run(
+        self, name: str, url: str, trials: int | None, deadline: float | None, folder: str, allow: Sequence[str] = ()
+    ) -> str | None:
         """Run trials until the study is finished, and return None; or the reason why this worker cannot go on.
 
         deadline  when to begin no more trials (seconds since 1970), the same for a worker that was restarted
         folder    where the study was started, which relative paths are relative to; used where there is such a folder
+        allow     what may be imported for networks
         """
         if os.path.isdir(folder):
             os.chdir(folder)
         with self._running:  # Ray calls again when the connection broke, though the first call may be at work still
             timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 would be no limit
             try:
-                run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, should_stop=lambda: self._stopping)
+                stop = lambda: self._stopping  # noqa: E731
+                run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, allow_imports=allow, should_stop=stop)
             except Interrupted:
                 return None
             except (UserError, RunError) as error:

@@ -1,6 +1,5 @@
 """Repairs by hand: failed trials once more, trials without a worker, stopping a study, deleting one."""
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from sqlalchemy import delete, select
 from subnet_search.errors import RunError, UserError
 from subnet_search.search.attributes import KNOWN, REPEATS, RETRIES, STOPPED, WITHDRAWN
 from subnet_search.search.backends import exclusive, patiently, rdb
+from subnet_search.search.identity import adopt, folder_of
 from subnet_search.search.inspect import plain_spec
 from subnet_search.search.leases import PATIENCE, is_dead, whereabouts
 from subnet_search.search.reading import read_trials
@@ -23,7 +23,6 @@ from subnet_search.search.writing import insert_trials
 
 NOW = "now"  # value of a study's `stopped` when trials under way are to be interrupted too: as in objective.py
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # what makes a trial the same run as another
-FOLDER = re.compile(r".+-[0-9a-f]{8}")  # what study folders are called
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,18 @@ def check_idle(study: optuna.Study) -> None:
         )
 
 
-def delete_study(study: optuna.Study, *, force: bool = False, files: bool = False) -> list[Path]:
+def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True) -> list[Path]:
     """Delete a study; with `files`, its folder of run folders and its artifacts too. Returns what was deleted of the disk.
+
+    Run folders of trials that came with a copy or an import belong to the study that they came from, and stay.
 
     Raises UserError when trials are under way, unless `force`; RunError when files cannot be deleted: the study stays.
     """
     name, storage = study.study_name, study._storage
-    folder = Path(study.user_attrs.get("folder", "")) if files else None
-    if folder and (not FOLDER.fullmatch(folder.name) or folder.is_symlink()):
-        raise UserError(f"{folder} is not a folder that studies are run in: delete it yourself")
+    adopt(study)
+    folder = folder_of(study) if files and "folder" in study.user_attrs else None
+    if folder and folder.is_symlink():
+        raise UserError(f"{folder} is a link to a folder: delete it yourself, or keep the files (--keep-files)")
     with exclusive(storage, name):
         if not force:
             check_idle(study)
@@ -110,6 +112,7 @@ def reap(
     from subnet_search.search.storage import spec_of
 
     spec = spec_of(study)
+    adopt(study)
     dispatcher = Dispatcher(study, spec, 0)
     freed = patiently(dispatcher.reap)
     if now:

@@ -1,7 +1,7 @@
 """Train a study's trial again, to its subnetwork."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from subnet_search.deploy.masks import load_masks
 from subnet_search.errors import RunError, UserError
 from subnet_search.extraction import run
 from subnet_search.extractors import Clock
+from subnet_search.search.identity import rebased
 from subnet_search.search.storage import spec_of
+from subnet_search.search.trust import check_imports, imports_of
 from subnet_search.search.worker import config_of
 from subnet_search.training import Epoch
 
@@ -48,6 +50,7 @@ def train_again(
     study: optuna.Study | None = None,
     resume: bool = False,
     weights: str | None = None,
+    allow_imports: Collection[str] = (),
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -57,14 +60,16 @@ def train_again(
     On another kind of machine floating point may differ; then `same` is false and `overlap` says how much. With the
     `study`, the trial's topology is fetched from its artifacts where the run folder is not on this machine.
     weights: what the file stores of them, in place of what the study says; it does not change what is found.
-    Raises UserError when the trial never began or the folder holds another run.
+    Raises UserError when the trial never began, the folder holds another run, or the trial's network is imported by a
+    name that is not in `allow_imports`.
     """
+    check_imports(f"trial {trial.number}", imports_of(trial.user_attrs.get("config")), allow_imports)
     config = config_of(trial)
     config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
     subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
     expected = trial.user_attrs.get("sha256")
     same = None if expected is None else subnet.sha256 == expected
-    masks = Path(trial.user_attrs.get("folder", "")) / "masks.safetensors"
+    masks = rebased(trial.user_attrs.get("folder", "")) / "masks.safetensors"
     if study is not None and not masks.is_file() and spec_of(study).artifacts is not None:
         from subnet_search.search.artifacts import fetch
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from optuna.storages import BaseStorage
@@ -16,9 +16,10 @@ from subnet_search.runfolder import drop_checkpoints
 from subnet_search.search.backends import open_storage, patiently
 from subnet_search.search.claim import Claim, LeaseLost
 from subnet_search.search.dispatch import FINISHED, Dispatcher
+from subnet_search.search.identity import adopt
 from subnet_search.search.objective import Ending, run_trial
 from subnet_search.search.spec import StudySpec
-from subnet_search.search.storage import load_study, spec_of
+from subnet_search.search.storage import load_study, trusted_spec_of
 
 FAILURES_IN_A_ROW = 5
 LOOK_AGAIN = 0.01, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
@@ -35,6 +36,7 @@ def run_worker(
     trials: int | None = None,
     timeout: float | None = None,
     wait: float = 0,
+    allow_imports: Collection[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     objective: Objective = run_trial,
 ) -> list[int]:
@@ -44,10 +46,11 @@ def run_worker(
     leave. A trial that fails is recorded with its reason and the worker goes on; after five failures in a row it raises
     RunError, since the sixth would fail too (but not in a comparison, whose cells have little in common). When
     `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
-    A storage that does not answer at first is waited for `wait` seconds.
+    A storage that does not answer at first is waited for `wait` seconds. What the study imports, for networks that are
+    not ours, must be in `allow_imports`, by its name or its module: else UserError says so, and nothing is imported.
     """
     should_stop = _held(should_stop)
-    spec, dispatcher = patiently(_take_up, name, open_storage(url, wait=wait), trials)
+    spec, dispatcher = patiently(_take_up, name, open_storage(url, wait=wait), trials, allow_imports)
     if spec.artifacts is not None:
         from subnet_search.search.artifacts import open_store
 
@@ -77,12 +80,13 @@ def run_worker(
             raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
 
 
-def _take_up(name: str, storage: BaseStorage, trials: int | None) -> tuple[StudySpec, Dispatcher]:
+def _take_up(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Dispatcher]:
     """All that a worker reads of a study before it looks for a trial."""
     study = load_study(name, storage)
-    spec = spec_of(study)
+    spec = trusted_spec_of(study, allowed)
+    adopt(study)
     _tell_versions(study.user_attrs.get("versions", {}))
-    return spec, Dispatcher(study, spec, trials or spec.trials)
+    return spec, Dispatcher(study, spec, trials or spec.trials, allowed)
 
 
 def _run(
