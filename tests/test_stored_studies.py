@@ -669,3 +669,12 @@ def test_no_message_holds_a_placeholder_that_nobody_fills():
         found = (node for node in texts if id(node) not in documents and placeholder.search(node.value))
         slips += [f"{path.name}:{node.lineno}: {node.value[:80]}" for node in found]
     assert slips == []
+
+
+@pytest.mark.parametrize("value", [[], "x", {"subnet-search": []}])
+def test_versions_that_lie_hide_no_study(value, capsys):
+    study = prepare_study(spec(), URL)
+    study.set_user_attr("versions", value)
+    study.set_user_attr("spec", "{")
+    with pytest.raises(UserError, match=r"the study 'toy' was made by subnet-search .* and cannot be read here"):
+        run_worker("toy", URL)

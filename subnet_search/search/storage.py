@@ -41,7 +41,8 @@ def spec_of(study: optuna.Study) -> "StudySpec":
     try:
         return StudySpec.from_json(json.dumps({**json.loads(text), "name": study.study_name}))
     except Exception as error:  # whatever a text that is no specification leads to
-        made = study.user_attrs.get("versions", {}).get("subnet-search", "another version")
+        versions = study.user_attrs.get("versions")
+        made = versions.get("subnet-search", "another version") if isinstance(versions, dict) else "another version"
         raise UserError(
             f"the study {study.study_name!r} was made by subnet-search {made}, and cannot be read here: {in_one_line(error)}"
         ) from error

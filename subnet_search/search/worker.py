@@ -13,7 +13,7 @@ from subnet_search.data import Data, load
 from subnet_search.errors import Interrupted, RunError
 from subnet_search.extraction import versions
 from subnet_search.runfolder import drop_checkpoints
-from subnet_search.search.backends import open_storage, patiently
+from subnet_search.search.backends import guarded, open_storage, patiently, safe_url
 from subnet_search.search.claim import Claim, LeaseLost
 from subnet_search.search.dispatch import FINISHED, Dispatcher
 from subnet_search.search.identity import adopt
@@ -50,7 +50,9 @@ def run_worker(
     not ours, must be in `allow_imports`, by its name or its module: else UserError says so, and nothing is imported.
     """
     should_stop = _held(should_stop)
-    spec, dispatcher = patiently(_take_up, name, open_storage(url, wait=wait), trials, allow_imports)
+    storage = open_storage(url, wait=wait)
+    with guarded(f"the study {name!r} in {safe_url(url)}"):
+        spec, dispatcher = patiently(_take_up, name, storage, trials, allow_imports)
     if spec.artifacts is not None:
         from subnet_search.search.artifacts import open_store
 
