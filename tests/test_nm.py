@@ -14,7 +14,7 @@ from subnet_search.topology.select import NotANumber, count
 from subnet_search.topology.units import NM
 
 SCOPES = ("global", "uniform", "erk", "relative")
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 def drawn(seed):
