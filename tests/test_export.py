@@ -598,18 +598,3 @@ def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
     assert "2:4" in mistake(file, "x", "--to", "2:4")
     assert "no batch norm to recalibrate" in mistake(file, "x", "--to", "compact", "--recalibrate", "3")
     assert not Path("x").exists()
-
-
-def test_what_is_said_of_times_that_overlap():
-    """A ratio that looks fast in the table, and is not beyond the spread, is not called slow beside it."""
-    from subnet_search.cli.export import _verdict
-
-    def row(batch, speedup, faster):
-        return {"batch": batch, "speedup": speedup, "faster": faster}
-
-    rows = [row(1, 2.84, False), row(16, 3.0, True), row(256, 0.9, False)]
-    said = "faster at batch 16; not at 256; perhaps, within the spread of the times, at 1"
-    assert _verdict({"latency": rows, "faster": True, "advice": None}) == said
-    said = "not faster beyond the spread of the times at 1: do something else"
-    assert _verdict({"latency": [rows[0], rows[2]], "faster": False, "advice": "do something else"}) == said
-    assert _verdict({"latency": [rows[2]], "faster": False, "advice": None}) == "not faster"

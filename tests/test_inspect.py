@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import optuna
 import pytest
@@ -161,11 +162,13 @@ def test_a_trial_that_is_not_there():
 
 
 def test_the_end_of_a_log_is_that_of_the_file_or_what_was_stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs") / "trials" / "toy"
     study = study_of(
-        trial("FAIL", folder=str(tmp_path / "0"), log=["stored"]), trial("FAIL", folder=str(tmp_path / "1"), log=["stored"])
+        trial("FAIL", folder=str(folder / "0"), log=["stored"]), trial("FAIL", folder=str(folder / "1"), log=["stored"])
     )
-    (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "log.txt").write_text("".join(f"line {n} of postgresql://me:hidden@host\n" for n in range(30)))
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "log.txt").write_text("".join(f"line {n} of postgresql://me:hidden@host\n" for n in range(30)))
     with pytest.raises(UserError):
         open_storage("postgresql://me:hidden@127.0.0.1:1/none")
     lines = log_tail(find_trial(study, 0))
