@@ -11,6 +11,7 @@ from toys import mlp, pictures, points, supernet
 
 import subnet_search as ss
 from subnet_search import RunConfig, UserError
+from subnet_search.cli import show
 from subnet_search.config import check
 from subnet_search.data import from_user
 from subnet_search.evaluation import cost, layer_macs
@@ -278,3 +279,16 @@ def test_a_density_that_is_met_to_one_weight_is_not(caplog):
     assert subnet.metrics["asked"] == 0.31
     assert subnet.metrics["reached"] == 20 / 65
     assert not [text for text in caplog.messages if "asked for" in text]
+
+
+def test_what_is_left_whole_and_what_was_missed_is_printed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].requires_grad_(False)
+    data = (torch.randn(60, 20), torch.arange(60) % 2)
+    found = ss.extract(net, data, "magnitude", density=0.5, recipe=ss.Recipe(epochs=1, threads=1, device="cpu"))
+    with show.console.capture() as printed:
+        show.subnetwork_summary({**found.summary(), "asked": 0.4, "reached": 0.413}, "weight")
+    out = " ".join(printed.get().split())
+    assert "left whole 0.weight (frozen, requires_grad=False, 90.91 % of the parameters)" in out
+    assert "asked for 0.4 of what the target counts; reached 0.413" in out

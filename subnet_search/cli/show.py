@@ -131,6 +131,14 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
     }
+    asked, reached = record.get("asked"), record.get("reached")
+    if asked is not None and reached is not None and abs(reached - asked) > 0.01 * asked:
+        rows["asked for"] = f"{asked:.4g} of what the target counts; reached {reached:.4g}"
+    if record.get("left_whole"):
+        rows["left whole"] = "; ".join(
+            f"{one['name']} ({one['why']}, {percent(one['parameters_share'])} of the parameters)"
+            for one in record["left_whole"]
+        )
     if record.get("raised_intervals"):
         raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
         rows["raised intervals"] = f"{', '.join(raised)}, as the run is short"
