@@ -19,10 +19,10 @@ from timing import verdict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from subnet_search.deploy.compact import compact, difference_between
-from subnet_search.deploy.coupling import Coupling, couple
-from subnet_search.errors import RunError, UserError
+from subnet_search.core.errors import RunError, UserError
 from subnet_search.nets import NetworkSpec, build, network_names, prunable
+from subnet_search.structure.channel_groups import Coupling, couple
+from subnet_search.structure.compact import compact, difference_between
 from subnet_search.topology.channels import Channels
 from subnet_search.topology.masks import alive
 

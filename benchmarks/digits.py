@@ -15,7 +15,7 @@ from typing import Any
 from timing import THREADS, verdict
 
 import subnet_search as ss
-from subnet_search.config import read_config
+from subnet_search.extraction.config_file import read_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gumbel_digits.yaml"
 

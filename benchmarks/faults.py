@@ -28,10 +28,10 @@ from typing import Any
 import yaml
 from timing import verdict
 
-from subnet_search.config import check
-from subnet_search.search.launch import prepare_study, run_study
-from subnet_search.search.spec import StudySpec
-from subnet_search.search.worker import run_worker
+from subnet_search.extraction.config_file import check
+from subnet_search.search.engine.worker import run_worker
+from subnet_search.search.spec.study_spec import StudySpec
+from subnet_search.search.studies.launcher import prepare_study, run_study
 
 TESTS = Path(__file__).parents[1] / "tests"
 COMMAND = [sys.executable, "-m", "subnet_search", "study", "run"]

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from subnet_search import run_study
-from subnet_search.search.spec import read_study
+from subnet_search.search.spec.study_spec import read_study
 
 SPEC = Path(__file__).parents[1] / "studies" / "hyperband_digits.yaml"
 

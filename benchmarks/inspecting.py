@@ -19,15 +19,13 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from timing import medians, verdict
 
-from subnet_search.config import check
-from subnet_search.extraction import versions
-from subnet_search.search.backends import open_storage, rdb
-from subnet_search.search.inspect import COLD
-from subnet_search.search.launch import prepare_study
-from subnet_search.search.reading import read_trials
-from subnet_search.search.spec import StudySpec
-from subnet_search.search.storage import load_study
-from subnet_search.search.writing import insert_trials
+from subnet_search.extraction.config_file import check
+from subnet_search.extraction.provenance import versions
+from subnet_search.search.spec.study_spec import StudySpec
+from subnet_search.search.storage.connect import load_study, open_storage, rdb
+from subnet_search.search.storage.read import COLD, read_trials
+from subnet_search.search.storage.write import insert_trials
+from subnet_search.search.studies.launcher import prepare_study
 
 COMMANDS = (
     "list",

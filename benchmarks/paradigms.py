@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from subnet_search import RunConfig
-from subnet_search.config import read_config
-from subnet_search.search.compare import DENSE, Arm, make_grid, recipe_changes, run_grid, table_rows
+from subnet_search.extraction.config_file import read_config
+from subnet_search.search.studies.method_grid import DENSE, Arm, make_grid, recipe_changes, run_grid, table_rows
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compare_fashion_mnist.yaml"
 METHODS: Mapping[str, Mapping[str, Any]] = {

@@ -16,7 +16,7 @@ from timing import THREADS, medians, verdict
 from torch import Tensor, nn
 
 from subnet_search import Recipe, extract
-from subnet_search.deploy.deployed import Deployed
+from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.sparse import sparsify
 
 NETS = {"784-1024-1024-10": (784, 1024, 1024, 10), "3072-4096-4096-10": (3072, 4096, 4096, 10)}

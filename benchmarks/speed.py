@@ -24,10 +24,10 @@ from compact import macs
 from timing import THREADS, verdict
 from torch import Tensor, nn
 
-from subnet_search.deploy.compact import compact
-from subnet_search.deploy.coupling import couple
 from subnet_search.nets import NetworkSpec, build, prunable
 from subnet_search.nets.deep import _resnet
+from subnet_search.structure.channel_groups import couple
+from subnet_search.structure.compact import compact
 from subnet_search.topology.channels import Channels
 
 CIFAR = (3, 32, 32)

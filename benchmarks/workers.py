@@ -22,24 +22,24 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from timing import verdict
 
-from subnet_search.config import check
-from subnet_search.search import claim, dispatch
-from subnet_search.search.backends import open_storage
-from subnet_search.search.known import Known
-from subnet_search.search.launch import prepare_study
-from subnet_search.search.objective import Ending
-from subnet_search.search.reading import Reader
-from subnet_search.search.spec import StudySpec
-from subnet_search.search.worker import run_worker
+from subnet_search.extraction.config_file import check
+from subnet_search.search.engine import claim, scheduler
+from subnet_search.search.engine.history import Known
+from subnet_search.search.engine.trial_runner import Ending
+from subnet_search.search.engine.worker import run_worker
+from subnet_search.search.spec.study_spec import StudySpec
+from subnet_search.search.storage.connect import open_storage
+from subnet_search.search.storage.read import Reader
+from subnet_search.search.studies.launcher import prepare_study
 
 SPACE: dict[str, Any] = {"recipe.lr": {"float": [1, 100], "log": True}, "extractor": ["temperature", "density"]}
 ROUNDS = 3
 PARTS: dict[str, tuple[Any, str]] = {  # of a trial: where they are found
-    "begin, under the lock": (dispatch.Dispatcher, "_next"),
+    "begin, under the lock": (scheduler.Dispatcher, "_next"),
     "- read the trials": (Reader, "trials"),
     "- draw": (Known, "draw"),
-    "- its configuration": (dispatch.Dispatcher, "_config"),
-    "- write it": (dispatch.Dispatcher, "_store"),
+    "- its configuration": (scheduler.Dispatcher, "_config"),
+    "- write it": (scheduler.Dispatcher, "_store"),
     "end, under the lock": (claim.Claim, "_end"),
 }
 

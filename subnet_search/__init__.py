@@ -11,17 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subnet_search.config import RunConfig as RunConfig
+    from subnet_search.artifact import Subnetwork as Subnetwork
+    from subnet_search.core.errors import RunError as RunError
+    from subnet_search.core.errors import UserError as UserError
     from subnet_search.data import Data as Data
     from subnet_search.data import from_user as load_data
-    from subnet_search.deploy import Subnetwork as Subnetwork
-    from subnet_search.deploy.deployed import load_deployed as load_deployed
-    from subnet_search.errors import RunError as RunError
-    from subnet_search.errors import UserError as UserError
-    from subnet_search.exporting import export as export
-    from subnet_search.extraction import extract as extract
-    from subnet_search.extraction import run as run
-    from subnet_search.judging import evaluate as evaluate
+    from subnet_search.deploy.export import export as export
+    from subnet_search.deploy.exported_network import load_deployed as load_deployed
+    from subnet_search.extraction.config import RunConfig as RunConfig
+    from subnet_search.extraction.evaluate import evaluate as evaluate
+    from subnet_search.extraction.extract import extract as extract
+    from subnet_search.extraction.extract import run as run
     from subnet_search.search import run_study as run_study
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
@@ -30,16 +30,16 @@ _HOMES = {
     "Data": ("data", "Data"),
     "Masks": ("topology.masks", "Masks"),
     "Recipe": ("training", "Recipe"),
-    "RunConfig": ("config", "RunConfig"),
-    "RunError": ("errors", "RunError"),
-    "Subnetwork": ("deploy", "Subnetwork"),
-    "UserError": ("errors", "UserError"),
-    "evaluate": ("judging", "evaluate"),
-    "export": ("exporting", "export"),
-    "extract": ("extraction", "extract"),
+    "RunConfig": ("extraction.config", "RunConfig"),
+    "RunError": ("core.errors", "RunError"),
+    "Subnetwork": ("artifact", "Subnetwork"),
+    "UserError": ("core.errors", "UserError"),
+    "evaluate": ("extraction.evaluate", "evaluate"),
+    "export": ("deploy.export", "export"),
+    "extract": ("extraction.extract", "extract"),
     "load_data": ("data", "from_user"),
-    "load_deployed": ("deploy.deployed", "load_deployed"),
-    "run": ("extraction", "run"),
+    "load_deployed": ("deploy.exported_network", "load_deployed"),
+    "run": ("extraction.extract", "run"),
     "run_study": ("search", "run_study"),
 }
 

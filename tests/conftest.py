@@ -5,7 +5,7 @@ from typing import Annotated
 import pytest
 import torch
 
-from subnet_search.domains import Int, Real
+from subnet_search.core.search_domains import Int, Real
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, Published, register
 from subnet_search.extractors.base import Change, Density, Network, Probe
 from subnet_search.topology.masks import Masks

@@ -20,11 +20,11 @@ import optuna
 import torch
 from sqlalchemy.engine.default import DefaultDialect
 
-from subnet_search.errors import Interrupted, UserError
-from subnet_search.search import claim, leases
-from subnet_search.search.backends import open_storage
-from subnet_search.search.launch import run_study
-from subnet_search.search.storage import load_study
+from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.search.engine import claim
+from subnet_search.search.storage import leases
+from subnet_search.search.storage.connect import load_study, open_storage
+from subnet_search.search.studies.launcher import run_study
 
 # What may differ between two runs of the same study: who ran a trial, where, for how long, and what happened to them.
 OF_THE_MACHINE = ("worker", "beat", "interruptions", "seconds", "folder")
@@ -32,7 +32,7 @@ BROKEN_OFF = (-signal.SIGKILL, -signal.SIGTERM, 130)  # exit codes of a `study r
 
 # Members are forked from a process that has imported everything, so that their time goes into trials.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["subnet_search.search.launch", "sklearn.datasets", "torch._dynamo", "alembic.command"])
+FORKS.set_forkserver_preload(["subnet_search.search.studies.launcher", "sklearn.datasets", "torch._dynamo", "alembic.command"])
 
 Strike = int | Callable[[], None]
 

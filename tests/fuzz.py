@@ -25,20 +25,24 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import test_data_files
-import test_formats
 import yaml
 
-from subnet_search.config import RunConfig, flatten, read_config, typed
+from subnet_search.core.documents import dump, read_text
+from subnet_search.core.errors import LONGEST_MESSAGE, RunError, UserError
 from subnet_search.data import load
-from subnet_search.documents import dump, read_text
-from subnet_search.errors import LONGEST_MESSAGE, RunError, UserError
-from subnet_search.extraction import make_network
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import flatten, read_config, typed
+from subnet_search.extraction.extract import make_network
 from subnet_search.extractors import Clock, extractor_names, get_extractor
-from subnet_search.search.rungs import check_options
-from subnet_search.search.samplers import make_pruner, make_sampler
-from subnet_search.search.spec import StudySpec, read_study
-from subnet_search.training.structure import units_of
+from subnet_search.search.engine.multiobjective_pruner import check_options
+from subnet_search.search.spec.samplers import make_pruner, make_sampler
+from subnet_search.search.spec.study_spec import StudySpec, read_study
+from subnet_search.structure.units_of_network import units_of
+
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("artifact", "data")]
+
+import test_data_files  # noqa: E402
+import test_formats  # noqa: E402
 
 SECONDS, MEMORY = 20, 24 * 2**30  # an input may take; bytes of address space, of which most is libraries
 PASSWORD = "hunter2secret"
@@ -426,7 +430,7 @@ def make_filter(rng: random.Random, folder: Path) -> Path:
 
 
 def read_filter(path: Path) -> None:
-    from subnet_search.search.tables import select
+    from subnet_search.search.queries.trial_table import select
 
     rows = [{"number": 0, "lr": 0.001, "sha256": "1e5"}, {"number": 1, "lr": None, "sha256": "100000.0"}]
     select(rows, [path.read_text()], ["number", "lr", "sha256"])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from subnet_search import RunConfig
-from subnet_search.config import read_config
-from subnet_search.extractors.base import REGISTRY
-from subnet_search.extractors.catalogue import markdown
-from subnet_search.search.spec import read_study
+from subnet_search.extraction.config_file import read_config
+from subnet_search.extractors.describe import markdown
+from subnet_search.extractors.registry import REGISTRY
+from subnet_search.search.spec.study_spec import read_study
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ def test_the_page_of_methods_is_up_to_date(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name != "redraw"])
 def test_every_method_is_a_file_with_its_paper(name):
     cls = REGISTRY[name]
-    source = (ROOT / "subnet_search" / "extractors" / f"{cls.__module__.rpartition('.')[2]}.py").read_text()
+    source = (ROOT / "subnet_search" / "extractors" / "methods" / f"{cls.__module__.rpartition('.')[2]}.py").read_text()
     docstring = source.split('"""')[1]
     assert cls.paper.arxiv in docstring
     assert str(cls.paper.year) in docstring

@@ -1,4 +1,4 @@
-"""Who may import whom: the floors of the house, read from the source of every module."""
+"""Who may import whom, read from the source of every module."""
 
 import ast
 import graphlib
@@ -11,22 +11,35 @@ import pytest
 import subnet_search
 
 ROOT = Path(subnet_search.__file__).parent
-FLOORS = [
-    {"errors", "redaction", "settings", "documents", "seeds", "files", "domains", "timing"},
-    {"topology", "nets", "data"},
-    {"extractors", "deploy", "evaluation"},
-    {"training"},
-    {"config", "extraction", "runfolder", "judging", "measures", "exporting", "footprint", "plasticity", "analyses", "plots"},
-    {"search"},
-    {"cli", "__main__"},
-]
-NEIGHBOURS = (0, 4, 6)  # the floors whose rooms may look into each other
-BELOW = {  # what these may see of the floors below, besides the ground floor; everybody else may see all
-    "extractors": {"topology"},
-    "deploy": {"topology", "nets"},
-    "evaluation": {"topology", "data", "nets"},
-    "training": {"topology", "nets", "data", "extractors", "deploy", "evaluation"},
+LAYERS = (  # from the lowest up: a folder may import those before it, and none after it
+    "core",
+    "topology",
+    "nets",
+    "data",
+    "evaluation",
+    "extractors",
+    "structure",
+    "training",
+    "artifact",
+    "deploy",
+    "extraction",
+    "analysis",
+    "search.storage",
+    "search.spec",
+    "search.engine",
+    "search.studies",
+    "search.queries",
+    "search",
+    "cli",
+    "__main__",
+)
+ONLY = {  # folders that may import fewer of those before them
+    "topology": {"core"},
+    "extractors": {"core", "topology"},
+    "search.storage": {"core"},
 }
+PRIVATE_OPTUNA = {"search.storage"}
+"""The only folder that may import Optuna's private modules."""
 LAZY = {"torchvision", "sklearn", "plotly", "ray"}  # heavy, and needed by few
 
 
@@ -35,9 +48,9 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-# By dotted name inside the package; the package's own face, "", only tells type checkers where the public names are.
+# By dotted name inside the package; the package's own __init__, "", only tells type checkers where the public names are.
 TREES = {module_name(path): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-FACE = TREES.pop("")
+INIT = TREES.pop("")
 
 
 def imported(nodes):
@@ -60,59 +73,58 @@ def inside(tree):
             yield rest
 
 
-def room(module):
-    return module.partition(".")[0]
-
-
-def floor(module):
-    return next((i for i, rooms in enumerate(FLOORS) if room(module) in rooms), None)
+def layer(module):
+    """The folder of a module: `search` counts by its parts."""
+    parts = module.split(".")
+    two = ".".join(parts[:2])
+    return two if two in LAYERS else parts[0]
 
 
 IMPORTS = {module: set(inside(tree)) - {module} for module, tree in TREES.items()}
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_every_arrow_points_down(module):
-    here = floor(module)
-    assert here is not None, f"{module} is in no room of the house"
-    assert "" not in IMPORTS[module], "the public face is for users; import from where a name lives"
-    for other in IMPORTS[module]:
-        if room(other) == room(module):
-            continue
-        there = floor(other)
-        assert there is not None, f"{other} is in no room of the house"
-        assert there < here or (there == here and here in NEIGHBOURS), f"{module} may not import {other}"
-        if room(module) in BELOW and there > 0:
-            assert room(other) in BELOW[room(module)], f"{module} may not import {other}"
+def test_every_module_is_in_a_layer():
+    assert {layer(module) for module in TREES} == set(LAYERS)
 
 
-def test_no_circle_of_folders():
-    graph = {}
+def test_imports_point_down():
+    wrong = []
     for module, others in IMPORTS.items():
-        graph.setdefault(room(module), set()).update(room(other) for other in others if room(other) != room(module))
-    in_order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
-    assert in_order.index("topology") < in_order.index("extractors") < in_order.index("cli")
+        here = layer(module)
+        for other in others:
+            there = layer(other)
+            if there == here:
+                continue
+            allowed = there in ONLY[here] if here in ONLY else there in LAYERS[: LAYERS.index(here)]
+            if other == "" or not allowed:
+                wrong.append(f"{module} imports {other or 'the package itself'}")
+    assert wrong == []
 
 
 def test_no_circle_of_modules():
-    assert set(graphlib.TopologicalSorter(IMPORTS).static_order()) >= set(TREES)
+    assert set(graphlib.TopologicalSorter(IMPORTS).static_order()) >= set(TREES)  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("module", [m for m in TREES if m.startswith("extractors.") and m != "extractors.base"])
-def test_extractors_import_no_other_extractor(module):
-    others = {other for other in IMPORTS[module] if room(other) == "extractors"}
-    assert not {other for other in others if "@register(" in Path(ROOT, *other.split(".")).with_suffix(".py").read_text()}
+def test_methods_import_no_other_method():
+    methods = {m for m in TREES if m.startswith("extractors.methods.") and not m.rpartition(".")[2].startswith("_")}
+    wrong = [f"{module} imports {other}" for module in methods for other in IMPORTS[module] & methods]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_only_search_imports_optuna(module):
-    packages = {name.partition(".")[0] for name in imported(ast.walk(TREES[module]))}
-    assert "optuna" not in packages or room(module) == "search"
+def test_only_search_imports_optuna():
+    wrong = []
+    for module, tree in TREES.items():
+        for name in imported(ast.walk(tree)):
+            package, *rest = name.split(".")
+            private = any(part.startswith("_") for part in rest)
+            if package == "optuna" and (not module.startswith("search") or (private and layer(module) not in PRIVATE_OPTUNA)):
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", TREES)
-def test_heavy_packages_are_imported_where_they_are_used(module):
-    assert not LAZY & {name.partition(".")[0] for name in imported(TREES[module].body)}
+def test_heavy_packages_are_imported_where_they_are_used():
+    at_the_top = {module: {name.partition(".")[0] for name in imported(tree.body)} for module, tree in TREES.items()}
+    assert {module: found & LAZY for module, found in at_the_top.items() if found & LAZY} == {}
 
 
 def test_importing_the_package_stays_light():
@@ -125,7 +137,7 @@ def test_importing_the_package_stays_light():
 def test_every_public_name_is_there():
     assert set(dir(subnet_search)) == set(subnet_search.__all__) == set(subnet_search._HOMES)
     declared = {
-        alias.asname or alias.name for node in ast.walk(FACE) if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name for node in ast.walk(INIT) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert set(subnet_search.__all__) <= declared
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.data import Data, from_user
-from subnet_search.extraction import run as run_config
+from subnet_search.extraction.extract import run as run_config
 from subnet_search.extractors import create
 from subnet_search.nets import initialise, prunable
 from subnet_search.topology.units import Units

@@ -10,8 +10,8 @@ import traceback
 import typer
 
 from subnet_search.cli.app import app
-from subnet_search.errors import Interrupted, RunError, UserError, one_line
-from subnet_search.redaction import Redacting, remember, scrub
+from subnet_search.core.errors import Interrupted, RunError, UserError, one_line
+from subnet_search.core.redaction import Redacting, remember, scrub
 
 # Every mistake that the parser finds derives from this class, wherever the installed typer keeps it.
 PARSER_ERROR: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -1,16 +1,12 @@
-"""The commands on single runs."""
-
-from pathlib import Path
-from typing import Annotated, Any
+"""The command line, put together."""
 
 import typer
 
-from subnet_search.cli import show
-from subnet_search.cli.analyses import accuracy_curve, masks, numbers, plasticity
-from subnet_search.cli.compare import compare, sanity
-from subnet_search.cli.export import export, times
-from subnet_search.cli.repair import studies
-from subnet_search.errors import UserError
+from subnet_search.cli.commands.analysis import masks, plasticity
+from subnet_search.cli.commands.compare import compare, sanity
+from subnet_search.cli.commands.export import export
+from subnet_search.cli.commands.run import data, evaluate, extract, methods
+from subnet_search.cli.commands.study_admin import studies
 
 app = typer.Typer(
     name="subnet-search",
@@ -23,116 +19,11 @@ app = typer.Typer(
 )
 app.add_typer(studies, name="study")
 
-Set = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override any key; VALUE is YAML.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+
+app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")(extract)
 
 
-@app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")
-def extract(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML file; without one, everything is default.")] = None,
-    set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, numbered].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
-    weights: Annotated[str | None, typer.Option(help="What the file stores: values, or only their seed.")] = None,
-    densities: Annotated[
-        str | None, typer.Option(metavar="NUMBER,...", help="Also a subnetwork at each of these, out of the one training.")
-    ] = None,
-    allow_import: Annotated[
-        list[str] | None,
-        typer.Option("--allow-import", metavar="NAME", help="What the configuration in a run folder may import (--resume)."),
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Find one subnetwork and write it to a run folder.
-
-    With several processes that share every batch: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
-    """
-    from subnet_search.cli.progress import follow_run
-    from subnet_search.config import RunConfig, read_config
-    from subnet_search.extraction import free_folder, last_folder, run
-    from subnet_search.search.trust import check_imports, imports_of
-    from subnet_search.training.ranks import from_first, launcher, process_group
-
-    name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
-    with process_group() as speaks:
-        folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
-        if stored := resume and config is None:
-            config = folder / "config.yaml"
-        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
-        settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
-        imports = sorted(imports_of(settings.dump()))
-        if stored:
-            check_imports(str(config), imports, allow_import or ())
-        again += "".join(f" --allow-import {name}" for name in imports)
-        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
-            subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
-        if speaks:
-            _tell(subnet.summary(), subnet.origin.unit, folder, json)
-
-
-def _tell(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    if json:
-        show.print_json(record)
-    else:
-        show.subnetwork_summary(record, unit)
-    if "curve" in record:
-        accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
-
-
-@app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")
-def evaluate(
-    subnetwork: Annotated[Path, typer.Argument(help="A file of a subnetwork, or of an exported network.")],
-    split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    data: Annotated[str | None, typer.Option(help="Another data set than the run's (a name, npz:FILE, ...).")] = None,
-    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
-    noise: Annotated[bool, typer.Option("--noise", help="Also under uniform noise.")] = False,
-    corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under common image corruptions.")] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Also the time of a pass, beside the dense network's.")] = False,
-    json: Json = False,
-) -> None:
-    """Accuracy, calibration, robustness and cost of a subnetwork, or of what was exported of one."""
-    if split not in ("val", "test"):
-        raise UserError(f"--split is val or test, got {split!r}")
-    from subnet_search.deploy.deployed import read_artifact
-    from subnet_search.judging import evaluate as judge
-
-    record = judge(
-        read_artifact(subnetwork),
-        "test" if split == "test" else "val",
-        network=network,
-        data=data,
-        noise=noise,
-        corruptions=corruptions,
-        latency=latency,
-    )
-    if json:
-        show.print_json(record)
-        return
-    show.pairs(
-        {
-            f"accuracy ({split}, {record['items']:,} images)": show.percent(record["accuracy"]),
-            "negative log-likelihood": f"{record['nll']:.4f} nats",
-            "Brier score": f"{record['brier']:.4f}",
-            "calibration error (15 bins)": show.percent(record["ece"]),
-            "density": show.cell("density", record["density"]),
-            "multiply-accumulates": show.macs(record),
-            "file": show.size(subnetwork.stat().st_size),
-        }
-    )
-    if latency:
-        show.console.print()
-        times(record)
-    if noise:
-        show.console.print()
-        show.table(record["noise"], {"level": "noise", "accuracy": "accuracy"}, title="Under uniform noise")
-    if corruptions:
-        kinds: dict[str, dict[str, object]] = {}
-        for row in record["corruptions"]:
-            kinds.setdefault(row["corruption"], {})[f"accuracy {row['severity']}"] = row["accuracy"]
-        rows = [{"corruption": kind.replace("_", " "), **row} for kind, row in kinds.items()]
-        show.console.print()
-        headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
-        show.table(rows, headings, title="Accuracy under corruptions, by severity")
+app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")(evaluate)
 
 
 app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors")(
@@ -140,73 +31,10 @@ app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwor
 )
 
 
-@app.command(epilog="Example: subnet-search methods gumbel")
-def methods(
-    name: Annotated[str | None, typer.Argument(help="One method.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="All methods as a page in Markdown.")] = False,
-    json: Json = False,
-) -> None:
-    """The methods side by side; or one: its paper, formula, hyperparameters and their domains."""
-    from subnet_search.extractors import catalogue as registry
-    from subnet_search.extractors.catalogue import catalogue, describe, published_lines
-
-    if markdown:
-        typer.echo(registry.markdown(), nl=False)
-        return
-
-    if name is None:
-        rows = catalogue()
-        if json:
-            show.print_json(rows)
-            return
-        flat = [{**row, **row["paradigm"], "units": ", ".join(row["units"])} for row in rows]
-        headings = {"name": "method", "cited": "paper", "mask_from": "mask", "weights_from": "weights"}
-        show.table(flat, {**headings, "schedule": "density", "trains_after": "trains after", "units": "units"})
-        return
-    method = describe(name)
-    if json:
-        show.print_json(method)
-        return
-    show.console.print(f"[bold]{name}[/bold]  {method['summary']}\n")
-    paradigm = method["paradigm"]
-    show.pairs(
-        {
-            "paper": f"{method['title']} ({method['paper']})",
-            "formula": method["formula"],
-            "mask": paradigm["mask_from"],
-            "weights": paradigm["weights_from"],
-            "density": paradigm["schedule"],
-            "trains after": "yes" if paradigm["trains_after"] else "no",
-            "units": ", ".join(method["units"]),
-            "published": "\n".join(
-                line.removeprefix("Published training settings: ") for line in published_lines(method["published"])
-            ),
-        }
-    )
-    show.console.print()
-    for field in method["hyperparameters"]:
-        searched = f"; searched over {field['domain']}" if field["domain"] else ""
-        default = "none" if field["default"] is None else field["default"]
-        show.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
+app.command(epilog="Example: subnet-search methods gumbel")(methods)
 
 
-@app.command(epilog="Example: subnet-search data npz:my_images.npz")
-def data(name: Annotated[str | None, typer.Argument(help="One data set.")] = None, json: Json = False) -> None:
-    """The data sets: which are here, and which would be downloaded; or one: its splits and statistics."""
-    from subnet_search.data import catalogue, describe
-
-    if name is None:
-        rows = catalogue()
-        if json:
-            show.print_json(rows)
-        else:
-            show.table(rows, {"name": "name", "state": "state", "description": ""})
-        return
-    record = describe(name)
-    if json:
-        show.print_json(record)
-    else:
-        show.pairs(record)
+app.command(epilog="Example: subnet-search data npz:my_images.npz")(data)
 
 
 app.command(epilog="Example: subnet-search compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05")(

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import derive, generator
 from subnet_search.data.normalisation import prepare
 from subnet_search.data.sources import Split
-from subnet_search.errors import UserError
-from subnet_search.seeds import derive, generator
 
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:

@@ -19,8 +19,8 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from subnet_search.core.errors import UserError, guarded
 from subnet_search.data.sources import Data, DataSpec, Split, assemble, load
-from subnet_search.errors import UserError, guarded
 
 _END = object()
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 
 
 def _list(value: Any) -> Any:

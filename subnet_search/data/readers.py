@@ -18,7 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from subnet_search.errors import UserError, cut, guarded
+from subnet_search.core.errors import UserError, cut, guarded
 
 if TYPE_CHECKING:
     from PIL.Image import Image

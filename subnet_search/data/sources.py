@@ -14,12 +14,12 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
+from subnet_search.core.errors import UserError, guarded, invalid, unknown
+from subnet_search.core.rng import generator
+from subnet_search.core.settings import Settings
+from subnet_search.core.tensor_files import digest
 from subnet_search.data import readers
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation, prepare
-from subnet_search.errors import UserError, guarded, invalid, unknown
-from subnet_search.files import digest
-from subnet_search.seeds import generator
-from subnet_search.settings import Settings
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",

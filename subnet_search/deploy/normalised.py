@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from subnet_search.deploy.subnetwork import Origin
-from subnet_search.errors import UserError
+from subnet_search.artifact.subnetwork import Origin
+from subnet_search.core.errors import UserError
 
 
 class Normalised(nn.Module):

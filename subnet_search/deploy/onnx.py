@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from subnet_search.core.errors import UserError
+from subnet_search.core.timing import in_turn
 from subnet_search.deploy.sparse_layers import Dense, Kind, Sparse, put, sparse_form
-from subnet_search.errors import UserError
-from subnet_search.timing import in_turn
 
 BLOCK = 16  # the size of BSR's blocks, where the unit gives none
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 from subnet_search.topology.masks import pack, unpack
 
 Kind = Literal["csr", "bsr", "2:4"]

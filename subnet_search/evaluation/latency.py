@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from subnet_search.timing import Latency, in_turn
+from subnet_search.core.timing import Latency, in_turn
 
 
 def latency(

@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subnet_search.core.errors import UserError, unknown
+from subnet_search.core.rng import generator
 from subnet_search.data import Split, prepare
-from subnet_search.errors import UserError, unknown
-from subnet_search.seeds import generator
 
 Forward = Callable[[Tensor], Tensor]
 BATCH = 1000  # fixed: how a random stream is cut into batches decides which image gets which numbers

@@ -1,26 +1,14 @@
-"""Extractors: methods that find a subnetwork, one paper a file.
-
-Every module in this folder is imported here, so a file that calls `@register("name")` needs no other mention.
-"""
+"""Extractors: methods that find a subnetwork. `methods/` has them, one paper a file."""
 
 import importlib
 import pkgutil
 
-from subnet_search.extractors.base import (
-    Clock,
-    Extractor,
-    Paper,
-    Paradigm,
-    Published,
-    RelevanceLearner,
-    create,
-    extractor_names,
-    get_extractor,
-    register,
-)
+from subnet_search.extractors import methods
+from subnet_search.extractors.base import Clock, Extractor, Paper, Paradigm, Published, RelevanceLearner
+from subnet_search.extractors.registry import create, extractor_names, get_extractor, register
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.iter_modules(methods.__path__):
+    importlib.import_module(f"{methods.__name__}.{_module.name}")
 
 __all__ = [
     "Clock",

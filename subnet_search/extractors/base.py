@@ -17,18 +17,17 @@ from annotated_types import Gt, Le
 from pydantic import Field
 from torch import Tensor
 
-from subnet_search.domains import OneOf, Real
-from subnet_search.errors import UserError, shown, unknown
-from subnet_search.extractors.clock import Clock as Clock
-from subnet_search.extractors.clock import Span as Span
-from subnet_search.extractors.network import Network as Network
-from subnet_search.extractors.network import Probe as Probe
-from subnet_search.extractors.network import Tensors as Tensors
-from subnet_search.extractors.shares import Allocation as Allocation
-from subnet_search.extractors.shares import PlainAllocation as PlainAllocation
-from subnet_search.extractors.shares import PlainScope as PlainScope
-from subnet_search.extractors.shares import Scope as Scope
-from subnet_search.settings import Settings
+from subnet_search.core.search_domains import OneOf, Real
+from subnet_search.core.settings import Settings
+from subnet_search.extractors.context import Clock as Clock
+from subnet_search.extractors.context import Network as Network
+from subnet_search.extractors.context import Probe as Probe
+from subnet_search.extractors.context import Span as Span
+from subnet_search.extractors.context import Tensors as Tensors
+from subnet_search.extractors.density_fields import Allocation as Allocation
+from subnet_search.extractors.density_fields import PlainAllocation as PlainAllocation
+from subnet_search.extractors.density_fields import PlainScope as PlainScope
+from subnet_search.extractors.density_fields import Scope as Scope
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.select import LayerShares
@@ -316,41 +315,4 @@ def layer_field(cls: type[Extractor]) -> str | None:
     return next((name for name, field in cls.model_fields.items() if LayerShares in get_args(field.annotation)), None)
 
 
-REGISTRY: dict[str, type[Extractor]] = {}
 E = TypeVar("E", bound=type[Extractor])
-
-
-def register(name: str) -> Callable[[E], E]:
-    """Make an extractor known by `name`: selectable, searchable, listed, documented and tested."""
-
-    def add(cls: E) -> E:
-        if name in REGISTRY and REGISTRY[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"two extractors are called {name!r}")
-        cls.name = name
-        REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def extractor_names() -> list[str]:
-    """The registered names, in alphabetical order."""
-    return sorted(REGISTRY)
-
-
-def get_extractor(name: str) -> type[Extractor]:
-    """The class registered under `name`. Raises UserError with the nearest names."""
-    if not isinstance(name, str) or name not in REGISTRY:
-        raise unknown("extractor", name, REGISTRY)
-    return REGISTRY[name]
-
-
-def create(spec: Any) -> Extractor:
-    """An extractor from a name, from `{name: ..., hyperparameter: value}`, or from an extractor (returned as it is)."""
-    if isinstance(spec, Extractor):
-        return spec
-    if isinstance(spec, str):
-        return get_extractor(spec)()
-    if isinstance(spec, Mapping) and "name" in spec:
-        return get_extractor(spec["name"]).model_validate({key: value for key, value in spec.items() if key != "name"})
-    raise UserError(f"an extractor is a name or {{name: ..., ...}}, got {shown(spec)}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 
 
 @torch.no_grad()

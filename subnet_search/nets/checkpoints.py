@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 from subnet_search.nets.naming import PUBLIC_NAMES, public_name
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")

@@ -11,7 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 
 UNDO = {
     BasePruningMethod: "torch.nn.utils.prune.remove",

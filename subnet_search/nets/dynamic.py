@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from subnet_search.errors import UserError
-from subnet_search.seeds import generator
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import generator
 
 SMALL = 0.1  # phi at first, of He's size
 

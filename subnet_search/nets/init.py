@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import derive
 from subnet_search.nets.weights import prunable
-from subnet_search.seeds import derive
 
 InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "glorot_normal", "glorot_constant", "keep"]
 INITS: tuple[str, ...] = get_args(InitName)

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from subnet_search.errors import UserError, reason, shown, unknown
+from subnet_search.core.errors import UserError, reason, shown, unknown
+from subnet_search.core.settings import Settings
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
-from subnet_search.settings import Settings
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 NETWORKS: dict[str, Factory] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 from subnet_search.nets.dynamic import Gate
 
 EMBEDDING = "an embedding"

@@ -7,12 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from subnet_search.search.launch import run_study as run_study
-    from subnet_search.search.spec import StudySpec as StudySpec
-    from subnet_search.search.spec import read_study as read_study
-    from subnet_search.search.worker import run_worker as run_worker
+    from subnet_search.search.engine.worker import run_worker as run_worker
+    from subnet_search.search.spec.study_spec import StudySpec as StudySpec
+    from subnet_search.search.spec.study_spec import read_study as read_study
+    from subnet_search.search.studies.launcher import run_study as run_study
 
-_HOMES = {"StudySpec": "spec", "read_study": "spec", "run_study": "launch", "run_worker": "worker"}
+_HOMES = {
+    "StudySpec": "spec.study_spec",
+    "read_study": "spec.study_spec",
+    "run_study": "studies.launcher",
+    "run_worker": "engine.worker",
+}
 
 __all__ = ["StudySpec", "read_study", "run_study", "run_worker"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.scores import over_their_size
 from subnet_search.topology.select import LayerShares, Shapes, keep_by_layer

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subnet_search.errors import UserError, unknown
+from subnet_search.core.errors import UserError, unknown
 from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.pieces import PIECE
 

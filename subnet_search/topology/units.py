@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
 from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.scores import layer_adaptive

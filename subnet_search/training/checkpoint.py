@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subnet_search.errors import UserError
-from subnet_search.files import load_tensors, save_tensors
+from subnet_search.core.errors import UserError
+from subnet_search.core.tensor_files import load_tensors, save_tensors
 from subnet_search.training.supernet import Supernet
 
 

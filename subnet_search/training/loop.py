@@ -12,23 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subnet_search.core.errors import Interrupted, RunError, UserError
+from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data, Split
-from subnet_search.errors import Interrupted, RunError, UserError
 from subnet_search.evaluation.accuracy import Quality, logits, quality
 from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
 from subnet_search.nets import left_whole
-from subnet_search.seeds import derive
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
+from subnet_search.training.check_trainable import try_out
 from subnet_search.training.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
+from subnet_search.training.distributed import (
+    any_rank,
+    average,
+    check_equal,
+    check_shares,
+    from_first,
+    rank_and_world,
+    time_to_stop,
+)
 from subnet_search.training.memory import keep_freed_memory
 from subnet_search.training.optimizer import make_optimizer
 from subnet_search.training.probe import Probe
-from subnet_search.training.ranks import any_rank, average, check_equal, check_shares, from_first, rank_and_world, time_to_stop
 from subnet_search.training.supernet import Passes, Supernet
-from subnet_search.training.trial import try_out
 
 log = logging.getLogger(__name__)
 ASKED = 0.01  # of a density: what is further off is said

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data
-from subnet_search.errors import UserError
 from subnet_search.nets import check_logits
-from subnet_search.seeds import derive
-from subnet_search.training.ranks import average, rank_and_world
+from subnet_search.training.distributed import average, rank_and_world
 from subnet_search.training.supernet import Passes, Supernet
 
 Tensors = Mapping[str, Tensor]

@@ -8,11 +8,11 @@ import torch
 from annotated_types import Ge, Gt
 from pydantic import Field, field_validator
 
+from subnet_search.core.errors import UserError, unknown
+from subnet_search.core.settings import Settings
 from subnet_search.data import AUGMENTATIONS
-from subnet_search.errors import UserError, unknown
-from subnet_search.settings import Settings
 from subnet_search.topology.schedules import cosine, linear
-from subnet_search.training.ranks import rank_and_world
+from subnet_search.training.distributed import rank_and_world
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from subnet_search.errors import UserError
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
 from subnet_search.nets import noting_saliency, prunable, set_winners
-from subnet_search.seeds import generator
+from subnet_search.structure.units_of_network import norms, watched
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.units import Units
 from subnet_search.training.recipe import Recipe
-from subnet_search.training.structure import norms, watched
 
 FACTORS: Mapping[str, Callable[[Tensor], Tensor]] = {"dynamic": rescale.dynamic, "fan_in": rescale.fan_in}
 MOMENTUM = 0.9  # of the running mean of gradients that some extractors grow by

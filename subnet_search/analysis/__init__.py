@@ -1,0 +1,1 @@
+"""Analyses of masks and of pruning, and their plots."""

@@ -1,0 +1,300 @@
+"""Pruning plasticity: how well a network in training recovers from being pruned.
+
+Liu et al. 2021, "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration", arXiv:2106.10404, section 3.
+One dense run is pruned at several points and rates, over all layers by |w|, and trained on for some epochs: what does it
+win back? With regeneration every layer then drops a part of its weights and grows as many where |gradient| is largest,
+in the same step and at the same density (zero-cost neuroregeneration). Accuracy is that of the validation images.
+
+A run is a function of (configuration, seed, step). So a branch is the dense run's checkpoint, resumed under an extractor
+that makes one change at that step: its batches and learning rates are those of the dense run at the same steps.
+What is pruned and grown in one change begins at zero; its momentum is kept.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.tensor_files import load_tensors, write_atomically
+from subnet_search.data import Batches, Data, load
+from subnet_search.evaluation.latency import on_threads
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.extract import identity_of, make_network
+from subnet_search.extraction.run_folder import check_free, claim, held
+from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
+from subnet_search.extractors.base import Change, Network
+from subnet_search.topology.regrow import regrow
+from subnet_search.topology.scores import magnitude
+from subnet_search.topology.select import count, keep_global
+from subnet_search.training import Supernet, train
+from subnet_search.training.loop import evaluate
+
+
+class Prune(Extractor):
+    """Train all weights; at one step drop the smallest, and perhaps swap some of the rest. Not registered: no method."""
+
+    name = "plasticity"
+    paper = Paper(
+        "Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang & Mocanu",
+        2021,
+        "2106.10404",
+        "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration",
+        "top k of |w| over all layers; then each layer swaps a fraction of |w| for as many by |dL/dw|",
+    )
+    paradigm = Paradigm("by magnitude, during training", "trained", "in one step", True)
+
+    replaces_step = True  # it looks at gradients of the very weights that it prunes
+
+    at: int | None = None
+    """The step; None: never."""
+    density: float = 1.0
+    """Fraction of prunable weights kept."""
+    regrow: float = 0.0
+    """Fraction of each layer's kept weights that is swapped."""
+
+    def step(self, net: Network, clock: Clock) -> Change | None:
+        if clock.step != self.at:
+            return None
+        scores = magnitude(net.weights)
+        kept = keep_global(scores, count(self.density, net.masks.numel))
+        if not self.regrow:
+            return Change(kept)
+        masks = regrow(kept, scores, magnitude(net.gradients), self.regrow)
+        return Change(masks, weights={name: weight * kept[name] for name, weight in net.weights.items()})
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One network that is pruned on its way."""
+
+    at: float  # the point of the run, as a fraction
+    step: int  # the same in steps
+    end: int  # the step at which it is judged
+    rate: float  # fraction of all weights that are pruned
+    regrow: float  # fraction of each layer's kept weights that is regenerated; 0: none
+    epochs: int  # from `step` to `end`
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to prune, and when. Every branch without regeneration has a twin with it, unless `regrow` is 0."""
+
+    at: tuple[float, ...]  # points of the run, from 0 to 1
+    rates: tuple[float, ...]  # fractions of all weights to prune, between 0 and 1
+    epochs: int  # to train after pruning
+    regrow: float = 0.5  # fraction of each layer's kept weights to regenerate
+
+    def branches(self, epochs: int, per_epoch: int) -> list[Branch]:
+        """The branches of a run of so many epochs. Raises UserError for one that would go beyond its end."""
+        for what, values in (("a point of the run", self.at), ("regrow", (self.regrow,))):
+            if bad := [value for value in values if not 0 <= value <= 1]:
+                raise UserError(f"{what} is a fraction from 0 to 1, got {bad[0]:g}")
+        if bad := [rate for rate in self.rates if not 0 < rate < 1]:
+            raise UserError(f"a pruning rate is a fraction between 0 and 1, got {bad[0]:g}")
+        if not 1 <= self.epochs <= epochs:
+            raise UserError(f"cannot train on for {self.epochs} epochs in a run of {epochs}")
+        total, more = epochs * per_epoch, self.epochs * per_epoch
+        if late := [at for at in self.at if round(at * total) + more > total]:
+            last = math.floor(1000 * (1 - more / total)) / 1000
+            raise UserError(
+                f"{self.epochs} epochs after {late[0]:g} of the run are beyond its end ({epochs} epochs): "
+                f"the last point can be {last:g}"
+            )
+        points = [(at, round(at * total)) for at in dict.fromkeys(self.at)]
+        return [
+            Branch(at, step, step + more, rate, swapped, self.epochs)
+            for at, step in points
+            for rate in dict.fromkeys(self.rates)
+            for swapped in dict.fromkeys((0.0, self.regrow))
+        ]
+
+
+def plasticity(
+    config: RunConfig,
+    plan: Plan,
+    out: str | Path,
+    *,
+    module: nn.Module | None = None,
+    data: Data | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    on_branch: Callable[[dict[str, Any]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[dict[str, Any]]:
+    """Train the configuration's network dense, branch off as planned, and return a record of every branch.
+
+    The configuration's extractor is not used, nor the settings that come with it: only recipe keys that were set count.
+    Early stopping is off, since every branch is compared with the dense run at one step. `module` and `data` take the
+    place of those that the configuration names.
+
+    The folder `out` holds config.yaml and plasticity.json. What is in it is not run again: a call that was stopped, or
+    that asks for more branches of the same configuration, goes on from there.
+    on_step gets the steps done and those to do, on_branch every new record.
+    Records: `at`, `step`, `rate`, `regrow`, `epochs`, `density`; validation accuracies `accuracy_before` pruning,
+    `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned), and
+    `accuracy_unpruned` of the dense run at the same step with the `accuracy_difference` (after - unpruned).
+
+    Raises UserError for a plan that the run is too short for, and for a folder of another configuration.
+    """
+    recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
+    config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
+    given = {"network": module is not None, "data": data is not None and data.spec is None}
+    check_free(Path(out))
+    data = data or load(config.data)
+    with on_threads(recipe.threads):
+        net, spec = make_network(config, module, "keep", data)
+        per_epoch = Batches(data.train, None, None, recipe.batch_size, config.seed).steps_per_epoch
+        branches = plan.branches(recipe.epochs, per_epoch)
+        wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
+        identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
+        with held(Path(out)):
+            name = claim(Path(out), wanted, True, identity)
+            experiment = _Experiment(config, net, data.to(recipe.device), Path(out), name, on_step, should_stop)
+            return experiment.run(branches, on_branch or (lambda record: None))
+
+
+class _Experiment:
+    """The dense run and its branches in a folder: what is known so far, and how to find out more."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        net: nn.Module,
+        data: Data,
+        folder: Path,
+        name: str | None,
+        on_step: Callable[[int, int], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.config, self.net, self.data, self.folder = config, net, data, folder
+        self.name, self.on_step, self.should_stop = name, on_step, should_stop
+        self.done, self.to_do = 0, 0  # steps of this call
+        known = _read(folder / "plasticity.json")
+        self.unpruned: dict[int, float] = {int(step): accuracy for step, accuracy in known["unpruned"].items()}
+        self.records: list[dict[str, Any]] = known["branches"]
+
+    def run(self, branches: list[Branch], on_branch: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+        missing = [branch for branch in branches if self._record(branch) is None]
+        self.to_do = sum(branch.end - branch.step for branch in missing)
+        self._train_dense(missing)
+        for branch in missing:
+            self.records.append(self._train_branch(branch))
+            self._write()
+            on_branch(self.records[-1])
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        return [record for branch in branches if (record := self._record(branch))]
+
+    def _train_dense(self, branches: list[Branch]) -> None:
+        """Note the dense run's accuracy wherever a branch begins or ends, and keep a checkpoint where it begins."""
+        points = {branch.step for branch in branches if branch.step and not self._file(branch.step).is_file()}
+        stops = points | {step for branch in branches for step in (branch.step, branch.end) if step not in self.unpruned}
+        path, supernet = self._file("dense"), self._supernet(Prune())
+        done = load_tensors(path, "checkpoint")[1]["progress"]["step"] if path.is_file() else 0
+        if any(0 < stop <= done for stop in stops):  # a point that the run is past
+            path.unlink()
+            done = 0
+        self.to_do += max(stops, default=done) - done
+        for stop in sorted(stops):
+            if stop:
+                self._train(supernet, path, stop)
+            self.unpruned[stop] = self._accuracy(supernet)
+            if stop in points:
+                _copy(path, self._file(stop))
+            self._write()
+
+    def _train_branch(self, branch: Branch) -> dict[str, Any]:
+        path = self._file("branch")
+        path.unlink(missing_ok=True)
+        if branch.step:
+            _copy(self._file(branch.step), path)
+        prune = Prune(at=branch.step, density=round(1 - branch.rate, 12), regrow=branch.regrow)
+        supernet = self._supernet(prune, checkpoint_every=max(1, self.config.recipe.epochs))
+        pruned = []
+
+        def look(clock: Clock) -> None:
+            if clock.step == branch.step:
+                pruned.append(self._accuracy(supernet))
+
+        self._train(supernet, path, branch.end, look)
+        after, unpruned = self._accuracy(supernet), self.unpruned[branch.end]
+        return {
+            **asdict(branch),
+            "density": supernet.masks.density,
+            "accuracy_before": self.unpruned[branch.step],
+            "accuracy_pruned": pruned[0],
+            "accuracy_after": after,
+            "accuracy_won_back": after - pruned[0],
+            "accuracy_unpruned": unpruned,
+            "accuracy_difference": after - unpruned,
+        }
+
+    def _train(self, supernet: Supernet, checkpoint: Path, stop: int, look: Callable[[Clock], None] | None = None) -> None:
+        """Train on from the checkpoint to step `stop`. Raises Interrupted when that was asked for on the way."""
+        reached = 0
+
+        def watch(clock: Clock) -> None:
+            nonlocal reached
+            reached, self.done = clock.step + 1, self.done + 1
+            if look:
+                look(clock)
+            if self.on_step:
+                self.on_step(self.done, self.to_do)
+
+        def stopping() -> bool:
+            return reached == stop or (self.should_stop is not None and self.should_stop())
+
+        try:
+            seed = self.config.seed
+            train(
+                supernet,
+                self.data,
+                seed,
+                checkpoint=checkpoint,
+                name=self.name,
+                resume=True,
+                on_step=watch,
+                should_stop=stopping,
+            )
+        except Interrupted:
+            if reached != stop:
+                raise
+
+    def _supernet(self, extractor: Extractor, **recipe: Any) -> Supernet:
+        settings = self.config.recipe.model_copy(update=recipe)
+        return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed)
+
+    def _accuracy(self, supernet: Supernet) -> float:
+        return evaluate(supernet, self.data, self.data.val).accuracy
+
+    def _record(self, branch: Branch) -> dict[str, Any] | None:
+        return next((record for record in self.records if asdict(branch).items() <= record.items()), None)
+
+    def _file(self, name: str | int) -> Path:
+        return self.folder / "checkpoint" / (f"{name}.safetensors" if isinstance(name, str) else f"step-{name}.safetensors")
+
+    def _write(self) -> None:
+        content = {"unpruned": self.unpruned, "branches": self.records}
+        write_atomically(self.folder / "plasticity.json", json.dumps(content, indent=2).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {"unpruned": {}, "branches": []}
+    try:
+        known: dict[str, Any] = json.loads(path.read_text())
+        return {"unpruned": known["unpruned"], "branches": known["branches"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it to begin again") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_suffix(".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,213 @@
+"""Plots: each one HTML file that holds everything it needs and opens without a network. Plotly is optional."""
+
+import importlib.util
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from subnet_search.analysis import plots
+from subnet_search.core.errors import UserError
+from subnet_search.core.tensor_files import write_atomically
+
+# Okabe & Ito's colours (2008), which colour-blind readers can tell apart too; symbols and dashes say the same again.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star")
+DASHES = ("solid", "dot", "dashdot", "longdash")  # one for every round through the colours
+REFERENCE = {"color": "#666666", "width": 1.5, "dash": "dash"}
+PERCENT = ".4~%"
+MISSING = "plots need plotly: pip install 'subnet-search[plots]'"
+ENDINGS = (".html", ".htm")  # of the files that plots are written to
+TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are both named on the axis
+
+Rows = Sequence[dict[str, Any]]
+
+
+def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = None) -> None:
+    """Accuracy over density, one line a label; `dense` is the accuracy of the dense network.
+
+    rows hold `label`, `density`, and `mean`, `low`, `high` of the accuracy, all but the label fractions.
+    Raises UserError without plotly, RunError when the file cannot be written.
+    """
+    figure = need_plotly().graph_objects.Figure()
+    if dense is not None:
+        figure.add_hline(y=dense, line=REFERENCE, annotation_text=f"dense {dense:.2%}", annotation_position="top left")
+    for index, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
+        points = sorted((row for row in rows if row["label"] == label), key=lambda row: float(row["density"]))
+        above = [row["high"] - row["mean"] for row in points]
+        below = [row["mean"] - row["low"] for row in points]
+        figure.add_scatter(
+            x=[row["density"] for row in points],
+            y=[row["mean"] for row in points],
+            error_y={"array": above, "arrayminus": below, "visible": any(above + below), "thickness": 1.5, "width": 5},
+            name=str(label),
+            hovertemplate=f"density %{{x:{PERCENT}}}<br>accuracy %{{y:.2%}}<extra>{label}</extra>",
+            **look(index),
+        )
+    ticks = _apart({row["density"] for row in rows})
+    text = [f"{100 * density:.4g}%" for density in ticks]
+    figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
+    figure.update_yaxes(title="accuracy", tickformat=PERCENT)
+    write_page(figure, path, title)
+
+
+def plasticity(rows: Rows, path: Path, title: str) -> None:
+    """Pruning plasticity over the point of pruning: accuracy right after it, and what is missing some epochs later.
+
+    rows: what `plasticity.plasticity` returned. A colour for each rate; hollow and dotted with regeneration.
+    Raises UserError without plotly, RunError when the file cannot be written.
+    """
+    epochs = ", ".join(str(count) for count in sorted({row["epochs"] for row in rows}))
+    titles = ("right after pruning", f"{epochs} epoch{'' if epochs == '1' else 's'} later, minus the unpruned network")
+    figure = need_plotly().subplots.make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
+    before = sorted({row["at"]: row["accuracy_before"] for row in rows}.items())
+    figure.add_scatter(
+        x=[at for at, _ in before],
+        y=[accuracy for _, accuracy in before],
+        name="before pruning",
+        mode="lines",
+        line=REFERENCE,
+        hovertemplate="at %{x:.4~%} of the run: %{y:.2%}<extra>before pruning</extra>",
+        row=1,
+        col=1,
+    )
+    _branches(figure, rows)
+    figure.add_hline(y=0, line=REFERENCE, row=1, col=2)
+    figure.update_xaxes(title="point of the run", tickformat=PERCENT, tickvals=[at for at, _ in before])
+    figure.update_yaxes(title="validation accuracy", tickformat=PERCENT, row=1, col=1)
+    figure.update_yaxes(title="validation accuracy, percentage points", tickformat=f"+{PERCENT}", row=1, col=2)
+    write_page(figure, path, title)
+
+
+def _branches(figure: Any, rows: Rows) -> None:
+    """A line in both panels for every rate, with and without regeneration."""
+    rates = sorted({row["rate"] for row in rows})
+    for rate, regrow in sorted({(row["rate"], row["regrow"]) for row in rows}):
+        points = [row for row in rows if (row["rate"], row["regrow"]) == (rate, regrow)]
+        points.sort(key=lambda row: float(row["at"]))
+        name = f"{100 * rate:.4g}% pruned{', regrown' if regrow else ''}"
+        for column, key, sign in ((1, "accuracy_pruned", ""), (2, "accuracy_difference", "+")):
+            figure.add_scatter(
+                x=[row["at"] for row in points],
+                y=[row[key] for row in points],
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                hovertemplate=f"at %{{x:.4~%}} of the run: %{{y:{sign}.2%}}<extra>{name}</extra>",
+                row=1,
+                col=column,
+                **look(rates.index(rate), hollow=bool(regrow)),
+            )
+
+
+def need_plotly() -> ModuleType:
+    try:
+        import plotly.graph_objects
+        import plotly.subplots
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    return plotly  # type: ignore[no-any-return]
+
+
+def look(index: int, hollow: bool = False) -> dict[str, Any]:
+    """The index-th line's colour, symbol and dash; a hollow one is dotted."""
+    turn, place = divmod(index, len(COLOURS))
+    symbol = SYMBOLS[place] + ("-open" if hollow else "")
+    return {
+        "mode": "lines+markers",
+        "line": {"color": COLOURS[place], "width": 2, "dash": "dot" if hollow else DASHES[turn % len(DASHES)]},
+        "marker": {"symbol": symbol, "size": 9, "line": {"width": 2 if hollow else 0}},
+    }
+
+
+def _apart(densities: Iterable[float]) -> list[float]:
+    """The densities to name on a log axis: from the highest down, without those too close to the one before."""
+    ticks: list[float] = []
+    for density in sorted(densities, reverse=True):
+        if not ticks or math.log(ticks[-1] / density) >= math.log(TICKS_APART):
+            ticks.append(density)
+    return ticks
+
+
+def check_path(path: Path) -> None:
+    """Raise UserError for a plot that cannot be written: without plotly, or under a name that says it is another kind of file.
+
+    To be asked before the work that is plotted.
+    """
+    if importlib.util.find_spec("plotly") is None:
+        raise UserError(MISSING)
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f"a plot is an HTML page, so its name ends in .html: got {path}")
+
+
+def write_page(figure: Any, path: Path, title: str) -> None:
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "x": 0.02, "xanchor": "left"},
+        font={"family": "system-ui, sans-serif", "size": 15, "color": "#222222"},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "xanchor": "left", "x": 0},
+        showlegend=True,
+        height=640,
+        margin={"l": 90, "r": 30, "t": 90, "b": 60},
+    )
+    figure.update_xaxes(showline=True, linecolor="#999999", ticks="outside", automargin=True)
+    figure.update_yaxes(showline=True, linecolor="#999999", ticks="outside", automargin=True)
+    settings = {"displaylogo": False, "responsive": True}
+    html = figure.to_html(config=settings, include_plotlyjs=True, full_html=True, div_id="plot")
+    write_atomically(path, html.encode())
+
+
+def pareto(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path, title: str) -> None:
+    """The front over two measures, the first one upwards: `rows` of `fronts.front`.
+
+    Raises UserError without plotly or for more than two measures, RunError when the file cannot be written.
+    """
+    if len(names) != 2:
+        raise UserError(f"a plot shows two measures: choose them with --objectives, for example {names[0]},{names[1]}")
+    up, across = names
+    figure = plots.need_plotly().graph_objects.Figure()
+    kinds = (
+        ("trials that break a constraint", [row for row in rows if not row["feasible"]], 4, "markers"),
+        ("trials", [row for row in rows if row["feasible"]], 0, "markers"),
+        ("Pareto front", [row for row in rows if row["front"]], 1, "lines+markers"),
+    )
+    for name, points, index, mode in kinds:
+        if points:
+            points = sorted(points, key=lambda row: float(row[across]))
+            look = {**plots.look(index), "mode": mode, "opacity": 1.0 if mode != "markers" else 0.45}
+            figure.add_scatter(
+                x=[row[across] for row in points],
+                y=[row[up] for row in points],
+                name=name,
+                customdata=[[row["number"], ", ".join(f"{k} {v}" for k, v in row["params"].items())] for row in points],
+                hovertemplate=f"trial %{{customdata[0]}}<br>{across} %{{x:.4~g}}<br>{up} %{{y:.4~g}}<br>%{{customdata[1]}}"
+                "<extra></extra>",
+                **look,
+            )
+    values = [row[across] for row in rows]
+    wide = min(values) > 0 and max(values) / min(values) > 10
+    figure.update_xaxes(title=f"{across}{' (log scale)' if wide else ''}", type="log" if wide else "linear", **_format(across))
+    figure.update_yaxes(title=up, **_format(up))
+    plots.write_page(figure, path, title)
+
+
+def importance(record: Mapping[str, Any], path: Path, title: str) -> None:
+    """The shares of the parameters as bars, the largest on top: what `importance.importance` returned. Raises UserError."""
+    shares = list(record["importances"].items())[::-1]
+    figure = plots.need_plotly().graph_objects.Figure()
+    figure.add_bar(
+        x=[share for _, share in shares],
+        y=[name for name, _ in shares],
+        orientation="h",
+        name=f"{record['evaluator']}, {record['trials']:,} trials: {record['meaning']}",
+        marker={"color": plots.COLOURS[0]},
+        text=[f"{share:.1%}" for _, share in shares],
+        hovertemplate="%{y}: %{x:.2%}<extra></extra>",
+    )
+    figure.update_xaxes(title="importance", tickformat=plots.PERCENT)
+    plots.write_page(figure, path, title)
+
+
+def _format(name: str) -> dict[str, Any]:
+    return {"tickformat": plots.PERCENT} if "accuracy" in name else {}

@@ -1,0 +1,147 @@
+"""The command that makes a file which is smaller or runs faster, with the measured proof beside it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from subnet_search.cli.render import format
+from subnet_search.core.errors import UserError
+
+VERDICTS = {
+    "faster": "faster",
+    "slower": "slower",
+    "as fast": "as fast as the dense network",
+    "unsure": "too close to tell",
+}
+
+
+def export(
+    subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="compact, csr, bsr, 2:4, onnx or state-dict.")],
+    batch: Annotated[int, typer.Option(min=1, help="Batch size that decides which layers are faster sparse.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads while measuring.")] = 1,
+    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to recalibrate on, other than the run's.")] = None,
+    recalibrate: Annotated[
+        int, typer.Option(min=0, metavar="BATCHES", help="Training batches that give batch norm its statistics anew.")
+    ] = 0,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="The network normalises its inputs itself, pixels scaled to 0..1.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+) -> None:
+    """Write a subnetwork as a file that is smaller or runs faster, with measured proof.
+
+    compact takes out the channels that nothing reads; csr, bsr and 2:4 (GPU) make linear and 1x1 layers sparse where that
+    is faster; onnx is for ONNX Runtime; state-dict holds the masked network's tensors, in the shapes of the dense one.
+    """
+    if out.exists() and subnetwork.exists() and out.samefile(subnetwork):
+        raise UserError(f"{out} is the subnetwork itself: name another file to write")
+    from subnet_search.artifact import Subnetwork
+    from subnet_search.deploy.export import export as write
+
+    found = Subnetwork.load(subnetwork)
+    record = write(
+        found,
+        to,
+        out,
+        network=network,
+        data=data,
+        batch=batch,
+        threads=threads,
+        recalibrate=recalibrate,
+        normalise=normalise,
+    )
+    if json:
+        format.print_json(record)
+    else:
+        _tell(record)
+
+
+def _tell(record: dict[str, Any]) -> None:
+    rows = [
+        _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
+        _counted("weights stored", record["dense_weights"], record["weights"]),
+        _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
+        _counted(
+            "  an input chooses on average" if record["dynamic"] else "  with a weight that is alive",
+            record["dense_kept_macs"],
+            record["kept_macs"],
+        ),
+    ]
+    _table([*rows, *_times(record["latency"])], record["to"])
+    text = f"\n{_how(record['latency'])}; logits differ from the masked network's by at most "
+    _say(f"{text}{record['difference']:.1g} of the largest")
+    if record["recalibrated"]:
+        _say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
+    if record["layers"]:
+        format.console.print()
+        columns = {"layer": "layer", "density": "density", "dense": "ms dense", "sparse": f"ms {record['to']}", "kept": "now"}
+        format.table(record["layers"], columns, title="Layer by layer")
+    if record["whole"]:
+        _say(f"\nnot compacted: {record['whole']}")
+    _say(f"\ninput: {record['input']}")
+    if record["val_accuracy"] is not None:
+        _say(_accuracy(record))
+    _say(f"\n{_verdict(record)}")
+    _say(f"{record['file']} ({format.size(record['bytes'])})")
+
+
+def _accuracy(record: dict[str, Any]) -> str:
+    """What the run measured of the masked network."""
+    before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
+    parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
+    shown = [f"{format.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
+    return f"accuracy: {', '.join(shown)}, from the run{before}"
+
+
+def times(record: dict[str, Any]) -> None:
+    """The milliseconds that `evaluate` measured, how, and whether they are fewer."""
+    _table(_times(record["latency"]), "without dead channels" if record["compacted"] else "this file")
+    _say(f"\n{_how(record['latency'])}\n{_verdict(record)}")
+
+
+def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for row in latency:
+        times = _row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"])
+        rows.append({**times, "times": f"{times['times']} {row['verdict']}"})
+        if "dense in torch" in row:
+            rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
+    return rows
+
+
+def _how(latency: list[dict[str, Any]]) -> str:
+    threads = latency[0]["threads"]
+    return f"median and quartiles of one pass in turn with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
+
+
+def _table(rows: list[dict[str, Any]], this: str) -> None:
+    format.table(rows, {"name": "", "dense": "dense", "exported": this, "times": "dense / this"})
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """For which batches it is faster, from the words beside their times; where it is for none, what would be."""
+    found: dict[str, list[str]] = {}
+    for row in record["latency"]:
+        found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))
+    told = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
+    return told if record["faster"] or not record["advice"] else f"{told}: {record['advice']}"
+
+
+def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:
+    return {"name": name, "dense": dense, "exported": exported, "times": "" if times is None else f"{times:.2f}x"}
+
+
+def _counted(name: str, dense: int, exported: int) -> dict[str, Any]:
+    return _row(name, f"{dense:,}", f"{exported:,}", dense / max(1, exported))
+
+
+def _time(measured: dict[str, float]) -> str:
+    return f"{measured['median']:.3g} ({measured['low']:.3g} to {measured['high']:.3g})"
+
+
+def _say(text: str) -> None:
+    format.console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,181 @@
+"""The commands that mend, move, stop and delete studies, and the dashboard."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subnet_search.cli.commands.study_run import Name, Storage, reads
+from subnet_search.cli.commands.study_show import _study as find
+from subnet_search.cli.commands.study_show import studies as studies
+from subnet_search.cli.render import format
+from subnet_search.core.errors import UserError
+
+
+@studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
+@reads
+def retry(
+    name: Name,
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[N]...", help="Failed trials [default: all].")] = None,
+    storage: Storage = None,
+) -> None:
+    """Queue failed trials again, on the same seed: after a bug is mended, or a machine has more memory.
+
+    Each is a new trial with the configuration of the failed one, and is retried once.
+    """
+    from subnet_search.search.storage.trial_attributes import plain_spec
+    from subnet_search.search.studies.admin import retry as again
+
+    study = find(name, storage)
+    done = again(study, numbers or ())
+    for number, reason in done.skipped.items():
+        format.errors.print(f"trial {number} is left: {reason}", markup=False, soft_wrap=True)
+    if not done.queued:
+        format.console.print(f"{name} has no failed trial to retry", markup=False)
+        return
+    trials = ", ".join(f"{old} as trial {new}" for old, new in done.queued.items())
+    if len(done.queued) > 5:
+        trials = f"{len(done.queued)} trials, as {min(done.queued.values())} to {max(done.queued.values())}"
+    more = done.places if done.places > plain_spec(study).get("trials", 0) else None
+    command = format.command("study run", name, trials=more, storage=storage)
+    format.console.print(f"queued {trials}; run them with: {command}", markup=False, soft_wrap=True)
+
+
+@studies.command(epilog="Example: subnet-search study reap quickstart")
+@reads
+def reap(
+    name: Name,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not watch: trials that run on other machines have lost their worker.")
+    ] = False,
+    storage: Storage = None,
+) -> None:
+    """Let the trials wait whose worker is gone; the next worker goes on from their checkpoints.
+
+    Workers do this too. One on another machine is gone when it gives no sign of life for five heartbeats, so that long
+    it is watched.
+    """
+    from subnet_search.search.studies.admin import reap as free
+
+    with format.errors.status("looking for workers") as status:
+
+        def watch(left: float, numbers: object) -> None:
+            words = f"watching trials {numbers}, which run elsewhere: {format.seconds(left)} left (--now does not wait)"
+            if format.errors.is_terminal:
+                status.update(words)
+            elif not told:
+                format.errors.print(words, markup=False, soft_wrap=True)
+            told.append(left)
+
+        told: list[float] = []
+        trials = free(find(name, storage), now=now, watch=watch)
+    for trial in trials:
+        failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "waits to go on"
+        format.console.print(f"trial {trial.number} {failed}", markup=False, soft_wrap=True)
+    if not trials:
+        format.console.print(f"no trial of {name} has lost its worker", markup=False)
+
+
+@studies.command(epilog="Example: subnet-search study stop quickstart --now")
+@reads
+def stop(
+    name: Name,
+    now: Annotated[bool, typer.Option("--now", help="Interrupt the trials under way, at a checkpoint.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Begin no more trials; the workers of the study end, wherever they are."""
+    from subnet_search.search.studies.admin import stop as end
+
+    running = end(find(name, storage), now)
+    trials = f"trial{'s' * (len(running) > 1)} {', '.join(map(str, running))}"
+    when = "will stop at a checkpoint, within a heartbeat" if now else "will be finished"
+    more = f"; {trials} {when}" if running else ""
+    command = format.command("study run", name, storage=storage)
+    format.console.print(f"{name} begins no more trials{more}. Go on with: {command}", markup=False, soft_wrap=True)
+
+
+@studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
+@reads
+def delete(
+    name: Name,
+    files: Annotated[
+        bool, typer.Option("--files/--keep-files", help="With its run folders on this machine and its artifacts, or without.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Also while workers are at it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Delete a study with its run folders, for good."""
+    from subnet_search.search.engine.copies import adopt
+    from subnet_search.search.storage.read import study_states
+    from subnet_search.search.storage.study_folder import folder_of
+    from subnet_search.search.studies.admin import check_idle, delete_study
+
+    study = find(name, storage)
+    if not force:
+        check_idle(study)
+    adopt(study)
+    count, folder = study_states(study._storage)[name].total(), folder_of(study)
+    with_files = f" with their run folders in {folder}" if files and folder.is_dir() else ""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"delete {name} and its {count} trials{with_files}? There is nobody to ask here: say --yes")
+        typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
+    deleted = [str(path) for path in delete_study(study, force=force, files=files)]
+    format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
+
+
+@studies.command(epilog="Example: subnet-search study export quickstart --out quickstart.json")
+@reads
+def export(
+    name: Name,
+    out: Annotated[Path | None, typer.Option(help="The file [default: NAME.json].")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a study to one JSON file, which `study import` reads into any storage."""
+    from subnet_search.search.storage.study_folder import file_name
+    from subnet_search.search.storage.transfer import write_export
+
+    path = out or Path(f"{file_name(name)}.json")
+    write_export(find(name, storage), path)
+    format.console.print(f"{path} ({format.size(path.stat().st_size)})", markup=False, soft_wrap=True)
+
+
+@studies.command("import", epilog="Example: subnet-search study import quickstart.json --storage postgresql://me@host/studies")
+@reads
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `study export` wrote.")],
+    name: Annotated[str | None, typer.Option(help="Another name for it.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Read a study from a file, to look into it or go on with it here."""
+    from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
+    from subnet_search.search.storage.read import study_states
+    from subnet_search.search.storage.transfer import import_study
+
+    study = import_study(file, open_storage(storage or DEFAULT_STORAGE, create=True), name)
+    count = study_states(study._storage)[study.study_name].total()
+    command = format.command("study run", study.study_name, storage=storage)
+    format.console.print(f"{study.study_name} with {count} trials; go on with: {command}", markup=False, soft_wrap=True)
+
+
+@studies.command(epilog="Example: subnet-search study dashboard quickstart")
+def dashboard(
+    name: Annotated[str | None, typer.Argument(help="A study to open [default: the list].")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes one that is free.")] = 8080,
+    storage: Storage = None,
+) -> None:
+    """Serve optuna-dashboard on this machine, for this machine alone, until Ctrl-C."""
+    from subnet_search.cli.render.signals import stop_on_signal
+    from subnet_search.search.queries.dashboard import dashboard as server_of
+    from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
+
+    store = find(name, storage)._storage if name else open_storage(storage or DEFAULT_STORAGE)
+    server = server_of(store, name, port)
+    server.timeout = 0.5
+    format.console.print(f"{server.page} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    with stop_on_signal() as should_stop:
+        while not should_stop():
+            server.handle_request()
+    server.server_close()

@@ -1,0 +1,171 @@
+"""Printing: JSON alone on standard output, or tables for people. Numbers are formatted here and nowhere else."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """The value as JSON on standard output, and nothing else."""
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
+    """Rows as a table: `columns` maps a key to its heading. Numbers are right-aligned."""
+    rows = list(rows)
+    if title:  # a table's own title is broken at its width
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    out = Table(header_style="bold", box=None, pad_edge=False, show_edge=False)
+    cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
+    widths = {key: max(map(len, (heading, *cells[key]))) + 2 for key, heading in columns.items()}
+    short = {key for key, width in widths.items() if width <= 14}
+    fits = sum(widths[key] for key in short) + 20 * bool(widths.keys() - short) <= console.width
+    for key, heading in columns.items():
+        numeric = any(isinstance(row.get(key), int | float) for row in rows)
+        whole = fits and key in short  # long texts give way to numbers on a narrow terminal
+        out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
+    for texts in zip(*cells.values(), strict=True):
+        out.add_row(*map(Text, texts))
+    console.print(out)
+
+
+def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
+    """A two-column table of names and values."""
+    out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    out.add_column(style="dim", no_wrap=True)
+    out.add_column(overflow="fold")
+    for name, value in values.items():
+        out.add_row(Text(name), Text(value if isinstance(value, str) else cell(name, value)))
+    console.print(out)
+
+
+def cell(key: str, value: Any) -> str:
+    """A value in words, by what it is: percentages, bytes, seconds, plain numbers."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "accuracy" in key:
+        return percent(value)
+    if "density" in key:
+        return f"{value:.4g}"
+    if key == "bytes" or key.endswith("_bytes"):
+        return size(value)
+    if key == "seconds":
+        return seconds(value)
+    if key == "latency":
+        return f"{value:.4g} ms"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(name, inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(cell(key, inner) for inner in value)
+    return str(value)
+
+
+def command(words: str, *arguments: object, **options: Any) -> str:
+    """A command of ours that can be typed as it is printed: what it needs is quoted, and the storage is the same.
+
+    An option that is None, false or empty is left out; `set` stands for -s. No password is printed.
+    """
+    parts = ["subnet-search", *words.split(), *map(str, arguments)]
+    for key, value in options.items():
+        if key == "storage" and value:
+            from subnet_search.search.storage.connect import safe_url
+
+            value = None if value == os.environ.get("SUBNET_SEARCH_STORAGE") else safe_url(value)
+        flag = "-s" if key == "set" else f"--{key.replace('_', '-')}"
+        if isinstance(value, list | tuple):
+            parts += [part for one in value for part in (flag, str(one))]
+        elif value not in (None, False):
+            parts += [flag] if value is True else [flag, str(value)]
+    return shlex.join(parts)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit a person would choose."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def seconds(count: float) -> str:
+    """A duration in the unit a person would choose."""
+    if count < 60:
+        return f"{count:.1f} s"
+    minutes, rest = divmod(round(count), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
+    """The result of a run as people read it. unit: what was kept or dropped as one."""
+    density, by = record["density"], "" if unit == "weight" else f" by {unit}"
+    rows = {
+        "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
+        "validation accuracy": percent(record["val_accuracy"]),
+        "test accuracy": _tested(record),
+        "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
+        "multiply-accumulates": macs(record),
+        "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
+    }
+    asked, reached = record.get("asked"), record.get("reached")
+    if asked is not None and reached is not None and abs(reached - asked) > 0.01 * asked:
+        rows["asked for"] = f"{asked:.4g} of what the target counts; reached {reached:.4g}"
+    if record.get("left_whole"):
+        rows["left whole"] = "; ".join(
+            f"{one['name']} ({one['why']}, {percent(one['parameters_share'])} of the parameters)"
+            for one in record["left_whole"]
+        )
+    if record.get("raised_intervals"):
+        raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
+        rows["raised intervals"] = f"{', '.join(raised)}, as the run is short"
+    if record.get("explored") is not None:
+        rows["ever alive"] = f"{percent(record['explored'])} of the weights"
+    if record.get("collapsed"):
+        rows["no weight left in"] = ", ".join(record["collapsed"])
+    if record.get("bytes"):
+        rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
+    pairs({**rows, "sha256": record["sha256"]})
+
+
+def _tested(record: Mapping[str, Any]) -> str:
+    if record["test_accuracy"] is not None:
+        return percent(record["test_accuracy"])
+    return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
+
+
+def macs(record: Mapping[str, Any]) -> str:
+    """How many multiplications of a run's network count."""
+    which = "that an input chooses on average" if record.get("dynamic") else "with a weight that is alive"
+    return f"{record['kept_macs']:,} of {record['macs']:,} {which}"
+
+
+def _passes(record: Mapping[str, Any]) -> str:
+    """The passes of a run whose steps do not say it all: probes, a second network, changes."""
+    passes = record.get("passes") or {}
+    if set(passes.values()) <= {record["steps"]}:
+        return ""
+    return f"; {passes['forward']:,} forward and {passes['backward']:,} backward passes"

@@ -1,0 +1,168 @@
+"""Progress: a live bar on a terminal, plain lines elsewhere. Always on standard error, so output stays clean."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from subnet_search.cli.render import format
+from subnet_search.cli.render.signals import stop_on_signal
+from subnet_search.cli.render.tables import by_key
+from subnet_search.core.errors import Interrupted
+
+PLAIN_SECONDS = 10.0  # between plain lines of a run
+
+
+class RunProgress:
+    """Follows one run: `on_step` and `on_epoch` go to `extraction.run`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.live = format.errors.is_terminal and not quiet
+        self.quiet = quiet
+        self.said = 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=format.errors,
+            transient=True,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("reading data", total=None, start=False)
+
+    def on_step(self, clock: Any) -> None:
+        if self.live:
+            self.bar.start_task(self.task)  # the first call starts the clock
+            self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
+        self.total = clock.total
+
+    def on_epoch(self, epoch: Any) -> None:
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {format.percent(epoch.val_accuracy)}"
+        self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
+        last = epoch.step == self.total
+        if not self.live and not self.quiet and (last or time.monotonic() - self.said > PLAIN_SECONDS):
+            self.said = time.monotonic()
+            done = epoch.step / self.total
+            left = format.seconds(epoch.seconds * (1 - done) / done)
+            format.errors.print(
+                f"{text}  density {epoch.density:.3f}  {format.percent(done)} done, {left} left", markup=False, soft_wrap=True
+            )
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+@contextmanager
+def follow_run(quiet: bool, go_on: str) -> Iterator[dict[str, Any]]:
+    """Callbacks for `extraction.run`: progress, and stopping on Ctrl-C; a run that is stopped says the command to go on."""
+    try:
+        with stop_on_signal() as should_stop, RunProgress(quiet) as progress:
+            yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; go on with: {go_on}") from stop
+
+
+@contextmanager
+def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet: bool = False) -> Iterator[None]:
+    """Follows a study by looking into its storage, whoever runs its trials. `rows` gives all trials, as plain rows."""
+    if quiet:
+        yield
+        return
+    watch = _StudyWatch(rows, budget)
+    if format.errors.is_terminal:
+        with Live(get_renderable=watch.render, console=format.errors, refresh_per_second=2, transient=True):
+            yield
+        return
+    ended = threading.Event()
+
+    def talk() -> None:
+        while not ended.wait(0.5):
+            watch.tell()
+
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        watch.tell()
+
+
+class _StudyWatch:
+    def __init__(self, rows: Callable[[], list[dict[str, Any]]], budget: int) -> None:
+        self.rows, self.budget = rows, budget
+        self.started = time.monotonic()
+        before = rows()
+        self.told = {row["number"] for row in before if row["state"] not in ("RUNNING", "WAITING")}
+        self.at_start = len(_finished(before))
+
+    def tell(self) -> None:
+        """A line for every trial that has ended since the last call."""
+        rows = self.rows()
+        for row in rows:
+            if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.told:
+                continue
+            self.told.add(row["number"])
+            format.errors.print(
+                f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}", markup=False, soft_wrap=True
+            )
+
+    def render(self) -> RenderableType:
+        """The state of the study: a line, the best so far, and the trials under way."""
+        rows = self.rows()
+        done = len(_finished(rows))
+        elapsed = time.monotonic() - self.started
+        fresh = done - self.at_start
+        left = f"about {format.seconds(elapsed / fresh * (self.budget - done))} left" if fresh else "estimating"
+        failed = sum(row["state"] == "FAIL" for row in rows)
+        line = f"{done} of {self.budget} trials, {failed} failed, {format.seconds(elapsed)}, {left}"
+        out = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("trial", "state", "validation", "density", "parameters"):
+            out.add_column(heading)
+        best = max((r for r in _finished(rows) if r["val_accuracy"] is not None), key=lambda r: r["val_accuracy"], default=None)
+        for label, row in [("most accurate", best)] + [("running", r) for r in rows if r["state"] == "RUNNING"]:
+            if row is not None:
+                density = "" if row["density"] is None else f"{row['density']:.3f}"
+                seen = row["val_accuracy"] if row["val_accuracy"] is not None else row.get("last")
+                accuracy = "" if seen is None else format.percent(seen)
+                out.add_row(str(row["number"]), label, accuracy, density, Text(_params(row)))
+        return Group(line, out)
+
+
+def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    own = (row for row in rows if row["repeats"] is None and row["known"] is None)
+    return [row for row in own if row["state"] in ("COMPLETE", "PRUNED")]
+
+
+def _ending(row: dict[str, Any]) -> str:
+    if row["state"] == "FAIL":
+        return f"failed: {row['reason']}"
+    accuracy = "-" if row["val_accuracy"] is None else format.percent(row["val_accuracy"])
+    density = "-" if row["density"] is None else f"{row['density']:.3f}"
+    word = "pruned" if row["state"] == "PRUNED" else "complete"
+    more = "".join(f", {key} {format.cell(key, value)}" for key, value in row["measured"].items())
+    broken = ", ".join(key for key, beyond in row["constraints"].items() if beyond > 0)
+    breaks = f", breaks the constraint on {broken}" if broken else ""
+    return f"{word}: validation {accuracy}, density {density}{more}{breaks}  ({_params(row)})"
+
+
+def _params(row: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.removeprefix('extractor.')}={format.cell('', value)}" for key, value in by_key(row["params"]).items()
+    )

@@ -1,0 +1,253 @@
+"""Studies and trials as people read them: the pages that the commands of look.py print."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subnet_search.cli.render import format, tables
+from subnet_search.cli.render.tables import plain
+
+Row = Mapping[str, Any]
+
+# What a page on a trial shows in a form of its own, or not at all.
+APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
+APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
+APART |= {"measured", "broken"}
+WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "seconds": "training time"}
+
+
+def states(counts: Mapping[str, int]) -> str:
+    """How many trials are in which state."""
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
+
+
+def overview(record: Row, storage: str | None = None) -> None:
+    """A study on one page. storage: where it was asked for, if that was said."""
+    lines = {
+        "state": _progress(record),
+        "searched over": _searched(record["space"]),
+        "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
+        "constraints": "\n".join(_constraint(name, bound, record) for name, bound in record["constraints"].items()),
+        "run": _run(record),
+        **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
+        "trials": states(record["states"]),
+        "spent": _spent(record),
+        "at work": "\n".join(map(_at_work, record["workers"])),
+        "interruptions": _lost(record["interruptions"]),
+        "failed": _counted(record["failures"]),
+        "stopped early": _counted(record["stopped_early"]),
+        "versions": _lines(
+            {key: ", ".join(f"{v} ({n:,})" for v, n in seen.items()) for key, seen in record["versions"].items()}
+        ),
+    }
+    format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
+    if record["arms"]:
+        format.console.print()
+        arms(record["arms"], record["objective"][0])
+    elif record["best"]:
+        format.console.print()
+        best(record["best"], record["objective"], record["states"]["COMPLETE"])
+    elif record["broken"]:
+        plain("\nNo complete trial keeps the constraints, so none is the best.")
+    if record["importance"] and record["best"]:
+        format.console.print()
+        importance(record["importance"], record["name"], 8, storage)
+    if record["best"] and record["budget"]:  # a study that is none of ours has no runs to train again
+        several = len(record["best"]) > 1  # a front, of which one trial must be chosen
+        which = [record["best"][0]["number"]] if several else []
+        plain(f"\nGet {'one' if several else 'it'}: {format.command('study extract', record['name'], *which, storage=storage)}")
+
+
+def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
+    """The best trial, or the front among `count` complete trials as a table."""
+    if len(names) > 1:
+        tables.front([{**row, **dict(zip(names, row["mean"], strict=True))} for row in rows], names, count)
+        return
+    (row,) = rows
+    shown = {names[0]: format.cell(names[0], row["mean"][0])}
+    if row["seeds"] > 1:
+        low, high = (format.cell(names[0], end) for end in row["spread"][0])
+        shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
+    found = {**row, **row["measured"]}
+    for key in ("val_accuracy", "test_accuracy", "density", *row["measured"], "steps", "seconds"):
+        if key not in shown and found[key] is not None:
+            shown[key] = format.cell(key, found[key])
+    params = {key: format.cell("", value) for key, value in tables.by_key(row["params"]).items()}
+    format.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
+
+
+def arms(rows: Sequence[Row], name: str) -> None:
+    """What the arms of a comparison came to."""
+    ends = ("lowest", "highest")
+    cells = [
+        {**row["params"], "seeds": row["seeds"], "mean": format.cell(name, row["mean"][0])}
+        | {end: format.cell(name, value) for end, value in zip(ends, row["spread"][0], strict=True)}
+        for row in rows
+    ]
+    columns = {"arm": "arm", "extractor.density": "density", "seeds": "seeds", "mean": name}
+    format.table(cells, columns | {end: end for end in ends})
+
+
+def trial(record: Row, name: str) -> None:
+    """Everything about one trial."""
+    import yaml
+
+    worker, passes = record["worker"] or {}, record.get("passes", {})
+    shown = {
+        **{key: record[key] for key in ("state", "reason")},
+        **{WORDS.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
+        **tables.by_key(record["params"]),
+        **{
+            WORDS.get(key, key): tables.cell(key, value)
+            for key, value in record.items()
+            if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
+        },
+        "breaks": "\n".join(
+            f"{key} {bound}, by {format.cell(key, record['constraints'][key])}" for key, bound in record["broken"].items()
+        ),
+        "passes": format.cell("", passes),
+        "worker": " ".join(str(worker[key]) for key in ("host", "pid") if key in worker),
+        "seeds": "\n".join(f"{one['seed']}: {format.cell('', one['values'])}" for one in record.get("seeds", ())),
+        "repeated by": "\n".join(_repeat(one) for one in record.get("repeated", ())),
+        "interruptions": "\n".join(f"{one['why']} ({one['host']} {one['pid']})" for one in record["interruptions"]),
+        "reports": ", ".join(f"{step}: {format.cell('', value)}" for step, value in record["reports"].items()),
+    }
+    title = f"Trial {record['number']} of {name}"
+    format.pairs({key: value for key, value in shown.items() if value not in (None, "", {}, [])}, title=title)
+    width = max(40, format.console.width - 40)  # it breaks a line after the item that is beyond it
+    config = yaml.safe_dump(record["config"], sort_keys=False, default_flow_style=None, width=width) if record["config"] else ""
+    for heading, text in (
+        ("Configuration", config),
+        ("The end of its log", "\n".join(record["log"])),
+        ("Traceback", record["traceback"]),
+    ):
+        if text:
+            format.console.print(f"\n[bold]{heading}[/bold]")
+            plain(text.rstrip())
+
+
+def versus(record: Row) -> None:
+    """Two studies side by side."""
+    pair, names = record["studies"], record["objective"]
+    heads = {"a": pair[0]["name"], "b": pair[1]["name"]}
+    lines = {
+        "finished": [f"{study['finished']:,}{_of(study['budget'])} trials" for study in pair],
+        "trials": [states(study["states"]) for study in pair],
+        "training steps": [f"{study['steps']:,}" for study in pair],
+        "training time": [format.seconds(study["seconds"]) for study in pair],
+    }
+    if len(names) == 1:
+        lines[f"best {names[0]}"] = [_best_of(study, names[0]) for study in pair]
+        lines["as good as the other"] = [_reached(study["reaches_the_others_best"]) for study in pair]
+    else:
+        lines["on its front"] = [f"{len(study['best'])} trials" for study in pair]
+        lines["better than, of the other's"] = [f"{count} trials" for count in record["dominated"]]
+    format.table([{"": key, "a": texts[0], "b": texts[1]} for key, texts in lines.items()], {"": "", **heads})
+    for key, words in (("trials", "finished trials"), ("steps", "training steps")):
+        if rows := record.get(f"at_equal_{key}"):
+            format.console.print()
+            cells = [{key: row[key], **{side: format.cell(names[0], row[side]) for side in heads}} for row in rows]
+            format.table(cells, {key: f"after {words}", **heads}, title=f"Best so far ({names[0]}, one seed)")
+    format.console.print()
+    if not record["differences"]:
+        plain("They search the same.")
+        return
+    cells = [{"key": one["key"], **{side: format.cell("", one[side]) for side in heads}} for one in record["differences"]]
+    format.table(cells, {"key": "set differently", **heads})
+
+
+def importance(record: Row, name: str, at_most: int | None = None, storage: str | None = None) -> None:
+    """Shares with bars, and in a line by whom, of how many trials, and what they mean."""
+    head = f"Importance by {record['evaluator']}, N = {record['trials']:,}"
+    shares = list(record["importances"].items())
+    plain(f"{head}: {record['meaning'] if shares else record['note']}")
+    widest = max((len(param) for param, _ in shares[:at_most]), default=0)
+    for param, share in shares[:at_most]:
+        plain(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
+    if at_most and len(shares) > at_most:
+        plain(f"  and {len(shares) - at_most} more: {format.command('study importance', name, storage=storage)}")
+    if record["left_out"]:
+        plain(f"Left out, since not every trial has them: {', '.join(record['left_out'])}")
+        plain("For those of one branch, look at its trials alone, as in --filter extractor=rigl")
+    if shares and record["note"]:
+        plain(f"Note: {record['note']}")
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    widest = max(map(len, values), default=0)
+    return "\n".join(f"{key:<{widest}}  {value}" for key, value in values.items())
+
+
+def _searched(space: Mapping[str, str]) -> str:
+    """Keys with their domains, and in brackets the condition under which there is such a parameter."""
+    parts = [(*name.partition(" @")[::2], domain) for name, domain in space.items()]
+    widest = max((len(key) for key, _, _ in parts), default=0)
+    return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return "\n".join(f"{count:,} x {reason}" for reason, count in reasons.items())
+
+
+def _of(budget: int | None) -> str:
+    return f" of {budget:,}" if budget else ""
+
+
+def _progress(record: Row) -> str:
+    more = {"repeated": "repeats", "imported": "imported", "withdrawn": "withdrawn"}
+    extra = "".join(f", {record[key]:,} {word}" for key, word in more.items() if record[key])
+    return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials{extra}"
+
+
+def _run(record: Row) -> str:
+    """The run that is varied, as far as it was set and is not itself searched."""
+    own = [] if record["arms"] else ["extractor"]  # arms have their own
+    keys = (*own, "network", "data", "unit", "round_to", "target")
+    parts = {key: record[key] for key in keys if record[key] and key not in record["space"]}
+    return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())
+
+
+def _constraint(name: str, bound: str, record: Row) -> str:
+    broken = record["broken"].get(name)
+    return f"{name} {bound}" + (
+        f" (broken by {broken:,} of {record['states']['COMPLETE']:,} complete trials)" if broken else ""
+    )
+
+
+def _named(options: Row) -> str:
+    rest = ", ".join(f"{key} {format.cell('', value)}" for key, value in options.items() if key != "name")
+    return f"{options['name']}{f' ({rest})' if rest else ''}"
+
+
+def _spent(record: Row) -> str:
+    elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} from the first to the last"
+    steps = f"{record['steps']:,}{_of(record['budget_steps'])} training steps"
+    return f"{steps}, {format.seconds(record['seconds'])} of training{elapsed}" if record["states"] else ""
+
+
+def _at_work(worker: Row) -> str:
+    where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "a worker"
+    last = f", last {format.cell('', worker['last'])}" if "last" in worker else ""
+    return f"{where}: trial {worker['trial']}{last}{'; the worker is gone' if worker['gone'] else ''}"
+
+
+def _lost(record: Row) -> str:
+    if not record["times"]:
+        return ""
+    died = f", {record['died']:,} by a worker's death" if record["died"] else ""
+    return f"{record['times']:,} in {record['trials']:,} trials{died}; {record['ended']:,} of these have finished since"
+
+
+def _repeat(one: Row) -> str:
+    return f"trial {one['number']}: {one['state'] if one['values'] is None else format.cell('', one['values'])}"
+
+
+def _best_of(study: Row, name: str) -> str:
+    if not study["best"]:
+        return "-"
+    best = study["best"][0]
+    seeds = f", {best['seeds']} seeds" if best["seeds"] > 1 else ""
+    return f"{format.cell(name, best['mean'][0])} (trial {best['number']}{seeds})"
+
+
+def _reached(work: Mapping[str, int] | None) -> str:
+    return f"after {work['trials']:,} trials, {work['steps']:,} steps" if work else "never"

@@ -1,0 +1,1 @@
+"""One run: its configuration, its folder, the subnetwork it finds, and what that is worth."""

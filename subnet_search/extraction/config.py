@@ -1,0 +1,130 @@
+"""A run's complete configuration, and reading it from YAML with errors that name the file, the line and the key."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Le
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    WrapSerializer,
+    field_validator,
+    model_validator,
+)
+from pydantic import SerializerFunctionWrapHandler as Serialize
+
+from subnet_search.core.errors import UserError
+from subnet_search.core.settings import Settings
+from subnet_search.data import DataSpec
+from subnet_search.extraction.config_file import DEFAULTS
+from subnet_search.extractors import Extractor, create
+from subnet_search.nets import NetworkSpec
+from subnet_search.topology.units import parse
+from subnet_search.training import Recipe
+
+
+def _with_name(extractor: Extractor, dump: Serialize) -> dict[str, Any]:
+    return {"name": extractor.name, **dump(extractor)}
+
+
+AnyExtractor = Annotated[SerializeAsAny[Extractor], BeforeValidator(create), WrapSerializer(_with_name)]
+
+
+DEFAULT_UNITS = {"weight": "weight", "channel": "channel", "n:m": "2:4", "block": "block:4"}
+
+
+def _unnamed(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" not in value
+
+
+class RunConfig(Settings):
+    """Everything that decides what a run finds. Complete: every key has a default."""
+
+    network: NetworkSpec = NetworkSpec(name=DEFAULTS["network"])
+    """The network to look into."""
+    data: DataSpec = DataSpec(name=DEFAULTS["data"])
+    """The data it is judged on."""
+    extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
+    """The method, and its hyperparameters."""
+    unit: str = "weight"
+    """What is kept or dropped as one: weight, channel, n:m (2:4), or block:size (block:16). Default: the method's first."""
+    round_to: int | None = Field(default=None, ge=1)
+    """Channels are kept in multiples of this. Default: 16, and less in groups of fewer than 64."""
+    target: dict[Literal["units", "parameters", "flops"], Annotated[float, Gt(0), Le(1)]] | None = Field(
+        default=None, min_length=1, max_length=1
+    )
+    """The density, as a fraction of units, parameters or FLOPs: {flops: 0.5}. Default: the extractor's, of units."""
+    recipe: Recipe = Recipe()
+    """How the network is trained."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the weights, every draw and the order of the images; not the validation split (data.split_seed)."""
+    weights: Literal["values", "seed"] = "values"
+    """What the subnetwork file stores of the weights: the kept values, or nothing but the seed that makes them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_names(cls, values: Any) -> Any:
+        """Let `extractor: {density: 0.3}` mean the default extractor."""
+        if not isinstance(values, Mapping):
+            return values
+        unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
+        return {**values, **unnamed}
+
+    @field_validator("unit")
+    @classmethod
+    def _unit_supported(cls, unit: str, info: ValidationInfo) -> str:
+        kind, _ = parse(unit)
+        extractor = info.data.get("extractor")
+        if extractor is not None and kind not in extractor.paradigm.units:
+            raise UserError(f"{extractor.name} does not support {unit!r}, only {', '.join(extractor.paradigm.units)}")
+        return unit
+
+    @field_validator("round_to")
+    @classmethod
+    def _round_channels(cls, round_to: int | None, info: ValidationInfo) -> int | None:
+        unit, extractor = info.data.get("unit"), info.data.get("extractor")
+        own = extractor is not None and extractor.paradigm.units[0] == "channel"
+        if round_to is not None and unit != "channel" and not (own and unit == "weight"):
+            raise UserError(f"round_to is for channels, and the unit is {unit}")
+        return round_to
+
+    @field_validator("target")
+    @classmethod
+    def _one_density(cls, target: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        extractor = info.data.get("extractor")
+        if target is None or extractor is None:
+            return target
+        if "density" not in type(extractor).model_fields:
+            raise UserError(f"{extractor.name} has no density to reach a target with")
+        if "density" in extractor.model_fields_set and extractor.density not in target.values():
+            raise UserError("extractor.density and target both say how much is kept: leave one of them out")
+        return target
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> "RunConfig":
+        if "unit" not in self.model_fields_set:
+            object.__setattr__(self, "unit", DEFAULT_UNITS[self.extractor.paradigm.units[0]])
+            self.__pydantic_fields_set__.discard("unit")
+        if self.target is not None:
+            [density] = self.target.values()
+            # Checked again, since a density that is allowed may not be with the extractor's other values.
+            changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
+            object.__setattr__(self, "extractor", changed)
+        return self
+
+    def resolve(self) -> "RunConfig":
+        """The same configuration with every default filled in, this machine's device and threads included."""
+        density = getattr(self.extractor, "density", None)
+        return self.model_copy(
+            update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.published.recipe)}
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, as they are written to YAML and JSON."""
+        return self.model_dump(mode="json")
+
+    def given(self) -> dict[str, Any]:
+        """Only what was set, as plain values: defaults stay open, so an override can still move them."""
+        return self.model_dump(mode="json", exclude_unset=True)

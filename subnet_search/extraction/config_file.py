@@ -1,0 +1,144 @@
+"""Reading a configuration from YAML, with errors that name the file, the line and the key."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from subnet_search.core.documents import Document, Number, read_file, read_text
+from subnet_search.core.errors import UserError, invalid, nearest, reading
+from subnet_search.extractors import Extractor, extractor_names, get_extractor
+
+M = TypeVar("M", bound=BaseModel)
+
+
+DEFAULTS = {"network": "lenet5", "data": "digits", "extractor": "gumbel"}
+
+
+def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str] = ()) -> M:
+    """A checked model from a YAML file (or from defaults alone) and overrides like `extractor.density=0.2`.
+
+    Raises UserError: one line that names the file, the line, the key, and what would be right.
+    """
+    found = Document({}) if path is None else _read(Path(path))
+    values, places = found.values, found.places
+    for override in overrides:
+        key, separator, text = (part.strip() for part in override.partition("="))
+        if not separator or not key or "@" in key or "://" in key:
+            raise UserError(f"an override is key=value, got {override!r}")
+        put(values, key, read_text(text, f"the value of -s {key}").values)
+        places = {name: place for name, place in places.items() if not name.startswith(f"{key}.")}
+        places[key] = f"-s {key}"  # not the value: it may hold a secret
+    return check(model, typed(values, model), places)
+
+
+def check(model: type[M], values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> M:
+    """`values` as a `model`. Raises UserError with the first mistake in one line, and its place if `places` has its key."""
+    places = places or {}
+    with reading(places.get("", "the settings")):
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            raise UserError(_describe(model, values, error, places)) from error
+
+
+def typed(value: Any, kind: Any = None) -> Any:
+    """What was read as plain values. A number is a number, or its text where the type of a key is text."""
+    if isinstance(value, Number):
+        return value.text if _is_text(kind) else value.value
+    if isinstance(value, dict):
+        return {key: typed(inner, _inside(kind, key, value)) for key, inner in value.items()}
+    return [typed(inner, _inside(kind, None, value)) for inner in value] if isinstance(value, list) else value
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a key of this type takes text, and no number."""
+    kinds = get_args(kind) or (kind,)
+    return str in kinds and not {int, float} & set(kinds)
+
+
+def _inside(kind: Any, key: str | None, value: Any) -> Any:
+    """The type of what stands in a mapping under a key, or (None) in a list; None where it may be anything."""
+    if (model := _model_of(kind, value)) is not None:
+        field = model.model_fields.get(str(key))
+        return field.annotation if field else None
+    arguments = [inner for inner in get_args(kind) if inner not in (type(None), ...)]
+    return arguments[-1] if arguments and isinstance(value, list if key is None else dict) else None
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings; a bare name on the way becomes `{name: ...}`."""
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        values[part] = dict(inner) if isinstance(inner, Mapping) else {} if inner is None else {"name": inner}
+        values = values[part]
+    values[last] = value
+
+
+def with_values(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested mappings with dotted keys set."""
+    out = copy.deepcopy(dict(values))
+    for key, value in changes.items():
+        put(out, key, value)
+    return out
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read(path: Path) -> Document:
+    """What a file of keys and values holds."""
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.6)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"no such file: {path}{hint}")
+    found = read_file(path)
+    if not isinstance(found.values, dict):
+        kind = type(typed(found.values)).__name__
+        raise UserError(f"{path} must hold keys and values, got {kind}")
+    return found
+
+
+def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, places: Mapping[str, str]) -> str:
+    """The first mistake pydantic found, in one line."""
+    problem, mistake = error.errors()[0], invalid(error)
+    path = [str(part) for part in problem["loc"]]
+    message = str(mistake)
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_model_at(model, path[:-1], values).model_fields)
+        near = nearest(path[-1], valid, 1, 0.6)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"unknown key {'.'.join(path)!r}: {hint}valid: {', '.join(valid)}"
+    path = mistake.key.split(".")
+    place = next((places[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in places), None)
+    where = f" ({place})" if place else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{message}{where}{more}"
+
+
+def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[BaseModel]:
+    """The model that a dotted key leads to; where the way is not through models, the last one on it."""
+    for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
+        field = model.model_fields.get(part)
+        model = _model_of(field.annotation if field else None, values) or model
+    return model
+
+
+def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:
+    """The model that a key's type stands for; of a method, that which the values name."""
+    if kind is Extractor:
+        name = values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values)
+        return get_extractor(name) if name in extractor_names() else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -1,0 +1,85 @@
+"""Judge a subnetwork, or what was exported of one, that is in a file: accuracy, calibration, sturdiness, cost."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from subnet_search.artifact import Subnetwork
+from subnet_search.core.errors import UserError
+from subnet_search.deploy.benchmark import advice, measured, without_dead
+from subnet_search.deploy.exported_network import Deployed
+from subnet_search.deploy.normalised import Normalised, normalised
+from subnet_search.deploy.rebuild import data_of, dense_of
+from subnet_search.evaluation import quality
+from subnet_search.evaluation.accuracy import logits
+from subnet_search.evaluation.cost import on_average
+from subnet_search.evaluation.robustness import corruption_table, noise_curve
+from subnet_search.nets import gated_layers, opened
+
+
+def evaluate(
+    subnetwork: Subnetwork | Deployed,
+    split: Literal["val", "test"] = "val",
+    *,
+    network: nn.Module | str | None = None,
+    data: Any = None,
+    noise: bool = False,
+    corruptions: bool = False,
+    latency: bool = False,
+) -> dict[str, Any]:
+    """The record of the subnetwork's run, with what is measured now on one split of its data.
+
+    network   needed when the file's network is not one of ours or torchvision's: a module, or `package.module:factory`
+    data      another data set than the one it was found on; images are normalised as in the run all the same
+    noise     accuracy under uniform noise; corruptions: accuracy under common corruptions, by kind and severity
+    latency   milliseconds of a pass at batch 1, 16 and 256 on one CPU thread, medians and quartiles: of what is in the file
+              (`exported`; of a subnetwork by channels without the dead ones, then `compacted`) in turn with the dense network
+
+    Raises UserError when there is no such split, or network and data do not fit.
+    """
+    origin = subnetwork.origin
+    dense = dense_of(subnetwork, network)
+    net = subnetwork.on(dense).eval()
+    given = data_of(subnetwork, data)
+    if given.shape != origin.shape or given.classes > origin.classes:
+        raise UserError(
+            f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
+            f"the subnetwork takes {origin.shape} and {origin.classes}"
+        )
+    chosen = given.val if split == "val" else given.test()
+    if chosen is None:
+        raise UserError(f"{given.name} has no test split")
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # to 0..1 alone
+    with on_average(net, origin.shape) as macs:
+        found = quality(logits(net, chosen, *scaled), chosen.labels)
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
+    if origin.dynamic:
+        record["kept_macs"] = macs()
+    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
+    if noise:
+        record["noise"] = noise_curve(inner, None, chosen, mean, std)
+    if corruptions:
+        record["corruptions"] = corruption_table(inner, chosen, mean, std)
+    if latency:
+        record |= _timed(subnetwork, dense, net)
+    return record
+
+
+def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) -> dict[str, Any]:
+    """The milliseconds of both, whether that is faster, and what would be where it is not, as far as that can be told."""
+    origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
+    timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
+    plain = opened(dense) if gated_layers(dense) else dense  # a network whose inputs choose filters has gates from the start
+    if isinstance(net, Normalised):
+        plain = normalised(plain, origin)
+    rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)
+    faster = any(row["faster"] for row in rows)
+    return {
+        "compacted": timed is not net,
+        "latency": rows,
+        "faster": faster,
+        "advice": None if faster or exported else advice(origin.unit, "compact", net, origin.shape),
+    }

@@ -1,0 +1,289 @@
+"""A run's folder: config.yaml, metrics.jsonl, checkpoint/, and in the end its subnetworks and summary.json.
+
+identity.json says of which network and data the run is, by hashes, since neither is in the configuration where it was
+handed in, and the files behind a name can change. inputs.safetensors has a few inputs, which exports are checked with.
+While a run is under way it holds a lock on its folder, which ends with its process.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from subnet_search.artifact import Subnetwork
+from subnet_search.artifact.mask_file import save_masks
+from subnet_search.artifact.subnetwork import INPUTS, Weights
+from subnet_search.core.documents import dump, plain, read_file, read_json
+from subnet_search.core.errors import RunError, UserError, reading
+from subnet_search.core.tensor_files import header_of, remove_temporary, write_atomically
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import flatten
+from subnet_search.training import Epoch
+from subnet_search.training.distributed import from_first, rank_and_world
+
+CHECKPOINT = Path("checkpoint") / "state.safetensors"
+IDENTITY = "identity.json"
+LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system that has none
+PARTS = {  # what a run is of, besides its configuration, and what is said when it is another
+    "network": "the network is another one than",
+    "weights": "the network's weights are others than those that",
+    "init": "the network's weights begin in another way than",
+    "data": "the data are others than those that",
+}
+
+log = logging.getLogger(__name__)
+
+
+def free_folder(name: str) -> Path:
+    """The first of runs/NAME, runs/NAME-2, ... that holds no run yet."""
+    return next(folder for folder in _folders(name) if not (folder / "config.yaml").is_file())
+
+
+def last_folder(name: str) -> Path:
+    """The last of runs/NAME, runs/NAME-2, ... that holds a run. Raises UserError when none does."""
+    found = list(itertools.takewhile(lambda folder: (folder / "config.yaml").is_file(), _folders(name)))
+    if not found:
+        raise UserError(f"there is no run to resume in runs/{name}")
+    return found[-1]
+
+
+def _folders(name: str) -> Iterator[Path]:
+    yield Path("runs") / name
+    yield from (Path("runs") / f"{name}-{number}" for number in itertools.count(2))
+
+
+@contextlib.contextmanager
+def held(folder: Path | None, leased: bool = False) -> Iterator[None]:
+    """Hold a run folder while a run is under way in it: one at a time. Nothing is left of the lock when its process ends.
+
+    leased   the caller holds a lease, by which whoever has the lock has lost the folder: go on without it
+    Raises UserError, at once, when another run has the folder.
+    """
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / LOCK, timeout=0)
+    from_first(partial(_hold, lock, folder, leased))
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # a system that does not remove files that are open leaves it
+                (folder / LOCK).unlink()
+            with contextlib.suppress(OSError):  # where a mistake has left nothing else
+                folder.rmdir()
+            lock.release()
+
+
+def check_free(folder: Path | None) -> None:
+    """Raise UserError when a run is under way in a folder: before any work. `held` decides."""
+    if folder is not None and from_first((folder / LOCK).exists):
+        with held(folder):
+            pass
+
+
+def _hold(lock: FileLock, folder: Path, leased: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        if not leased:
+            raise UserError(f"another run is under way in {folder}: wait for its end, or choose another folder") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
+        log.warning("cannot lock %s (%s): see to it that no other run writes to it", folder, error.strerror)
+    else:
+        for place in (folder, folder / CHECKPOINT.parent):
+            remove_temporary(place)
+
+
+def claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
+    """Write config.yaml, or check that the one that is there asks for the same. Returns what checkpoints call the run.
+
+    identity   hashes of what the run is of: its network and data (`PARTS`)
+    Only `weights`, what a subnetwork file stores, may be another. A folder of before there was an identity has none.
+    Raises UserError that names what differs.
+    """
+    return from_first(lambda: _claim(folder, wanted, resume, identity))
+
+
+def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
+    path = folder / "config.yaml"
+    after = json.loads(json.dumps(wanted))
+    if not path.is_file():
+        decides = json.dumps([{**after, "weights": None}, identity], sort_keys=True)
+        name = hashlib.sha256(decides.encode()).hexdigest()
+        write_atomically(folder / IDENTITY, json.dumps({"run": name, **identity}, indent=2).encode())
+        write_atomically(path, dump(after))
+        return name
+    if not resume:
+        raise UserError(f"{folder} already holds a run: resume it, or choose another folder")
+    before = _completed(dict(plain(read_file(path).values)), after)
+    flat, asked = flatten({**before, "weights": None}), flatten({**after, "weights": None})
+    differing = sorted(key for key in flat.keys() | asked.keys() if flat.get(key) != asked.get(key))
+    if differing:
+        key = differing[0]
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise UserError(f"cannot resume {folder}: {key} was {flat.get(key)!r}, now {asked.get(key)!r}{more}")
+    known = _identity(folder)
+    for part, said in PARTS.items():
+        if known and known.get(part) != identity.get(part):
+            raise UserError(f"cannot resume {folder}: {said} this run began with")
+    if before.get("weights") != after.get("weights"):
+        write_atomically(path, dump(after))
+    return known.get("run")
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    path = folder / IDENTITY
+    if not path.is_file():
+        return {}
+    with reading(path, "the identity of a run"):
+        return dict(read_json(path.read_text(), str(path)))
+
+
+def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it was written, with the defaults of keys that have come since."""
+    if {**(written.get("extractor") or {})}.get("name") != (wanted.get("extractor") or {}).get("name"):
+        return written  # it is another run; and no method is imported because a file in the folder names it
+    try:
+        full = RunConfig.model_validate({key: value for key, value in written.items() if value is not None}).dump()
+    except ValidationError:  # a part of one, or one with keys that are gone
+        return written
+    return {key: None if value is None else full[key] for key, value in written.items()}
+
+
+@contextlib.contextmanager
+def no_trace_of_mistakes(folder: Path | None) -> Iterator[None]:
+    """Take the run folder away again when what was asked for turns out to be impossible before any training."""
+    try:
+        yield
+    except UserError:
+        folder = folder if rank_and_world()[0] == 0 else None
+        if folder and not (folder / "metrics.jsonl").exists() and not (folder / CHECKPOINT).exists():
+            for name in ("config.yaml", IDENTITY, INPUTS):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def finished(folder: Path, weights: Weights, densities: Iterable[float] = ()) -> Subnetwork | None:
+    """The result of a run that is complete already. Its files are written anew where `weights` is another than before.
+
+    Raises UserError when it is complete, without what is now asked for.
+    """
+    return from_first(lambda: _finished(folder, weights, densities))
+
+
+def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Subnetwork | None:
+    path = folder / "subnetwork.safetensors"
+    if not path.is_file() or not (folder / "summary.json").is_file():
+        return None
+    subnet = Subnetwork.load(path)
+    curve = {row["asked"] for row in subnet.metrics.get("curve", [])}
+    if missing := [density for density in densities if density not in curve]:
+        raise UserError(f"{folder} is finished, and was not asked for density {missing[0]:g} then: choose another folder")
+    if header_of(path).get("weights") != weights:
+        for density in curve:
+            one = _at_density(folder, density)
+            Subnetwork.load(one).save(one, weights)
+        subnet.save(path, weights)
+    found = with_metrics(subnet, {"bytes": path.stat().st_size, "dense_bytes": subnet.dense_bytes(), "subnetwork": str(path)})
+    return found
+
+
+def with_metrics(subnet: Subnetwork, more: Mapping[str, Any]) -> Subnetwork:
+    """The same subnetwork, with more in its record."""
+    return replace(subnet, metrics={**subnet.metrics, **more})
+
+
+def log_epochs(folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
+    """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
+    if folder is None or rank_and_world()[0] != 0:
+        return on_epoch
+    path = folder / "metrics.jsonl"
+    trimmed = False
+
+    def log(epoch: Epoch) -> None:
+        nonlocal trimmed
+        if not trimmed and path.is_file():
+            kept = path.read_text().splitlines(keepends=True)[: epoch.epoch - 1]
+            write_atomically(path, "".join(kept).encode())
+        trimmed = True
+        with open(path, "a") as file:
+            file.write(json.dumps(asdict(epoch)) + "\n")
+        if on_epoch:
+            on_epoch(epoch)
+
+    return log
+
+
+def save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, config: RunConfig) -> list[dict[str, Any]]:
+    """A row for every density that was asked for; with a folder, the subnetworks and the rows are written to it."""
+    rows = []
+    for density, subnet in curve.items():
+        path = _at_density(folder, density) if folder else None
+        record = subnet.summary()
+        kept = ("density", "val_accuracy", "test_accuracy", "kept", "weights", "kept_macs", "collapsed", "sha256")
+        rows.append(
+            {
+                "asked": density,
+                **{key: record[key] for key in kept},
+                "bytes": _save(subnet, path, config.weights) if path else None,
+                "subnetwork": str(path) if path else None,
+            }
+        )
+    if folder:
+        write_atomically(folder / "curve.json", json.dumps(rows, indent=2).encode())
+    return rows
+
+
+def save_run(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) -> Subnetwork:
+    """Write the subnetwork and the summary. Without `save` its masks alone, and the checkpoint stays for the caller to drop."""
+    metrics: dict[str, Any] = {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
+    if not save:
+        save_masks(folder / "masks.safetensors", subnet.masks)
+    else:
+        path = folder / "subnetwork.safetensors"
+        metrics |= {"bytes": _save(subnet, path, config.weights), "subnetwork": str(path)}
+    subnet = with_metrics(subnet, metrics)
+    write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
+    if save:
+        drop_checkpoints(folder)
+    return subnet
+
+
+def _at_density(folder: Path, density: float) -> Path:
+    return folder / f"subnetwork-{density:.10g}.safetensors"
+
+
+def _save(subnet: Subnetwork, path: Path, weights: Weights) -> int:
+    """Write a subnetwork, with its values where the seed turns out not to make them: what was trained is not lost."""
+    try:
+        return subnet.save(path, weights)
+    except UserError as error:
+        if weights == "values":
+            raise
+        log.warning("%s is saved with weights=values: %s", path, error)
+        return subnet.save(path, "values")
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the checkpoint of a run, and of runs inside its folder, once what they came to is stored."""
+    for path in list(folder.rglob(CHECKPOINT.name)):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()

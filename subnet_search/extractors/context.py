@@ -1,0 +1,159 @@
+"""What an extractor may ask of the network it works on, and of the data before the first step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Protocol, TypeAlias
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from subnet_search.core.errors import UserError
+from subnet_search.core.rng import derive, generator
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.samplers import uniform_noise
+from subnet_search.topology.units import Units
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+
+
+class Network(Protocol):
+    """What an extractor may ask of the network it works on. `training.supernet.Supernet` answers."""
+
+    @property
+    def weights(self) -> Tensors:
+        """Prunable weights by name. While only weights are learned, dead ones are exactly zero."""
+
+    @property
+    def relevance(self) -> Tensors:
+        """Learned relevance of the units; empty unless relevance is learned."""
+
+    @property
+    def units(self) -> Units:
+        """What lives and dies as one: pools scores of weights to units, and chooses among units."""
+
+    @property
+    def masks(self) -> Masks:
+        """The topology of units in force, as the last change set it; everything lives before the first."""
+
+    @property
+    def gradients(self) -> Tensors:
+        """In `step` and `adjust`: the gradient of the last batch's loss for every weight, dead ones included."""
+
+    @property
+    def momentum(self) -> Tensors:
+        """The running mean of past gradients, dead weights included; kept only for extractors with `needs_momentum`."""
+
+    @property
+    def memory(self) -> Tensors:
+        """What changes have kept for later, by the names they gave it; empty at first."""
+
+    @property
+    def norms(self) -> Tensors:
+        """The scales of batch norms behind each group of channels, (norms, channels); groups without one are left out."""
+
+    @property
+    def features(self) -> Tensors:
+        """In a step that the extractor `looks_at`: what is read of each group of channels, (images, channels, numbers)."""
+
+    @property
+    def saliency(self) -> Tensors:
+        """In `penalty`: how salient each layer's filters are to the inputs of this step, (inputs, filters), where dynamic."""
+
+
+class Probe(Protocol):
+    """Training data to score weights by before the first step. Every pass is counted and paid for in training steps.
+
+    `weights` are values to compute with in place of the network's, such as masked ones; batch number `index` holds
+    `images` training images (None: the recipe's batch). Raises UserError when that is more than there are.
+    """
+
+    def gradients(self, weights: Tensors, index: int = 0, images: int | None = None) -> dict[str, Tensor]:
+        """The gradient of the loss."""
+
+    def hessian_gradients(
+        self, weights: Tensors, temperature: float = 1.0, index: int = 0, images: int | None = None
+    ) -> dict[str, Tensor]:
+        """The product of the loss's Hessian with its gradient, of logits divided by `temperature`."""
+
+    def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
+        """The gradient, for |weights|, of the sum of outputs on one input of ones, every parameter made positive. No data."""
+
+
+SHORTEST = 10  # steps: fractions of a run that come to shorter intervals are raised to this
+
+Span: TypeAlias = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]
+"""A length of training, or a point in it: a whole number counts steps, a decimal is a fraction of the run."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands, and the only source of random numbers at that point."""
+
+    step: int  # training steps done, over the whole run
+    total: int  # steps in the whole run
+    seed: int
+
+    @property
+    def progress(self) -> float:
+        """From 0 at the first step to 1 at the last."""
+        return self.step / max(1, self.total - 1)
+
+    @property
+    def next(self) -> "Clock":
+        """The clock once the step under way is done."""
+        return Clock(self.step + 1, self.total, self.seed)
+
+    def steps(self, span: Span) -> int:
+        """A span in steps: as it is, or the fraction of this run that it stands for, rounded to the nearest."""
+        return span if isinstance(span, int) else round(span * self.total)
+
+    def interval(self, every: Span) -> int:
+        """The steps between two changes. A fraction that comes to fewer than min(10, total // 4) steps is raised to it.
+
+        Between changes a network has to train: in a run of 60 steps, 0.02 would be a change after every step.
+        """
+        return max(1, self.steps(every), 0 if isinstance(every, int) else min(SHORTEST, self.total // 4))
+
+    def due(self, every: Span, until: Span = 1.0) -> bool:
+        """Whether an event that comes every so often, the first time after `every` steps, falls on this step."""
+        return self.step > 0 and self.step % self.interval(every) == 0 and self.step < self.steps(until)
+
+    def ramp(self, every: Span, start: Span, end: Span) -> float | None:
+        """How far a ramp has come, above 0 and up to 1, if it moves at this step: every so often, and at its end."""
+        first, last = self.steps(start), min(self.steps(end), self.total - 1)
+        if self.step == last:
+            return 1.0
+        moves = first < self.step < last and (self.step - first) % self.interval(every) == 0
+        return (self.step - first) / (last - first) if moves else None
+
+    def check_interval(self, name: str, every: Span, least: int = 1) -> None:
+        """Raise UserError for an interval that never ends in this run, or is too short to train between two changes.
+
+        least: the steps from one change to the next that include one of training; 2 where a change replaces a step.
+        """
+        steps = every if isinstance(every, int) else self.interval(every)
+        interval = f"{name}: an interval of {steps} step{'' if steps == 1 else 's'}"
+        if steps >= max(2, self.total):
+            raise UserError(f"{interval} is longer than the run of {self.total}")
+        if steps < least:
+            needed = f"it must be at least {least}" if isinstance(every, int) else "train for longer"
+            raise UserError(f"{interval} leaves no training step between two changes: {needed}")
+
+    def check_end(self, name: str, start: Span, end: Span) -> None:
+        """Raise UserError for a phase that ends before it starts, or after the run."""
+        first, last = self.steps(start), self.steps(end)
+        if self.total == 0:
+            raise UserError(f"{name}: this method works while it trains, and recipe.epochs is 0")
+        if last > self.total:
+            raise UserError(f"{name}: step {last} is after the end of the run of {self.total} steps")
+        if last < first:
+            raise UserError(f"{name}: step {last} is before the start, step {first}")
+
+    def generator(self, *names: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator for this step and these names: the same on every rank and after every resume."""
+        return generator(self.seed, "step", self.step, *names, device=device)
+
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Uniform random numbers in (0, 1), of the shape, type and device of `like`."""
+        return uniform_noise(like, derive(self.seed, "step", self.step, name))

@@ -1,0 +1,1 @@
+"""How trials are run: scheduler, worker, lease, pruner."""

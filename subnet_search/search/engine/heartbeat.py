@@ -1,0 +1,40 @@
+"""A worker's sign of life."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from subnet_search.core.errors import RunError
+from subnet_search.search.engine.claim import Claim, LeaseLost
+from subnet_search.search.storage.retry import patiently
+from subnet_search.search.storage.trial_attributes import STOPPED
+
+NOW = "now"  # value of a study's attribute `stopped` when trials under way are to be interrupted too
+
+
+@contextmanager
+def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Signs of life while the trial runs. Yields two events: the trial is another worker's by now; it is to stop now."""
+    ended, lost, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(min(heartbeat, threading.TIMEOUT_MAX)):
+            try:
+                count += 1
+                claim.note(beat=count)
+                if patiently(lambda: claim.study.user_attrs).get(STOPPED) == NOW:
+                    stopped.set()
+            except (LeaseLost, KeyError):  # KeyError: the study was deleted
+                lost.set()
+                return
+            except RunError:  # the storage is away: that is found by whoever needs it next
+                continue
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lost, stopped
+    finally:
+        ended.set()
+        thread.join()

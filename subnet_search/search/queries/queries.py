@@ -1,0 +1,156 @@
+"""Looking into a storage: studies and trials as plain rows, for tables and JSON.
+
+All of it needs the storage and nothing else: a study's specification is read as plain values, and torch, which takes
+longer to import than a study of thousands of trials to read, is not imported.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from subnet_search.core.errors import UserError
+from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
+from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
+from subnet_search.search.storage.study_folder import rebased
+from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, plain_spec
+
+COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
+ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
+PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
+LOG_LINES = 20
+
+
+def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
+    """Every study: its name, how many trials in which state, its best value (one objective) and when it began."""
+    rows = []
+    for name, states in study_states(storage).items():
+        study = Snapshot(optuna.load_study(study_name=name, storage=storage), without=COLDER)
+        best = best_ranked(study)
+        began = [trial.datetime_start for trial in study.get_trials() if trial.datetime_start]
+        rows.append(
+            {
+                "name": name,
+                "states": counted(states.elements()),
+                "objective": objectives(study),
+                "best": best[0].mean[0] if best and len(study.directions) == 1 else None,
+                "started": _moment(min(began, default=None)),
+            }
+        )
+    return rows
+
+
+def trial_row(trial: FrozenTrial) -> dict[str, Any]:
+    """One trial, with what our runs store beside Optuna's own."""
+    attrs = trial.user_attrs
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "values": trial.values,
+        "params": parameters(trial),
+        **{key: attrs.get(key) for key in ALWAYS},
+        "steps": attrs.get("steps"),
+        "measured": {name: attrs[name] for name in attrs if name not in PLAIN and measured(trial, (), name) is not None},
+        "repeats": attrs.get(REPEATS),
+        "known": attrs.get(KNOWN),
+        "interruptions": len(attrs.get("interruptions", ())),
+        "constraints": trial.constraints,
+        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+    }
+
+
+def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
+    """All trials, in their order. Asked again and again of one study, only what has changed is read."""
+    return [trial_row(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
+    """A trial by its number. Raises UserError when there is none."""
+    found = read_trials(study, first=number, last=number) if 0 <= number <= MOST else []
+    if not found:
+        count = study_states(study._storage)[study.study_name].total()
+        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0")
+    return found[0]
+
+
+def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
+    """Everything known about one trial, its repeats and the last lines of its log included. Raises UserError."""
+    trial = find_trial(study, number)
+    attrs = dict(trial.user_attrs)
+    row = {**trial_row(trial), "interruptions": attrs.pop("interruptions", [])}
+    rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
+    named = dict(zip(objectives(study), trial.values or (), strict=False))
+    spec = plain_spec(study)
+    bounds = spec.get("constraints", {})
+    if spec.get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
+        others = [t for t in read_trials(study, COLDER) if t.user_attrs.get(REPEATS) == number]
+        rest["repeated"] = [{"number": t.number, "state": t.state.name, "values": t.values} for t in others]
+    return {
+        **row,
+        **dict.fromkeys(("config", "folder", "versions", "worker", "traceback")),
+        **rest,
+        "objectives": named,
+        "broken": {name: bounds.get(name, "") for name, beyond in trial.constraints.items() if beyond > 0},
+        "started": _moment(trial.datetime_start),
+        "completed": _moment(trial.datetime_complete),
+        "reports": {str(step): value for step, value in trial.intermediate_values.items()},
+        "log": log_tail(trial),
+    }
+
+
+def log_tail(trial: FrozenTrial) -> list[str]:
+    """The last lines of a trial's log, if its folder is on this machine; else those that were stored when it failed."""
+    path = rebased(trial.user_attrs.get("folder", "")) / "log.txt"
+    try:
+        return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:]
+    except OSError:
+        return list(trial.user_attrs.get("log", ()))
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial, the earlier of equal ones; with several objectives, the Pareto front. Empty before any is complete."""
+    return [ranked.trial for ranked in best_ranked(study)]
+
+
+def need_ranked(study: optuna.Study) -> list[Ranked]:
+    """`best_ranked`. Raises UserError that says why when there is none."""
+    found = best_ranked(study)
+    if not found:
+        complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        if not complete:
+            raise UserError(f"no trial of {study.study_name!r} is complete yet")
+        bounds = constraint_words(plain_spec(study))
+        raise UserError(f"none of the {complete} complete trials of {study.study_name!r} keeps its constraints ({bounds})")
+    return found
+
+
+def need_best(study: optuna.Study) -> list[FrozenTrial]:
+    """`best_trials`, complete with their configurations. Raises UserError that says why when there is none."""
+    return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
+
+
+def ranked_row(ranked: Ranked) -> dict[str, Any]:
+    """A trial with the mean, lowest and highest of each objective over its seeds."""
+    seeds = ranked.trial.user_attrs.get("seeds")  # of one trial, which a pruner compares by its seeds
+    ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
+    spread = [list(ends) for ends in ranked.spread]
+    return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
+
+
+def constraint_words(spec: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {bound.strip()}" for name, bound in spec.get("constraints", {}).items())
+
+
+def counted(states: Iterable[TrialState]) -> dict[str, int]:
+    """How many trials in which state, in the order of Optuna's states."""
+    found = Counter(states)
+    return {state.name: found[state] for state in TrialState if found[state]}
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment.isoformat(" ", "seconds") if moment else None

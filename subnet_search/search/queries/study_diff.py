@@ -1,0 +1,120 @@
+"""Two studies side by side: what they cost, what they found, and who was ahead after equal work."""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from subnet_search.core.errors import UserError
+from subnet_search.search.queries.queries import counted, ranked_row
+from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives
+from subnet_search.search.storage.read import Snapshot
+from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, plain_spec
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both have done
+BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat", "imports", "enqueue", "artifacts")
+
+
+def versus(a: Snapshot, b: Snapshot) -> dict[str, Any]:
+    """Two studies with the same objectives: their budgets and best, the best so far at equal numbers of trials and of
+    training steps (one objective), and what they search or run differently.
+
+    Raises UserError when the objectives differ.
+    """
+    mine, theirs = objectives(a), objectives(b)
+    if (mine, a.directions) != (theirs, b.directions):
+        raise UserError(
+            f"only studies for the same can be compared: {a.study_name!r} is for {', '.join(mine)}, "
+            f"{b.study_name!r} for {', '.join(theirs)}"
+        )
+    one, other = _summary(a), _summary(b)
+    record = {"objective": mine, "studies": [one, other], "differences": differences(plain_spec(a), plain_spec(b))}
+    if len(mine) > 1:
+        return {**record, "dominated": [_dominated(a, b), _dominated(b, a)]}
+    sign = -1.0 if a.directions[0] == StudyDirection.MAXIMIZE else 1.0
+    courses = [_course(study, sign) for study in (a, b)]
+    for summary, course, rival in ((one, courses[0], courses[1]), (other, courses[1], courses[0])):
+        summary["reaches_the_others_best"] = _reached(course, rival)
+    at = {key: _side_by_side(courses, key, sign) for key in ("trials", "steps")}
+    return {**record, "at_equal_trials": at["trials"], "at_equal_steps": at["steps"]}
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where two specifications search or run something else: all but budgets and places."""
+    flat = [dict(_flat({key: value for key, value in spec.items() if key not in BUDGET})) for spec in (mine, theirs)]
+    keys = dict.fromkeys(itertools.chain(*flat))
+    pairs = ((key, flat[0].get(key), flat[1].get(key)) for key in keys)
+    return [{"key": key, "a": one, "b": other} for key, one, other in pairs if one != other]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Any:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _summary(study: Snapshot) -> dict[str, Any]:
+    trials, spec = _searched(study), plain_spec(study)
+    return {
+        "name": study.study_name,
+        "states": counted(trial.state for trial in trials),
+        "finished": sum(trial.state in FINISHED for trial in trials),
+        "budget": spec.get("trials"),
+        "steps": sum(trial.user_attrs.get("steps") or 0 for trial in trials),
+        "seconds": sum(trial.user_attrs.get("seconds") or 0.0 for trial in trials),
+        "best": [ranked_row(ranked) for ranked in best_ranked(study)],
+    }
+
+
+def _searched(study: Snapshot) -> list[FrozenTrial]:
+    """The trials that the search itself drew: no repeats, and nothing imported."""
+    return [trial for trial in study.get_trials() if not trial.user_attrs.keys() & {REPEATS, KNOWN}]
+
+
+def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
+    """After every finished trial, in their order: trials, training steps, and the best cost so far, one seed each."""
+    course, trials, steps, best = [], 0, 0, float("inf")
+    for trial in _searched(study):
+        steps += trial.user_attrs.get("steps") or 0
+        if trial.state in FINISHED:
+            trials += 1
+            if trial.state == TrialState.COMPLETE and is_feasible(trial):
+                best = min(best, sign * trial.values[0])
+            course.append((trials, steps, best))
+    return course
+
+
+def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sign: float) -> list[dict[str, Any]]:
+    """The best so far of both at shares of the work that both have done."""
+    place = ("trials", "steps").index(key)
+    done = min(course[-1][place] if course else 0 for course in courses)
+    rows = []
+    for work in dict.fromkeys(max(1, round(share * done)) for share in SHARES if done):
+        best = []
+        for course in courses:
+            reached = bisect_right([point[place] for point in course], work)
+            cost = course[reached - 1][2] if reached else float("inf")
+            best.append(None if cost == float("inf") else sign * cost)
+        rows.append({key: work, "a": best[0], "b": best[1]})
+    return rows
+
+
+def _reached(course: list[tuple[int, int, float]], rival: list[tuple[int, int, float]]) -> dict[str, int] | None:
+    """After how much work one was as good as the other became; None if never."""
+    if not rival or rival[-1][2] == float("inf"):
+        return None
+    return next(({"trials": trials, "steps": steps} for trials, steps, best in course if best <= rival[-1][2]), None)
+
+
+def _dominated(a: optuna.Study, b: optuna.Study) -> int:
+    """How many points of b's front some point of a's is better than."""
+    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in a.directions]
+    mine, theirs = ([tuple(s * v for s, v in zip(signs, r.mean, strict=True)) for r in best_ranked(study)] for study in (a, b))
+    return sum(any(dominates(point, other) for point in mine) for other in theirs)

@@ -1,0 +1,156 @@
+"""A study on one page: what it searches, how far it is, what went wrong, and what it found."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from subnet_search.core.search_domains import Int, OneOf, Real
+from subnet_search.search.queries.importance import importance
+from subnet_search.search.queries.queries import counted, ranked_row
+from subnet_search.search.storage.leases import is_dead
+from subnet_search.search.storage.ranking import best_ranked, compared, objectives, parameters
+from subnet_search.search.storage.read import Snapshot
+from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN, plain_spec
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
+
+
+def overview(study: optuna.Study) -> dict[str, Any]:
+    """Everything about a study, under way or finished, that fits on a page. It need not be one of ours."""
+    seen = study if isinstance(study, Snapshot) else Snapshot(study)
+    spec, trials = plain_spec(seen), seen.get_trials()
+    run = spec.get("run", {})
+    compares = bool(spec) and not spec["space"]
+    ends = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
+    failed, pruned, complete = ([t for t in trials if t.state == state] for state in ends)
+    return {
+        "name": seen.study_name,
+        "status": _status(seen, spec, trials),
+        "objective": objectives(seen),
+        "directions": [direction.name.lower() for direction in seen.directions],
+        "constraints": spec.get("constraints", {}),
+        "broken": dict(Counter(name for t in complete for name, beyond in t.constraints.items() if beyond > 0)),
+        "sampler": None if compares else spec.get("sampler"),
+        "pruner": None if compares else spec.get("pruner"),
+        "repeats": spec.get("repeats", 1),
+        "space": _compared(trials) if compares else study.user_attrs.get("space") or _space(trials),
+        **{key: _name(run.get(key)) for key in ("network", "data", "extractor")},
+        **{key: run.get(key) for key in ("unit", "round_to", "target")},
+        "budget": spec.get("trials"),
+        "budget_steps": spec.get("steps"),
+        "finished": _finished(trials, compares),
+        "states": counted(trial.state for trial in trials),
+        "withdrawn": sum(bool(t.user_attrs.get(WITHDRAWN)) for t in trials if t.state == TrialState.WAITING),
+        "repeated": sum(REPEATS in trial.user_attrs for trial in trials),
+        "imported": sum(KNOWN in trial.user_attrs for trial in trials),
+        "steps": sum(t.user_attrs.get("steps") or 0 for t in trials if KNOWN not in t.user_attrs),
+        "seconds": sum(t.user_attrs.get("seconds") or 0.0 for t in trials if KNOWN not in t.user_attrs),
+        "elapsed": _elapsed(trials),
+        "failures": _reasons(failed),
+        "stopped_early": _reasons(pruned),
+        "interruptions": _interruptions(trials),
+        "workers": [_worker(trial) for trial in trials if trial.state == TrialState.RUNNING],
+        "versions": _versions(trials),
+        "best": [ranked_row(ranked) for ranked in best_ranked(seen)],
+        "arms": [ranked_row(arm) for arm in compared(seen)],
+        "importance": None if compares else importance(seen),
+    }
+
+
+def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> str:
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    waiting = [t for t in trials if t.state == TrialState.WAITING and not t.user_attrs.get(WITHDRAWN)]
+    if any(not is_dead(trial.user_attrs.get("worker", {})) for trial in running):
+        return "stopping" if study.user_attrs.get(STOPPED) else "under way"
+    if study.user_attrs.get(STOPPED):
+        return "stopped"
+    if not trials:
+        return "not begun"
+    compares = bool(spec) and not spec["space"]
+    spent = spec.get("steps") and sum(t.user_attrs.get("steps") or 0 for t in trials) >= spec["steps"]
+    done = compares or spent or _finished(trials, compares) >= spec.get("trials", 0)
+    return "finished" if done and not running and not waiting else "nobody is at work on it"
+
+
+def _finished(trials: Iterable[FrozenTrial], compares: bool) -> int:
+    """Trials that count in the budget. Imported results and repeats do not."""
+    return sum(t.state in FINISHED and (compares or not t.user_attrs.keys() & {KNOWN, REPEATS}) for t in trials)
+
+
+def _name(part: Any) -> str | None:
+    """A part of a run is a name, or values with a name among them."""
+    return part.get("name") if isinstance(part, Mapping) else part
+
+
+def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
+    """The parameters that the trials of a study which is not ours had."""
+    seen: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        seen.update(trial.distributions)
+    return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: " @" in name)}
+
+
+def _words(distribution: BaseDistribution) -> str:
+    match distribution:
+        case FloatDistribution():
+            return str(Real(distribution.low, distribution.high, distribution.log))
+        case IntDistribution():
+            return str(Int(distribution.low, distribution.high, distribution.log))
+        case CategoricalDistribution():
+            return str(OneOf(*distribution.choices))
+    return str(distribution)
+
+
+def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
+    """The arms, densities and seeds of a comparison's cells."""
+    seen: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        for key, value in parameters(trial).items():
+            seen.setdefault(key, {})[f"{value:g}" if isinstance(value, float) else str(value)] = None
+    return {key: " | ".join(values) for key, values in seen.items()}
+
+
+def _elapsed(trials: Iterable[FrozenTrial]) -> float | None:
+    """Seconds from the first beginning of a trial to the last end of one."""
+    times = [(trial.datetime_start, trial.datetime_complete) for trial in trials if KNOWN not in trial.user_attrs]
+    begun, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
+    return (max(ended) - min(begun)).total_seconds() if begun and ended else None
+
+
+def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """Reasons with how often, the most frequent first; those that differ in numbers alone stand together."""
+    groups: dict[str, list[str]] = {}
+    for trial in trials:
+        reason = str(trial.user_attrs.get("reason"))
+        groups.setdefault(NUMBER.sub("#", reason), []).append(reason)
+    alike = {key if len(set(group)) > 1 else group[0]: len(group) for key, group in groups.items()}
+    return dict(sorted(alike.items(), key=lambda item: -item[1]))
+
+
+def _interruptions(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+    """How many trials lost a worker, how often that was, how many of them are complete by now."""
+    hit = [trial for trial in trials if trial.user_attrs.get("interruptions")]
+    died = sum(one.get("died", False) for trial in hit for one in trial.user_attrs["interruptions"])
+    count = sum(len(trial.user_attrs["interruptions"]) for trial in hit)
+    return {"trials": len(hit), "times": count, "died": died, "ended": sum(trial.state in FINISHED for trial in hit)}
+
+
+def _worker(trial: FrozenTrial) -> dict[str, Any]:
+    worker = trial.user_attrs.get("worker", {})
+    last = {} if trial.last_step is None else {"last": trial.intermediate_values[trial.last_step]}
+    return {"trial": trial.number, "host": worker.get("host"), "pid": worker.get("pid"), "gone": is_dead(worker), **last}
+
+
+def _versions(trials: Iterable[FrozenTrial]) -> dict[str, dict[str, int]]:
+    """Of what the trials had several versions of, which, and in how many trials."""
+    seen: dict[str, Counter[str]] = {}
+    for trial in trials:
+        for key, version in (trial.user_attrs.get("versions") or {}).items():
+            seen.setdefault(key, Counter())[version] += 1
+    return {key: dict(versions) for key, versions in seen.items() if len(versions) > 1}

@@ -1,0 +1,113 @@
+"""The trials of a study as a table: columns by name, filters, order."""
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from subnet_search.core.documents import read_text
+from subnet_search.core.errors import UserError, unknown
+from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
+from subnet_search.search.storage.read import Snapshot
+
+FILTER = re.compile(r"\s*([^<>=!~]+?)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
+ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+Row = dict[str, Any]
+
+
+def flat_rows(study: Snapshot) -> list[Row]:
+    """A flat row for every trial: its number and state, values, all plain attributes, and parameters by their keys."""
+    names = objectives(study)
+    return [_flat(trial, names) for trial in study.get_trials()]
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """All columns that a row of the table has a value in."""
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns.update(dict.fromkeys(key for key, value in row.items() if value is not None))
+    return list(columns)
+
+
+def find_column(name: str, columns: Sequence[str]) -> str:
+    """The column of a name: its own, or the only one that ends in it (lr for recipe.lr). Raises UserError for none."""
+    if name in columns:
+        return name
+    ending = [column for column in columns if column.endswith(f".{name}")]
+    if len(ending) > 1:
+        raise UserError(f"{name!r} may be {' or '.join(ending)}")
+    if not ending:
+        raise unknown("column", name, columns)
+    return ending[0]
+
+
+def select(rows: Sequence[Row], conditions: Sequence[str], columns: Sequence[str]) -> list[Row]:
+    """The rows that keep all conditions. Raises UserError for one that cannot be read, or has no such column."""
+    tests = [_condition(text, columns, rows) for text in conditions]
+    return [row for row in rows if all(test(row) for test in tests)]
+
+
+def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[Row]:
+    """The rows by a column, those without a value last."""
+    known = [row for row in rows if row.get(column) is not None]
+    known.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
+    return [*known, *(row for row in rows if row.get(column) is None)]
+
+
+def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
+    attrs, constraints = trial.user_attrs, trial.constraints
+    worker = attrs.get("worker") or {}
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        **dict(zip(names, trial.values or (), strict=False)),
+        **{key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str) and key not in names},
+        **{name.partition(" @")[0]: value for name, value in parameters(trial).items()},
+        "interruptions": len(attrs.get("interruptions", ())),
+        "feasible": is_feasible(trial) if constraints else None,
+        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+        "reported": trial.last_step,
+        "worker": f"{worker['host']} {worker['pid']}" if worker else None,
+        "started": trial.datetime_start and trial.datetime_start.isoformat(" ", "seconds"),
+        "completed": trial.datetime_complete and trial.datetime_complete.isoformat(" ", "seconds"),
+    }
+
+
+def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callable[[Row], bool]:
+    found = FILTER.fullmatch(text)
+    if found is None:
+        form = 'a column, one of <= < >= > = != ~ (contains), and a value, as in "density<=0.1"'
+        raise UserError(f"a filter is {form}; got {text!r}")
+    column, sign, wanted = find_column(found[1], columns), found[2], _value(found[3])
+    if sign == "~":
+        return lambda row: row.get(column) is not None and found[3].lower() in str(row[column]).lower()
+    if sign in ("=", "==", "!="):
+        return lambda row: _same(row.get(column), wanted, found[3]) == (sign != "!=")
+    kind: Any = str if any(isinstance(row.get(column), str) for row in rows) else int | float
+    if not isinstance(wanted, kind):
+        wanted = found[3] if kind is str else None
+    if wanted is None:
+        raise UserError(f"the filter {text!r}: {column} holds numbers, and {found[3]!r} is none")
+    return lambda row: isinstance(row.get(column), kind) and ORDERS[sign](row[column], wanted)
+
+
+def _same(value: Any, wanted: Any, text: str) -> bool:
+    if isinstance(value, str):  # of two texts, the texts count: a hash may look like a number
+        return value.lower() == text.lower()
+    return bool(value == wanted)
+
+
+def _value(text: str) -> Any:
+    """What a text stands for: a number, yes or no, none, or itself."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        value = read_text(text, "the filter").values
+    except UserError:
+        return text
+    return None if text == "none" else value if isinstance(value, bool) else text

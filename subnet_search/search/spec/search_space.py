@@ -1,0 +1,239 @@
+"""What a study searches: keys of a run with domains, some of which exist only for some values of others.
+
+    space:
+      extractor: {choice: [gumbel, granet, synflow]}      # each opens the domains that it declares
+      extractor.density: 0.1                              # the same for all of them
+      recipe.lr:                                          # conditions written by hand
+        - {when: {extractor: gumbel}, float: [10, 100], log: true}
+        - {when: {extractor: [granet, synflow]}, float: [0.01, 0.3], log: true}
+      density_per_layer: true                             # a relative density for every layer
+
+A parameter is called by its key. One that exists only under a condition is called by its key and the condition, as in
+`recipe.lr @granet|synflow`, so that a name has one domain throughout a study.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import optuna
+
+from subnet_search.core.errors import UserError, blaming, unknown
+from subnet_search.core.search_domains import Int, OneOf, Real
+from subnet_search.data import load
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import check, with_values
+from subnet_search.extractors import get_extractor
+from subnet_search.extractors.base import layer_field, trains_weights
+from subnet_search.nets import build
+from subnet_search.search.spec.space_parser import (
+    LAYERS,
+    METHOD,
+    TARGET,
+    Entry,
+    check_key,
+    entries_of,
+    layer_entries,
+    method_entries,
+    stored,
+    value_of,
+)
+from subnet_search.structure.units_of_network import units_of
+from subnet_search.topology.select import layer_name
+from subnet_search.training import Recipe
+
+DECISIVE = (METHOD, "unit")  # what values of other keys are valid with
+
+
+class Space:
+    """The entries of a study's space, and how they change its run."""
+
+    def __init__(self, given: Mapping[str, Any], run: RunConfig, empty: bool = False) -> None:
+        self.run = run
+        self.entries = [*method_entries(given, run), *layer_entries(given)]
+        for key, value in given.items():
+            if key not in (METHOD, LAYERS):
+                self.entries += entries_of(key, value)
+        self.entries.sort(key=lambda entry: bool(entry.when))  # what conditions look at comes first
+        self._check()
+        if not self.searched and not empty and given.get(LAYERS) is not True:
+            raise UserError("space: nothing is searched: give at least one key a domain", "space")
+
+    @property
+    def searched(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.domain is not None]
+
+    def layers(self) -> list[str]:
+        """The layers that can have densities of their own. Raises UserError where those of one trial are not another's."""
+        runs = [self.config(branch) for branch in self._branches]
+        units = sorted({run.unit for run in runs})
+        if len(units) > 1:
+            raise UserError(f"space.{LAYERS}: layers differ between the units {' and '.join(units)}: search one of them alone")
+        return layers_of(runs[0])
+
+    @property
+    def conditional(self) -> bool:
+        return any(entry.when for entry in self.searched)
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A value for every key of the space that counts, drawn by the trial."""
+        return self._choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of keys of a run as Optuna's parameters. Raises UserError for one that is not searched or not possible."""
+        found: dict[str, Any] = {}
+
+        def take(entry: Entry) -> Any:
+            if entry.key not in values:
+                return None
+            text = stored(values[entry.key])
+            try:
+                inside = entry.distribution._contains(entry.distribution.to_internal_repr(text))
+            except (ValueError, TypeError):
+                inside = False
+            if not inside:
+                raise UserError(f"{entry.key} is searched over {entry.domain}, which {values[entry.key]!r} is not of")
+            found[entry.name] = text
+            return values[entry.key]
+
+        chosen = self._seen(self._choose(take))
+        if missing := [key for key, value in values.items() if value is not None and chosen.get(key) != value]:
+            raise unknown("searched key", missing[0], {entry.key for entry in self.searched})
+        return found
+
+    def config(self, values: Mapping[str, Any]) -> RunConfig:
+        """The run that these values of its keys ask for. Raises UserError when there is no such run."""
+        given = self.run.given()
+        if given.get(TARGET) and METHOD in given:
+            given[METHOD].pop("density", None)  # which is the target's
+        method = values.get(METHOD, self.run.extractor.name)
+        own = given.get(METHOD, {"name": self.run.extractor.name})
+        # Where trials differ in their method, a published batch would give some of them more steps than others.
+        fixed = {**own_rates(method, given), "recipe.batch_size": self.run.recipe.batch_size} if METHOD in values else {}
+        base = with_values({**given, METHOD: own if own["name"] == method else {"name": method}}, fixed)
+        seen = self._seen(values)
+        pinned = {entry.key: entry.value for entry in self.entries if entry.domain is None and entry.holds(seen)}
+        rest = {key: value for key, value in values.items() if key != METHOD and not key.startswith(f"{LAYERS}.")}
+        layers = {key.removeprefix(f"{LAYERS}."): value for key, value in values.items() if key.startswith(f"{LAYERS}.")}
+        if layers:
+            rest[f"{METHOD}.{layer_field(get_extractor(method))}"] = layers
+        return check(RunConfig, with_values(with_values(base, pinned), rest))
+
+    def words(self) -> dict[str, str]:
+        """Parameters with their domains, for people and for comparing."""
+        return {entry.name: str(entry.domain) for entry in self.searched}
+
+    def pinned(self) -> dict[str, Any]:
+        return {entry.name: entry.value for entry in self.entries if entry.domain is None}
+
+    def methods(self) -> list[str]:
+        """The methods that trials may have."""
+        for entry in self.searched:
+            if entry.key == METHOD and isinstance(entry.domain, OneOf):
+                return list(entry.domain.choices)
+        return [self.run.extractor.name]
+
+    def _choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for entry in self.entries:
+            if entry.domain is not None and entry.holds(self._seen(chosen)):
+                chosen[entry.key] = draw(entry)
+        return chosen
+
+    def _seen(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """What conditions may look at: what was chosen, and what the space sets."""
+        seen = dict(chosen)
+        for entry in self.entries:
+            if entry.domain is None and entry.holds(seen):
+                seen.setdefault(entry.key, entry.value)
+        return seen
+
+    @cached_property
+    def _branches(self) -> list[dict[str, Any]]:
+        """Every method with every unit that trials may have it with."""
+        found: list[dict[str, Any]] = [{}]
+        for entry in self.entries:
+            if entry.key in DECISIVE and entry.domain:
+                values = entry.domain.bounds()
+                found = [
+                    {**branch, **more}
+                    for branch in found
+                    for more in ([{entry.key: v} for v in values] if entry.holds(self._seen(branch)) else [{}])
+                ]
+        return found
+
+    def _check(self) -> None:
+        """Every end of every domain must make a valid run, with every method and unit: found now, not in trial 17."""
+        keys = {entry.key for entry in self.entries}
+        for entry in self.entries:
+            with blaming(entry.place):
+                for key in entry.when:
+                    if key not in keys:
+                        raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
+                    self._check_condition(entry, key)
+                for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
+                    check_key(entry.key, get_extractor(method))
+        for branch in self._branches:
+            if len(amounts := self._amounts(branch)) > 1:
+                both = f"space: {' and '.join(amounts)} both say how much is kept: leave one of them out"
+                raise UserError(both, f"space.{amounts[0]}")
+        for entry in self.searched:
+            with blaming(entry.place):
+                for value in entry.domain.bounds() if entry.domain else ():
+                    self._check_value(entry, value)
+
+    def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
+        """The keys by which the trials of a branch say how much is kept."""
+        found = self._seen(self._choose(lambda entry: branch.get(entry.key)))
+        if TARGET not in found:
+            found |= {f"{TARGET}.{measure}": None for measure in self.run.target or ()}
+        return [key for key in found if key == f"{METHOD}.density" or key.partition(".")[0] == TARGET]
+
+    def _check_condition(self, entry: Entry, key: str) -> None:
+        """Raise UserError for a condition that no trial meets."""
+        others = [other for other in self.entries if other.key == key]
+        possible = [value for other in others for value in (other.domain.bounds() if other.domain else (other.value,))]
+        wanted, ranges = entry.when[key], any(isinstance(other.domain, Real | Int) for other in others)
+        if not ranges and not any(value in possible for value in wanted):
+            raise unknown(key, wanted[0], map(str, possible), where=f"`when` of space.{entry.key}")
+
+    def _check_value(self, entry: Entry, value: Any) -> None:
+        """Raise UserError for a value that is invalid in some branch, and say in which where it is not in all."""
+        first = {key: values[0] for key, values in entry.when.items()}
+        branches = [b for b in self._branches if b.get(entry.key, value) == value and entry.holds(self._seen({**first, **b}))]
+        valid, refused = [], []
+        for branch in branches:
+            try:
+                self.config({**first, **branch, entry.key: value})
+                valid.append(branch)
+            except UserError as error:
+                refused.append((branch, str(error)))
+        if not refused or (valid and entry.key == METHOD):  # then the other key says it
+            return
+        branch, why = refused[0]
+        if not valid:
+            raise UserError(f"space: {why}")
+        others = (key for key in branch if key != entry.key)
+        apart = next((key for key in others if all(other.get(key) != branch[key] for other in valid)), METHOD)
+        where = ", ".join(f"{key} {text}" for key, text in branch.items())
+        raise UserError(f"space: {why} (in trials with {where}); `when: {{{apart}: ...}}` says where a key counts")
+
+
+def layers_of(run: RunConfig) -> list[str]:
+    """The layers of a run's network that can have densities of their own: those of its units, by their modules' names."""
+    data = load(run.data)
+    units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
+    return [layer_name(name) for name in units.weights if name in units.shapes]  # in the network's order
+
+
+def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The published rate and decay of a method that learns relevance and nothing else, as changes to the run.
+
+    What a run sets for all methods are the rates of weights. A configuration that is written for the method sets them
+    itself.
+    """
+    cls = get_extractor(method)
+    if trains_weights(cls) or given.get(METHOD, {}).get("name") == method:
+        return {}
+    published = Recipe(**cls.published.recipe)
+    return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}

@@ -1,0 +1,163 @@
+"""Storages underneath: opening them, one process at a time, many attributes at once, patience through outages."""
+
+import logging
+import re
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from subnet_search.core.errors import UserError, unknown
+from subnet_search.core.redaction import remember
+from subnet_search.core.redaction import safe_url as safe_url
+from subnet_search.core.redaction import scrub as scrub
+from subnet_search.search.storage.optuna_private import CachedStorage, models
+from subnet_search.search.storage.retry import in_one_line, patiently
+
+DEFAULT_STORAGE = "sqlite:///runs/studies.db"
+BUSY = 60.0  # seconds that SQLite waits for another process to end its write
+RACES = 8  # tries at making a storage, when other processes make it at the same moment
+POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed within a minute or so
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    "fallback_application_name": "subnet-search",
+}
+
+LOST_RACE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
+
+
+def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage:
+    """Any storage that Optuna knows by a URL: SQLite, PostgreSQL (needs the extra `postgres`), MySQL.
+
+    SQLite files get write-ahead logging, ten times faster and safe on a local disk; `create` makes a missing one.
+    One that does not answer is tried for `wait` seconds. Raises UserError, without the URL's password, when there is no
+    such storage; RunError when that was waited for in vain.
+    """
+    parsed = _parse(url)
+    remember(url)
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    match parsed.get_backend_name():
+        case "sqlite":
+            _require(parsed, create)
+            options = {"connect_args": {"timeout": BUSY}, "pool_events": [(_write_ahead, "connect")]}
+        case "postgresql":
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            if parsed.get_driver_name() in ("psycopg", "psycopg2"):
+                options["connect_args"] = {key: value for key, value in POSTGRES.items() if key not in parsed.query}
+                options["pool_events"] = [(_keep_alive, "connect")]
+    try:
+        storage = patiently(_with_tables, parsed, options, patience=wait) if wait else _with_tables(parsed, options)
+    except ImportError as error:
+        reason = f"{error.__cause__ or error}"
+        if parsed.drivername == "postgresql+psycopg":
+            reason = "PostgreSQL needs psycopg (pip install 'subnet-search[postgres]')"
+        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(reason, url)}") from error
+    except Exception as error:  # of a file that is damaged or none of ours, a server, bad options in a URL
+        raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(in_one_line(error), url)}") from error
+    if (kind := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
+        log.warning("no lock on a %s storage: with several workers a study may exceed its budget by workers - 1", kind)
+    return storage
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(re.sub("^postgres:", "postgresql:", url))
+        parsed.get_dialect()  # raises ArgumentError for a database that SQLAlchemy does not know
+    except (ArgumentError, ValueError):
+        raise UserError(f"not a storage URL: {safe_url(url)!r}; for example sqlite:///runs/studies.db") from None
+    except ImportError:
+        pass  # the driver is missing: said when it is opened
+    if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+        raise UserError(f"not a storage URL: {safe_url(url)!r}; in a password, write @ as %40, : as %3A and / as %2F")
+    return parsed
+
+
+def _require(parsed: URL, create: bool) -> None:
+    if not parsed.database or parsed.database == ":memory:":
+        return
+    if not create and not Path(parsed.database).is_file():
+        raise UserError(f"no studies yet: {parsed.database} does not exist (start one with: subnet-search study run)")
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder of {parsed.database}: {error.strerror}") from error
+    if _is_foreign(Path(parsed.database)):  # into which Optuna would write its tables
+        raise UserError(f"{parsed.database} is a database of another program, with no studies of Optuna's in it")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a SQLite file has tables, and none of Optuna's. What cannot be read is not: opening it says why."""
+    with suppress(sqlite3.Error, OSError), closing(_only_read(path)) as found:
+        tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return bool(tables) and models.StudyModel.__tablename__ not in tables
+    return False
+
+
+def _only_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=1, uri=True)
+
+
+def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
+    """Optuna makes missing tables without a lock, so whoever loses the race finds them half made, and looks again."""
+    url = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
+    began = time.monotonic()
+    for tried in range(1, RACES + 1):
+        try:
+            return RDBStorage(url, engine_kwargs=dict(options))
+        except (DBAPIError, StorageInternalError) as error:
+            waited = time.monotonic() - began  # for a lock, which nobody holds for so long who makes tables
+            if tried == RACES or waited > BUSY or not LOST_RACE.search(str(error.__cause__ or error)):
+                raise
+            time.sleep(0.1 * tried)
+    raise AssertionError("the last try returns or raises")
+
+
+def _write_ahead(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _keep_alive(connection: Any, _: Any) -> None:
+    """The server too must notice within a minute when a client's machine is gone: its locks are released then."""
+    cursor = connection.cursor()
+    for option in ("idle = 30", "interval = 10", "count = 3"):
+        cursor.execute(f"SET tcp_keepalives_{option}")
+    cursor.execute("SET tcp_user_timeout = 60000")
+    cursor.close()
+    connection.commit()
+
+
+def rdb(storage: BaseStorage) -> RDBStorage | None:
+    """The database behind a storage (Optuna wraps it in a cache), None when it has none."""
+    inner = storage._backend if isinstance(storage, CachedStorage) else storage
+    return inner if isinstance(inner, RDBStorage) else None
+
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
+
+
+def load_study(name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
+    """A study that exists. Raises UserError with the nearest names when it does not."""
+    try:
+        return optuna.load_study(study_name=name, storage=storage, **options)
+    except KeyError as error:
+        names = optuna.get_all_study_names(storage)
+        if not names:
+            raise UserError(f"no study {name!r}: the storage holds no studies yet (subnet-search study run)") from error
+        raise unknown("study", name, names) from error

@@ -1,0 +1,74 @@
+"""One process at a time on a study."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from hashlib import blake2b
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from subnet_search.core.errors import RunError
+from subnet_search.core.redaction import scrub as scrub
+from subnet_search.search.storage.connect import log, rdb
+from subnet_search.search.storage.retry import PATIENCE, _reason
+
+_threads = threading.Lock()  # for storages that no other process can reach
+
+
+def exclusive(storage: BaseStorage, name: str, patience: float = PATIENCE) -> AbstractContextManager[object]:
+    """One process (and thread) at a time works on the study `name` of a storage: `with exclusive(...):`. Not re-entrant.
+
+    A file lock beside a SQLite file, an advisory lock of a PostgreSQL server: both are released when their holder is
+    killed. Raises RunError when another has held it for `patience` seconds.
+    """
+    database = rdb(storage)
+    if database and database.engine.dialect.name == "postgresql":
+        return _advisory(database.engine, name, patience)
+    file = database.engine.url.database if database and database.engine.dialect.name == "sqlite" else None
+    return _beside(file, name, patience) if file and file != ":memory:" else _threads
+
+
+@contextmanager
+def _beside(file: str, name: str, patience: float) -> Iterator[None]:
+    lock = FileLock(f"{Path(file).resolve()}.lock")
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.01)
+    except Timeout:
+        raise RunError(_stuck(name, patience, f"who has {lock.lock_file} open?")) from None
+    except OSError as error:
+        raise RunError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
+    """The lock belongs to a transaction of a connection of its own, so it ends with either, however they end."""
+    key = int.from_bytes(blake2b(f"subnet-search {name}".encode(), digest_size=8).digest(), "big", signed=True)
+    with engine.connect() as connection:
+        try:
+            connection.exec_driver_sql(
+                f"SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = {patience * 1000:.0f};"
+                f"SELECT pg_advisory_xact_lock({key})"
+            )
+        except OperationalError as error:
+            if type(error.orig).__name__ == "LockNotAvailable":  # so called by every driver
+                raise RunError(_stuck(name, patience, "see pg_locks on the server")) from None
+            raise
+        try:
+            yield
+        finally:
+            try:
+                connection.commit()
+            except DBAPIError as error:  # what was done under the lock is done; only the server went away in between
+                log.warning("the lock of the study %r was lost before its end: %s", name, scrub(_reason(error)))
+
+
+def _stuck(name: str, patience: float, where: str) -> str:
+    return f"the study {name!r} has been locked by another process for {patience:g} seconds; {where}"

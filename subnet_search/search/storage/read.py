@@ -1,0 +1,192 @@
+"""Reading whole studies fast: a few plain SELECTs, where Optuna builds an object for every cell of every table."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+import optuna
+from optuna.distributions import json_to_distribution
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Select, bindparam, func, select
+
+from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.optuna_private import models
+
+STORED_AS_NULL = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
+"""Numbers that Optuna stores as NULL, by the type that stands beside them."""
+MOST = 2**31 - 1  # trials of a study
+
+
+def read_trials(study: optuna.Study, without: Collection[str] = (), first: int = 0, last: int = MOST) -> list[FrozenTrial]:
+    """Trials of a study at one moment, in the order of their numbers: as `study.get_trials(deepcopy=False)`, faster.
+
+    All, or those from one number to another. User attributes named in `without` (long ones that nobody will look at) are
+    left out. A value that is NaN, which Optuna would refuse to read, is one.
+    """
+    database = rdb(study._storage)
+    if database is None:
+        return [trial for trial in study.get_trials(deepcopy=False) if first <= trial.number <= last]
+    with _at_one_moment(database) as connection:
+        return _trials(connection, study._study_id, without, first, last)
+
+
+class Reader:
+    """Reads a study again and again, and each trial that has ended once: such a trial does not change any more."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study, self.ended = study, list[FrozenTrial]()  # up to the first that has not
+
+    def trials(self) -> list[FrozenTrial]:
+        """As `read_trials`."""
+        database = rdb(self.study._storage)
+        if database is None:
+            return self.study.get_trials(deepcopy=False)
+        with _at_one_moment(database) as connection:
+            later = _trials(connection, self.study._study_id, (), len(self.ended))
+        found = [*self.ended, *later]
+        self.ended.extend(takewhile(lambda trial: trial.state.is_finished(), later))
+        return found
+
+
+@contextmanager
+def _at_one_moment(database: RDBStorage) -> Iterator[Connection]:
+    with database.engine.connect() as connection:
+        if database.engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")  # without it, every SELECT would see another moment
+        else:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
+    """Those of a study's user attributes that it has; nothing when there is no such study."""
+    database = rdb(study._storage)
+    if database is None:
+        return {key: value for key, value in study.user_attrs.items() if key in keys}
+    table = models.StudyUserAttributeModel
+    query = select(table.key, table.value_json).where(table.study_id == study._study_id, table.key.in_(keys))
+    with database.engine.connect() as connection:
+        return {key: json.loads(text) for key, text in connection.execute(query)}
+
+
+def study_states(storage: BaseStorage) -> dict[str, Counter[TrialState]]:
+    """How many trials of each study are in which state, in the order in which the studies were made."""
+    database = rdb(storage)
+    if database is None:
+        studies = storage.get_all_studies()
+        return {s.study_name: Counter(t.state for t in storage.get_all_trials(s._study_id, deepcopy=False)) for s in studies}
+    study, trial = models.StudyModel, models.TrialModel
+    query = (
+        select(study.study_name, trial.state, func.count(trial.trial_id))
+        .outerjoin(trial, trial.study_id == study.study_id)
+        .group_by(study.study_id, study.study_name, trial.state)
+        .order_by(study.study_id, trial.state)
+    )
+    states: dict[str, Counter[TrialState]] = defaultdict(Counter)
+    with database.engine.connect() as connection:
+        for name, state, count in connection.execute(query):
+            states[name].update({state: count} if count else {})
+    return dict(states)
+
+
+def _trials(
+    connection: Connection, study: int, without: Collection[str], first: int = 0, last: int = MOST
+) -> list[FrozenTrial]:
+    """The trials of a study from the number `first` to `last`."""
+    value, param, seen = models.TrialValueModel, models.TrialParamModel, models.TrialIntermediateValueModel
+    which = {"study": study, "first": first, "last": last}
+
+    def cells(model: Any, *columns: str, without: Collection[str] = ()) -> list[tuple[Any, ...]]:
+        query = _cells(model, *columns)
+        result: Any = connection.execute(query.where(model.key.not_in(without)) if without else query, which)
+        return list(result.cursor.fetchall())  # the driver's own tuples: SQLAlchemy's rows cost as much as all the rest
+
+    rows = connection.execute(_TRIALS, which).all()
+    values: dict[int, dict[int, float]] = defaultdict(dict)
+    for id, objective, number, kind in cells(value, "objective", "value", "value_type"):
+        values[id][objective] = STORED_AS_NULL.get(kind, math.nan if number is None else number)
+    reported: dict[int, dict[int, float]] = defaultdict(dict)
+    for id, step, number, kind in cells(seen, "step", "intermediate_value", "intermediate_value_type"):
+        reported[id][step] = STORED_AS_NULL.get(kind, number)
+    params: dict[int, dict[str, Any]] = defaultdict(dict)
+    distributions: dict[int, dict[str, Any]] = defaultdict(dict)
+    for id, name, number, text in cells(param, "param_name", "param_value", "distribution_json"):
+        distributions[id][name] = _distribution(text)
+        params[id][name] = distributions[id][name].to_external_repr(number)
+    user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
+    user_attrs = _attributes(cells(user, "key", "value_json", without=without))
+    system_attrs = _attributes(cells(system, "key", "value_json"))
+    return [
+        FrozenTrial(
+            trial_id=id,
+            number=number,
+            state=state,
+            value=None,
+            values=[values[id][objective] for objective in range(len(values[id]))] or None,
+            datetime_start=_local(start),
+            datetime_complete=_local(end),
+            params=params[id],
+            distributions=distributions[id],
+            user_attrs=user_attrs[id],
+            system_attrs=system_attrs[id],
+            intermediate_values=reported[id],
+        )
+        for id, number, state, start, end in rows
+    ]
+
+
+_distribution = cache(json_to_distribution)
+
+# Statements are made once: to put one together takes as long as to run it.
+_trial = models.TrialModel
+_WHICH = _trial.study_id == bindparam("study"), _trial.number >= bindparam("first"), _trial.number <= bindparam("last")
+_TRIALS = (
+    select(_trial.trial_id, _trial.number, _trial.state, _trial._datetime_start_utc, _trial._datetime_complete_utc)
+    .where(*_WHICH)
+    .order_by(_trial.number)
+)
+
+
+@cache
+def _cells(model: Any, *columns: str) -> Select[Any]:
+    """The ids of trials and what stands in a table about them, in the order in which it was written."""
+    key = model.__table__.primary_key.columns.values()[0]
+    query = select(model.trial_id, *(getattr(model, column) for column in columns))
+    return query.join(_trial, _trial.trial_id == model.trial_id).where(*_WHICH).order_by(key)
+
+
+def _attributes(cells: list[tuple[Any, ...]]) -> dict[int, dict[str, Any]]:
+    """By trial. One JSON text for all of them is parsed five times as fast as one for each."""
+    attributes: dict[int, dict[str, Any]] = defaultdict(dict)
+    for (id, key, _), value in zip(cells, json.loads(f"[{','.join(text for _, _, text in cells)}]"), strict=True):
+        attributes[id][key] = value
+    return attributes
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """Optuna stores naive UTC and shows naive local time."""
+    return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
+
+
+class Snapshot(optuna.Study):
+    """A study with its trials as they were at one moment, for everything in Optuna that looks at studies."""
+
+    def __init__(
+        self, study: optuna.Study, trials: Iterable[FrozenTrial] | None = None, without: Collection[str] = COLD
+    ) -> None:
+        super().__init__(study.study_name, study._storage)
+        self._seen = list(read_trials(study, without) if trials is None else trials)
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The trials, or those in some states. Never copied."""
+        return [trial for trial in self._seen if states is None or trial.state in states]

@@ -1,0 +1,69 @@
+"""What a study or a run folder that is stored may cause: no import, and no download, that nobody here has asked for.
+
+A configuration that the user passes may name a network by `package.module:factory`, and have torchvision download weights.
+One that is read from a storage, an exported study or a run folder may have come from anybody, so it needs the user's word.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from subnet_search.core.errors import UserError
+
+PARTS = ("network", "extractor")  # of a run, whose name may stand for code
+NAMES = ("network", "extractor", "name", "source")  # the last part of the keys that are such names
+DOWNLOADS = re.compile("pretrained|weights")  # torchvision's options that do, by how they begin
+TORCHVISION = "torchvision:"
+
+
+def imports_of(*values: Any) -> set[str]:
+    """The names by which values of a run, or domains over them, would import code, or have torchvision download weights.
+
+    What is no mapping names nothing.
+    """
+    found = [
+        (part, *leaf)
+        for one in values
+        if isinstance(one, Mapping)
+        for key, value in one.items()
+        if (part := key.partition(".")[0]) in PARTS
+        for leaf in _leaves(value, _last(key))
+    ]
+    names = {value for _, key, value in found if key in NAMES and isinstance(value, str) and ":" in value}
+    downloads = any(part == "network" and DOWNLOADS.match(key) and value not in (None, False) for part, key, value in found)
+    return {name for name in names if downloads or not name.startswith(TORCHVISION)}
+
+
+def imports_of_spec(spec: Mapping[str, Any]) -> set[str]:
+    """Those of all trials that a study's specification, as plain values, may lead to."""
+    return imports_of(spec.get("run"), spec.get("space"))
+
+
+def check_imports(what: str, names: Collection[str], allowed: Collection[str]) -> None:
+    """Raise UserError for a name that is not allowed, by itself or by its module."""
+    for name in sorted(names):
+        module = name.partition(":")[0]
+        if not {name, module} & set(allowed):
+            act = "downloads weights for" if name.startswith(TORCHVISION) else "imports"
+            raise UserError(
+                f"{what} {act} {name}, and what is stored may do so only when it is allowed: --allow-import {name} "
+                f"(or --allow-import {module})"
+            )
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value that is no mapping or list, with the last part of the key that it is a value of."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name == "choice" and isinstance(inner, Mapping):  # methods, with what is searched of each
+                yield from ((key, one) for one in inner)
+            yield from _leaves(inner, key if name in ("choice", "value") else _last(str(name)))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -1,0 +1,171 @@
+"""Writing trials fast: plain statements, table by table, where Optuna looks up every cell before it writes it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from optuna.distributions import distribution_to_json
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.optuna_private import create_scoped_session, models
+
+_in_words = cache(distribution_to_json)
+
+
+def insert_trials(
+    database: RDBStorage, study_id: int, trials: Sequence[FrozenTrial], number: int | None = None
+) -> dict[int, int]:
+    """Add trials to a study, all or none, 50 times as fast as Optuna one by one; returns their ids by their numbers.
+
+    With `number`, none are added unless that is the next one.
+    """
+    with database.engine.begin() as connection:
+        connection.execute(_LOCK, {"study": study_id})
+        if number is not None and number != connection.execute(_COUNT, {"study": study_id}).scalar_one():
+            return {}
+        return write_trials(connection, study_id, trials)
+
+
+def write_trials(connection: Connection, study_id: int, trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Add trials to a study in a transaction; returns their ids by their numbers."""
+    first = connection.execute(_COUNT, {"study": study_id}).scalar_one()
+    rows = [
+        {
+            "number": number,
+            "study_id": study_id,
+            "state": trial.state,
+            "datetime_start": _utc(trial.datetime_start),
+            "datetime_complete": _utc(trial.datetime_complete),
+        }
+        for number, trial in enumerate(trials, first)
+    ]
+    write_rows(connection, models.TrialModel, rows)
+    ids = {row.number: row.trial_id for row in connection.execute(_IDS, {"study": study_id, "first": first})}
+    added = [(ids[number], trial) for number, trial in enumerate(trials, first)]
+    write_rows(connection, models.TrialValueModel, [row for id, trial in added for row in _values(id, trial.values)])
+    write_rows(connection, models.TrialIntermediateValueModel, [row for id, trial in added for row in _reports(id, trial)])
+    write_rows(connection, models.TrialParamModel, [row for id, trial in added for row in _params(id, trial)])
+    user = [row for id, trial in added for row in attributes(trial.user_attrs, trial_id=id)]
+    system = [row for id, trial in added for row in attributes(trial.system_attrs, trial_id=id)]
+    write_rows(connection, models.TrialUserAttributeModel, user)
+    write_rows(connection, models.TrialSystemAttributeModel, system)
+    return ids
+
+
+def end_trial(
+    database: RDBStorage,
+    trial_id: int,
+    token: str,
+    state: TrialState,
+    values: Sequence[float] | None,
+    attrs: Mapping[str, Any],
+    noted: Mapping[str, Any],
+) -> bool:
+    """End a trial that the worker with this token runs, with its values, user and system attributes: all, or nothing.
+
+    False when it is another worker's by now, or has ended, or is not there any more.
+    """
+    now = datetime.now(UTC).replace(tzinfo=None)
+    with database.engine.begin() as connection:
+        # The update comes first, so that the row is this connection's while it looks whose trial it is.
+        ended = {"state": state, "datetime_complete": now, "trial": trial_id, "token": f'%"token": "{token}"%'}
+        if not connection.execute(_END, ended).rowcount:
+            return False
+        for model, cells in ((models.TrialUserAttributeModel, attrs), (models.TrialSystemAttributeModel, noted)):
+            if cells:
+                table = model.__table__
+                connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(cells)))
+                write_rows(connection, model, attributes(cells, trial_id=trial_id))
+        write_rows(connection, models.TrialValueModel, _values(trial_id, values))
+    return True
+
+
+def write_rows(connection: Connection, model: Any, rows: list[dict[str, Any]]) -> None:
+    """Insert rows into the table of one of Optuna's models."""
+    if rows:
+        connection.execute(insert(model.__table__), rows)
+
+
+def attributes(attrs: Mapping[str, Any], **owner: int) -> list[dict[str, Any]]:
+    """Attributes of a study or a trial as rows."""
+    return [{**owner, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+
+
+def _values(id: int, values: Sequence[float] | None) -> list[dict[str, Any]]:
+    stored = map(models.TrialValueModel.value_to_stored_repr, values or ())
+    return [
+        {"trial_id": id, "objective": objective, "value": number, "value_type": kind}
+        for objective, (number, kind) in enumerate(stored)
+    ]
+
+
+def _reports(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+    stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
+    rows = []
+    for step, value in trial.intermediate_values.items():
+        number, kind = stored(value)
+        rows.append({"trial_id": id, "step": step, "intermediate_value": number, "intermediate_value_type": kind})
+    return rows
+
+
+def _params(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+    rows = []
+    for name, value in trial.params.items():
+        domain = trial.distributions[name]
+        row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
+        rows.append({**row, "distribution_json": _in_words(domain)})
+    return rows
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """Optuna shows naive local time and stores naive UTC."""
+    return moment and moment.astimezone(UTC).replace(tzinfo=None)
+
+
+# Statements are made once: to put one together takes as long as to run it.
+_study, _trial, _holder = (
+    model.__table__.c for model in (models.StudyModel, models.TrialModel, models.TrialUserAttributeModel)
+)
+_LOCK = select(_study.study_id).where(_study.study_id == bindparam("study")).with_for_update()  # as Optuna does
+_COUNT = select(func.count(_trial.trial_id)).where(_trial.study_id == bindparam("study"))
+_IDS = select(_trial.number, _trial.trial_id).where(_trial.study_id == bindparam("study"), _trial.number >= bindparam("first"))
+_END = update(models.TrialModel.__table__).where(
+    _trial.trial_id == bindparam("trial"),
+    _trial.state == TrialState.RUNNING,
+    select(_holder.value_json)
+    .where(_holder.trial_id == bindparam("trial"), _holder.key == "worker")
+    .scalar_subquery()
+    .like(bindparam("token")),
+)
+
+
+def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], system: bool = False) -> None:
+    """Write many user (or system) attributes of a trial that has not ended: all of them, in one transaction, or none.
+
+    Storages other than SQLite and PostgreSQL write one after the other. Raises TypeError for what JSON cannot hold,
+    KeyError when there is no such trial, Optuna's UpdateFinishedTrialError when it has ended.
+    """
+    database = rdb(storage)
+    kind = database.engine.dialect.name if database else ""
+    if not database or kind not in ("sqlite", "postgresql"):
+        write = storage.set_trial_system_attr if system else storage.set_trial_user_attr
+        for key, value in attrs.items():
+            write(trial_id, key, value)
+        return
+    model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
+    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    insert = (sqlite.insert if kind == "sqlite" else postgresql.insert)(model)
+    upsert = insert.on_conflict_do_update(
+        index_elements=[model.trial_id, model.key], set_={"value_json": insert.excluded.value_json}
+    )
+    with create_scoped_session(database.scoped_session) as session:
+        trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        database.check_trial_is_updatable(trial_id, trial.state)
+        if rows:
+            session.execute(upsert.values(rows))

@@ -1,0 +1,1 @@
+"""What is done with whole studies: start, continue, compare, repair."""

@@ -1,0 +1,192 @@
+"""Start or continue a study: check it against the storage, then one worker here, several processes, or a cluster."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from subnet_search.core.errors import UserError
+from subnet_search.extraction.provenance import versions
+from subnet_search.search.engine.copies import adopt
+from subnet_search.search.engine.multiobjective_pruner import check_options
+from subnet_search.search.engine.worker import run_worker
+from subnet_search.search.spec.samplers import make_pruner, make_sampler
+from subnet_search.search.spec.space_parser import LAYERS, METHOD
+from subnet_search.search.spec.study_spec import StudySpec, read_study, spec_of, trusted_spec_of
+from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage, safe_url
+from subnet_search.search.storage.locks import exclusive
+from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
+from subnet_search.search.storage.study_folder import new_folder
+from subnet_search.search.storage.trial_attributes import STOPPED
+from subnet_search.search.storage.trust import imports_of_spec
+from subnet_search.search.studies.processes import _run_processes, reap
+from subnet_search.search.studies.warm_start import warm_start
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where Ray places workers, and what each of them takes."""
+
+    address: str | None = None  # of a Ray cluster; None starts a local one
+    gpus: float = 0.0  # a worker, which runs one trial at a time
+    cpus: float | None = None  # default: the threads of a trial
+
+
+def run_study(
+    spec: StudySpec | str | os.PathLike[str],
+    *,
+    storage: str | None = None,
+    workers: int | None = None,
+    trials: int | None = None,
+    timeout: float | None = None,
+    cluster: Cluster | None = None,
+    wait: float = 0,
+    allow_imports: Collection[str] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> optuna.Study:
+    """Start a study, or continue it if its storage already has it, and return it as Optuna knows it.
+
+    spec            a StudySpec, or the path of a YAML file
+    storage         overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
+    cluster         lets Ray place the workers; default: processes on this machine, one worker in this process
+    wait            seconds for a storage that does not answer at first; one that goes away later is waited for anyway
+    allow_imports   names or modules that the workers may import for networks; default: those that the spec names
+
+    Raises UserError when the storage's study searches something else, and names the difference; Interrupted when
+    stopped; RunError when trial after trial fails, or the workers cannot go on.
+    """
+    spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
+    url = storage or spec.storage
+    allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
+    study = prepare_study(spec, url, wait)
+    count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
+    if cluster:
+        from subnet_search.search.studies.ray_launcher import run_on_ray
+
+        try:
+            run_on_ray(
+                spec.name,
+                url,
+                workers=count,
+                trials=budget,
+                timeout=limit,
+                address=cluster.address,
+                gpus=cluster.gpus,
+                cpus=(spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus,
+                allow_imports=allowed,
+                should_stop=should_stop,
+            )
+        finally:
+            reap(study)
+    elif count == 1:
+        run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, allow_imports=allowed, should_stop=should_stop)
+    else:
+        _run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
+    again = open_storage(url, wait=PATIENCE)
+    return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
+
+
+def find_spec(
+    given: str, overrides: list[str], storage: str | None, allow_imports: Collection[str] = ()
+) -> tuple[StudySpec, list[str]]:
+    """The spec in a YAML file, or that of a study which is in the storage already; and what its workers may import.
+
+    A file that the user passes may name what it likes; of a study in a storage, `allow_imports` must have all that it names.
+    """
+    if Path(given).suffix in (".yaml", ".yml") or Path(given).is_file():
+        spec = read_study(given, overrides)
+        return spec, sorted({*allow_imports, *imports_of_spec(json.loads(spec.to_json()))})
+    study = load_study(given, open_storage(storage or DEFAULT_STORAGE))
+    if overrides:
+        raise UserError(f"-s changes a spec file, but {given!r} is a study that has begun; --trials extends it")
+    spec = trusted_spec_of(study, allow_imports)
+    return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE}), sorted(allow_imports)
+
+
+def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
+    """The study in the storage: made now, or checked to search the same; one that was stopped may go on.
+
+    A storage that does not answer is waited for `wait` seconds.
+    """
+    store = open_storage(url, create=True, wait=wait)
+    with guarded(f"the study {spec.name!r} in {safe_url(url)}"):
+        return patiently(_prepare, spec, store)
+
+
+def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
+    if spec.space.get(LAYERS) is True:
+        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: spec.searched.layers()}})
+        spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
+    make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
+    if spec.pruner["name"] == "rungs":
+        check_options(spec)
+    if spec.artifacts is not None:
+        from subnet_search.search.engine.artifact_store import open_store
+
+        open_store(spec)
+    with exclusive(store, spec.name):
+        names = optuna.get_all_study_names(store)
+        if spec.name in names and _is_half_made(load_study(spec.name, store)):
+            optuna.delete_study(study_name=spec.name, storage=store)
+            names.remove(spec.name)
+        if spec.name not in names:
+            return _make_study(spec, store)
+    study = load_study(spec.name, store)
+    adopt(study)
+    differences = spec_of(study).differences(spec)
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise UserError(
+            f"the study {spec.name!r} searches something else: {differences[0]}{more}; give the new one another name"
+        )
+    if study.user_attrs.get(STOPPED):
+        study.set_user_attr(STOPPED, False)
+    if not spec.compares and study.user_attrs["spec"] != spec.to_json():  # a budget or the like has changed
+        study.set_user_attr("spec", spec.to_json())
+    return study
+
+
+def _check_reach(spec: StudySpec) -> None:
+    """Refuse hyperparameters that the run sets for its own method, where trials have other methods, which get none of them.
+
+    Raises UserError. Of a new study alone: one that was begun goes on as it began.
+    """
+    own, methods = spec.run.extractor.name, spec.searched.methods()
+    given = [key for key in spec.run.given().get(METHOD, {}) if key != "name" and not (key == "density" and spec.run.target)]
+    for_all = {entry.key for entry in spec.searched.entries if not entry.when}
+    for key in given:
+        if f"{METHOD}.{key}" not in for_all and methods != [own]:
+            value = getattr(spec.run.extractor, key)
+            alone = f"{{when: {{{METHOD}: {own}}}, value: {value}}}"
+            raise UserError(
+                f"run.{METHOD} sets {key} for {own} alone, and this study searches {', '.join(methods)}: say in its space what "
+                f"it is for all, {METHOD}.{key}: {value}, or for one, {METHOD}.{key}: {alone}"
+            )
+
+
+def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
+    _check_reach(spec)
+    study = optuna.create_study(study_name=spec.name, storage=store, directions=spec.directions)
+    try:
+        study.set_user_attr("folder", new_folder(spec.name))
+        study.set_user_attr("versions", versions())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
+        warm_start(study, spec)
+        study.set_user_attr("space", spec.searched.words())  # for whoever looks on without reading the spec
+        study.set_user_attr("spec", spec.to_json())
+    except UserError:
+        optuna.delete_study(study_name=spec.name, storage=store)
+        raise
+    return study
+
+
+def _is_half_made(study: optuna.Study) -> bool:
+    """Whether the process that made a study was killed before it wrote the spec, which comes last. Holds nothing then."""
+    attrs = study.user_attrs.keys()
+    return attrs <= {"folder", "versions", "space"} and ("folder" in attrs or not study.get_trials(deepcopy=False))

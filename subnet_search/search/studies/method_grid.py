@@ -1,0 +1,345 @@
+"""Comparisons: methods side by side on one run, over densities and seeds, with the same recipe and number of steps for all.
+
+A comparison is a study whose trials are the cells of a grid. A cell is known by the complete configuration of its run,
+so one that has been run is never run again, and a grid may grow by arms, densities and seeds; a cell that has failed
+is queued once more by every call. Spread is shown as lowest to highest, which claims nothing: the standard deviation
+of three values leaves the true one anywhere from half to six times it (95 %). The rows hold both.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from subnet_search.core.errors import UserError
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import check, with_values
+from subnet_search.extractors import get_extractor
+from subnet_search.extractors.base import only_begins, trains_weights
+from subnet_search.search.spec.search_space import own_rates
+from subnet_search.search.spec.study_spec import Comparison, spec_of
+from subnet_search.search.storage.locks import exclusive
+from subnet_search.search.storage.trial_attributes import WITHDRAWN
+from subnet_search.search.studies.launcher import prepare_study, run_study
+from subnet_search.training import Recipe
+
+Choice = Literal["shared", "published"]
+"""Of the recipe in a comparison: one for all methods that train weights, or each method's published settings."""
+
+# What all methods that train weights share where the configuration leaves it open. Most methods here were published on
+# CIFAR-10 with this rate, momentum and decay; a cosine stands for their different milestones, and fits any length.
+SHARED = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
+# The keys of a recipe that say how weights are trained.
+WEIGHTS = (
+    "optimizer",
+    "lr",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "schedule",
+    "milestones",
+    "gamma",
+    "label_smoothing",
+    "augment",
+)
+RATES = ("lr", "weight_decay")  # of masks, in a configuration that is written for a method that trains no weights
+MEASURES = ("val_accuracy", "test_accuracy", "achieved_density", "steps", "forward", "backward", "seconds")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of the comparison: what it is called, the density it is at, and the keys of the run that it changes."""
+
+    label: str
+    density: float
+    changes: Mapping[str, Any]
+
+
+# Every unit is kept, so it does not matter which unit.
+WHOLE = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
+DENSE = Arm("dense", 1.0, WHOLE)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with a seed: one run. Equal keys stand for equal configurations, but for device and threads."""
+
+    arm: Arm
+    seed: int
+    key: str
+
+    @property
+    def attribute(self) -> dict[str, Any]:
+        """As a trial keeps it."""
+        values = {**self.arm.changes, "seed": self.seed}
+        return {"arm": self.arm.label, "density": self.arm.density, "seed": self.seed, "values": values}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a comparison, seed by seed: one that is stopped has compared all arms as far as it got."""
+
+    spec: Comparison
+    cells: tuple[Cell, ...]
+    choice: Choice = "shared"
+    recipe: Recipe | None = None
+    """The one that all arms which train weights have; None where they differ in it."""
+    masks_alone: tuple[str, ...] = ()
+    """The arms that train no weights."""
+
+    def recipe_record(self) -> dict[str, Any]:
+        """The recipe as `--json` has it; `settings` is null where the arms that train weights differ."""
+        keys = (*WEIGHTS, "batch_size")
+        settings = self.recipe and self.recipe.model_dump(mode="json", include=set(keys))
+        return {"choice": self.choice, "settings": settings, "masks_alone": list(self.masks_alone), "text": self.recipe_text()}
+
+    def recipe_text(self) -> str:
+        """What the rows have in common in training, as a table says it."""
+        if self.choice == "published":
+            text = "each method's published settings where the configuration leaves them open, so differences between rows "
+            text += "include the recipe"
+        elif self.recipe is None:
+            text = "not the same for all rows, so differences between rows include the recipe"
+        else:
+            text = f"shared by all methods that train weights: {self.recipe.summary()}"
+        if self.masks_alone:
+            text += f"; trains masks alone, at its published rate and decay: {', '.join(self.masks_alone)}"
+        return f"recipe: {text}"
+
+
+def method_grid(
+    name: str,
+    config: RunConfig,
+    methods: Sequence[str],
+    densities: Sequence[float],
+    seeds: int,
+    recipe: Choice = "shared",
+) -> Grid:
+    """Methods at densities, and the dense network.
+
+    The configuration's own method has the hyperparameters it is given there, the others their published defaults. The
+    epochs and the batch size are the configuration's for all. How the rest of the recipe is filled is `recipe_changes`.
+    A density is of units, or of what the configuration's target counts. Raises UserError for a method that cannot be had
+    at a density.
+    """
+    given = config.given()
+    own = given.get("extractor", {"name": config.extractor.name})
+    arms = []
+    for method in dict.fromkeys(methods):
+        if "density" not in get_extractor(method).model_fields:
+            raise UserError(f"{method} has no density to set, so it cannot be compared at {densities[0]:g}: leave it out")
+        spec, changes = own if own["name"] == method else {"name": method}, recipe_changes(method, given, recipe)
+        for density in dict.fromkeys(densities):
+            target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
+            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
+    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given, recipe)})
+    budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
+    return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, dense], seeds, recipe)
+
+
+def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
+    """What a method's runs change in the recipe of the configuration, of which `given` is what was set.
+
+    What the configuration sets holds for all, but that lr and weight_decay are those of weights: a method that trains no
+    weights has its published ones, and where the configuration is written for such a method, the others do not take its.
+    What the configuration leaves open is SHARED for all methods that train weights; relevance that they learn as well has
+    its published optimizer, rate and decay. With the choice `published` it is each method's published setting. Epochs and
+    batch size are never changed.
+    """
+    if not trains_weights(get_extractor(method)):
+        return own_rates(method, given)
+    written_for = given.get("extractor", {}).get("name")
+    of_masks = written_for is not None and not trains_weights(get_extractor(written_for))
+    set_ = [key for key in given.get("recipe", {}) if not (of_masks and key in RATES)]
+    published = get_extractor(method).published.recipe
+    if choice == "published":
+        return _pinned({}, published, RATES if of_masks else ())
+    return _pinned(set_, SHARED, [*SHARED, *(key for key in published if key in WEIGHTS)])
+
+
+def _pinned(given: Iterable[str], wanted: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Changes by which these keys of the recipe are as wanted, or as by default, but for those that are given."""
+    taken = set(given)
+    default = Recipe.model_fields
+    return {f"recipe.{key}": wanted.get(key, default[key].default) for key in dict.fromkeys(keys) if key not in taken}
+
+
+def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
+    """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that finds its topology before training.
+
+    All arms have the method's density and its recipe: what the configuration sets, then what was published for the method.
+    Raises UserError for a method that finds its topology otherwise.
+    """
+    method, given = config.extractor, config.given()
+    density: float | None = getattr(method, "density", None)
+    if not only_begins(type(method)):
+        raise UserError(
+            f"the sanity checks are for methods that find their topology before training, and {method.name} does not"
+        )
+    if density is None:
+        raise UserError(f"the sanity checks compare at one density: set extractor.density of {method.name}")
+    own = {**given.get("extractor", {"name": method.name}), "density": density}
+    shuffled = {"name": "shuffled", "source": own, "density": density}
+    extractors = {
+        "original": own,
+        "shuffled": shuffled,
+        "redrawn": {**shuffled, "permute": False, "redraw": True},
+        "inverted": {**own, "invert": True},
+        "random": {"name": "random", "density": density, "allocation": "erk"},
+    }
+    if "invert" not in type(method).model_fields:
+        del extractors["inverted"]
+    published = method.published.recipe
+    keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
+    recipe = _pinned(given.get("recipe", {}), published, keys)
+    arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
+    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe})
+    return make_grid(name, check(RunConfig, given), [*arms, dense], seeds)
+
+
+def prepare_grid(grid: Grid, url: str) -> optuna.Study:
+    """The comparison's study, made or checked to be of the same run, with every cell queued that is still to be run.
+
+    Cells that wait but are not of this grid are withdrawn, unless somebody is at work on the study.
+    """
+    study = prepare_study(grid.spec, url)
+    with exclusive(study._storage, study.study_name):  # two calls at the same moment must not both queue a cell
+        _queue(study, grid)
+    return study
+
+
+def _queue(study: optuna.Study, grid: Grid) -> None:
+    trials, wanted = study.get_trials(deepcopy=False), {cell.key for cell in grid.cells}
+    if not any(trial.state == TrialState.RUNNING for trial in trials):
+        for trial in trials:
+            asked = _key_of(trial, grid.spec) in wanted
+            if trial.state == TrialState.WAITING and asked == bool(trial.user_attrs.get(WITHDRAWN)):
+                study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
+    found = _trials_by_key(study, grid.spec)
+    for cell in {cell.key: cell for cell in grid.cells}.values():
+        if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
+            study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
+    alive = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and not t.user_attrs.get(WITHDRAWN)]
+    study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
+
+
+def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+    """Run the cells of a comparison that are still to be run, and return the records of all. Raises as `run_study` does."""
+    study = prepare_grid(grid, url)
+    budget = spec_of(study).trials  # of all cells that the study holds, this grid's and earlier ones
+    return cell_records(run_study(grid.spec, storage=url, workers=workers, trials=budget, should_stop=should_stop), grid)
+
+
+def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
+    """Every cell, and what its run came to; `state` is none for one that was never queued."""
+    found = _trials_by_key(study, grid.spec)
+    return [_record(cell, found.get(cell.key, [])) for cell in grid.cells]
+
+
+def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each arm and density, with mean, lowest, highest and sample standard deviation of each measure."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["arm"], record["density"]), []).append(record)
+    return [
+        {
+            "label": label,
+            "density": density,
+            "cells": len(group),
+            "complete": sum(record["state"] == "COMPLETE" for record in group),
+            **{measure: _spread([record[measure] for record in group]) for measure in MEASURES},
+        }
+        for (label, density), group in groups.items()
+    ]
+
+
+def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """What `plots.accuracy_density` takes: the rows of which something is known, with the density that came out."""
+    return [
+        {"label": row["label"], "density": row["achieved_density"]["mean"]}
+        | {key: row[measure][key] for key in ("mean", "low", "high")}
+        for row in rows
+        if row[measure] is not None and row["achieved_density"]["mean"] > 0
+    ]
+
+
+def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared") -> Grid:
+    """Raises UserError when an arm is no valid run: now, and not after hours of others."""
+    spec = check(Comparison, {"name": name, "run": run})
+    cells: list[Cell] = []
+    recipes: dict[str, Recipe] = {}
+    masks_alone: dict[str, None] = {}
+    for seed in range(run.seed, run.seed + seeds):
+        for arm in arms:
+            try:
+                config = spec.config({**arm.changes, "seed": seed}).resolve()
+            except UserError as error:
+                raise UserError(f"{arm.label} at density {arm.density:g}: {error}") from error
+            cells.append(Cell(arm, seed, _key(config)))
+            if trains_weights(type(config.extractor)):
+                recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
+            else:
+                masks_alone[arm.label] = None
+    recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
+    return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
+
+
+def _key(config: RunConfig) -> str:
+    """What stands for a complete configuration, on whatever device and threads."""
+    complete = config.dump()
+    complete["recipe"] |= {"device": None, "threads": None}
+    return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
+    """The key of a trial's configuration; empty for one that is of no use to this version of the package.
+
+    Read from the whole configuration that was run, so a default that has changed since is seen, and a hyperparameter
+    that is new since has its default.
+    """
+    attrs = trial.user_attrs
+    try:
+        return _key(check(RunConfig, attrs["config"]) if "config" in attrs else spec.config(attrs["cell"]["values"]).resolve())
+    except (UserError, KeyError):
+        return ""
+
+
+def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[FrozenTrial]]:
+    found: dict[str, list[FrozenTrial]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        found.setdefault(_key_of(trial, spec), []).append(trial)
+    found.pop("", None)
+    return found
+
+
+def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
+    """Of the trials of a cell, the one that is complete or under way, or else the last."""
+    trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
+    attrs = trial.user_attrs if trial else {}
+    passes = attrs.get("passes", {})
+    complete = trial is not None and trial.state == TrialState.COMPLETE
+    return {
+        "arm": cell.arm.label,
+        "density": cell.arm.density,
+        "seed": cell.seed,
+        "state": trial.state.name if trial else None,
+        "trial": trial.number if trial else None,
+        **{key: attrs.get(key) for key in ("val_accuracy", "test_accuracy", "steps", "seconds", "sha256")},
+        "achieved_density": attrs.get("density"),
+        "forward": passes.get("forward"),
+        "backward": passes.get("backward"),
+        "reason": None if complete else attrs.get("reason"),
+    }
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, float | None] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = stdev(known) if len(known) > 1 else None
+    return {"mean": fmean(known), "low": min(known), "high": max(known), "deviation": deviation}

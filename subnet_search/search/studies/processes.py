@@ -1,0 +1,136 @@
+"""Worker processes of a study on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import optuna
+
+from subnet_search.core.errors import Interrupted, RunError
+from subnet_search.core.tensor_files import write_atomically
+from subnet_search.search.engine.scheduler import FINISHED, Dispatcher
+from subnet_search.search.spec.study_spec import StudySpec, spec_of
+from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.retry import PATIENCE, patiently
+from subnet_search.search.storage.study_folder import folder_of
+from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS
+
+STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
+
+
+RESTARTS = 10  # of a worker process that is killed from outside, while no trial is finished
+
+
+TOLD_TO_STOP = 130  # what a worker ends with that was
+
+
+def finished(study: optuna.Study) -> int:
+    """Trials that count as finished: results that were imported and repeats do not."""
+    trials = patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED))
+    return sum(not trial.user_attrs.keys() & {KNOWN, REPEATS} for trial in trials)
+
+
+def reap(study: optuna.Study) -> list[int]:
+    """Let the trials wait whose worker's process on this machine is gone; returns their numbers."""
+    return patiently(lambda: Dispatcher(study, spec_of(study), 0).reap())
+
+
+def _run_processes(
+    study: optuna.Study,
+    spec: StudySpec,
+    url: str,
+    count: int,
+    budget: int,
+    limit: float | None,
+    allowed: Collection[str],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Workers as processes of their own, each with a log file; wait for all. One that is killed is started again."""
+    end, folder = time.monotonic() + (limit or float("inf")), patiently(folder_of, study)
+    processes = [_Process(spec, url, budget, folder, index, allowed) for index in range(count)]
+    for process in processes:
+        process.start(limit)
+    stopped = False
+    try:
+        while True:
+            if not stopped and should_stop():
+                stopped = True
+                for process in processes:
+                    process.stop()
+            for process in processes:
+                if not stopped and process.was_killed() and time.monotonic() < end and process.may_restart(finished(study)):
+                    process.start(end - time.monotonic() if limit else None)
+            if not any(process.alive() for process in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.stop()
+    reap(study)
+    if stopped:
+        raise Interrupted("stopped; the trials under way wait to go on")
+    ended_early = [process for process in processes if process.code() != 0]
+    if ended_early and time.monotonic() < end and not (spec.compares or finished(study) >= budget):
+        failed = [process for process in ended_early if process.code() != TOLD_TO_STOP]
+        if not failed:
+            raise Interrupted("the workers were told to stop; the trials under way wait to go on")
+        raise RunError(f"a worker failed: {failed[0].last_words()} ({failed[0].log})")
+
+
+class _Process:
+    """A worker in a process of its own."""
+
+    def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int, allowed: Collection[str]) -> None:
+        self.log = folder / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
+        # The URL is not on the command line, where every user of the machine could read its password.
+        self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(spec.run.recipe.threads or 1)}
+        self.command = [sys.executable, "-m", "subnet_search", "study", "worker", "--trials", str(budget)]
+        self.command += [f"--wait={PATIENCE:g}", *(f"--allow-import={name}" for name in allowed)]
+        self.name = spec.name
+        self.starts, self.in_vain, self.finished = 0, 0, 0
+
+    def start(self, limit: float | None) -> None:
+        if self.starts == 0:
+            write_atomically(self.log, b"")
+        self.starts += 1
+        with open(self.log, "ab") as file:
+            # A session of its own: a Ctrl-C reaches the first process alone, which then stops the workers one way.
+            self.process = subprocess.Popen(
+                # The name comes last: it may begin with a dash.
+                [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else []), "--", self.name],
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def code(self) -> int:
+        return self.process.returncode
+
+    def was_killed(self) -> bool:
+        """Whether a signal ended the process, which it did not get from here, and it may be started again."""
+        return not self.alive() and self.process.returncode < 0 and self.in_vain <= RESTARTS
+
+    def may_restart(self, finished: int) -> bool:
+        """Whether it makes sense after it was killed; finished: the trials of the study that are, by now."""
+        self.in_vain = 0 if finished > self.finished else self.in_vain + 1
+        self.finished = finished
+        return self.in_vain <= RESTARTS
+
+    def stop(self) -> None:
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+
+    def last_words(self) -> str:
+        if self.code() < 0:
+            return f"killed {self.in_vain} times (signal {-self.code()}) while no trial was finished; was there enough memory?"
+        lines = scrub(self.log.read_text(errors="replace")).strip().splitlines()
+        return lines[-1] if lines else "no reason given"

@@ -1,0 +1,244 @@
+"""Which channels of a network can be removed, and all that goes with each: traced by torch-pruning, then tried out.
+
+Attention heads are channels too (`deploy/attention.py`); torch-pruning does not know them.
+
+A group is trusted only after a trial (`deploy/trials.py`): what a normalisation over channels mixes, for one, fails it.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parallel import DistributedDataParallel
+
+from subnet_search.core.errors import UserError
+from subnet_search.structure.attention_heads import heads
+from subnet_search.structure.dependency_graph import graph
+from subnet_search.structure.verify_groups import first_line, untrue
+from subnet_search.topology.channels import Group, Slice
+
+OUTPUTS = "they are outputs of the network"
+ALONE = "one channel alone has to stay"
+SHIFTED = "zeros are put beside them (F.pad, as on the shortcuts of CIFAR's ResNets), so that each is at another place after it"
+SHUFFLED = "they are put in another order or cut in parts (channel shuffle), so that each depends on how many are before it"
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The groups of channels that can be removed from a network, and why others cannot."""
+
+    groups: tuple[Group, ...]
+    kept_whole: Mapping[str, str]
+    """Reasons, by the first weight that computes a group's channels."""
+
+    @property
+    def why(self) -> str:
+        """The first of the reasons that are no matter of course, to end a sentence with; empty where there is none."""
+        others = (f"; {name}: {reason}" for name, reason in self.kept_whole.items() if reason not in (OUTPUTS, ALONE))
+        return next(others, "")
+
+
+def couple(net: nn.Module, example: Tensor) -> Coupling:
+    """Find the groups of channels of a network in evaluation mode. example: inputs, (batch, ...).
+
+    The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
+    """
+    if isinstance(net, nn.DataParallel | DistributedDataParallel | torch.jit.ScriptModule):
+        raise UserError(f"the channels of a {type(net).__name__} cannot be traced: hand in the module that it was made of")
+    with _quiet(net):
+        _check_way(net, example)
+        found, reasons, moved = _traced(net, example)
+        attention, others = heads(net)
+        found += attention
+        reasons |= others
+        for name, why in untrue(net, example, found).items():
+            reasons[name] = moved.get(name, why)
+    return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
+
+
+def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+    """Groups; reasons against others; and what moves the channels of a group about, should it turn out to be none."""
+    shared = [name for name, count in _owners(net).items() if count > 1]
+    if shared:
+        raise UserError(f"channels cannot be removed from a network that shares a weight between layers: {shared[0]}")
+    try:
+        traced = [list(group) for group in graph(net, example).get_all_groups()]
+    except Exception as error:  # whatever it meets in a user's forward pass
+        raise _untraceable(error) from error
+    tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
+    groups, reasons, moved = list[Group](), dict[str, str](), dict[str, str]()
+    for items in traced:
+        group = _group(items, tensors)
+        if isinstance(group, Group):
+            groups.append(group)
+            if why := _moved(items):
+                moved[group.name] = why
+        else:
+            reasons.update([group])
+    return groups, reasons, moved
+
+
+def _moved(items: list[Any]) -> str | None:
+    """What the forward pass does to a group's channels that torch-pruning does not see."""
+    found = None
+    for item in items:
+        node = item.dep.target.grad_fn
+        if any(getattr(node, "_saved_pad", ())[4:]):  # from the last dimension on: beyond those of an image
+            return SHIFTED
+        if hasattr(node, "_saved_split_size") or hasattr(node, "_saved_dim0"):
+            found = SHUFFLED
+    return found
+
+
+@torch.no_grad()
+def _check_way(net: nn.Module, example: Tensor) -> None:
+    """Raise UserError when the layers that run depend on the inputs: a trace would see some of them."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in net.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    ways = []
+    try:
+        for inputs in (example, -example, torch.zeros_like(example), 10 * example):
+            ran.clear()
+            try:
+                net(inputs)
+            except Exception as error:  # whatever a user's forward pass raises
+                if inputs is example:
+                    raise _untraceable(error) from error
+                continue  # the others need be no inputs of this network, such as tokens below 0
+            ways.append(tuple(ran))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if len(set(ways)) > 1:
+        all_ran = [set(way) for way in ways]
+        others = sorted(set[str]().union(*all_ran) - all_ran[0].intersection(*all_ran))
+        named = f" ({', '.join(others)} not always)" if others else ""
+        raise UserError(f"the layers that run in this network depend on its inputs{named}: its channels cannot be traced")
+
+
+def _untraceable(error: Exception) -> UserError:
+    return UserError(f"the channels of this network cannot be traced: {first_line(error)}")
+
+
+def _owners(net: nn.Module) -> dict[str, int]:
+    """How many layers hold each weight."""
+    names, counts = dict[int, str](), defaultdict[int, int](int)
+    for module_name, module in net.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            names.setdefault(id(parameter), f"{module_name}.{name}")
+            counts[id(parameter)] += 1
+    return {names[key]: count for key, count in counts.items()}
+
+
+def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, str]:
+    """A group of torch-pruning as ours; or its name, and why it is none."""
+    root = items[0].dep.target
+    name = tensors.get(id(root.module.weight), f"{root._name}.weight")
+    size = len(items[0].idxs)
+    labels = _labels(items, size)
+    pieces: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
+    lengths: dict[tuple[str, int, bool], int] = {}
+    for item in items:
+        module, reads = item.dep.target.module, item.dep.handler.__name__ == "prune_in_channels"
+        places = _places(module, reads)
+        if places is None:
+            through = tensors[id(module)] if isinstance(module, nn.Parameter) else type(module).__name__
+            return name, f"they pass through {through}, whose channels cannot be removed"
+        for tensor, dim, period in places:
+            if id(tensor) not in tensors:
+                return name, "a weight of theirs is computed from others (as by weight norm or spectral norm)"
+            key = tensors[id(tensor)], dim, reads
+            at, lengths[key] = pieces.setdefault(key, defaultdict(list)), tensor.shape[dim]
+            for place, root in zip(item.idxs, item.root_idxs, strict=True):
+                if place % period not in at[labels[root]]:
+                    at[labels[root]].append(place % period)
+    if len(set(labels)) == 1:
+        return name, ALONE
+    if not any(reads for _, _, reads in pieces):
+        return name, OUTPUTS
+    slices, units = [], len(set(labels))
+    for key, at in pieces.items():
+        widths = {len(at[label]) for label in range(units)}
+        if len(widths) > 1 or 0 in widths or max(max(places) for places in at.values()) >= lengths[key]:
+            return name, _moved(items) or f"they are not all used alike by {key[0]}"
+        tensor_name, dim, reads = key
+        slices.append(Slice(tensor_name, dim, torch.tensor([sorted(at[label]) for label in range(units)]), reads))
+    return Group(name, units, tuple(slices))
+
+
+def _places(module: Any, reads: bool) -> list[tuple[Tensor, int, int]] | None:
+    """Where a layer has a channel: tensors, the dimension, and after how many places it begins anew. None: unknown."""
+    whole = 1 << 62
+    match module:
+        case _ConvNd():
+            transposed = isinstance(module, _ConvTransposeNd)
+            if _is_depthwise(module):
+                found = [(module.weight, 0, whole)]
+            elif reads:
+                return [(module.weight, 0 if transposed else 1, whole if transposed else module.in_channels // module.groups)]
+            else:
+                found = [(module.weight, 1 if transposed else 0, module.out_channels // module.groups if transposed else whole)]
+            return [*found, *([(module.bias, 0, whole)] if module.bias is not None else [])]
+        case nn.Linear():
+            if reads:
+                return [(module.weight, 1, whole)]
+            return [(module.weight, 0, whole), *([(module.bias, 0, whole)] if module.bias is not None else [])]
+        case _NormBase():
+            tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+            return [(tensor, 0, whole) for tensor in tensors if tensor is not None]
+        case nn.PReLU():
+            return [(module.weight, 0, whole)] if module.num_parameters > 1 else []
+        case nn.RNNBase() | nn.RNNCellBase() | nn.MultiheadAttention():
+            return None
+        case nn.Parameter() | nn.LayerNorm() | nn.GroupNorm() | nn.Embedding():
+            return None
+    return []  # an operation that torch-pruning traced: it has no numbers of its own
+
+
+def _is_depthwise(conv: _ConvNd) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels > 1
+
+
+def _labels(items: list[Any], size: int) -> list[int]:
+    """The unit of each channel: its own, or with a grouped convolution those at the same place of each of its groups."""
+    label = list(range(size))
+    for item in items:
+        conv = item.dep.target.module
+        if isinstance(conv, _ConvNd) and conv.groups > 1 and not _is_depthwise(conv):
+            reads = item.dep.handler.__name__ == "prune_in_channels"
+            period = (conv.in_channels if reads else conv.out_channels) // conv.groups
+            first: dict[int, int] = {}
+            for place, root in zip(item.idxs, item.root_idxs, strict=True):
+                old, new = label[root], label[first.setdefault(place % period, root)]
+                label = [new if one == old else one for one in label]
+    order = {one: index for index, one in enumerate(dict.fromkeys(label))}
+    return [order[one] for one in label]
+
+
+@contextmanager
+def _quiet(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with gradients for tracing and without warnings; all is put back afterwards."""
+    modes = {module: module.training for module in net.modules()}
+    wanted = {parameter: (parameter.requires_grad, parameter.grad) for parameter in net.parameters()}
+    net.eval().requires_grad_(True)
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, (learns, gradient) in wanted.items():
+            parameter.requires_grad_(learns)
+            parameter.grad = gradient

@@ -1,0 +1,66 @@
+"""Networks with some of their channels taken out: the same layers, with smaller tensors."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from subnet_search.structure.attention_heads import become
+from subnet_search.topology.channels import Group
+
+
+def without(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
+    """A copy of a network without some channels: of each group those that `gone`, bool (channels,), says."""
+    state, stay = net.state_dict(), dict[tuple[str, int], Tensor]()
+    for group, dead in gone.items():
+        for piece in group.slices:
+            length = state[piece.tensor].shape[piece.dim]
+            places = stay.setdefault((piece.tensor, piece.dim), torch.ones(length, dtype=torch.bool))
+            places[piece.index[dead].reshape(-1)] = False
+    for (name, dim), places in stay.items():
+        state[name] = state[name].index_select(dim, places.nonzero().view(-1).to(state[name].device))
+    small = shrunk(net, {name: tuple(state[name].shape) for name, _ in stay})
+    small.load_state_dict(state)
+    return small
+
+
+def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """A copy of a network whose parameters and buffers of these names have other shapes, and no values yet."""
+    small = copy.deepcopy(net)
+    for name, shape in shapes.items():
+        owner, _, attribute = name.rpartition(".")
+        module = small.get_submodule(owner)
+        old = getattr(module, attribute)
+        if isinstance(module, nn.MultiheadAttention) and old.shape != shape:
+            become(module)
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        setattr(module, attribute, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        if attribute in ("weight", "running_mean"):
+            _tell(module, shape)
+    for module in small.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.num_heads = module.out_proj.in_features // module.head_dim
+    return small
+
+
+def _tell(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """A layer's own numbers, after its weight's shape, or that of a norm's statistics."""
+    layer: Any = module
+    match module:
+        case _ConvNd():
+            transposed = isinstance(module, _ConvTransposeNd)
+            inputs, outputs = (0, 1) if transposed else (1, 0)
+            if layer.groups == layer.in_channels == layer.out_channels:
+                layer.groups = shape[0]  # depthwise
+            layer.in_channels = shape[inputs] * (1 if transposed else layer.groups)
+            layer.out_channels = shape[outputs] * (layer.groups if transposed else 1)
+        case nn.Linear():
+            layer.out_features, layer.in_features = shape
+        case _NormBase():
+            layer.num_features = shape[0]
+        case nn.PReLU():
+            layer.num_parameters = shape[0]

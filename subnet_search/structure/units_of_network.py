@@ -1,0 +1,136 @@
+"""The units of a network: from what a configuration says, to what lives and dies as one in this network."""
+
+import math
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from subnet_search.core.errors import UserError
+from subnet_search.evaluation import layer_macs
+from subnet_search.nets import left_whole, prunable
+from subnet_search.structure.channel_groups import couple
+from subnet_search.topology.channels import Channels, Group
+from subnet_search.topology.select import Shapes
+from subnet_search.topology.units import NM, Blocks, Measure, Units, parse
+
+ROUND_TO = 16  # channels: what CPUs and GPUs compute with at a time
+
+
+def units_of(
+    unit: str,
+    net: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    measure: Measure = "units",
+    round_to: int | None = None,
+    example: Tensor | None = None,
+) -> Units:
+    """The units of a network with inputs of `shape`; with `measure`, densities are fractions of parameters or of FLOPs.
+
+    example: inputs (batch, *shape) as the network takes them, which it is tried on; default: random ones, or zeros.
+    Raises UserError for a unit that is none, or that this network does not have.
+    """
+    weights = prunable(net)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    prices, whole = _prices(net, shapes, shape, measure, example)
+    match parse(unit):
+        case "channel", _:
+            step = ROUND_TO if round_to is None else round_to
+            return Channels(shapes, _groups(net, shapes, shape, example), step, prices, whole)
+        case "n:m", (n, m):
+            return NM(shapes, n, m, prices, whole)
+        case "block", (size,):
+            return Blocks(shapes, size, prices, whole)
+    return Units(shapes, prices, whole)
+
+
+def _prices(
+    net: nn.Module, shapes: Shapes, shape: tuple[int, ...], measure: Measure, example: Tensor | None
+) -> tuple[dict[str, float] | None, float]:
+    """What a weight of each layer costs by a measure, and all that is left whole; nothing where units are counted."""
+    if measure == "units":
+        return None, 0.0
+    parameters = dict(net.named_parameters())
+    whole = {name: tuple(parameters[name].shape) for name in left_whole(net, shapes)}
+    if measure == "parameters":
+        return dict.fromkeys(shapes, 1.0), float(sum(map(math.prod, whole.values())))
+    macs = layer_macs(net, {**shapes, **whole}, shape, example)
+    if not any(macs.values()):
+        raise UserError("the operations of this network cannot be counted, so there is no target in FLOPs: set another")
+    return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
+
+
+def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Tensor | None) -> list[Group]:
+    """The groups of channels that can be removed: all that reads them is prunable, so that zeros there take them out."""
+    coupling = couple(net, _tried_on(net, shape, example))
+    groups = [group for group in coupling.groups if all(piece.tensor in prunable for piece in group.slices if piece.reads)]
+    if not groups:
+        why = "; they are read by weights that are left whole" if coupling.groups else coupling.why
+        raise UserError(f"this network has no channels that can be removed{why}")
+    return groups
+
+
+@torch.no_grad()
+def _tried_on(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) -> Tensor:
+    """Random inputs beside those of the example; the latter alone, where the network does not take random numbers."""
+    device, was_training = next(net.parameters()).device, net.training
+    random = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    if example is None:
+        return random
+    both = torch.cat([random, example.to(random)])
+    try:
+        net.eval()(both)
+    except Exception:  # whatever a user's forward pass raises: tokens, say, are no random numbers
+        return example.to(device)
+    finally:
+        net.train(was_training)
+    return both
+
+
+def norms(net: nn.Module, units: Units) -> dict[str, Tensor]:
+    """The scales of the batch norms behind each group of channels: (norms, channels), by group."""
+    found = {}
+    for group in units.groups if isinstance(units, Channels) else ():
+        scales = []
+        for piece in group.slices:
+            owner, _, attribute = piece.tensor.rpartition(".")
+            module = net.get_submodule(owner)
+            if isinstance(module, _BatchNorm) and attribute == "weight":
+                scales.append(module.weight[piece.index.to(module.weight.device)].mean(1))
+        if scales:
+            found[group.name] = torch.stack(scales)
+    return found
+
+
+@contextmanager
+def watched(net: nn.Module, units: Units, features: dict[str, Tensor]) -> Iterator[None]:
+    """Put into `features` what is read of each group of channels, (images, channels, numbers), in one forward pass.
+
+    Of several layers that read a group, the first in its slices is watched: after norms and activations, as it reads.
+    """
+    handles = []
+    for group in units.groups if isinstance(units, Channels) else ():
+        piece = next(piece for piece in group.slices if piece.reads)
+        hook = partial(_note, group.name, piece.index, features)
+        handles.append(net.get_submodule(piece.tensor.rpartition(".")[0]).register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A layer's inputs (images, channels, ...), or (images, ..., channels) of a linear one."""
+    inputs = args[0].detach()
+    channels = inputs.movedim(-1, 1) if isinstance(module, nn.Linear) else inputs
+    if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:  # each counts places anew
+        size = channels.shape[1] // module.groups
+        index = torch.cat([index + group * size for group in range(module.groups)], 1)
+    features[name] = channels.flatten(1 if channels.dim() == 2 else 2)[:, index.to(inputs.device)].flatten(2)

@@ -1,0 +1,323 @@
+"""Data handed in from Python: what a loader's dataset is, what is refused and why, and what a run can ask of its data."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_data import rng
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
+from toys import mlp, pictures, points, run_config
+
+from subnet_search import RunConfig
+from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.data import from_user, load
+from subnet_search.extraction.config_file import check
+from subnet_search.nets import check_batch_norm
+
+X, Y = torch.randn(40, 6, generator=rng()), torch.arange(40) % 4
+ITEMS = TensorDataset(X, Y)
+WEIGHTED = WeightedRandomSampler([1.0] * 40, 80)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y.tolist(), strict=True))
+
+
+class Own(Sampler):
+    """A sampler of one's own: what it draws is not known."""
+
+    def __init__(self):
+        self.batch_size = 4
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        return iter([[0, 0, 0, 0]] * 10)
+
+
+def settings(**recipe):
+    recipe = {"epochs": 2, "batch_size": 8, "threads": 1, "device": "cpu", **recipe}
+    return check(RunConfig, {"extractor": {"name": "magnitude", "density": 0.5}, "recipe": recipe})
+
+
+# --- loaders ---
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(ITEMS, 7),
+        DataLoader(ITEMS, 7, shuffle=True, drop_last=True),
+        DataLoader(ITEMS, 7, sampler=RandomSampler(ITEMS, num_samples=10)),
+        DataLoader(ITEMS, batch_sampler=BatchSampler(RandomSampler(ITEMS), 7, drop_last=True)),
+        DataLoader(ITEMS, None, shuffle=True),
+        DataLoader(ITEMS, 7, sampler=SubsetRandomSampler([*range(39, -1, -1), 3])),
+        DataLoader(ITEMS, 7, collate_fn=lambda items: tuple(default_collate(items))),
+        DataLoader(Subset(ITEMS, range(40)), 7, shuffle=True),
+        DataLoader(Stream(), 7, drop_last=True),
+        DataLoader(Stream(), None),
+        DataLoader(Stream(), 7, num_workers=2),
+    ],
+    ids=[
+        "in order", "shuffled", "fewer a time", "batch sampler", "single items", "indices", "collate_fn", "subset", "stream",
+        "single items of a stream", "workers",
+    ],
+)  # fmt: skip
+def test_a_loaders_dataset_is_read_once_and_in_order(loader):
+    expected, found = from_user(ITEMS), from_user(loader)
+    for split in ("train", "val"):
+        assert getattr(found, split).inputs.equal(getattr(expected, split).inputs)
+        assert getattr(found, split).labels.equal(getattr(expected, split).labels)
+    assert found.fingerprint == from_user(loader).fingerprint == expected.fingerprint
+
+
+def test_a_loader_of_some_indices_reads_those():
+    found = from_user(DataLoader(ITEMS, 4, sampler=SubsetRandomSampler(torch.tensor([30, 2, 5, 9, 12, 16, 21, 27, 30, 31]))))
+    wanted = from_user((X[[2, 5, 9, 12, 16, 21, 27, 30, 31]], Y[[2, 5, 9, 12, 16, 21, 27, 30, 31]]))
+    assert found.fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("loader", "name"),
+    [
+        (DataLoader(ITEMS, 4, sampler=WEIGHTED), "WeightedRandomSampler"),
+        (DataLoader(ITEMS, 4, sampler=RandomSampler(ITEMS, replacement=True)), "RandomSampler"),
+        (DataLoader(ITEMS, 4, sampler=RandomSampler(ITEMS, num_samples=80)), "RandomSampler"),
+        (DataLoader(ITEMS, 4, sampler=DistributedSampler(ITEMS, 3, 0)), "DistributedSampler"),
+        (DataLoader(ITEMS, batch_sampler=Own()), "Own"),
+        (
+            DataLoader(ITEMS, batch_sampler=BatchSampler(WEIGHTED, 4, False)),
+            "WeightedRandomSampler",
+        ),
+        (DataLoader(ITEMS, None, sampler=WEIGHTED), "WeightedRandomSampler"),
+    ],
+)
+def test_a_sampler_that_may_repeat_an_item_is_refused(loader, name):
+    with pytest.raises(UserError) as caught:
+        from_user(loader)
+    assert str(caught.value) == (
+        f"a DataLoader with {name} may draw an item more than once, and copies of training items would be validated on: "
+        "hand in its dataset"
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, 4, shuffle=True)])
+@pytest.mark.parametrize(
+    "data", [Subset(ITEMS, [*range(40), 3]), ConcatDataset([ITEMS, ITEMS]), Subset(ConcatDataset([ITEMS, ITEMS]), range(80))]
+)
+def test_a_dataset_that_repeats_items_is_refused(data, wrap):
+    with pytest.raises(UserError, match="holds items more than once, and copies of training items would be validated on"):
+        from_user(wrap(data))
+    other = TensorDataset(X + 1, Y)
+    assert len(from_user(Subset(ConcatDataset([ITEMS, other]), range(5, 75))).train) == 63
+
+
+def test_a_run_on_a_shuffled_loader_is_resumed_to_the_same_bits(tmp_path):
+    def run(folder, resume=False, steps=None):
+        loader = DataLoader(TensorDataset(*both), 16, shuffle=True)  # each draws another order
+        count = iter(range(1000))
+        stop = (lambda: next(count) >= steps) if steps else None
+        return run_config(settings(), tmp_path / folder, resume=resume, module=mlp(), data=from_user(loader), should_stop=stop)
+
+    data = points(60)
+    both = torch.cat([data.train.inputs, data.val.inputs]), torch.cat([data.train.labels, data.val.labels])
+    whole = run("whole")
+    with pytest.raises(Interrupted):
+        run("cut", steps=5)
+    assert run("cut", resume=True).sha256 == whole.sha256
+
+
+# --- what is refused ---
+
+
+class Items(Dataset):
+    """Any items, in a data set."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return self.items
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        raise KeyError("picture") if index == 3 else AssertionError
+
+
+IMAGE = Image.fromarray(np.zeros((8, 8), np.uint8))
+WORDS = ["cat", "dog"] * 20
+NAN, HUGE = X.clone(), X.double()
+NAN[7, 2] = NAN[9, 0] = float("nan")
+HUGE[7, 2] = 1e300
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Items(IMAGE, 1), "the inputs of item 0 .*a PIL image; add torchvision.transforms.v2.PILToTensor"),
+        (DataLoader(Items(IMAGE, 1), 4), "the DataLoader's collate_fn fails: .*PIL.Image.Image"),
+        ((X, WORDS), "the labels cannot be made a tensor of numbers: text; labels are class indices counted from 0"),
+        ((X, np.array(WORDS)), "the labels .*: text; labels are class indices"),
+        ((X, np.array(WORDS, object)), "the labels .*: text; labels are class indices"),
+        (Items(X[0], "cat"), "the label of item 0 .*: text; labels are class indices"),
+        ((np.array([*X, 1], object)[:40], Y), r"the inputs .*: objects \(Tensor\); .*inputs arrays of one numeric type"),
+        ((list(X), Y), "the inputs cannot be made a tensor of numbers"),
+        ((X, Y.double()), "labels must be whole numbers .*float64"),
+        ((X.to_sparse(), Y), "the inputs are sparse or nested: hand in a dense tensor"),
+        ((X.to("meta"), Y), "the inputs are on the meta device, and so have no values"),
+        ((torch.complex(X, X), Y), "inputs must be real numbers, got torch.complex64"),
+        ((NAN, Y), "given data: 2 of 40 inputs hold NaN or infinite values, the first is item 7"),
+        ((HUGE, Y), "given data: 1 of 40 inputs hold NaN or infinite values, the first is item 7"),
+        ((X, Y * 1000), "label 3000 would need a network of 3001 outputs, for 40 items of 4 different labels"),
+        (Items(X[0]), r"every item of the data must be a pair \(inputs, label\), got tuple of 1"),
+        (Items(X[0], 1, "name"), r"must be a pair \(inputs, label\), got tuple of 3"),
+        (DataLoader(Items(X[0]), 4), r"must be a pair \(inputs, label\), got list of 1"),
+        (Broken(), "item 0 of the data cannot be read: AssertionError"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_in_one_line(data, message):
+    with pytest.raises(UserError, match=message) as caught:
+        from_user(data)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_training_and_validation_items_are_found_in_chunks():
+    wide = torch.zeros(5, 2**21)
+    wide[4, -1] = float("inf")
+    with pytest.raises(UserError, match="1 of 5 inputs hold NaN or infinite values, the first is item 4"):
+        from_user((wide, torch.zeros(5)[:, None].long()))
+
+
+@pytest.mark.parametrize("augment", ["crop", "flip", "cutout"])
+def test_augmentation_of_what_is_no_image_is_refused_before_the_first_step(tmp_path, augment):
+    with pytest.raises(UserError, match=rf"recipe.augment: {augment} is for images .*; inputs have shape \(10,\)"):
+        run_config(settings(augment=[augment]), tmp_path / "run", module=mlp(), data=points(60))
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_with_gradients_are_taken_without():
+    encoder = nn.Linear(10, 10)
+    plain = points(60)
+    inputs, labels = plain.train.inputs, plain.train.labels
+    for data in ((encoder(inputs), labels), TensorDataset(encoder(inputs), labels)):
+        found = from_user(data)
+        assert not found.train.inputs.requires_grad
+        assert run_config(settings(epochs=1), module=mlp(), data=found).sha256
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+# --- batch norm on one item ---
+
+
+def one_value(*before):
+    return nn.Sequential(*before, nn.Linear(10, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+def test_batch_norm_on_one_item_is_refused_before_the_first_step(tmp_path):
+    for recipe in ({"batch_size": 1}, {"batch_size": 1, "epochs": 1}):
+        with pytest.raises(UserError, match=r"a training batch of one item gives batch norm \(1\) one value a channel"):
+            run_config(settings(**recipe), tmp_path / "run", module=one_value(), data=points(60))
+    assert not (tmp_path / "run").exists()
+    probing = check(RunConfig, {**settings(epochs=0).dump(), "extractor": {"name": "snip", "images": 1}})
+    with pytest.raises(UserError, match=r"a training batch of one item gives batch norm \(1\) one value a channel"):
+        run_config(probing, module=one_value(), data=points(60))
+    assert run_config(settings(batch_size=2, epochs=1), module=one_value(), data=points(60)).sha256
+    assert run_config(settings(batch_size=1, epochs=0), module=one_value(), data=points(60)).sha256
+
+
+def test_batch_norm_over_pixels_takes_one_item():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+    check_batch_norm(net, (1, 8, 8), 1)
+    assert run_config(settings(batch_size=1, epochs=1), module=net, data=pictures(12)).sha256
+
+
+def test_the_look_at_batch_norm_leaves_no_trace():
+    net = one_value(nn.Dropout(0.5)).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError):
+        check_batch_norm(net, (10,), 1)
+    assert not net.training
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    net[2].train = lambda mode=True: net[2]  # frozen by the network's own hand
+    check_batch_norm(net, (10,), 1)
+
+
+# --- what a run can ask of its data ---
+
+
+def test_the_fingerprint_is_of_all_that_is_trained_and_validated_on():
+    found = from_user((X, Y)).fingerprint
+    assert len(found) == 64
+    assert from_user((X.clone(), Y.clone())).fingerprint == found
+    changed = X.clone()
+    changed[13, 2] += 1e-3
+    others = [
+        from_user((changed, Y)),
+        from_user((X, Y.roll(1))),
+        from_user((X, Y), val_fraction=0.2),
+        from_user((X, Y), split_seed=1),
+        from_user((X[:, :5], Y)),
+        from_user((X.view(40, 2, 3), Y)),
+    ]
+    assert len({found, *(other.fingerprint for other in others)}) == 7
+    images = pictures(40)
+    inputs, labels = images.train.inputs, images.train.labels
+    assert from_user((inputs, labels), mean=[0.5], std=[0.5]).fingerprint != from_user((inputs, labels)).fingerprint
+
+
+def test_the_fingerprint_is_reckoned_once_and_is_the_same_elsewhere(monkeypatch):
+    data = from_user((X, Y))
+    found = data.fingerprint
+    assert data.to("cpu").fingerprint == found
+    monkeypatch.setattr("subnet_search.data.sources.digest", None)
+    assert data.fingerprint == found
+
+
+def test_examples_are_training_inputs_as_the_network_sees_them():
+    data = load({"name": "digits", "limit": 50})
+    pixels = data.train.inputs[:3].float() / 255
+    torch.testing.assert_close(data.examples(3), (pixels - data.mean.view(1, 1, 1)) / data.std.view(1, 1, 1))
+    assert from_user((X.double(), Y)).examples(2).dtype == torch.float32
+    assert from_user((X, Y)).examples(100).shape == (36, 6)
+
+
+def test_the_range_of_inputs():
+    assert load({"name": "digits", "limit": 50}).input_range == ("uint8", 0, 255)
+    data = from_user((X, Y))
+    assert data.input_range == ("float32", data.train.inputs.min().item(), data.train.inputs.max().item())
+    assert from_user((torch.arange(40)[:, None] % 7, Y)).input_range == ("int64", 0, 6)
+    assert from_user((torch.arange(40)[:, None] % 2 == 0, Y)).input_range == ("bool", 0, 1)
+    assert from_user((torch.arange(40)[:, None].to(torch.uint16), Y)).input_range.dtype == "uint16"
+
+
+def test_sequences_of_indices_are_samplers_too():
+    for sampler in (range(0, 40, 2), list(range(38, -1, -2))):
+        assert from_user(DataLoader(ITEMS, 4, sampler=sampler)).fingerprint == from_user((X[::2], Y[::2])).fingerprint
+    loader = DataLoader(ITEMS, 4, sampler=SequentialSampler(range(20)))
+    assert from_user(loader).fingerprint == from_user((X[:20], Y[:20])).fingerprint
