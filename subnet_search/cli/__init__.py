@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     threading.excepthook = lambda thread: unforeseen(thread.exc_value)
     for word in (*(sys.argv[1:] if arguments is None else arguments), os.environ.get("SUBNET_SEARCH_STORAGE", "")):
         remember(word)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # networks and extractors of one's own may be in a file of the current folder
     try:
         code = app(args=arguments, prog_name="subnet-search", standalone_mode=False)
     except UserError as error:

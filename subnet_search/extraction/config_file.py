@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from subnet_search.core.documents import Document, Number, read_file, read_text
 from subnet_search.core.errors import UserError, invalid, nearest, reading
-from subnet_search.extractors import Extractor, extractor_names, get_extractor
+from subnet_search.extractors import Extractor, get_extractor, is_extractor
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -140,5 +140,5 @@ def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:
     """The model that a key's type stands for; of a method, that which the values name."""
     if kind is Extractor:
         name = values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values)
-        return get_extractor(name) if name in extractor_names() else None
+        return get_extractor(name) if is_extractor(name) else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

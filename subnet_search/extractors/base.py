@@ -162,6 +162,7 @@ class Extractor(Settings, ABC):
     """A method that finds a subnetwork. Frozen; holds numbers, never tensors."""
 
     name: ClassVar[str]
+    """What it goes by in configurations, trials and files: `package.module:Class`, or the registered name of this package's."""
     paper: ClassVar[Paper]
     paradigm: ClassVar[Paradigm]
     learns: ClassVar[Learned] = "weights"
@@ -175,6 +176,10 @@ class Extractor(Settings, ABC):
     """Whether a change takes the place of the optimizer's step: `step` is then asked before the optimizer."""
     changes_weights: ClassVar[bool] = False
     """Whether weights that are not trained end as others than they began, so that the seed does not make them."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     @property
     def needs_momentum(self) -> bool:

@@ -1,21 +1,36 @@
-"""Which extractors there are, by name."""
+"""Which extractors there are: those of this package, of installed packages (entry points), and by import path.
 
+An extractor of this package goes by the name it is registered under. One from outside is stored in trials and files as
+`package.module:Class`, by which every process finds it; an installed package may give it a short name with an entry
+point in the group `subnet_search.extractors`.
+"""
+
+import importlib
+import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from subnet_search.core.errors import UserError, shown, unknown
+from subnet_search.core.errors import UserError, guarded, shown, unknown
 from subnet_search.extractors.base import E, Extractor
 
+GROUP = "subnet_search.extractors"
+PACKAGE = "subnet_search."
 REGISTRY: dict[str, type[Extractor]] = {}
 
 
 def register(name: str) -> Callable[[E], E]:
-    """Make an extractor known by `name`: selectable, searchable, listed, documented and tested."""
+    """Make an extractor known by `name` in this process: selectable, searchable, listed and tested.
+
+    One that is defined outside this package is stored as `package.module:Class` all the same.
+    """
 
     def add(cls: E) -> E:
         if name in REGISTRY and REGISTRY[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"two extractors are called {name!r}")
-        cls.name = name
+        if cls.__module__.startswith(PACKAGE):
+            cls.name = name
         REGISTRY[name] = cls
         return cls
 
@@ -23,15 +38,34 @@ def register(name: str) -> Callable[[E], E]:
 
 
 def extractor_names() -> list[str]:
-    """The registered names, in alphabetical order."""
-    return sorted(REGISTRY)
+    """The registered names and those of entry points, in alphabetical order."""
+    return sorted({*REGISTRY, *_entry_points()})
 
 
 def get_extractor(name: str) -> type[Extractor]:
-    """The class registered under `name`. Raises UserError with the nearest names."""
-    if not isinstance(name, str) or name not in REGISTRY:
-        raise unknown("extractor", name, REGISTRY)
-    return REGISTRY[name]
+    """The class of a name, of an entry point, or of `package.module:Class`, which is imported.
+
+    Raises UserError in one line: with the nearest names, or with what is wrong with the import.
+    """
+    if isinstance(name, str):
+        if found := REGISTRY.get(name):
+            return found
+        if found := next((cls for cls in REGISTRY.values() if cls.name == name), None):
+            return found
+        if point := _entry_points().get(name):
+            with guarded(f"cannot import the extractor {name!r} ({point.value})"):
+                found = _checked(name, point.load())
+            found.name = name
+            REGISTRY[name] = found
+            return found
+        if ":" in name:
+            return _imported(name)
+    raise unknown("extractor", name, [*extractor_names(), "package.module:Class"])
+
+
+def is_extractor(name: Any) -> bool:
+    """Whether a name stands for an extractor. One that would have to be imported is."""
+    return isinstance(name, str) and (name in extractor_names() or ":" in name)
 
 
 def create(spec: Any) -> Extractor:
@@ -43,3 +77,28 @@ def create(spec: Any) -> Extractor:
     if isinstance(spec, Mapping) and "name" in spec:
         return get_extractor(spec["name"]).model_validate({key: value for key, value in spec.items() if key != "name"})
     raise UserError(f"an extractor is a name or {{name: ..., ...}}, got {shown(spec)}")
+
+
+def _imported(name: str) -> type[Extractor]:
+    module, _, attribute = name.partition(":")
+    with guarded(f"cannot import the extractor {name!r} (package.module:Class, in the current folder or on PYTHONPATH)"):
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    return _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> type[Extractor]:
+    """What was imported, as an extractor's class. Raises UserError when it is none, or lacks what one must declare."""
+    if not (isinstance(found, type) and issubclass(found, Extractor)):
+        raise UserError(f"{name} is a {type(found).__name__}, not a class derived from subnet_search.Extractor")
+    if inspect.isabstract(found):
+        raise UserError(f"{name} must define {', '.join(sorted(found.__abstractmethods__))}")
+    if missing := [attribute for attribute in ("paper", "paradigm") if not hasattr(found, attribute)]:
+        raise UserError(f"{name} must declare {' and '.join(missing)}: see CONTRIBUTING.md")
+    return found
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from subnet_search.core.errors import UserError, blamed, blaming, shown, unknown
+from subnet_search.core.errors import UserError, blaming, shown, unknown
 from subnet_search.core.search_domains import Domain, Int, OneOf, Real, domains
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten, put
-from subnet_search.extractors import Extractor, create, extractor_names, get_extractor
+from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.topology.units import Measure
 
@@ -80,9 +80,8 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
     if len(wanted) > 1 or not isinstance(choice, list | Mapping) or not choice:
         raise UserError("space.extractor: a choice is a list of methods, or methods with what is searched of each", place)
     for index, method in enumerate(choice):
-        if method not in extractor_names():
-            at = f"{place}.choice.{index if isinstance(choice, list) else method}"
-            raise blamed(unknown("extractor", method, extractor_names()), at)
+        with blaming(f"{place}.choice.{index if isinstance(choice, list) else method}"):
+            get_extractor(method)
     spaces = (
         dict.fromkeys(choice, "all") if isinstance(choice, list) else {k: "all" if v is None else v for k, v in choice.items()}
     )
