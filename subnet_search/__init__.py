@@ -8,12 +8,16 @@ Names are imported when they are first used, so that `import subnet_search` stay
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from subnet_search.artifact import Subnetwork as Subnetwork
     from subnet_search.core.errors import RunError as RunError
     from subnet_search.core.errors import UserError as UserError
+    from subnet_search.core.search_domains import Int as Int
+    from subnet_search.core.search_domains import OneOf as OneOf
+    from subnet_search.core.search_domains import Real as Real
     from subnet_search.data import Data as Data
     from subnet_search.data import from_user as load_data
     from subnet_search.deploy.export import export as export
@@ -22,33 +26,62 @@ if TYPE_CHECKING:
     from subnet_search.extraction.evaluate import evaluate as evaluate
     from subnet_search.extraction.extract import extract as extract
     from subnet_search.extraction.extract import run as run
+    from subnet_search.extractors import Extractor as Extractor
+    from subnet_search.extractors import Paper as Paper
+    from subnet_search.extractors import Paradigm as Paradigm
+    from subnet_search.extractors import Published as Published
+    from subnet_search.extractors import RelevanceLearner as RelevanceLearner
+    from subnet_search.extractors import register as register
+    from subnet_search.extractors.base import Change as Change
+    from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
 _HOMES = {
+    "Change": ("extractors.base", "Change"),
     "Data": ("data", "Data"),
-    "Masks": ("topology.masks", "Masks"),
-    "Recipe": ("training", "Recipe"),
-    "RunConfig": ("extraction.config", "RunConfig"),
-    "RunError": ("core.errors", "RunError"),
-    "Subnetwork": ("artifact", "Subnetwork"),
-    "UserError": ("core.errors", "UserError"),
     "evaluate": ("extraction.evaluate", "evaluate"),
     "export": ("deploy.export", "export"),
     "extract": ("extraction.extract", "extract"),
+    "Extractor": ("extractors", "Extractor"),
+    "Int": ("core.search_domains", "Int"),
     "load_data": ("data", "from_user"),
     "load_deployed": ("deploy.exported_network", "load_deployed"),
+    "Masks": ("topology.masks", "Masks"),
+    "OneOf": ("core.search_domains", "OneOf"),
+    "Paper": ("extractors", "Paper"),
+    "Paradigm": ("extractors", "Paradigm"),
+    "Published": ("extractors", "Published"),
+    "Real": ("core.search_domains", "Real"),
+    "Recipe": ("training", "Recipe"),
+    "register": ("extractors", "register"),
+    "RelevanceLearner": ("extractors", "RelevanceLearner"),
     "run": ("extraction.extract", "run"),
     "run_study": ("search", "run_study"),
+    "RunConfig": ("extraction.config", "RunConfig"),
+    "RunError": ("core.errors", "RunError"),
+    "StudySpec": ("search", "StudySpec"),
+    "Subnetwork": ("artifact", "Subnetwork"),
+    "UserError": ("core.errors", "UserError"),
 }
 
 __all__ = [
+    "Change",
     "Data",
+    "Extractor",
+    "Int",
     "Masks",
+    "OneOf",
+    "Paper",
+    "Paradigm",
+    "Published",
+    "Real",
     "Recipe",
+    "RelevanceLearner",
     "RunConfig",
     "RunError",
+    "StudySpec",
     "Subnetwork",
     "UserError",
     "evaluate",
@@ -56,12 +89,15 @@ __all__ = [
     "extract",
     "load_data",
     "load_deployed",
+    "register",
     "run",
     "run_study",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("subnet-search")
     if name not in _HOMES:
         raise AttributeError(f"module 'subnet_search' has no attribute {name!r}")
     module, attribute = _HOMES[name]

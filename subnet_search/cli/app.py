@@ -1,5 +1,7 @@
 """The command line, put together."""
 
+from typing import Annotated
+
 import typer
 
 from subnet_search.cli.commands.analysis import masks, plasticity
@@ -12,12 +14,26 @@ app = typer.Typer(
     name="subnet-search",
     help="Find small, effective networks inside large ones.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(studies, name="study")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"subnet-search {version('subnet-search')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Find small, effective networks inside large ones."""
 
 
 app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")(extract)

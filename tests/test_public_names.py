@@ -1,0 +1,40 @@
+"""The public names: a change of one is a change that users must be told of (CHANGELOG.md)."""
+
+import subnet_search
+
+NAMES = """
+Change
+Data
+evaluate
+export
+extract
+Extractor
+Int
+load_data
+load_deployed
+Masks
+OneOf
+Paper
+Paradigm
+Published
+Real
+Recipe
+register
+RelevanceLearner
+run
+run_study
+RunConfig
+RunError
+StudySpec
+Subnetwork
+UserError
+"""
+
+
+def test_the_names_are_those_that_users_know():
+    assert sorted(subnet_search.__all__, key=str.lower) == NAMES.split()
+
+
+def test_each_is_there():
+    assert all(getattr(subnet_search, name) is not None for name in NAMES.split())
+    assert subnet_search.__version__.count(".") == 2
