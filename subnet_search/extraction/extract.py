@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from subnet_search.artifact import Origin, Subnetwork
 from subnet_search.artifact.subnetwork import INPUTS, save_examples, state_in
-from subnet_search.core.errors import UserError, invalid
+from subnet_search.core.errors import Interrupted, UserError, invalid
 from subnet_search.core.tensor_files import digest
 from subnet_search.data import Data, DataSpec, Split, from_user, load
 from subnet_search.evaluation import Quality
@@ -336,6 +336,8 @@ def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | N
     try:
         if (test := data.test()) is not None:  # the only line of a run that opens the test split
             test = test.to(device)
+    except Interrupted:
+        raise
     except (UserError, RuntimeError) as error:  # a RuntimeError: no room on the device
         problem = str(error).partition("\n")[0]
     if any_rank(problem is not None):

@@ -217,7 +217,7 @@ def test_of_two_that_start_at_the_same_moment_one_wins(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from subnet_search.runfolder import held
+from subnet_search.extraction.run_folder import held
 with held(Path(sys.argv[1])):
     (Path(sys.argv[1]) / ".metrics.jsonl.1.tmp").write_text("half")
     print("held", flush=True)
@@ -371,13 +371,13 @@ class Wrapped(nn.Module):
 
 def test_an_export_is_checked_at_the_scale_of_the_data(tmp_path, monkeypatch):
     """What is exported here differs where only the run's own inputs are, so N(0, 1) would not show it."""
-    from subnet_search.deploy import export
+    from subnet_search.deploy import export as exporting
 
     run(config("magnitude", epochs=1), tmp_path / "run", module=net(), data=data(scale=40.0, shift=100.0))
     loaded = ss.Subnetwork.load(tmp_path / "run" / "subnetwork.safetensors")
     assert difference_between(loaded.on(net()), Wrapped(loaded.on(net())), torch.randn(7, 6)) == 0
-    made = export._make
-    monkeypatch.setattr(export, "_make", lambda *given: export._Made(given[1], Wrapped(made(*given).runs)))
+    made = exporting._make
+    monkeypatch.setattr(exporting, "_make", lambda *given: exporting._Made(given[1], Wrapped(made(*given).runs)))
     with pytest.raises(RunError, match="nothing is written: the logits as state-dict differ"):
-        export(loaded, "state-dict", tmp_path / "file", network=net(), seconds=0)
+        exporting.export(loaded, "state-dict", tmp_path / "file", network=net(), seconds=0)
     assert not (tmp_path / "file").exists()

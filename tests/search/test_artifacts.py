@@ -136,7 +136,7 @@ def lost(wanted, url, folder, names):
     folder.mkdir()
     prepare_study(wanted, url)
     code = f"""
-from subnet_search.search import artifacts, worker
+from subnet_search.search.engine import artifact_store, worker
 artifact_store.LOOK = 0.02
 worker.run_worker({wanted.name!r}, {url!r})
 """

@@ -12,7 +12,7 @@ from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.extract import run
-from subnet_search.extractors import base
+from subnet_search.extractors import Extractor, registry
 from subnet_search.extractors.base import Published
 from subnet_search.extractors.methods.random import Random
 from subnet_search.search.queries.queries import trial_rows
@@ -56,7 +56,7 @@ def flawed(monkeypatch):
             return super().begin(net, clock, probe)
 
     Flawed.name = "flawed"
-    monkeypatch.setitem(base.REGISTRY, "flawed", Flawed)
+    monkeypatch.setitem(registry.REGISTRY, "flawed", Flawed)
     return lambda: monkeypatch.setattr(Flawed, "begin", Random.begin)
 
 
@@ -142,7 +142,7 @@ def test_a_cell_is_the_run_that_extract_makes():
 
 def test_a_method_that_trains_no_weights_has_its_published_settings_but_not_its_length(monkeypatch):
     recipe = {"lr": 0.5, "momentum": 0.8, "batch_size": 7}
-    monkeypatch.setattr(base.REGISTRY["edge_popup"], "published", Published("a test", recipe, epochs=99))
+    monkeypatch.setattr(registry.REGISTRY["edge_popup"], "published", Published("a test", recipe, epochs=99))
     wanted = grid(recipe={"epochs": 1, "lr": 0.2})
     edge_popup, random, _ = [wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells]
     assert (edge_popup.lr, edge_popup.momentum, edge_popup.epochs, edge_popup.batch_size) == (
@@ -235,10 +235,11 @@ def test_many_failures_in_a_row_do_not_stop_the_rest(flawed):
     ],
 )
 def test_mistakes_are_found_before_anything_runs(wrong, message, monkeypatch):
-    class Undense(base.Extractor):
-        name = "undense"
+    class Undense(Extractor):
+        """One without a density."""
 
-    monkeypatch.setitem(base.REGISTRY, "undense", Undense)
+    Undense.name = "undense"
+    monkeypatch.setitem(registry.REGISTRY, "undense", Undense)
     study = prepare_grid(grid(("random",)), URL)
     with pytest.raises(UserError, match=message):
         wrong()
@@ -268,7 +269,7 @@ def test_the_sanity_checks():
 
 
 def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
-    monkeypatch.setattr(base.REGISTRY["snip"], "published", Published("a test", {"lr": 0.5, "momentum": 0.8}))
+    monkeypatch.setattr(registry.REGISTRY["snip"], "published", Published("a test", {"lr": 0.5, "momentum": 0.8}))
     wanted = sanity_grid("s", config(extractor="snip", recipe={**RUN["recipe"], "lr": 0.2}), 1)
     recipes = [wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells]
     assert {(recipe.lr, recipe.momentum) for recipe in recipes} == {(0.2, 0.8)}

@@ -30,7 +30,7 @@ from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage import leases
 from subnet_search.search.storage.connect import load_study, open_storage
-from subnet_search.search.studies import launcher
+from subnet_search.search.studies import processes
 from subnet_search.search.studies.launcher import prepare_study, run_study
 
 RUN = {
@@ -298,14 +298,14 @@ def test_workers_that_are_all_killed_at_once_are_started_again(monkeypatch):
                 os.kill(pid, KILL)
         wait(0.5 if killed else seconds)
 
-    monkeypatch.setattr(launcher.time, "sleep", kill_all)
+    monkeypatch.setattr(processes.time, "sleep", kill_all)
     run_study(wanted, storage=URL, workers=2)
     assert differences(account("toy", URL), expected) == []
     assert {one["pid"] for one in interruptions("toy", URL)} == killed
 
 
 def test_a_worker_that_is_killed_in_vain_is_not_started_for_ever():
-    process = launcher._Process(spec(), URL, 3, Path(), 0)
+    process = processes._Process(spec(), URL, 3, Path(), 0)
     assert [process.may_restart(0) for _ in range(12)] == [True] * 10 + [False] * 2
     assert process.may_restart(1)
     assert [process.may_restart(1) for _ in range(11)] == [True] * 10 + [False]

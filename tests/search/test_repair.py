@@ -20,7 +20,7 @@ import subnet_search as ss
 from subnet_search.cli import main
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config_file import check
-from subnet_search.search.engine import history, scheduler, trial_runner
+from subnet_search.search.engine import heartbeat, history, scheduler
 from subnet_search.search.engine.scheduler import Dispatcher
 from subnet_search.search.engine.trial_runner import run_trial
 from subnet_search.search.engine.worker import run_worker
@@ -160,7 +160,7 @@ def test_the_command_says_how_to_run_them(capsys):
 
 def test_words_are_the_same_everywhere():
     assert (admin.KNOWN, admin.WITHDRAWN, admin.STOPPED) == (history.KNOWN, scheduler.WITHDRAWN, scheduler.STOPPED)
-    assert admin.NOW == trial_runner.NOW
+    assert admin.NOW == heartbeat.NOW
 
 
 # Stopping

@@ -33,8 +33,8 @@ from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import CHECKPOINT
 from subnet_search.search.engine.claim import Claim
 from subnet_search.search.spec.study_spec import StudySpec
+from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.optuna_private import ArtifactStore
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of, rebased
 

@@ -24,8 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.analysis.plots import COLOURS, PERCENT, REFERENCE, SYMBOLS
 from subnet_search.core.errors import UserError
+from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import rdb, scrub
-from subnet_search.search.storage.optuna_private import ArtifactStore, CachedStorage, FrozenStudy, StudyInfo
+from subnet_search.search.storage.optuna_private import CachedStorage, FrozenStudy, StudyInfo
 from subnet_search.search.storage.ranking import is_feasible, objectives, rank
 from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.retry import in_one_line
