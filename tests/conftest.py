@@ -41,3 +41,6 @@ class Redraw(Extractor):
     def step(self, net: Network, clock: Clock) -> Change | None:
         due = clock.step % self.every == self.every - 1 and clock.progress < 0.5
         return Change(self.draw(net, clock)) if due else None
+
+
+Redraw.name = "redraw"  # no other process has to find it

@@ -140,7 +140,7 @@ def test_a_finished_run_is_only_looked_at(tmp_path):
     ("extractor", "densities", "message"),
     [
         ("random", (0.5,), r"random has no learned relevance .* subnet-search compare; .*: .*edge_popup, gumbel, .*supermask"),
-        (create("redraw"), (0.5,), "conftest:Redraw has no learned relevance"),
+        (create("redraw"), (0.5,), "redraw has no learned relevance"),
         ("gumbel", (0.5, 1.5), r"density: input should be less than or equal to 1, got 1\.5"),
         ("gumbel", (0,), "density: input should be greater than 0, got 0"),
         ("edge_popup", (0.5, 0.001), r"density 0\.001 keeps 1 of 416 weights, fewer than the network's 2 layers"),
