@@ -64,9 +64,7 @@ def _check(net: nn.Module) -> None:
     for path, module in net.named_modules():
         name = path.replace("_orig_mod.", "") or type(net).__name__
         if isinstance(module, nn.DataParallel | DistributedDataParallel):
-            raise UserError(
-                f"a network in {type(module).__name__} cannot be looked into: hand in its .module (several GPUs: torchrun)"
-            )
+            raise UserError(f"cannot prune nn.{type(module).__name__}; pass its .module (several GPUs: torchrun)")
         for hook in module._forward_pre_hooks.values():
             for kind, undo in UNDO.items():
                 if isinstance(hook, kind):

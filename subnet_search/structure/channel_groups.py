@@ -40,7 +40,7 @@ class Coupling:
 
     @property
     def why(self) -> str:
-        """The first of the reasons that are no matter of course, to end a sentence with; empty where there is none."""
+        """First non-trivial reason, as a suffix for an error message; empty where there is none."""
         others = (f"; {name}: {reason}" for name, reason in self.kept_whole.items() if reason not in (OUTPUTS, ALONE))
         return next(others, "")
 

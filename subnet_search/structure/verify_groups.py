@@ -23,7 +23,7 @@ WRITTEN = "the forward pass has a size written into it"
 
 @torch.no_grad()
 def untrue(net: nn.Module, example: Tensor, groups: list[Group]) -> dict[str, str]:
-    """The groups that are none, and why: their channels reach the output although nothing reads them, or cannot be missed.
+    """Groups that failed verification, with the reason: the output depends on channels that no layer seems to read.
 
     Leaves batch norms in evaluation mode. Raises UserError where the outputs are no numbers to compare.
     """

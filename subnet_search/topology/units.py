@@ -78,7 +78,7 @@ class Units:
         return units
 
     def gates(self, units: Tensors) -> Tensors:
-        """What weights are multiplied with while a topology is looked for: a dead unit counts for nothing, but may grow."""
+        """Weight masks during the search; pruned units may regrow."""
         return self.expand(units)
 
     # Choosing. All tensors are of the units' shapes.

@@ -71,7 +71,7 @@ def process_group() -> Iterator[bool]:
         with suppress(RuntimeError):  # the store is gone, and with it whoever could hear
             first = store.add("failed", 1) == 1
         sys.stdout, sys.stderr = streams if first else (nowhere, nowhere)
-        # No farewell to the others: a GPU's communicator can wait for ever for one that has failed, even at exit.
+        # Skip `destroy_process_group`: NCCL may block after a failure, even at exit.
         if hasattr(signal, "alarm"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(LEAVE_WITHIN)

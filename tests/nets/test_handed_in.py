@@ -85,7 +85,7 @@ REFUSED = {
     "a parametrisation": (new_norm, r"weight of 0 is .*parametrize\.remove_parametrizations\(module, 'weight'\)"),
     "a lock": (with_lock, r"Sequential cannot be copied: its attribute guard \(lock\) cannot"),
     "extra state": (lambda: nn.Sequential(ExtraState(10, 3)), r"0 has extra state \(get_extra_state\)"),
-    "DataParallel": (lambda: nn.DataParallel(mlp()), r"a network in DataParallel cannot be looked into: hand in its \.module"),
+    "DataParallel": (lambda: nn.DataParallel(mlp()), r"cannot prune nn.DataParallel; pass its \.module"),
     "auxiliary logits": (
         lambda: Answers(with_logits_beside),
         r"Answers must return logits of shape \(batch, classes\) in training mode too, got tuple of 2",

@@ -254,7 +254,7 @@ def test_an_empty_study_a_finished_one_and_one_that_was_left():
     done = study_of(*[trial(value=0.1)] * 6, name="done")
     assert overview(done)["status"] == "finished"
     left = study_of(trial(value=0.1), trial("WAITING"), name="left")
-    assert overview(left)["status"] == "nobody is at work on it"
+    assert overview(left)["status"] == "interrupted (no live worker)"
     left.set_user_attr("stopped", True)
     assert overview(left)["status"] == "stopped"
 
@@ -266,7 +266,7 @@ def test_a_worker_that_is_gone_is_said_to_be():
     assert is_dead(worker)
     record = overview(study_of(trial("RUNNING", worker=worker)))
     assert record["workers"][0]["gone"] is True
-    assert record["status"] == "nobody is at work on it"
+    assert record["status"] == "interrupted (no live worker)"
 
 
 def test_versions_are_told_when_there_are_several():

@@ -16,7 +16,7 @@ from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.write import end_trial, set_attrs
 
-DEATHS = 5  # of its workers, after which a trial is held to be what kills them
+DEATHS = 5  # maximum worker deaths before a trial fails
 
 
 class LeaseLost(Exception):

@@ -55,7 +55,7 @@ class Known:
             return
         if number < len(self.ids):  # an earlier trial, taken up again
             self._forget()
-        if self.own is not None and self.own not in self.ended:  # what it came to is not known yet, to nobody
+        if self.own is not None and self.own not in self.ended:  # result not available yet
             self.memory.strip(self.ids[self.own])
         self.own = number
         for trial in trials[:number]:

@@ -1,4 +1,4 @@
-"""One trial: a run (with Wilcoxon's pruner, one for each seed) that is watched, measured, and whose end is told."""
+"""Execute one trial (with the Wilcoxon pruner: one run for each seed) and return its final state."""
 
 import errno
 import gc
@@ -192,7 +192,7 @@ class _Trial:
                 raise _Pruned(f"behind others at rung {epoch.epoch}", now)
 
     def _catch_up(self, epoch: int) -> None:
-        """Tell the pruner what was reported before an epoch that is not run again: it said to go on each time."""
+        """Replay past reports to the pruner after a resume."""
         for step in sorted(step for step in self.untold if step < epoch):
             self.claim.known.report(self.untold.pop(step), step)
             self.claim.known.should_prune()  # it notes what it looked at

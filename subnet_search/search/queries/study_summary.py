@@ -75,7 +75,7 @@ def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTri
     compares = bool(spec) and not spec["space"]
     spent = spec.get("steps") and sum(t.user_attrs.get("steps") or 0 for t in trials) >= spec["steps"]
     done = compares or spent or _finished(trials, compares) >= spec.get("trials", 0)
-    return "finished" if done and not running and not waiting else "nobody is at work on it"
+    return "finished" if done and not running and not waiting else "interrupted (no live worker)"
 
 
 def _finished(trials: Iterable[FrozenTrial], compares: bool) -> int:
