@@ -628,7 +628,7 @@ def test_the_command_that_a_front_ends_in_works(capsys):
     front = json.loads(command(capsys, "study", "show", "two goals", "--json"))["best"]
     last = shown.splitlines()[-1]
     which = f" {front[0]['number']}" if len(front) > 1 else ""
-    assert last == f"Get {'one' if which else 'it'}: subnet-search study extract 'two goals'{which}"
+    assert last == f"Extract {'one' if which else 'it'} with: subnet-search study extract 'two goals'{which}"
 
 
 def test_a_trial_is_named_by_its_number(capsys):

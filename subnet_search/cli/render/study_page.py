@@ -54,9 +54,8 @@ def overview(record: Row, storage: str | None = None) -> None:
     if record["best"] and record["budget"]:  # a study that is none of ours has no runs to train again
         several = len(record["best"]) > 1  # a front, of which one trial must be chosen
         which = [record["best"][0]["number"]] if several else []
-        plain(
-            f"\nExtract {'one' if several else 'it'} with: {format.command('study extract', record['name'], *which, storage=storage)}"
-        )
+        command = format.command("study extract", record["name"], *which, storage=storage)
+        plain(f"\nExtract {'one' if several else 'it'} with: {command}")
 
 
 def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
