@@ -262,7 +262,7 @@ def test_a_loss_that_is_no_number():
 
 def test_a_folder_that_cannot_be_written():
     Path("taken").write_text("a file")
-    assert "cannot write taken/run/config.yaml" in mistake("extract", *FAST, "--out", "taken/run", code=1)
+    assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1)
 
 
 def test_a_full_disk():

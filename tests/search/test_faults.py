@@ -305,7 +305,7 @@ def test_workers_that_are_all_killed_at_once_are_started_again(monkeypatch):
 
 
 def test_a_worker_that_is_killed_in_vain_is_not_started_for_ever():
-    process = processes._Process(spec(), URL, 3, Path(), 0)
+    process = processes._Process(spec(), URL, 3, Path(), 0, ())
     assert [process.may_restart(0) for _ in range(12)] == [True] * 10 + [False] * 2
     assert process.may_restart(1)
     assert [process.may_restart(1) for _ in range(11)] == [True] * 10 + [False]
