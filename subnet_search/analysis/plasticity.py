@@ -27,7 +27,8 @@ from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.data import Batches, Data, load
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.extract import identity_of, make_network
+from subnet_search.extraction.extract import make_network
+from subnet_search.extraction.provenance import identity_of
 from subnet_search.extraction.run_folder import check_free, claim, held
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.base import Change, Network

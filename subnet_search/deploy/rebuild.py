@@ -19,7 +19,7 @@ def network_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | Non
 
 
 def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> nn.Module:
-    """The dense network that a file belongs to, with weights of its own."""
+    """The dense network that a file belongs to, freshly initialised."""
     if isinstance(network, nn.Module):
         return network
     origin = subnetwork.origin

@@ -1,31 +1,23 @@
 """The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
 
-import hashlib
-import json
-import logging
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import nn
 
-from subnet_search.artifact import Origin, Subnetwork
+from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import INPUTS, save_examples, state_in
-from subnet_search.core.errors import Interrupted, UserError, invalid
-from subnet_search.core.tensor_files import digest
-from subnet_search.data import Data, DataSpec, Split, from_user, load
-from subnet_search.evaluation import Quality
-from subnet_search.evaluation.accuracy import logits
-from subnet_search.evaluation.cost import cost, on_average
+from subnet_search.core.errors import UserError, invalid
+from subnet_search.data import Data, DataSpec, from_user, load
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
-from subnet_search.extraction.provenance import versions
+from subnet_search.extraction.provenance import identity_of, origin_of
+from subnet_search.extraction.result import subnetworks
 from subnet_search.extraction.run_folder import (
     CHECKPOINT,
     check_free,
@@ -46,11 +38,8 @@ from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_outpu
 from subnet_search.structure.units_of_network import units_of
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
-from subnet_search.training import Epoch, Outcome, Recipe, Supernet, train
-from subnet_search.training.distributed import any_rank, one_goes_ahead, rank_and_world
-from subnet_search.training.loop import evaluate
-
-log = logging.getLogger(__name__)
+from subnet_search.training import Epoch, Recipe, Supernet, train
+from subnet_search.training.distributed import one_goes_ahead, rank_and_world
 
 
 def extract(
@@ -133,7 +122,7 @@ def run(
     data = data or one_goes_ahead(lambda: load(config.data))
     with on_threads(config.recipe.threads):
         net, spec = make_network(config, module, init, data)
-        origin = _origin(config, spec, init, data)
+        origin = origin_of(config, spec, init, data)
         if folder and save:
             check_storable(config, origin.init)
         images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
@@ -173,7 +162,7 @@ def run(
                     on_epoch=log_epochs(folder, on_epoch),
                     should_stop=should_stop,
                 )
-            found = _subnetworks(supernet, data, outcome, origin, [config.extractor, *learners.values()])
+            found = subnetworks(supernet, data, outcome, origin, [config.extractor, *learners.values()])
             subnet, *others = (replace(one, examples=examples) for one in found)
             if others:
                 subnet = with_metrics(subnet, {"curve": save_curve(dict(zip(learners, others, strict=True)), writes, config)})
@@ -195,34 +184,7 @@ def check_storable(config: RunConfig, init: str) -> None:
         raise UserError(f"{config.extractor.name} {how} weights, so no seed makes them: save them with weights='values'")
 
 
-def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data) -> dict[str, str | None]:
-    """Hashes of the network, a module as it was handed in or the one that was made by its name, and of the data.
-
-    Weights that are drawn from the run's seed are not hashed: the configuration says what they are.
-    """
-    net, given = made if module is None else module, module is not None
-    state = net.state_dict()
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
-    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-    shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
-    others = {name: repr(value) for name, value in state.items() if name not in tensors}
-    structure = json.dumps([repr(net), shapes, others, frozen])
-    return {
-        "network": hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode()).hexdigest(),
-        "weights": digest(tensors) if given or init == "keep" else None,
-        "init": init if given else None,
-        "data": data.fingerprint,
-    }
-
-
 EXAMPLES = 8  # inputs of a run that are kept
-
-
-def _range(data: Data) -> tuple[float, float]:
-    """The least and the greatest value of an input, as the network sees it; of images those that a pixel can have."""
-    if data.mean is None or data.std is None:
-        return float(data.train.inputs.min()), float(data.train.inputs.max())
-    return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
 
 
 def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:
@@ -274,121 +236,6 @@ def make_network(config: RunConfig, module: nn.Module | None, init: str, data: D
 
 def _gated(net: nn.Module, config: RunConfig, data: Data) -> nn.Module:
     return make_dynamic(net, data.shape, config.seed) if config.extractor.dynamic else net
-
-
-def _origin(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
-    scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
-    low, high = _range(data)
-    return Origin(
-        network=spec,
-        init=str(spec.init) if spec else init,
-        init_density=spec.init_density if spec else scaled,
-        shape=data.shape,
-        classes=data.classes,
-        dtype=str(data.examples(1).dtype).removeprefix("torch."),
-        low=low,
-        high=high,
-        data=data.spec.model_dump(mode="json") if data.spec else None,
-        mean=_decimals(data.mean),
-        std=_decimals(data.std),
-        extractor=_named(config.extractor),
-        unit=config.unit,
-        dynamic=config.extractor.dynamic,
-        recipe=config.recipe.model_dump(mode="json"),
-        seed=config.seed,
-        versions=versions(),
-    )
-
-
-def _decimals(values: Tensor | None) -> tuple[float, ...] | None:
-    """Each value as the shortest decimal number that is it in 32 bits: 0.485, not 0.48500001430511475."""
-    return None if values is None else tuple(float(str(value)) for value in values.cpu().numpy())
-
-
-def _named(extractor: Extractor) -> dict[str, Any]:
-    return {"name": extractor.name, **extractor.model_dump(mode="json")}
-
-
-def _subnetworks(
-    supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor]
-) -> list[Subnetwork]:
-    """What each of the methods makes of the trained supernet; the first is the one that trained it."""
-    here, first = data.to(supernet.device), methods[0]
-    records = []
-    for method in methods:
-        supernet.extractor = method
-        val = outcome.val if method is first else evaluate(supernet, here, here.val)
-        records.append(_record(supernet, here, outcome, val))
-    test, problem = _test_split(data, supernet.device)
-    found = []
-    for method, record in zip(methods, records, strict=True):
-        supernet.extractor = method
-        record["test_error"] = problem
-        if test is not None:
-            record["test_accuracy"] = evaluate(supernet, here, test).accuracy
-        found.append(_settled(supernet, origin.model_copy(update={"extractor": _named(method)}), record))
-    return found
-
-
-def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | None]:
-    """The test split on the device, or why there is none to measure on: by now the training is done, and is kept."""
-    test, problem = None, None
-    try:
-        if (test := data.test()) is not None:  # the only line of a run that opens the test split
-            test = test.to(device)
-    except Interrupted:
-        raise
-    except (UserError, RuntimeError) as error:  # a RuntimeError: no room on the device
-        problem = str(error).partition("\n")[0]
-    if any_rank(problem is not None):
-        test, problem = None, problem or "another process could not read the test split"
-        log.warning("the test accuracy is not measured: %s", problem)
-    return test, problem
-
-
-def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
-    units = supernet.final()
-    masks = supernet.weight_masks(units)
-    counted = cost(supernet.net, masks, data.shape, data.examples())
-    if supernet.extractor.dynamic:
-        with on_average(supernet.net, data.shape) as macs:
-            logits(supernet.evaluator(), data.val, data.mean, data.std)
-        counted = replace(counted, kept_macs=macs())
-    return {
-        "test_accuracy": None,
-        "val_accuracy": val.accuracy,
-        "val_nll": val.nll,
-        "val_ece": val.ece,
-        "epoch": outcome.epoch,
-        "steps": outcome.steps,
-        "probe_steps": outcome.probe_steps,
-        "raised_intervals": outcome.raised_intervals,
-        "passes": supernet.passes._asdict(),
-        "seconds": outcome.seconds,
-        "processes": rank_and_world()[1],
-        "weights": counted.weights,
-        "kept": counted.kept,
-        "macs": counted.macs,
-        "kept_macs": counted.kept_macs,
-        "left_whole": [asdict(one) for one in counted.left_whole],
-        "asked": getattr(supernet.extractor, "density", None),
-        "reached": supernet.units.cost(units),
-        "collapsed": [name for name, mask in masks.items() if not mask.any()],
-        "explored": supernet.explored(),
-    }
-
-
-def _settled(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
-    """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
-    units = supernet.final()
-    masks = supernet.weight_masks(units)
-    before = {name: weight.detach().clone() for name, weight in supernet.weights.items()}
-    supernet.settle(units)
-    subnet = Subnetwork.of(supernet.net, masks, supernet.factors(units), origin, record)
-    with torch.no_grad():
-        for name, weight in supernet.weights.items():
-            weight.copy_(before[name])
-    return subnet
 
 
 def _without(config: RunConfig, handed_in: tuple[bool, bool]) -> dict[str, Any]:

@@ -1,8 +1,22 @@
-"""The versions that a result depends on."""
+"""What a result depends on: the run's origin, the hashes of its network and data, and the versions."""
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 import platform
+import re
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from subnet_search.artifact import Origin
+from subnet_search.core.tensor_files import digest
+from subnet_search.data import Data
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extractors import Extractor
+from subnet_search.nets import NetworkSpec
 
 
 def versions() -> dict[str, str]:
@@ -13,3 +27,63 @@ def versions() -> dict[str, str]:
 @functools.cache
 def _packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("subnet-search", "torch", "numpy")}
+
+
+def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data) -> dict[str, str | None]:
+    """Hashes of the network, a module as it was handed in or the one that was made by its name, and of the data.
+
+    Weights that are drawn from the run's seed are not hashed: the configuration says what they are.
+    """
+    net, given = made if module is None else module, module is not None
+    state = net.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
+    others = {name: repr(value) for name, value in state.items() if name not in tensors}
+    structure = json.dumps([repr(net), shapes, others, frozen])
+    return {
+        "network": hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode()).hexdigest(),
+        "weights": digest(tensors) if given or init == "keep" else None,
+        "init": init if given else None,
+        "data": data.fingerprint,
+    }
+
+
+def _range(data: Data) -> tuple[float, float]:
+    """The least and the greatest value of an input, as the network sees it; of images those that a pixel can have."""
+    if data.mean is None or data.std is None:
+        return float(data.train.inputs.min()), float(data.train.inputs.max())
+    return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
+
+
+def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
+    scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
+    low, high = _range(data)
+    return Origin(
+        network=spec,
+        init=str(spec.init) if spec else init,
+        init_density=spec.init_density if spec else scaled,
+        shape=data.shape,
+        classes=data.classes,
+        dtype=str(data.examples(1).dtype).removeprefix("torch."),
+        low=low,
+        high=high,
+        data=data.spec.model_dump(mode="json") if data.spec else None,
+        mean=_decimals(data.mean),
+        std=_decimals(data.std),
+        extractor=named(config.extractor),
+        unit=config.unit,
+        dynamic=config.extractor.dynamic,
+        recipe=config.recipe.model_dump(mode="json"),
+        seed=config.seed,
+        versions=versions(),
+    )
+
+
+def _decimals(values: Tensor | None) -> tuple[float, ...] | None:
+    """Each value as the shortest decimal number that is it in 32 bits: 0.485, not 0.48500001430511475."""
+    return None if values is None else tuple(float(str(value)) for value in values.cpu().numpy())
+
+
+def named(extractor: Extractor) -> dict[str, Any]:
+    return {"name": extractor.name, **extractor.model_dump(mode="json")}

@@ -14,7 +14,7 @@ ELSEWHERE = "its study was copied, and its worker is at the one that it was copi
 
 
 def adopt(study: optuna.Study) -> None:
-    """Make a study that was copied or renamed one of its own: its own name, folder and workers. Any other stays as it is.
+    """Give a copied or renamed study its own name, folder and workers. Any other stays as it is.
 
     To be done before anything is run, written or deleted for it. The trials that are under way are so in the study that
     it was copied from, and wait here; the files of those that have ended stay where they are.

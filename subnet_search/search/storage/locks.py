@@ -49,7 +49,7 @@ def _beside(file: str, name: str, patience: float) -> Iterator[None]:
 
 @contextmanager
 def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
-    """The lock belongs to a transaction of a connection of its own, so it ends with either, however they end."""
+    """The lock belongs to a transaction on a separate connection, and is released when either ends, also by a kill."""
     key = int.from_bytes(blake2b(f"subnet-search {name}".encode(), digest_size=8).digest(), "big", signed=True)
     with engine.connect() as connection:
         try:

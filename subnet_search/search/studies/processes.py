@@ -82,7 +82,7 @@ def _run_processes(
 
 
 class _Process:
-    """A worker in a process of its own."""
+    """A worker process."""
 
     def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int, allowed: Collection[str]) -> None:
         self.log = folder / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
@@ -98,7 +98,7 @@ class _Process:
             write_atomically(self.log, b"")
         self.starts += 1
         with open(self.log, "ab") as file:
-            # A session of its own: a Ctrl-C reaches the first process alone, which then stops the workers one way.
+            # A new session: Ctrl-C reaches the first process alone, which then stops the workers one way.
             self.process = subprocess.Popen(
                 # The name comes last: it may begin with a dash.
                 [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else []), "--", self.name],

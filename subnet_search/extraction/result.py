@@ -1,0 +1,104 @@
+"""What comes out of a trained supernet: its subnetworks, each with its record."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from subnet_search.artifact import Origin, Subnetwork
+from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.data import Data, Split
+from subnet_search.evaluation import Quality
+from subnet_search.evaluation.accuracy import logits
+from subnet_search.evaluation.cost import cost, on_average
+from subnet_search.extraction.provenance import named
+from subnet_search.extractors import Extractor
+from subnet_search.training import Outcome, Supernet
+from subnet_search.training.distributed import any_rank, rank_and_world
+from subnet_search.training.loop import evaluate
+
+log = logging.getLogger(__name__)
+
+
+def subnetworks(
+    supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor]
+) -> list[Subnetwork]:
+    """What each of the methods makes of the trained supernet; the first is the one that trained it."""
+    here, first = data.to(supernet.device), methods[0]
+    records = []
+    for method in methods:
+        supernet.extractor = method
+        val = outcome.val if method is first else evaluate(supernet, here, here.val)
+        records.append(_record(supernet, here, outcome, val))
+    test, problem = _test_split(data, supernet.device)
+    found = []
+    for method, record in zip(methods, records, strict=True):
+        supernet.extractor = method
+        record["test_error"] = problem
+        if test is not None:
+            record["test_accuracy"] = evaluate(supernet, here, test).accuracy
+        found.append(_settled(supernet, origin.model_copy(update={"extractor": named(method)}), record))
+    return found
+
+
+def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | None]:
+    """The test split on the device, or why there is none to measure on: by now the training is done, and is kept."""
+    test, problem = None, None
+    try:
+        if (test := data.test()) is not None:  # the only line of a run that opens the test split
+            test = test.to(device)
+    except Interrupted:
+        raise
+    except (UserError, RuntimeError) as error:  # a RuntimeError: no room on the device
+        problem = str(error).partition("\n")[0]
+    if any_rank(problem is not None):
+        test, problem = None, problem or "another process could not read the test split"
+        log.warning("the test accuracy is not measured: %s", problem)
+    return test, problem
+
+
+def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
+    units = supernet.final()
+    masks = supernet.weight_masks(units)
+    counted = cost(supernet.net, masks, data.shape, data.examples())
+    if supernet.extractor.dynamic:
+        with on_average(supernet.net, data.shape) as macs:
+            logits(supernet.evaluator(), data.val, data.mean, data.std)
+        counted = replace(counted, kept_macs=macs())
+    return {
+        "test_accuracy": None,
+        "val_accuracy": val.accuracy,
+        "val_nll": val.nll,
+        "val_ece": val.ece,
+        "epoch": outcome.epoch,
+        "steps": outcome.steps,
+        "probe_steps": outcome.probe_steps,
+        "raised_intervals": outcome.raised_intervals,
+        "passes": supernet.passes._asdict(),
+        "seconds": outcome.seconds,
+        "processes": rank_and_world()[1],
+        "weights": counted.weights,
+        "kept": counted.kept,
+        "macs": counted.macs,
+        "kept_macs": counted.kept_macs,
+        "left_whole": [asdict(one) for one in counted.left_whole],
+        "asked": getattr(supernet.extractor, "density", None),
+        "reached": supernet.units.cost(units),
+        "collapsed": [name for name, mask in masks.items() if not mask.any()],
+        "explored": supernet.explored(),
+    }
+
+
+def _settled(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
+    """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
+    units = supernet.final()
+    masks = supernet.weight_masks(units)
+    before = {name: weight.detach().clone() for name, weight in supernet.weights.items()}
+    supernet.settle(units)
+    subnet = Subnetwork.of(supernet.net, masks, supernet.factors(units), origin, record)
+    with torch.no_grad():
+        for name, weight in supernet.weights.items():
+            weight.copy_(before[name])
+    return subnet
