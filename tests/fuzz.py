@@ -212,14 +212,13 @@ def mutated(document: Any, rng: random.Random) -> str:
                 other, place = rng.choice(list(_places(document)))
                 holder[key] = copy.deepcopy(other[place])
             case 4 if isinstance(holder, dict):
-                holder[rng.choice(("name", "density", "extractor", "recipe.lr", "unit", "target", "seed", "x"))] = rng.choice(
-                    ODD
-                )
+                key = rng.choice(("name", "density", "extractor", "recipe.lr", "unit", "target", "seed", "x"))
+                holder[key] = copy.deepcopy(rng.choice(ODD))
             case 5:
                 mark = f"RAW{len(raw)}RAW"
                 holder[key], raw[mark] = mark, rng.choice(RAW)
             case _:
-                holder[key] = rng.choice(ODD)
+                holder[key] = copy.deepcopy(rng.choice(ODD))
         if not document:
             break
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=rng.choice((False, None)))
@@ -352,6 +351,8 @@ def _same(written: Any, got: Any) -> bool:
     if isinstance(written, str) and not isinstance(got, str):
         read = typed(read_text(written, "").values)  # a number in quotes is a number, where the key is one
         return not isinstance(read, str) and _same(read, got)
+    if isinstance(written, int) and isinstance(got, float):  # beyond 2**53, a float is the nearest one that there is
+        written = float(written)
     return bool(written == got) or got == [written] or (isinstance(got, str) and str(written) == got)
 
 

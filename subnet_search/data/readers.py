@@ -48,7 +48,7 @@ def digits() -> Arrays:
 
 def fashion_folder(root: str | None) -> Path | None:
     """The folder that holds Fashion-MNIST's four idx files: `root`, or the first known place that has them."""
-    for folder in [root] if root else FASHION_FOLDERS:
+    for folder in [root, f"{root}/FashionMNIST/raw"] if root else FASHION_FOLDERS:  # the second is torchvision's
         if any(Path(folder).glob("train-images-idx3-ubyte*")):
             return Path(folder)
     return None

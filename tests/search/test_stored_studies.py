@@ -323,6 +323,12 @@ def test_a_run_folder_imports_what_is_allowed(trap, capsys):
             {"torchvision:googlenet"},
         ),
         ({"network": {"name": "torchvision:x", "options": {"weights_backbone": "DEFAULT"}}}, {"torchvision:x"}),
+        ({"data": "cifar10"}, set()),
+        ({"data": {"name": "cifar10", "root": "data/here"}}, set()),
+        ({"data": {"name": "cifar10", "root": "/nowhere"}}, {"cifar10"}),
+        ({"data": "cifar100", "data.root": {"choice": ["data", "../x"]}}, {"cifar100"}),
+        ({"data": {"name": "fashion_mnist", "root": "/usr/../nowhere"}}, {"fashion_mnist"}),
+        ({"data": {"name": "npz:x.npz", "root": "/nowhere"}}, set()),
         ([], set()),
         (None, set()),
     ],
@@ -338,6 +344,17 @@ def test_a_stored_study_downloads_nothing(capsys, monkeypatch):
     study = prepare_study(spec(run={"network": {"name": "torchvision:resnet18", "options": {"weights": "DEFAULT"}}}), URL)
     assert "the study 'toy' downloads weights for torchvision:resnet18" in command(capsys, "study", "worker", "toy", code=2)
     assert study.trials == []
+
+
+def test_a_stored_study_downloads_no_data_to_a_folder_that_it_names(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda *_, **__: pytest.fail("a download"))
+    root = tmp_path / "outside"
+    prepare_study(spec(run={"data": {"name": "cifar10", "root": str(root)}}), URL)
+    told = "the study 'toy' downloads, to a folder that it names, cifar10"
+    assert told in command(capsys, "study", "worker", "toy", code=2)
+    assert not root.exists()
+    (root / "cifar-10-batches-py").mkdir(parents=True)  # data that is there is read
+    assert imports_of({"data": {"name": "cifar10", "root": str(root)}}) == set()
 
 
 def test_an_imported_study_is_asked_about_too(trap, capsys):

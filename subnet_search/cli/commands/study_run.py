@@ -29,8 +29,8 @@ Imports = Annotated[
     typer.Option(
         "--allow-import",
         metavar="NAME",
-        help="What a stored study may import for its networks: package.module:factory, or the module; torchvision:NAME lets "
-        "it download weights. Several: each with its own --allow-import.",
+        help="What a stored study may import: package.module:Name, or the module; torchvision:NAME lets it download "
+        "weights, cifar10 that data set to a folder it names. Several: each with its own --allow-import.",
     ),
 ]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not answer at first.")]
