@@ -21,7 +21,7 @@ from subnet_search import RunConfig, run_study
 from subnet_search.extraction.config_file import read_config
 from subnet_search.search.spec.study_spec import read_study
 from subnet_search.search.storage.ranking import rank
-from subnet_search.search.storage.trial_attributes import REPEATS
+from subnet_search.search.storage.records import REPEATS
 from subnet_search.search.studies.method_grid import method_grid, run_grid
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from timing import verdict
 
 from subnet_search.extraction.config_file import check
-from subnet_search.search.engine import claim, scheduler
+from subnet_search.search.engine import scheduler, trial_lease
 from subnet_search.search.engine.history import Known
 from subnet_search.search.engine.trial_runner import Ending
 from subnet_search.search.engine.worker import run_worker
@@ -35,12 +35,12 @@ from subnet_search.search.studies.launcher import prepare_study
 SPACE: dict[str, Any] = {"recipe.lr": {"float": [1, 100], "log": True}, "extractor": ["temperature", "density"]}
 ROUNDS = 3
 PARTS: dict[str, tuple[Any, str]] = {  # of a trial: where they are found
-    "begin, under the lock": (scheduler.Dispatcher, "_next"),
+    "begin, under the lock": (scheduler.Scheduler, "_next"),
     "- read the trials": (Reader, "trials"),
     "- draw": (Known, "draw"),
-    "- its configuration": (scheduler.Dispatcher, "_config"),
-    "- write it": (scheduler.Dispatcher, "_store"),
-    "end, under the lock": (claim.Claim, "_end"),
+    "- its configuration": (scheduler.Scheduler, "_config"),
+    "- write it": (scheduler.Scheduler, "_store"),
+    "end, under the lock": (trial_lease.TrialLease, "_end"),
 }
 
 
@@ -161,9 +161,9 @@ def make(contender: Callable[..., None], url: str, trials: int) -> None:
 
 
 def ours(url: str, trials: int, tell: Callable[[], None]) -> None:
-    def objective(claim: Any, *_: Any) -> Ending:
+    def objective(lease: Any, *_: Any) -> Ending:
         tell()
-        return Ending(TrialState.COMPLETE, [claim.config.recipe.lr])
+        return Ending(TrialState.COMPLETE, [lease.config.recipe.lr])
 
     run_worker("trivial", url, trials=trials, objective=objective)
 

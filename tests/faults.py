@@ -21,7 +21,7 @@ import torch
 from sqlalchemy.engine.default import DefaultDialect
 
 from subnet_search.core.errors import Interrupted, UserError
-from subnet_search.search.engine import claim
+from subnet_search.search.engine import trial_lease
 from subnet_search.search.storage import leases
 from subnet_search.search.storage.connect import load_study, open_storage
 from subnet_search.search.studies.launcher import run_study
@@ -180,7 +180,7 @@ def dying() -> Iterator[Callable[[int], None]]:
         for owner, name in ((DefaultDialect, "do_commit"), (os, "replace"), (Path, "unlink")):
             patches.enter_context(mock.patch.object(owner, name, lets_die(getattr(owner, name))))
         patches.enter_context(mock.patch.object(leases, "is_dead", return_value=True))
-        patches.enter_context(mock.patch.object(claim, "DEATHS", math.inf))
+        patches.enter_context(mock.patch.object(trial_lease, "DEATHS", math.inf))
         yield lambda ticks: left.__setitem__(0, ticks)
 
 

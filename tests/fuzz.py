@@ -32,7 +32,7 @@ from subnet_search.core.errors import LONGEST_MESSAGE, RunError, UserError
 from subnet_search.data import load
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten, read_config, typed
-from subnet_search.extraction.extract import make_network
+from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, extractor_names, get_extractor
 from subnet_search.search.engine.multiobjective_pruner import check_options
 from subnet_search.search.spec.samplers import make_pruner, make_sampler

@@ -27,9 +27,9 @@ from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.data import Batches, Data, load
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.extract import make_network
 from subnet_search.extraction.provenance import identity_of
-from subnet_search.extraction.run_folder import check_free, claim, held
+from subnet_search.extraction.run_folder import RunFolder
+from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.base import Change, Network
 from subnet_search.topology.regrow import regrow
@@ -147,7 +147,8 @@ def plasticity(
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
     given = {"network": module is not None, "data": data is not None and data.spec is None}
-    check_free(Path(out))
+    folder = RunFolder(Path(out))
+    folder.check_free()
     data = data or load(config.data)
     with on_threads(recipe.threads):
         net, spec = make_network(config, module, "keep", data)
@@ -155,8 +156,8 @@ def plasticity(
         branches = plan.branches(recipe.epochs, per_epoch)
         wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
         identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
-        with held(Path(out)):
-            name = claim(Path(out), wanted, True, identity)
+        with folder.held():
+            name = folder.prepare(wanted, True, identity)
             experiment = _Experiment(config, net, data.to(recipe.device), Path(out), name, on_step, should_stop)
             return experiment.run(branches, on_branch or (lambda record: None))
 

@@ -12,17 +12,18 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from torch import Tensor
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.mask_file import save_masks
-from subnet_search.artifact.subnetwork import INPUTS, Weights
+from subnet_search.artifact.subnetwork import INPUTS, Weights, save_examples
 from subnet_search.core.documents import dump, plain, read_file, read_json
 from subnet_search.core.errors import RunError, UserError, reading
 from subnet_search.core.tensor_files import header_of, remove_temporary, write_atomically
@@ -63,34 +64,133 @@ def _folders(name: str) -> Iterator[Path]:
     yield from (Path("runs") / f"{name}-{number}" for number in itertools.count(2))
 
 
-@contextlib.contextmanager
-def held(folder: Path | None, leased: bool = False) -> Iterator[None]:
-    """Hold a run folder while a run is under way in it: one at a time. Nothing is left of the lock when its process ends.
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes, on the first of its processes; nowhere without a path.
 
-    leased   the caller holds a lease, by which whoever has the lock has lost the folder: go on without it
-    Raises UserError, at once, when another run has the folder.
+    leased  the caller holds a lease, by which whoever has the folder's lock has lost it: go on without it
+    saves   write subnetwork.safetensors; else the masks alone, and the checkpoint stays for the caller to drop
     """
-    if folder is None:
-        yield
-        return
-    lock = FileLock(folder / LOCK, timeout=0)
-    from_first(partial(_hold, lock, folder, leased))
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):  # a system that does not remove files that are open leaves it
-                (folder / LOCK).unlink()
-            with contextlib.suppress(OSError):  # where a mistake has left nothing else
-                folder.rmdir()
-            lock.release()
 
+    path: Path | None
+    leased: bool = False
+    saves: bool = True
 
-def check_free(folder: Path | None) -> None:
-    """Raise UserError when a run is under way in a folder: before any work. `held` decides."""
-    if folder is not None and from_first((folder / LOCK).exists):
-        with held(folder):
-            pass
+    @property
+    def keeps_subnetwork(self) -> bool:
+        return self.path is not None and self.saves
+
+    @property
+    def checkpoint(self) -> Path | None:
+        return self.path / CHECKPOINT if self.path else None
+
+    @property
+    def _written(self) -> Path | None:
+        """The folder, in the process that writes to it."""
+        return self.path if rank_and_world()[0] == 0 else None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder while a run is under way in it: one at a time. Nothing is left of the lock when its process ends.
+
+        Raises UserError, at once, when another run has the folder.
+        """
+        if self.path is None:
+            yield
+            return
+        lock = FileLock(self.path / LOCK, timeout=0)
+        from_first(partial(_hold, lock, self.path, self.leased))
+        try:
+            yield
+        finally:
+            if lock.is_locked:
+                with contextlib.suppress(OSError):  # a system that does not remove files that are open leaves it
+                    (self.path / LOCK).unlink()
+                with contextlib.suppress(OSError):  # where a mistake has left nothing else
+                    self.path.rmdir()
+                lock.release()
+
+    def check_free(self) -> None:
+        """Raise UserError when a run is under way in the folder: before any work. `held` decides."""
+        if self.path is not None and not self.leased and from_first((self.path / LOCK).exists):
+            with self.held():
+                pass
+
+    def prepare(self, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
+        """Write config.yaml, or check that the one that is there asks for the same. Returns what checkpoints call the run.
+
+        identity   hashes of what the run is of: its network and data (`PARTS`)
+        Only `weights`, what a subnetwork file stores, may be another. A folder of before there was an identity has none.
+        Raises UserError that names what differs.
+        """
+        path = self.path
+        return from_first(lambda: _prepare(path, wanted, resume, identity)) if path else None
+
+    def finished(self, weights: Weights, densities: Iterable[float] = ()) -> Subnetwork | None:
+        """The result of a run that is complete already. Its files are written anew where `weights` is another than before.
+
+        Raises UserError when it is complete, without what is now asked for.
+        """
+        path = self.path
+        return from_first(lambda: _finished(path, weights, densities)) if path else None
+
+    @contextlib.contextmanager
+    def no_trace_of_mistakes(self) -> Iterator[None]:
+        """Take the folder away again when what was asked for turns out to be impossible before any training."""
+        try:
+            yield
+        except UserError:
+            folder = self._written
+            if folder and not (folder / "metrics.jsonl").exists() and not (folder / CHECKPOINT).exists():
+                for name in ("config.yaml", IDENTITY, INPUTS):
+                    (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def save_examples(self, examples: Tensor) -> None:
+        """Keep a few inputs of the run, which exports are checked with."""
+        if self._written and self.saves:
+            save_examples(self._written / INPUTS, examples)
+
+    def log_epochs(self, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
+        """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
+        if self._written is None:
+            return on_epoch
+        path = self._written / "metrics.jsonl"
+        trimmed = False
+
+        def log(epoch: Epoch) -> None:
+            nonlocal trimmed
+            if not trimmed and path.is_file():
+                kept = path.read_text().splitlines(keepends=True)[: epoch.epoch - 1]
+                write_atomically(path, "".join(kept).encode())
+            trimmed = True
+            with open(path, "a") as file:
+                file.write(json.dumps(asdict(epoch)) + "\n")
+            if on_epoch:
+                on_epoch(epoch)
+
+        return log
+
+    def save(self, subnet: Subnetwork, curve: Mapping[float, Subnetwork], weights: Weights) -> Subnetwork:
+        """The subnetwork with all that is on record of it, once that is written: it, those of the curve, and the summary."""
+        folder = self._written
+        if curve:
+            subnet = with_metrics(subnet, {"curve": _save_curve(curve, folder, weights)})
+        if folder is None:
+            return subnet
+        metrics: dict[str, Any] = {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
+        if not self.saves:
+            save_masks(folder / "masks.safetensors", subnet.masks)
+        else:
+            path = folder / "subnetwork.safetensors"
+            metrics |= {"bytes": _save(subnet, path, weights), "subnetwork": str(path)}
+        subnet = with_metrics(subnet, metrics)
+        write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
+        if self.saves:
+            drop_checkpoints(folder)
+        return subnet
 
 
 def _hold(lock: FileLock, folder: Path, leased: bool) -> None:
@@ -109,17 +209,7 @@ def _hold(lock: FileLock, folder: Path, leased: bool) -> None:
             remove_temporary(place)
 
 
-def claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
-    """Write config.yaml, or check that the one that is there asks for the same. Returns what checkpoints call the run.
-
-    identity   hashes of what the run is of: its network and data (`PARTS`)
-    Only `weights`, what a subnetwork file stores, may be another. A folder of before there was an identity has none.
-    Raises UserError that names what differs.
-    """
-    return from_first(lambda: _claim(folder, wanted, resume, identity))
-
-
-def _claim(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
+def _prepare(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
     path = folder / "config.yaml"
     after = json.loads(json.dumps(wanted))
     if not path.is_file():
@@ -165,29 +255,6 @@ def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
     return {key: None if value is None else full[key] for key, value in written.items()}
 
 
-@contextlib.contextmanager
-def no_trace_of_mistakes(folder: Path | None) -> Iterator[None]:
-    """Take the run folder away again when what was asked for turns out to be impossible before any training."""
-    try:
-        yield
-    except UserError:
-        folder = folder if rank_and_world()[0] == 0 else None
-        if folder and not (folder / "metrics.jsonl").exists() and not (folder / CHECKPOINT).exists():
-            for name in ("config.yaml", IDENTITY, INPUTS):
-                (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def finished(folder: Path, weights: Weights, densities: Iterable[float] = ()) -> Subnetwork | None:
-    """The result of a run that is complete already. Its files are written anew where `weights` is another than before.
-
-    Raises UserError when it is complete, without what is now asked for.
-    """
-    return from_first(lambda: _finished(folder, weights, densities))
-
-
 def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Subnetwork | None:
     path = folder / "subnetwork.safetensors"
     if not path.is_file() or not (folder / "summary.json").is_file():
@@ -210,28 +277,7 @@ def with_metrics(subnet: Subnetwork, more: Mapping[str, Any]) -> Subnetwork:
     return replace(subnet, metrics={**subnet.metrics, **more})
 
 
-def log_epochs(folder: Path | None, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
-    """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
-    if folder is None or rank_and_world()[0] != 0:
-        return on_epoch
-    path = folder / "metrics.jsonl"
-    trimmed = False
-
-    def log(epoch: Epoch) -> None:
-        nonlocal trimmed
-        if not trimmed and path.is_file():
-            kept = path.read_text().splitlines(keepends=True)[: epoch.epoch - 1]
-            write_atomically(path, "".join(kept).encode())
-        trimmed = True
-        with open(path, "a") as file:
-            file.write(json.dumps(asdict(epoch)) + "\n")
-        if on_epoch:
-            on_epoch(epoch)
-
-    return log
-
-
-def save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, config: RunConfig) -> list[dict[str, Any]]:
+def _save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, weights: Weights) -> list[dict[str, Any]]:
     """A row for every density that was asked for; with a folder, the subnetworks and the rows are written to it."""
     rows = []
     for density, subnet in curve.items():
@@ -242,28 +288,13 @@ def save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, config: R
             {
                 "asked": density,
                 **{key: record[key] for key in kept},
-                "bytes": _save(subnet, path, config.weights) if path else None,
+                "bytes": _save(subnet, path, weights) if path else None,
                 "subnetwork": str(path) if path else None,
             }
         )
     if folder:
         write_atomically(folder / "curve.json", json.dumps(rows, indent=2).encode())
     return rows
-
-
-def save_run(subnet: Subnetwork, folder: Path, config: RunConfig, save: bool) -> Subnetwork:
-    """Write the subnetwork and the summary. Without `save` its masks alone, and the checkpoint stays for the caller to drop."""
-    metrics: dict[str, Any] = {"bytes": None, "dense_bytes": subnet.dense_bytes(), "subnetwork": None}
-    if not save:
-        save_masks(folder / "masks.safetensors", subnet.masks)
-    else:
-        path = folder / "subnetwork.safetensors"
-        metrics |= {"bytes": _save(subnet, path, config.weights), "subnetwork": str(path)}
-    subnet = with_metrics(subnet, metrics)
-    write_atomically(folder / "summary.json", json.dumps(subnet.summary(), indent=2).encode())
-    if save:
-        drop_checkpoints(folder)
-    return subnet
 
 
 def _at_density(folder: Path, density: float) -> Path:

@@ -21,7 +21,7 @@ from subnet_search.core.tensor_files import load_tensors, save_tensors, write_at
 from subnet_search.data import from_user
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.extract import run
-from subnet_search.extraction.run_folder import CHECKPOINT, held
+from subnet_search.extraction.run_folder import CHECKPOINT, RunFolder
 from subnet_search.structure.compact import difference_between
 
 
@@ -217,8 +217,8 @@ def test_of_two_that_start_at_the_same_moment_one_wins(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from subnet_search.extraction.run_folder import held
-with held(Path(sys.argv[1])):
+from subnet_search.extraction.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
     (Path(sys.argv[1]) / ".metrics.jsonl.1.tmp").write_text("half")
     print("held", flush=True)
     time.sleep(60)
@@ -229,13 +229,13 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run is under way"), held(folder):
+    with pytest.raises(UserError, match="another run is under way"), RunFolder(folder).held():
         pass
-    with held(folder, leased=True):  # whoever has a lease goes on
+    with RunFolder(folder, leased=True).held():  # whoever has a lease goes on
         assert (folder / ".metrics.jsonl.1.tmp").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with held(folder):
+    with RunFolder(folder).held():
         assert [path.name for path in folder.iterdir()] == [".lock"]  # what it had half written is gone too
     assert not folder.exists()
 

@@ -23,8 +23,8 @@ from subnet_search.core import tensor_files
 from subnet_search.core.errors import Interrupted, RunError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine import scheduler, trial_runner, worker
-from subnet_search.search.engine.claim import LeaseLost
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
+from subnet_search.search.engine.trial_lease import LeaseLost
 from subnet_search.search.engine.trial_runner import run_trial
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
@@ -210,7 +210,7 @@ def test_a_storage_that_fails_again_and_again(way):
 def desks(wanted, count=2):
     """So many workers of a new study, in this process. They run one trial."""
     prepare_study(wanted, URL)
-    return [Dispatcher(load_study("toy", open_storage(URL)), wanted, 1) for _ in range(count)]
+    return [Scheduler(load_study("toy", open_storage(URL)), wanted, 1) for _ in range(count)]
 
 
 def test_a_stalled_worker_overwrites_nothing():
@@ -254,11 +254,11 @@ def test_a_trial_that_is_taken_over_while_it_runs_is_left_to_its_successor(caplo
     prepare_study(wanted, URL)
     stolen = []
 
-    def steal_the_first(claim, *rest):
+    def steal_the_first(lease, *rest):
         if not stolen:
-            stolen.append(claim.number)
-            claim.note(worker={"host": "another", "pid": 1, "token": "another"})
-        return run_trial(claim, *rest)
+            stolen.append(lease.number)
+            lease.note(worker={"host": "another", "pid": 1, "token": "another"})
+        return run_trial(lease, *rest)
 
     run_worker("toy", URL, objective=steal_the_first)
     assert "trial 0 was taken over by another worker" in caplog.text
@@ -336,9 +336,9 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
     one, other = desks(wanted)
-    claim = one.next()
+    lease = one.next()
     assert [other.next() for _ in range(9)] == ["wait"] * 9
-    claim.release("the test goes on")
+    lease.release("the test goes on")
     run_worker("toy", URL)
     assert differences(account("toy", URL), expected) == []
     assert [one["why"] for one in interruptions("toy", URL)] == ["the test goes on"]
@@ -494,9 +494,9 @@ def test_a_study_that_is_deleted_ends_its_workers():
     wanted = spec(heartbeat=0.02)
     study = prepare_study(wanted, URL)
 
-    def delete_meanwhile(claim, *rest):
+    def delete_meanwhile(lease, *rest):
         optuna.delete_study(study_name="toy", storage=study._storage)
-        return run_trial(claim, *rest)
+        return run_trial(lease, *rest)
 
     with pytest.raises(RunError, match=r"^the study 'toy' was deleted$"):
         run_worker("toy", URL, objective=delete_meanwhile)

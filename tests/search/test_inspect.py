@@ -33,7 +33,7 @@ from subnet_search.search.queries.study_summary import overview
 from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
 from subnet_search.search.spec.metrics import MEASURES
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage, rdb
-from subnet_search.search.storage.leases import is_dead, whereabouts
+from subnet_search.search.storage.leases import is_dead, this_process
 from subnet_search.search.storage.ranking import HIGHER_IS_BETTER, best_ranked, front
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.write import insert_trials
@@ -261,7 +261,7 @@ def test_an_empty_study_a_finished_one_and_one_that_was_left():
 
 def test_a_worker_that_is_gone_is_said_to_be():
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    worker = {**whereabouts("x"), "pid": process.pid, "started": "0"}
+    worker = {**this_process("x"), "pid": process.pid, "started": "0"}
     process.communicate(b"")
     assert is_dead(worker)
     record = overview(study_of(trial("RUNNING", worker=worker)))

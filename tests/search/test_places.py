@@ -10,7 +10,7 @@ import subnet_search as ss
 from subnet_search.core.errors import RunError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine.multiobjective_pruner import behind
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_runner import Ending
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
@@ -35,36 +35,36 @@ def spec(**more):
     return check(StudySpec, {"name": "toy", "run": RUN, "space": SPACE, "trials": 18, "parallel": 4, **more})
 
 
-def value(claim, seed=0):
+def value(lease, seed=0):
     """A stand-in for training: a function of the configuration alone."""
-    config = claim.config
+    config = lease.config
     return -abs(config.recipe.lr - 10) / 100 + config.extractor.temperature / 10 + (config.seed % 7) / 1000
 
 
 class Steps:
     """A trial in the hands of a worker that can be left alone after any epoch."""
 
-    def __init__(self, claim, spec):
-        self.claim, self.spec, self.epoch = claim, spec, max(claim.reports, default=0)
-        for step, seen in sorted(claim.reports.items()):
-            claim.known.report(seen, step)
-            claim.known.should_prune()
+    def __init__(self, lease, spec):
+        self.lease, self.spec, self.epoch = lease, spec, max(lease.reports, default=0)
+        for step, seen in sorted(lease.reports.items()):
+            lease.in_memory.report(seen, step)
+            lease.in_memory.should_prune()
 
     def go_on(self):
         """One epoch; whether the trial has ended."""
         self.epoch += 1
-        now = value(self.claim) * self.epoch / 9
+        now = value(self.lease) * self.epoch / 9
         single = len(self.spec.objective) == 1
         if single:
-            self.claim.known.report(now, self.epoch)
-            self.claim.report(self.epoch, now)
-            if self.epoch < 9 and self.claim.known.should_prune():
-                self.claim.end(TrialState.PRUNED, [now], {"reason": "pruned", "steps": self.epoch})
+            self.lease.in_memory.report(now, self.epoch)
+            self.lease.report(self.epoch, now)
+            if self.epoch < 9 and self.lease.in_memory.should_prune():
+                self.lease.end(TrialState.PRUNED, [now], {"reason": "pruned", "steps": self.epoch})
                 return True
         if self.epoch < 9:
             return False
-        density = self.claim.config.extractor.temperature
-        self.claim.end(TrialState.COMPLETE, [now] if single else [now, density], {"steps": 9, "sha256": self.claim.config.seed})
+        density = self.lease.config.extractor.temperature
+        self.lease.end(TrialState.COMPLETE, [now] if single else [now, density], {"steps": 9, "sha256": self.lease.config.seed})
         return True
 
 
@@ -72,19 +72,19 @@ def run_with(spec, workers, seed, url, deaths=0.0):
     """A study by so many workers that take turns at random; with `deaths`, they leave trials half done."""
     rng = random.Random(seed)
     prepare_study(spec, url)
-    desks = [Dispatcher(load_study(spec.name, open_storage(url)), spec, spec.trials) for _ in range(workers)]
+    desks = [Scheduler(load_study(spec.name, open_storage(url)), spec, spec.trials) for _ in range(workers)]
     hands = [None] * workers
     done = set()
     while len(done) < workers:
         index = rng.randrange(workers)
         if hands[index] is None:
-            claim = desks[index].next()
-            if claim == "done":
+            lease = desks[index].next()
+            if lease == "done":
                 done.add(index)
-            elif claim != "wait":
-                hands[index] = Steps(claim, spec)
+            elif lease != "wait":
+                hands[index] = Steps(lease, spec)
         elif rng.random() < deaths:
-            hands[index].claim.release("killed")
+            hands[index].lease.release("killed")
             hands[index] = None
         elif hands[index].go_on():
             hands[index] = None
@@ -129,16 +129,16 @@ def test_any_number_of_workers_finds_the_same_trials(case):
 def test_more_workers_than_parallel_wait():
     wanted = spec(parallel=2)
     study = prepare_study(wanted, "sqlite:///s.db")
-    desks = [Dispatcher(study, wanted, wanted.trials) for _ in range(3)]
+    desks = [Scheduler(study, wanted, wanted.trials) for _ in range(3)]
     assert [desk.next() == "wait" for desk in desks] == [False, False, True]
 
 
-def fake(claim, spec, load, should_stop):
+def fake(lease, spec, load, should_stop):
     """A trial that takes no time."""
-    if claim.config.recipe.lr > 50:
+    if lease.config.recipe.lr > 50:
         return Ending(TrialState.FAIL, None, {"reason": "too fast"})
-    attrs = {"steps": 10, "sha256": str(claim.config.seed), "val_accuracy": value(claim), "density": 0.1}
-    return Ending(TrialState.COMPLETE, [value(claim)], attrs)
+    attrs = {"steps": 10, "sha256": str(lease.config.seed), "val_accuracy": value(lease), "density": 0.1}
+    return Ending(TrialState.COMPLETE, [value(lease)], attrs)
 
 
 def by_fake(wanted, **more):

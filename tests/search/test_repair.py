@@ -21,7 +21,7 @@ from subnet_search.cli import main
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine import heartbeat, history, scheduler
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_runner import run_trial
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.dashboard import dashboard, note
@@ -159,7 +159,7 @@ def test_the_command_says_how_to_run_them(capsys):
 
 
 def test_words_are_the_same_everywhere():
-    assert (admin.KNOWN, admin.WITHDRAWN, admin.STOPPED) == (history.KNOWN, scheduler.WITHDRAWN, scheduler.STOPPED)
+    assert (admin.IMPORTED, admin.WITHDRAWN, admin.STOPPED) == (history.IMPORTED, scheduler.WITHDRAWN, scheduler.STOPPED)
     assert admin.NOW == heartbeat.NOW
 
 
@@ -202,9 +202,9 @@ def test_a_trial_under_way_stops_at_a_checkpoint_and_goes_on_to_the_same_end(cap
 def claimed(heartbeat=0.05, **more):
     """A study with a trial that another worker runs, as it is told by `more`."""
     study = prepare_study(spec(heartbeat=heartbeat), URL)
-    claim = Dispatcher(study, spec(), 3).next()
-    claim.note(worker={**study.trials[0].user_attrs["worker"], **more})
-    return study, claim
+    lease = Scheduler(study, spec(), 3).next()
+    lease.note(worker={**study.trials[0].user_attrs["worker"], **more})
+    return study, lease
 
 
 def gone():
@@ -239,14 +239,14 @@ def test_a_worker_elsewhere_is_watched_for_five_heartbeats():
 
 
 def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
-    study, claim = claimed(host="elsewhere")
+    study, lease = claimed(host="elsewhere")
     ended = threading.Event()
 
     def beat():
         count = 0
         while not ended.wait(0.02):
             count += 1
-            claim.note(beat=count)
+            lease.note(beat=count)
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -259,17 +259,17 @@ def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
 
 
 def test_a_worker_elsewhere_is_given_up_at_once_when_told(capsys):
-    study, claim = claimed(heartbeat=100, host="elsewhere")
+    study, lease = claimed(heartbeat=100, host="elsewhere")
     assert command(capsys, "reap", "toy", "--now") == "trial 0 waits to go on\n"
     [past] = study.trials[0].user_attrs["interruptions"]
     assert not past["died"]
     assert past["why"].endswith("on elsewhere was given up by hand")
-    assert not claim.mine()
+    assert not lease.mine()
 
 
 def test_a_trial_that_has_killed_five_workers_fails(capsys):
-    _, claim = claimed(pid=gone())
-    claim.note(interruptions=[{"why": "", "host": "h", "pid": 1, "died": True}] * 4)
+    _, lease = claimed(pid=gone())
+    lease.note(interruptions=[{"why": "", "host": "h", "pid": 1, "died": True}] * 4)
     assert command(capsys, "reap", "toy").startswith("trial 0 has failed: its worker died 5 times")
 
 

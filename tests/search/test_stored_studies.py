@@ -20,15 +20,16 @@ from subnet_search.cli.commands import study_admin, study_show
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine.copies import adopt
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
+from subnet_search.search.engine.trial_runner import Ending
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.queries import find_trial
 from subnet_search.search.spec.study_spec import StudySpec, spec_of
 from subnet_search.search.storage import connect
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
+from subnet_search.search.storage.records import plain_spec
 from subnet_search.search.storage.study_folder import file_name, folder_of, rebased
 from subnet_search.search.storage.transfer import FORMAT, _sha256, export_study, import_study, study_in, write_export
-from subnet_search.search.storage.trial_attributes import plain_spec
 from subnet_search.search.storage.trust import imports_of, imports_of_spec
 from subnet_search.search.studies.admin import delete_study
 from subnet_search.search.studies.launcher import find_spec, prepare_study
@@ -133,7 +134,7 @@ def test_folders_that_studies_have_stay():
 def begun():
     """A study with a trial that is complete and one that runs, in a worker that is alive."""
     study = ss.run_study(spec(), storage=URL)
-    Dispatcher(study, spec_of(study), 2).next()
+    Scheduler(study, spec_of(study), 2).next()
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING"]
     return study
 
@@ -698,3 +699,51 @@ def test_versions_that_lie_hide_no_study(value, capsys):
     study.set_user_attr("spec", "{")
     with pytest.raises(UserError, match=r"the study 'toy' was made by subnet-search .* and cannot be read here"):
         run_worker("toy", URL)
+
+
+LYING = [None, "x", 3, True, [], [3], {"a": []}, {"died": "often"}, [{"died": "often", "why": 3}], float("nan")]
+STORED = ("interruptions", "worker", "config", "cell", "seed", "seeds", "folder", "versions", "reason", "steps", "seconds")
+STORED += ("known", "repeats", "retries", "withdrawn", "beat", "key", "rungs", "log", "passes", "density", "sha256", "first")
+
+
+@pytest.mark.parametrize("value", LYING, ids=str)
+def test_a_trial_attribute_of_another_type_is_no_traceback(value, capsys):
+    """A trial for each attribute: every command that looks at the study, and a worker that goes on with it, do their best."""
+    complete = ss.run_study(spec(), storage=URL).trials[0]
+    study = load_study("toy", open_storage(URL))
+    for name in STORED:
+        for state, values in ((TrialState.COMPLETE, complete.values), (TrialState.WAITING, None), (TrialState.FAIL, None)):
+            attrs = {**complete.user_attrs, name: value}
+            study.add_trial(create_trial(state=state, values=values, **of(complete), user_attrs=attrs))
+    for words in (["show"], ["trial"], ["table"], ["retry"], ["importance"], ["reap"]):
+        more = [str(3 * STORED.index("interruptions") + 2)] if words == ["trial"] else []
+        with pytest.raises(SystemExit) as ended:
+            main(["study", *words, "toy", *more])
+        _, err = capsys.readouterr()
+        assert ended.value.code in (0, 2), (words, err)
+        assert "log of it" not in err, (words, err)
+    ran = run_worker("toy", URL, trials=1000, timeout=0.001, objective=lambda *_: Ending(TrialState.COMPLETE, [0.5], {}))
+    assert len(ran) > len(STORED) / 2
+
+
+def of(trial):
+    return {"params": trial.params, "distributions": trial.distributions}
+
+
+def test_a_copy_of_the_same_name_in_another_storage_has_run_folders_of_its_own():
+    study = begun()
+    copy_in(other := open_storage("sqlite:///other.db", create=True), study)
+    whole = ss.run_study(spec(), storage="sqlite:///whole.db", trials=4)
+    first = ss.run_study(spec(), storage=URL, trials=4)
+    before = {path: path.read_bytes() for path in folder_of(first).rglob("*.json")}
+    second = ss.run_study(spec(), storage="sqlite:///other.db", trials=4)
+    assert {path: path.read_bytes() for path in before} == before
+    for done in (first, second):
+        assert [trial.user_attrs["sha256"] for trial in done.trials] == [t.user_attrs["sha256"] for t in whole.trials]
+    folders = [trial.user_attrs["folder"] for done in (first, second) for trial in done.trials[2:]]
+    assert len(set(folders)) == len(folders)
+    assert load_study("toy", other).trials[3].user_attrs["folder"] == folders[3]
+
+
+def copy_in(storage, study):
+    optuna.copy_study(from_study_name=study.study_name, from_storage=study._storage, to_storage=storage)

@@ -12,7 +12,7 @@ import yaml
 import subnet_search as ss
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.extraction.config_file import check
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.queries import best_trials, find_trial, list_studies, trial_rows
 from subnet_search.search.queries.study_summary import overview
@@ -268,9 +268,9 @@ def test_a_trial_of_a_killed_process_goes_on():
     gone = subprocess.Popen(["true"])
     gone.wait()
     study = ss.run_study(spec(trials=1))
-    dispatcher = Dispatcher(study, spec(), 3)
-    claim = dispatcher.next()
-    claim.note(worker={**claim.study.trials[1].user_attrs["worker"], "pid": gone.pid, "token": "another"})
+    scheduler = Scheduler(study, spec(), 3)
+    lease = scheduler.next()
+    lease.note(worker={**lease.study.trials[1].user_attrs["worker"], "pid": gone.pid, "token": "another"})
     study = ss.run_study(spec(trials=3), trials=3)
     assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
     assert study.trials[1].user_attrs["interruptions"][0]["died"]

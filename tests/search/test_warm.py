@@ -12,7 +12,7 @@ import subnet_search as ss
 from subnet_search.core.errors import UserError
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
-from subnet_search.search.engine.scheduler import Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import open_storage
 from subnet_search.search.storage.transfer import write_export
@@ -230,7 +230,7 @@ def test_a_configuration_that_is_known_is_not_run_again():
     study = prepare_study(
         spec(run=run, space={"recipe.lr": {"choice": [0.1]}}, imports=["old"], duplicates="reuse", trials=1), URL
     )
-    dispatcher = Dispatcher(study, spec(run=run, space={"recipe.lr": {"choice": [0.1]}}, duplicates="reuse"), 1)
-    assert dispatcher.next() == "done"
+    scheduler = Scheduler(study, spec(run=run, space={"recipe.lr": {"choice": [0.1]}}, duplicates="reuse"), 1)
+    assert scheduler.next() == "done"
     assert study.trials[1].user_attrs["reuses"] == 0
     assert study.trials[1].values == [0.7]

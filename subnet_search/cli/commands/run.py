@@ -34,7 +34,8 @@ def extract(
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
-    from subnet_search.extraction.extract import free_folder, last_folder, run
+    from subnet_search.extraction.extract import run
+    from subnet_search.extraction.run_folder import free_folder, last_folder
     from subnet_search.search.storage.trust import check_imports, imports_of
     from subnet_search.training.distributed import from_first, launcher, process_group
 

@@ -24,7 +24,7 @@ def retry(
 
     Each is a new trial with the configuration of the failed one, and is retried once.
     """
-    from subnet_search.search.storage.trial_attributes import plain_spec
+    from subnet_search.search.storage.records import plain_spec
     from subnet_search.search.studies.admin import retry as again
 
     study = find(name, storage)

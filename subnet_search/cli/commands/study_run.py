@@ -148,7 +148,7 @@ def extract(
 ) -> None:
     """Train a trial again, to its subnetwork, and check that it is the same one."""
     from subnet_search.cli.render.progress import follow_run
-    from subnet_search.extraction.extract import free_folder
+    from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.studies.reproduce import pick_trial, train_again

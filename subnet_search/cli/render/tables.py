@@ -94,7 +94,7 @@ def cell(column: str, value: Any) -> str:
 def by_key(params: Any) -> dict[str, Any]:
     """Parameters by the keys of a run: the conditions in their names left out."""
     values = params if isinstance(params, Mapping) else dict.fromkeys(params)
-    return {name.partition(" @")[0]: value for name, value in values.items()}
+    return by_key(values)
 
 
 def plain(text: str) -> None:

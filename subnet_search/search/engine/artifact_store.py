@@ -1,6 +1,7 @@
 """Files of trials for people and workers on other machines, by Optuna's artifact store: a folder, or an S3 bucket.
 
 While a trial runs, its newest checkpoint is copied to the store under a fixed name, so that a worker elsewhere can go on
+from subnet_search.search.storage.records import TrialRecord
 from it. When it ends, the files of its run folder are uploaded: Optuna's dashboard shows them, and `fetch` brings them
 back. What a trial finds never depends on the store: whatever is wrong with it, or with a copy, is logged, and costs at
 most the steps again.
@@ -31,12 +32,13 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import CHECKPOINT
-from subnet_search.search.engine.claim import Claim
+from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
-from subnet_search.search.storage.study_folder import folder_of, rebased
+from subnet_search.search.storage.study_folder import folder_of
 
 FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
 LOOK = 1.0  # seconds between two looks for a newer checkpoint
@@ -80,13 +82,13 @@ def open_store(spec: StudySpec) -> ArtifactStore | None:
 
 
 @contextlib.contextmanager
-def shared(claim: Claim, spec: StudySpec) -> Iterator[None]:
+def shared(lease: TrialLease, spec: StudySpec) -> Iterator[None]:
     """While a trial runs here, copy its checkpoints to the store of its study; when it has ended, upload its files."""
-    store, copies = _store(spec.artifacts), _copies(claim.folder, spec.repeats)
-    if claim.attrs.get("versions", versions()) != versions():
-        forget(claim, spec)
-    elif "interruptions" in claim.attrs:
-        done = len(claim.attrs.get("seeds", []))
+    store, copies = _store(spec.artifacts), _copies(lease.folder, spec.repeats)
+    if lease.attrs.get("versions", versions()) != versions():
+        forget(lease, spec)
+    elif "interruptions" in lease.attrs:
+        done = len(lease.attrs.get("seeds", []))
         _take_up(store, *list(copies.items())[: done + 1][-1])  # of the seed that is under way
     copy = functools.partial(_copy, store, copies, {})
     try:
@@ -95,16 +97,16 @@ def shared(claim: Claim, spec: StudySpec) -> Iterator[None]:
     except RunError:  # it was stopped, and waits for a worker
         copy()
         raise
-    if claim.mine():
-        _upload(store, claim, copies.values())
+    if lease.mine():
+        _upload(store, lease, copies.values())
 
 
-def forget(claim: Claim, spec: StudySpec) -> None:
+def forget(lease: TrialLease, spec: StudySpec) -> None:
     """Remove the copies of a trial's checkpoints."""
     try:
-        _remove(_store(spec.artifacts), _copies(claim.folder, spec.repeats))
+        _remove(_store(spec.artifacts), _copies(lease.folder, spec.repeats))
     except FAULTS as error:
-        log.warning("cannot remove the copy of trial %d's checkpoint: %s", claim.number, _reason(error))
+        log.warning("cannot remove the copy of trial %d's checkpoint: %s", lease.number, _reason(error))
 
 
 def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
@@ -137,8 +139,9 @@ def remove_all(study: optuna.Study) -> None:
         return
     folder, names = folder_of(study), list[str]()
     for trial in study.get_trials(deepcopy=False):
-        names += _copies(folder / f"{trial.number:04d}", seeds)
-        if rebased(trial.user_attrs.get("folder", "")).parent == folder:
+        run_folder = TrialRecord(trial).folder
+        if run_folder.parent == folder:
+            names += _copies(run_folder, seeds)
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
     with _or_raise(RunError, f"cannot remove the study's files from {_where(settings)}"):
         _remove(_store(settings), names)
@@ -207,17 +210,17 @@ def _copy(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tupl
     return True
 
 
-def _upload(store: ArtifactStore, claim: Claim, runs: Iterable[Path]) -> None:
+def _upload(store: ArtifactStore, lease: TrialLease, runs: Iterable[Path]) -> None:
     """Upload the files of a trial that ends. The storage takes their names only before it knows of the end."""
-    storage = claim.study._storage
+    storage = lease.study._storage
     try:
-        trial = patiently(storage.get_trial, claim.trial_id)
+        trial = patiently(storage.get_trial, lease.trial_id)
         there = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
         upload = functools.partial(upload_artifact, study_or_trial=trial, storage=storage, artifact_store=store)
         with tempfile.TemporaryDirectory() as links:  # an upload goes by its file's name, which seeds share
             for run in runs:
                 for path in filter(Path.is_file, (run / name for name in FILES)):
-                    link = Path(links) / (path.name if run == claim.folder else f"{run.name}-{path.name}")
+                    link = Path(links) / (path.name if run == lease.folder else f"{run.name}-{path.name}")
                     link.symlink_to(path.resolve())
                     if link.name in there:  # by a worker that was killed before it could store the end
                         with open(link, "rb") as file:
@@ -226,7 +229,7 @@ def _upload(store: ArtifactStore, claim: Claim, runs: Iterable[Path]) -> None:
                         patiently(functools.partial(upload, file_path=str(link)))
     except FAULTS as error:
         log.warning("cannot upload the files of the trial: %s", _reason(error))
-        claim.note(not_uploaded=_reason(error))
+        lease.note(not_uploaded=_reason(error))
 
 
 def _copies(folder: Path, seeds: int) -> dict[str, Path]:

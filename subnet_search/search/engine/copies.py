@@ -21,7 +21,7 @@ def adopt(study: optuna.Study) -> None:
     """
     if not _is_copy(study.user_attrs, study.study_name):
         return
-    from subnet_search.search.engine.claim import let_wait  # here, since whoever only looks on need not wait for torch
+    from subnet_search.search.engine.trial_lease import let_wait  # here, since whoever only looks on need not wait for torch
 
     with exclusive(study._storage, study.study_name):
         attrs = study.user_attrs

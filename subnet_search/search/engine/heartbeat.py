@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from subnet_search.core.errors import RunError
-from subnet_search.search.engine.claim import Claim, LeaseLost
+from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
+from subnet_search.search.storage.records import STOPPED
 from subnet_search.search.storage.retry import patiently
-from subnet_search.search.storage.trial_attributes import STOPPED
 
 NOW = "now"  # value of a study's attribute `stopped` when trials under way are to be interrupted too
 
 
 @contextmanager
-def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
+def _beating(lease: TrialLease, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Signs of life while the trial runs. Yields two events: the trial is another worker's by now; it is to stop now."""
     ended, lost, stopped = threading.Event(), threading.Event(), threading.Event()
 
@@ -22,8 +22,8 @@ def _beating(claim: Claim, heartbeat: float) -> Iterator[tuple[threading.Event, 
         while not ended.wait(min(heartbeat, threading.TIMEOUT_MAX)):
             try:
                 count += 1
-                claim.note(beat=count)
-                if patiently(lambda: claim.study.user_attrs).get(STOPPED) == NOW:
+                lease.note(beat=count)
+                if patiently(lambda: lease.study.user_attrs).get(STOPPED) == NOW:
                     stopped.set()
             except (LeaseLost, KeyError):  # KeyError: the study was deleted
                 lost.set()

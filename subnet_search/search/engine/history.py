@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.search.spec.samplers import make_pruner, make_sampler
 from subnet_search.search.spec.study_spec import StudySpec
-from subnet_search.search.storage.trial_attributes import KNOWN
+from subnet_search.search.storage.records import TrialRecord
 
 
 class _Memory(InMemoryStorage):
@@ -31,7 +31,7 @@ class _Memory(InMemoryStorage):
         self._set_trial(trial_id, trial)
 
 
-class Known:
+class History:
     """The trials up to a place, as the trial at that place may see them."""
 
     def __init__(self, spec: StudySpec) -> None:
@@ -85,7 +85,7 @@ class Known:
 
 def sees_end(spec: StudySpec, number: int, other: FrozenTrial) -> bool:
     """Whether the trial at place `number` may know how another ended."""
-    if spec.parallel is None or KNOWN in other.user_attrs:
+    if spec.parallel is None or TrialRecord(other).imported_from is not None:
         return other.state.is_finished()
     return other.number <= number - spec.parallel
 

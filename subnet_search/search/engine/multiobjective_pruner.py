@@ -9,10 +9,11 @@ halving, Jamieson & Talwalkar 2016, arXiv:1502.07943).
 import numpy as np
 
 from subnet_search.core.errors import UserError
-from subnet_search.search.engine.claim import Claim
 from subnet_search.search.engine.history import sees_end
+from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.spec.metrics import MEASURES
 from subnet_search.search.spec.study_spec import StudySpec
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
 
 KNOWN_AT_RUNGS = ("val_accuracy", "val_nll", "density")
@@ -37,11 +38,12 @@ def check_options(spec: StudySpec) -> None:
         raise UserError("the pruner 'rungs' needs a min_resource of 1 or more and a reduction_factor of 2 or more")
 
 
-def is_behind(claim: Claim, spec: StudySpec, rung: str, values: list[float]) -> bool:
+def is_behind(lease: TrialLease, spec: StudySpec, rung: str, values: list[float]) -> bool:
     """Whether a trial that has come to a rung with these values is not among the best there."""
-    trials = patiently(lambda: claim.study.get_trials(deepcopy=False))
-    seen = (trial for trial in trials if trial.number < claim.number and sees_end(spec, claim.number, trial))
-    others = [trial.user_attrs["rungs"][rung] for trial in seen if rung in trial.user_attrs.get("rungs", {})]
+    trials = patiently(lambda: lease.study.get_trials(deepcopy=False))
+    seen = (trial for trial in trials if trial.number < lease.number and sees_end(spec, lease.number, trial))
+    reports = (TrialRecord(trial).get("rungs", dict) or {} for trial in seen)
+    others = [report[rung] for report in reports if rung in report]
     signs = [-1 if MEASURES[name].direction == "maximize" else 1 for name in spec.objective if name in KNOWN_AT_RUNGS]
     return behind(np.array([*others, values]) * signs, spec.pruner.get("reduction_factor", 3))
 

@@ -6,26 +6,26 @@ from contextlib import contextmanager
 
 from subnet_search.core.errors import RunError
 from subnet_search.core.redaction import Redacting
-from subnet_search.search.engine.claim import Claim
+from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.storage.connect import scrub
 
 log = logging.getLogger("subnet_search")
 LOG_LINES = 20  # of a failed trial's log, kept in the study
 
 
-def _tail(claim: Claim) -> list[str]:
-    path = claim.folder / "log.txt"
+def _tail(lease: TrialLease) -> list[str]:
+    path = lease.folder / "log.txt"
     return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:] if path.is_file() else []
 
 
 @contextmanager
-def _logged(claim: Claim) -> Iterator[None]:
+def _logged(lease: TrialLease) -> Iterator[None]:
     """The trial's log.txt: what is logged and warned of while it runs."""
     try:
-        claim.folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(claim.folder / "log.txt")
+        lease.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(lease.folder / "log.txt")
     except OSError as error:
-        raise RunError(f"cannot write {claim.folder}: {error.strerror}") from error
+        raise RunError(f"cannot write {lease.folder}: {error.strerror}") from error
     handler.setFormatter(Redacting("%(asctime)s %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk ends a trial by its checkpoint
     before, warned = log.level, logging.getLogger("py.warnings")
@@ -33,8 +33,8 @@ def _logged(claim: Claim) -> Iterator[None]:
         logger.addHandler(handler)
     log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    worker = claim.attrs.get("interruptions", [])
-    log.info("trial %d %s", claim.number, f"goes on ({worker[-1]['why']})" if worker else "begins")
+    worker = lease.attrs.get("interruptions", [])
+    log.info("trial %d %s", lease.number, f"goes on ({worker[-1]['why']})" if worker else "begins")
     try:
         yield
     finally:

@@ -19,19 +19,20 @@ from optuna.trial import TrialState
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.data import Data
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.extract import check_storable, run
+from subnet_search.extraction.extract import run
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
+from subnet_search.extraction.session import check_storable
 from subnet_search.nets import build, is_ours
-from subnet_search.search.engine.claim import Claim, LeaseLost
 from subnet_search.search.engine.heartbeat import _beating
 from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
+from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_log import _logged, _tail
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
 from subnet_search.search.spec.study_spec import WATCHED, StudySpec
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.trial_attributes import REPEATS
+from subnet_search.search.storage.records import REPEATS
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
@@ -59,58 +60,58 @@ class _Pruned(Exception):
         self.attrs = attrs or {}
 
 
-def run_trial(claim: Claim, spec: StudySpec, load: Callable[[RunConfig], Data], should_stop: Callable[[], bool]) -> Ending:
+def run_trial(lease: TrialLease, spec: StudySpec, load: Callable[[RunConfig], Data], should_stop: Callable[[], bool]) -> Ending:
     """Run a trial to its end, whatever that is.
 
     Raises Interrupted when stopped, RunError when the disk is full (in both cases the trial is as far as its last
     checkpoint), and LeaseLost when another worker has it by now.
     """
-    with _logged(claim), _beating(claim, spec.heartbeat) as (lost, stopped), _shared(claim, spec):
+    with _logged(lease), _beating(lease, spec.heartbeat) as (lost, stopped), _shared(lease, spec):
         try:
-            if claim.attrs.get("versions", versions()) != versions():
-                _begin_anew(claim)
-            return _Trial(claim, spec, load(claim.config), lost).run(lambda: stopped.is_set() or should_stop())
+            if lease.attrs.get("versions", versions()) != versions():
+                _begin_anew(lease)
+            return _Trial(lease, spec, load(lease.config), lost).run(lambda: stopped.is_set() or should_stop())
         except _Pruned as pruned:
             log.info("stopped early: %s", pruned)
-            last = [claim.reports[max(claim.reports)]] if claim.reports and len(spec.objective) == 1 else None
+            last = [lease.reports[max(lease.reports)]] if lease.reports and len(spec.objective) == 1 else None
             return Ending(TrialState.PRUNED, last, {"reason": str(pruned), **pruned.attrs})
         except (Interrupted, LeaseLost):
             raise
         except Exception as error:  # a fault of the network or the machine: the study must outlive it, with the reason kept
             if any(isinstance(fault, OSError) and fault.errno in FULL for fault in (error, error.__cause__)):
                 raise RunError(f"the disk is full: {error}") from error
-            return _failed(claim, error)
+            return _failed(lease, error)
 
 
 class _Trial:
     """What happens between a trial's first step and its last."""
 
-    def __init__(self, claim: Claim, spec: StudySpec, data: Data, lost: threading.Event) -> None:
-        self.claim, self.spec, self.data, self.lost = claim, spec, data, lost
-        self.config = claim.config
-        self.pruner = "none" if REPEATS in claim.attrs or spec.compares else spec.pruner["name"]
+    def __init__(self, lease: TrialLease, spec: StudySpec, data: Data, lost: threading.Event) -> None:
+        self.lease, self.spec, self.data, self.lost = lease, spec, data, lost
+        self.config = lease.config
+        self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
         self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in WATCHED else None
         self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
-        self.reached: dict[str, list[float]] = dict(claim.attrs.get("rungs", {}))
-        self.untold = dict(claim.reports) if self.pruner not in ("none", "wilcoxon") else {}  # by earlier workers
+        self.reached: dict[str, list[float]] = dict(lease.attrs.get("rungs", {}))
+        self.untold = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # by earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if "bytes" in (*self.spec.objective, *(bound.name for bound in self.spec.bounds)):
             check_storable(self.config, str(self.config.resolve().network.init))
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
-        seeds: list[dict[str, Any]] = list(self.claim.attrs.get("seeds", []))
-        record: dict[str, Any] = dict(self.claim.attrs.get("first", {}))
+        seeds: list[dict[str, Any]] = list(self.lease.attrs.get("seeds", []))
+        record: dict[str, Any] = dict(self.lease.attrs.get("first", {}))
         for index in range(self.spec.repeats if by_seeds else 1):
             if index == len(seeds):
                 values, found = self._one(index, should_stop)
                 seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
                 record = record or found
             if by_seeds:
-                self.claim.note(seeds=seeds, first=record)
-                drop_checkpoints(self.claim.folder)
+                self.lease.note(seeds=seeds, first=record)
+                drop_checkpoints(self.lease.folder)
                 self._compare_seeds(index, seeds[index]["values"][0], record)
         self._catch_up(self.config.recipe.epochs)
         attrs = {key: value for key, value in record.items() if key != "seed"}
@@ -123,7 +124,7 @@ class _Trial:
 
     def _one(self, index: int, should_stop: Callable[[], bool]) -> tuple[list[float], dict[str, Any]]:
         """One run: its values, and what is stored of it."""
-        config, folder = self.config, self.claim.folder
+        config, folder = self.config, self.lease.folder
         if index:
             config = config.model_copy(update={"seed": repeat_seed(config.seed, index)})
             folder = folder / f"seed-{index}"
@@ -144,7 +145,7 @@ class _Trial:
         net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
-            self.claim.constrain(bound.name, bound.violation(measured[bound.name]))
+            self.lease.constrain(bound.name, bound.violation(measured[bound.name]))
         summary = subnet.summary()
         return [measured[name] for name in self.spec.objective], {
             **{key: summary[key] for key in RECORD},
@@ -156,7 +157,7 @@ class _Trial:
         """Store the constraints that are certain by now. One that is broken ends the trial."""
         for bound in self.spec.bounds:
             if bound.name in known:
-                self.claim.constrain(bound.name, bound.violation(known[bound.name]))
+                self.lease.constrain(bound.name, bound.violation(known[bound.name]))
                 if bound.violation(known[bound.name]) > 0:
                     raise _Pruned(f"{bound} is broken {when}: {known[bound.name]:.4g}")
 
@@ -180,42 +181,42 @@ class _Trial:
                 raise RunError(f"{self.watched} is {value} after epoch {epoch.epoch}: not a number that can be compared")
             self._catch_up(epoch.epoch)
             self.untold.pop(epoch.epoch, None)
-            self.claim.known.report(value, epoch.epoch)
-            self.claim.report(epoch.epoch, value)
-            if not last and self.pruner != "none" and self.claim.known.should_prune():
+            self.lease.in_memory.report(value, epoch.epoch)
+            self.lease.report(epoch.epoch, value)
+            if not last and self.pruner != "none" and self.lease.in_memory.should_prune():
                 raise _Pruned(f"{self.spec.pruner['name']} stopped it after epoch {epoch.epoch}", now)
         if epoch.epoch in self.rungs and not last:
             known = {**at_epoch(epoch), "density": epoch.density}
             self.reached[str(epoch.epoch)] = [known[name] for name in self.spec.objective if name in known]
-            self.claim.note(rungs=self.reached)
-            if is_behind(self.claim, self.spec, str(epoch.epoch), self.reached[str(epoch.epoch)]):
+            self.lease.note(rungs=self.reached)
+            if is_behind(self.lease, self.spec, str(epoch.epoch), self.reached[str(epoch.epoch)]):
                 raise _Pruned(f"behind others at rung {epoch.epoch}", now)
 
     def _catch_up(self, epoch: int) -> None:
         """Replay past reports to the pruner after a resume."""
         for step in sorted(step for step in self.untold if step < epoch):
-            self.claim.known.report(self.untold.pop(step), step)
-            self.claim.known.should_prune()  # it notes what it looked at
+            self.lease.in_memory.report(self.untold.pop(step), step)
+            self.lease.in_memory.should_prune()  # it notes what it looked at
 
     def _compare_seeds(self, index: int, value: float, record: dict[str, Any]) -> None:
-        self.claim.known.report(value, index)
-        self.claim.report(index, value)
-        if index + 1 < self.spec.repeats and self.claim.known.should_prune():
+        self.lease.in_memory.report(value, index)
+        self.lease.report(index, value)
+        if index + 1 < self.spec.repeats and self.lease.in_memory.should_prune():
             raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in RECORD})
 
 
-def _begin_anew(claim: Claim) -> None:
+def _begin_anew(lease: TrialLease) -> None:
     """Forget what other versions of the packages had come to: a trial is of one version."""
     log.warning("begun anew: it was begun with other versions of the packages")
-    for path in set(claim.folder.iterdir()) - {claim.folder / "log.txt"}:
+    for path in set(lease.folder.iterdir()) - {lease.folder / "log.txt"}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    claim.reports.clear()
+    lease.reports.clear()
     for key in ("seeds", "first", "rungs"):
-        claim.attrs.pop(key, None)
-    claim.note(versions=versions())
+        lease.attrs.pop(key, None)
+    lease.note(versions=versions())
 
 
-def _failed(claim: Claim, error: Exception) -> Ending:
+def _failed(lease: TrialLease, error: Exception) -> Ending:
     expected = isinstance(error, UserError | RunError)
     first = (str(error).splitlines() or [""])[0]
     reason = scrub(first if expected else f"{type(error).__name__}: {first}")
@@ -225,13 +226,13 @@ def _failed(claim: Claim, error: Exception) -> Ending:
         error.__traceback__ = None
         gc.collect()
         torch.cuda.empty_cache()
-    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": _tail(claim)})
+    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": _tail(lease)})
 
 
-def _shared(claim: Claim, spec: StudySpec) -> AbstractContextManager[None]:
+def _shared(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
     """Checkpoints and files reach other machines, where the spec says how."""
     if spec.artifacts is None:
         return nullcontext()
     from subnet_search.search.engine.artifact_store import shared
 
-    return shared(claim, spec)
+    return shared(lease, spec)

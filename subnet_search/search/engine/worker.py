@@ -11,20 +11,22 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.core.errors import Interrupted, RunError
 from subnet_search.data import Data, load
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import check
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
-from subnet_search.search.engine.claim import Claim, LeaseLost
 from subnet_search.search.engine.copies import adopt
-from subnet_search.search.engine.scheduler import FINISHED, Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
+from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_runner import Ending, run_trial
 from subnet_search.search.spec.study_spec import StudySpec, trusted_spec_of
 from subnet_search.search.storage.connect import load_study, open_storage, safe_url
+from subnet_search.search.storage.records import FINISHED, TrialRecord
 from subnet_search.search.storage.retry import guarded, patiently
 
 FAILURES_IN_A_ROW = 5
 LOOK_AGAIN = 0.01, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
 
-Objective = Callable[[Claim, StudySpec, Callable[[RunConfig], Data], Callable[[], bool]], Ending]
+Objective = Callable[[TrialLease, StudySpec, Callable[[RunConfig], Data], Callable[[], bool]], Ending]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def run_worker(
     should_stop = _held(should_stop)
     storage = open_storage(url, wait=wait)
     with guarded(f"the study {name!r} in {safe_url(url)}"):
-        spec, dispatcher = patiently(_take_up, name, storage, trials, allow_imports)
+        spec, scheduler = patiently(_take_up, name, storage, trials, allow_imports)
     if spec.artifacts is not None:
         from subnet_search.search.engine.artifact_store import open_store
 
@@ -65,34 +67,34 @@ def run_worker(
     while True:
         if should_stop():
             raise Interrupted("stopped between trials")
-        claim = dispatcher.next(begin=time.monotonic() < deadline)
-        if claim == "done":
+        lease = scheduler.next(begin=time.monotonic() < deadline)
+        if lease == "done":
             return ran
-        if claim == "wait":
+        if lease == "wait":
             time.sleep(pause)
             pause = min(2 * pause, LOOK_AGAIN[1])
             continue
         pause = LOOK_AGAIN[0]
-        ending = _run(claim, spec, objective, lambda config: data(config.data), should_stop)
+        ending = _run(lease, spec, objective, lambda config: data(config.data), should_stop)
         if ending is None:
             continue
-        ran.append(claim.number)
+        ran.append(lease.number)
         failures = [] if ending.state in FINISHED else [*failures, ending.attrs["reason"]]
         if len(failures) >= FAILURES_IN_A_ROW and not spec.compares:
             raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
 
 
-def _take_up(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Dispatcher]:
+def _take_up(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Scheduler]:
     """All that a worker reads of a study before it looks for a trial."""
     study = load_study(name, storage)
     spec = trusted_spec_of(study, allowed)
     adopt(study)
     _tell_versions(study.user_attrs.get("versions", {}))
-    return spec, Dispatcher(study, spec, trials or spec.trials, allowed)
+    return spec, Scheduler(study, spec, trials or spec.trials, allowed)
 
 
 def _run(
-    claim: Claim,
+    lease: TrialLease,
     spec: StudySpec,
     objective: Objective,
     load: Callable[[RunConfig], Data],
@@ -100,29 +102,29 @@ def _run(
 ) -> Ending | None:
     """Run a trial and store its end; None when another worker has taken it over, or the study was stopped."""
     try:
-        ending = objective(claim, spec, load, should_stop)
-        claim.end(ending.state, ending.values, ending.attrs)
+        ending = objective(lease, spec, load, should_stop)
+        lease.end(ending.state, ending.values, ending.attrs)
         if ending.state in FINISHED:
-            drop_checkpoints(claim.folder)
+            drop_checkpoints(lease.folder)
         if spec.artifacts is not None:
             from subnet_search.search.engine.artifact_store import forget
 
-            forget(claim, spec)
+            forget(lease, spec)
         return ending
     except LeaseLost:
-        log.warning("trial %d was taken over by another worker", claim.number)
+        log.warning("trial %d was taken over by another worker", lease.number)
         return None
     except Interrupted:
         if should_stop():
-            claim.release("interrupted")
+            lease.release("interrupted")
             raise
-        claim.release("the study was stopped")
+        lease.release("the study was stopped")
         return None
     except RunError as error:
-        claim.release(str(error))
+        lease.release(str(error))
         raise
     except KeyboardInterrupt:
-        claim.release("broken off")
+        lease.release("broken off")
         raise
 
 
@@ -146,7 +148,8 @@ def _tell_versions(begun: dict[str, str]) -> None:
 
 def config_of(trial: FrozenTrial) -> RunConfig:
     """The complete configuration that a trial ran with. Raises RunError when it never began."""
-    if "config" not in trial.user_attrs:
-        reason = "it waits to begin" if trial.state == TrialState.WAITING else trial.user_attrs.get("reason", "it never began")
+    record = TrialRecord(trial)
+    if record.config is None:
+        reason = "it waits to begin" if trial.state == TrialState.WAITING else record.reason or "it never began"
         raise RunError(f"trial {trial.number} holds no configuration: {reason}")
-    return RunConfig.model_validate(trial.user_attrs["config"])
+    return check(RunConfig, record.config)

@@ -29,8 +29,8 @@ from subnet_search.search.storage.connect import rdb, scrub
 from subnet_search.search.storage.optuna_private import CachedStorage, FrozenStudy, StudyInfo
 from subnet_search.search.storage.ranking import is_feasible, objectives, rank
 from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.records import plain_spec
 from subnet_search.search.storage.retry import in_one_line
-from subnet_search.search.storage.trial_attributes import plain_spec
 
 HOST = "127.0.0.1"
 CONSTRAINTS = "constraints"  # system attribute: a list, as the dashboard reads it; Optuna writes one attribute for each

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.search.storage.ranking import direction, measured, objectives
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.trial_attributes import REPEATS
+from subnet_search.search.storage.records import TrialRecord
 
 EVALUATORS = {"pedanova": "PED-ANOVA", "fanova": "fANOVA"}
 TOP = 0.1  # of the trials, which PED-ANOVA compares with all of them
@@ -72,7 +72,7 @@ def importance(study: Snapshot, evaluator: str = "pedanova", objective: str | No
 def _usable(study: Snapshot, names: list[str], name: str | None) -> list[FrozenTrial]:
     """The complete trials with a value. A repeat says nothing about parameters that its first trial has not said."""
     complete = study.get_trials(states=(TrialState.COMPLETE,))
-    trials = [trial for trial in complete if REPEATS not in trial.user_attrs and trial.params]
+    trials = [trial for trial in complete if TrialRecord(trial).repeats is None and trial.params]
     if name is None:
         return trials
     _ = direction(study, name) if complete else None
@@ -85,7 +85,7 @@ def _value(trial: FrozenTrial, names: list[str], name: str) -> float:
 
 
 def _too_few(study: Snapshot, names: list[str], name: str | None, trials: list[FrozenTrial]) -> str | None:
-    if any("cell" in trial.user_attrs for trial in study.get_trials()):
+    if any(TrialRecord(trial).cell for trial in study.get_trials()):
         return "a comparison searches nothing"
     if len(trials) < LEAST:
         return f"too few: it takes {LEAST} complete trials, and there are {len(trials)}"

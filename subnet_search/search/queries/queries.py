@@ -6,6 +6,7 @@ longer to import than a study of thousands of trials to read, is not imported.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +18,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
-from subnet_search.search.storage.study_folder import rebased
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, plain_spec
+from subnet_search.search.storage.records import REPEATS, TrialRecord, plain_spec
 
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
@@ -47,18 +47,18 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
 
 def trial_row(trial: FrozenTrial) -> dict[str, Any]:
     """One trial, with what our runs store beside Optuna's own."""
-    attrs = trial.user_attrs
+    record, attrs = TrialRecord(trial), trial.user_attrs
     return {
         "number": trial.number,
         "state": trial.state.name,
         "values": trial.values,
         "params": parameters(trial),
         **{key: attrs.get(key) for key in ALWAYS},
-        "steps": attrs.get("steps"),
+        "steps": record.get("steps", int),
         "measured": {name: attrs[name] for name in attrs if name not in PLAIN and measured(trial, (), name) is not None},
-        "repeats": attrs.get(REPEATS),
-        "known": attrs.get(KNOWN),
-        "interruptions": len(attrs.get("interruptions", ())),
+        "repeats": record.repeats,
+        "known": record.imported_from,
+        "interruptions": len(record.interruptions),
         "constraints": trial.constraints,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
     }
@@ -82,13 +82,14 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
     """Everything known about one trial, its repeats and the last lines of its log included. Raises UserError."""
     trial = find_trial(study, number)
     attrs = dict(trial.user_attrs)
-    row = {**trial_row(trial), "interruptions": attrs.pop("interruptions", [])}
+    attrs.pop("interruptions", None)
+    row = {**trial_row(trial), "interruptions": [asdict(one) for one in TrialRecord(trial).interruptions]}
     rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
     named = dict(zip(objectives(study), trial.values or (), strict=False))
     spec = plain_spec(study)
     bounds = spec.get("constraints", {})
     if spec.get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
-        others = [t for t in read_trials(study, COLDER) if t.user_attrs.get(REPEATS) == number]
+        others = [t for t in read_trials(study, COLDER) if TrialRecord(t).repeats == number]
         rest["repeated"] = [{"number": t.number, "state": t.state.name, "values": t.values} for t in others]
     return {
         **row,
@@ -105,11 +106,12 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
 
 def log_tail(trial: FrozenTrial) -> list[str]:
     """The last lines of a trial's log, if its folder is on this machine; else those that were stored when it failed."""
-    path = rebased(trial.user_attrs.get("folder", "")) / "log.txt"
+    record = TrialRecord(trial)
+    path = record.folder / "log.txt"
     try:
         return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:]
     except OSError:
-        return list(trial.user_attrs.get("log", ()))
+        return list(map(str, record.get("log", list) or ()))
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -136,7 +138,7 @@ def need_best(study: optuna.Study) -> list[FrozenTrial]:
 
 def ranked_row(ranked: Ranked) -> dict[str, Any]:
     """A trial with the mean, lowest and highest of each objective over its seeds."""
-    seeds = ranked.trial.user_attrs.get("seeds")  # of one trial, which a pruner compares by its seeds
+    seeds = TrialRecord(ranked.trial).seeds
     ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
     spread = [list(ends) for ends in ranked.spread]
     return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}

@@ -7,13 +7,13 @@ from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from subnet_search.core.errors import UserError
 from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, plain_spec
+from subnet_search.search.storage.records import TrialRecord, plain_spec, searched_trials, steps_spent
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both have done
@@ -61,28 +61,23 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Any:
 
 
 def _summary(study: Snapshot) -> dict[str, Any]:
-    trials, spec = _searched(study), plain_spec(study)
+    trials, spec = searched_trials(study.get_trials()), plain_spec(study)
     return {
         "name": study.study_name,
         "states": counted(trial.state for trial in trials),
         "finished": sum(trial.state in FINISHED for trial in trials),
         "budget": spec.get("trials"),
-        "steps": sum(trial.user_attrs.get("steps") or 0 for trial in trials),
-        "seconds": sum(trial.user_attrs.get("seconds") or 0.0 for trial in trials),
+        "steps": steps_spent(trials),
+        "seconds": sum(TrialRecord(trial).seconds for trial in trials),
         "best": [ranked_row(ranked) for ranked in best_ranked(study)],
     }
-
-
-def _searched(study: Snapshot) -> list[FrozenTrial]:
-    """The trials that the search itself drew: no repeats, and nothing imported."""
-    return [trial for trial in study.get_trials() if not trial.user_attrs.keys() & {REPEATS, KNOWN}]
 
 
 def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
     """After every finished trial, in their order: trials, training steps, and the best cost so far, one seed each."""
     course, trials, steps, best = [], 0, 0, float("inf")
-    for trial in _searched(study):
-        steps += trial.user_attrs.get("steps") or 0
+    for trial in searched_trials(study.get_trials()):
+        steps += TrialRecord(trial).steps
         if trial.state in FINISHED:
             trials += 1
             if trial.state == TrialState.COMPLETE and is_feasible(trial):

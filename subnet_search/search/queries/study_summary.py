@@ -15,9 +15,8 @@ from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.leases import is_dead
 from subnet_search.search.storage.ranking import best_ranked, compared, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, STOPPED, WITHDRAWN, plain_spec
+from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, key_and_condition, plain_spec, steps_spent
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
 
@@ -25,6 +24,7 @@ def overview(study: optuna.Study) -> dict[str, Any]:
     """Everything about a study, under way or finished, that fits on a page. It need not be one of ours."""
     seen = study if isinstance(study, Snapshot) else Snapshot(study)
     spec, trials = plain_spec(seen), seen.get_trials()
+    records = list(map(TrialRecord, trials))
     run = spec.get("run", {})
     compares = bool(spec) and not spec["space"]
     ends = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)
@@ -46,11 +46,11 @@ def overview(study: optuna.Study) -> dict[str, Any]:
         "budget_steps": spec.get("steps"),
         "finished": _finished(trials, compares),
         "states": counted(trial.state for trial in trials),
-        "withdrawn": sum(bool(t.user_attrs.get(WITHDRAWN)) for t in trials if t.state == TrialState.WAITING),
-        "repeated": sum(REPEATS in trial.user_attrs for trial in trials),
-        "imported": sum(KNOWN in trial.user_attrs for trial in trials),
-        "steps": sum(t.user_attrs.get("steps") or 0 for t in trials if KNOWN not in t.user_attrs),
-        "seconds": sum(t.user_attrs.get("seconds") or 0.0 for t in trials if KNOWN not in t.user_attrs),
+        "withdrawn": sum(record.withdrawn for record in records),
+        "repeated": sum(record.repeats is not None for record in records),
+        "imported": sum(record.imported_from is not None for record in records),
+        "steps": steps_spent(trials),
+        "seconds": sum(record.seconds for record in records if record.imported_from is None),
         "elapsed": _elapsed(trials),
         "failures": _reasons(failed),
         "stopped_early": _reasons(pruned),
@@ -65,22 +65,22 @@ def overview(study: optuna.Study) -> dict[str, Any]:
 
 def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> str:
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    waiting = [t for t in trials if t.state == TrialState.WAITING and not t.user_attrs.get(WITHDRAWN)]
-    if any(not is_dead(trial.user_attrs.get("worker", {})) for trial in running):
+    waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
+    if any(not is_dead(TrialRecord(trial).worker) for trial in running):
         return "stopping" if study.user_attrs.get(STOPPED) else "under way"
     if study.user_attrs.get(STOPPED):
         return "stopped"
     if not trials:
         return "not begun"
     compares = bool(spec) and not spec["space"]
-    spent = spec.get("steps") and sum(t.user_attrs.get("steps") or 0 for t in trials) >= spec["steps"]
+    spent = spec.get("steps") and steps_spent(trials) >= spec["steps"]
     done = compares or spent or _finished(trials, compares) >= spec.get("trials", 0)
     return "finished" if done and not running and not waiting else "interrupted (no live worker)"
 
 
 def _finished(trials: Iterable[FrozenTrial], compares: bool) -> int:
     """Trials that count in the budget. Imported results and repeats do not."""
-    return sum(t.state in FINISHED and (compares or not t.user_attrs.keys() & {KNOWN, REPEATS}) for t in trials)
+    return sum(t.state in FINISHED and (compares or TrialRecord(t).counts) for t in trials)
 
 
 def _name(part: Any) -> str | None:
@@ -93,7 +93,7 @@ def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
     seen: dict[str, BaseDistribution] = {}
     for trial in trials:
         seen.update(trial.distributions)
-    return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: " @" in name)}
+    return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: key_and_condition(name)[1] != "")}
 
 
 def _words(distribution: BaseDistribution) -> str:
@@ -118,7 +118,7 @@ def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 
 def _elapsed(trials: Iterable[FrozenTrial]) -> float | None:
     """Seconds from the first beginning of a trial to the last end of one."""
-    times = [(trial.datetime_start, trial.datetime_complete) for trial in trials if KNOWN not in trial.user_attrs]
+    times = [(trial.datetime_start, trial.datetime_complete) for trial in trials if TrialRecord(trial).imported_from is None]
     begun, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
     return (max(ended) - min(begun)).total_seconds() if begun and ended else None
 
@@ -127,30 +127,31 @@ def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Reasons with how often, the most frequent first; those that differ in numbers alone stand together."""
     groups: dict[str, list[str]] = {}
     for trial in trials:
-        reason = str(trial.user_attrs.get("reason"))
+        reason = str(TrialRecord(trial).reason)
         groups.setdefault(NUMBER.sub("#", reason), []).append(reason)
     alike = {key if len(set(group)) > 1 else group[0]: len(group) for key, group in groups.items()}
     return dict(sorted(alike.items(), key=lambda item: -item[1]))
 
 
-def _interruptions(trials: Iterable[FrozenTrial]) -> dict[str, int]:
+def _interruptions(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     """How many trials lost a worker, how often that was, how many of them are complete by now."""
-    hit = [trial for trial in trials if trial.user_attrs.get("interruptions")]
-    died = sum(one.get("died", False) for trial in hit for one in trial.user_attrs["interruptions"])
-    count = sum(len(trial.user_attrs["interruptions"]) for trial in hit)
-    return {"trials": len(hit), "times": count, "died": died, "ended": sum(trial.state in FINISHED for trial in hit)}
+    found = {trial.number: TrialRecord(trial).interruptions for trial in trials}
+    past = [one for interruptions in found.values() for one in interruptions]
+    ended = sum(trial.state in FINISHED for trial in trials if found[trial.number])
+    died = sum(one.died for one in past)
+    return {"trials": sum(map(bool, found.values())), "times": len(past), "died": died, "ended": ended}
 
 
 def _worker(trial: FrozenTrial) -> dict[str, Any]:
-    worker = trial.user_attrs.get("worker", {})
+    worker = TrialRecord(trial).worker
     last = {} if trial.last_step is None else {"last": trial.intermediate_values[trial.last_step]}
-    return {"trial": trial.number, "host": worker.get("host"), "pid": worker.get("pid"), "gone": is_dead(worker), **last}
+    return {"trial": trial.number, "host": worker.host, "pid": worker.pid, "gone": is_dead(worker), **last}
 
 
 def _versions(trials: Iterable[FrozenTrial]) -> dict[str, dict[str, int]]:
     """Of what the trials had several versions of, which, and in how many trials."""
     seen: dict[str, Counter[str]] = {}
     for trial in trials:
-        for key, version in (trial.user_attrs.get("versions") or {}).items():
+        for key, version in TrialRecord(trial).versions.items():
             seen.setdefault(key, Counter())[version] += 1
     return {key: dict(versions) for key, versions in seen.items() if len(versions) > 1}

@@ -11,6 +11,7 @@ from subnet_search.core.documents import read_text
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
+from subnet_search.search.storage.records import TrialRecord, by_key
 
 FILTER = re.compile(r"\s*([^<>=!~]+?)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
 ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -58,19 +59,23 @@ def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[
 
 
 def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
-    attrs, constraints = trial.user_attrs, trial.constraints
-    worker = attrs.get("worker") or {}
+    record, constraints = TrialRecord(trial), trial.constraints
+    worker = record.worker
     return {
         "number": trial.number,
         "state": trial.state.name,
         **dict(zip(names, trial.values or (), strict=False)),
-        **{key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str) and key not in names},
-        **{name.partition(" @")[0]: value for name, value in parameters(trial).items()},
-        "interruptions": len(attrs.get("interruptions", ())),
+        **{
+            key: value
+            for key, value in record.attrs.items()
+            if isinstance(value, bool | int | float | str) and key not in names
+        },
+        **by_key(parameters(trial)),
+        "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
         "reported": trial.last_step,
-        "worker": f"{worker['host']} {worker['pid']}" if worker else None,
+        "worker": f"{worker.host} {worker.pid}" if worker.pid else None,
         "started": trial.datetime_start and trial.datetime_start.isoformat(" ", "seconds"),
         "completed": trial.datetime_complete and trial.datetime_complete.isoformat(" ", "seconds"),
     }

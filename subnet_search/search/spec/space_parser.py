@@ -13,6 +13,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten, put
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.extractors.base import layer_field
+from subnet_search.search.storage.records import parameter_name
 from subnet_search.topology.units import Measure
 
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
@@ -35,7 +36,7 @@ class Entry:
     @property
     def name(self) -> str:
         """What Optuna calls the parameter."""
-        return f"{self.key} @{','.join('|'.join(map(str, values)) for values in self.when.values())}" if self.when else self.key
+        return parameter_name(self.key, ",".join("|".join(map(str, values)) for values in self.when.values()))
 
     @property
     def distribution(self) -> BaseDistribution:

@@ -10,12 +10,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from subnet_search.search.storage.records import TrialRecord, Worker
+
 PATIENCE = 5  # heartbeats without a sign of life, after which a worker is given up
 
 
-def whereabouts(token: str) -> dict[str, Any]:
+def this_process(token: str) -> Worker:
     """This process, as a trial keeps it: readable, and enough to find out on the same machine whether it is alive."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "started": _started(os.getpid()), **_machine()}
+    return Worker(socket.gethostname(), os.getpid(), token, _started(os.getpid()), *_machine())
 
 
 class Leases:
@@ -34,31 +36,33 @@ class Leases:
         """The running trials that nobody runs any more."""
         now, found = time.monotonic(), []
         for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("worker", {}).get("token") == self.token:
+            record = TrialRecord(trial)
+            worker = record.worker
+            if trial.state != TrialState.RUNNING or worker.token == self.token:
                 continue
-            sign = (trial.user_attrs.get("worker", {}).get("token"), trial.user_attrs.get("beat"))
+            sign = worker.token, record.beat
             before, since = self.seen.setdefault(trial.number, (sign, now))
             if before != sign:
                 self.seen[trial.number] = (sign, now)
-            elif now - since > PATIENCE * self.heartbeat or is_dead(trial.user_attrs.get("worker", {})):
+            elif now - since > PATIENCE * self.heartbeat or is_dead(worker):
                 found.append(trial)
         return found
 
 
-def is_dead(worker: dict[str, Any]) -> bool:
+def is_dead(worker: Worker) -> bool:
     """Whether a worker ran on this machine and its process is gone; False when that cannot be told from here."""
-    here = _machine()
-    if worker.get("host") != socket.gethostname() or worker.get("namespace") != here["namespace"]:
+    boot, namespace = _machine()
+    if worker.pid is None or (worker.host, worker.namespace) != (socket.gethostname(), namespace):
         return False
-    if worker.get("boot") != here["boot"]:
+    if worker.boot != boot:
         return True  # the machine was started again
     try:
-        os.kill(worker["pid"], 0)
+        os.kill(worker.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return _started(worker["pid"]) != worker.get("started")  # the number belongs to another process by now
+    return _started(worker.pid) != worker.started  # the number belongs to another process by now
 
 
 def _started(pid: int) -> str | None:
@@ -68,12 +72,10 @@ def _started(pid: int) -> str | None:
 
 
 @cache
-def _machine() -> dict[str, Any]:
+def _machine() -> tuple[str | None, int | None]:
     """What tells this run of this machine, and its numbering of processes, from every other."""
-    return {
-        "boot": _read("/proc/sys/kernel/random/boot_id"),
-        "namespace": os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else None,
-    }
+    namespace = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else None
+    return _read("/proc/sys/kernel/random/boot_id"), namespace
 
 
 def _read(path: str) -> str | None:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, RETRIES
+from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def rank(study: optuna.Study) -> list[Ranked]:
 def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection], count: int) -> list[FrozenTrial]:
     """The trials that deserve to be repeated: the best `count`, as far as one seed tells."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
-    alone = [Ranked(trial, (tuple(trial.values),)) for trial in complete if not trial.user_attrs.keys() & {KNOWN, REPEATS}]
+    alone = [Ranked(trial, (tuple(trial.values),)) for trial in complete if TrialRecord(trial).is_drawn]
     return [ranked.trial for ranked in order(alone, directions)[:count]]
 
 
@@ -82,10 +82,16 @@ def is_feasible(trial: FrozenTrial) -> bool:
 def _with_repeats(complete: Iterable[FrozenTrial]) -> Iterable[Ranked]:
     groups: dict[int, list[FrozenTrial]] = {}
     for trial in complete:
-        groups.setdefault(trial.user_attrs.get(REPEATS, trial.number), []).append(trial)
+        groups.setdefault(_first(trial), []).append(trial)
     for number, group in groups.items():
         if group[0].number == number:  # the trial itself is complete
             yield Ranked(group[0], tuple(tuple(trial.values) for trial in group))
+
+
+def _first(trial: FrozenTrial) -> int:
+    """The number of the trial that this one repeats, or its own."""
+    repeated = TrialRecord(trial).repeats
+    return trial.number if repeated is None else repeated
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -132,7 +138,7 @@ def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
         values = tuple(value for name in names if (value := measured(trial, own, name)) is not None)
         if len(values) == len(names):
-            groups.setdefault(trial.user_attrs.get(REPEATS, trial.number), []).append((trial, values))
+            groups.setdefault(_first(trial), []).append((trial, values))
     firsts = (group for number, group in groups.items() if group[0][0].number == number)
     return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]
 
@@ -151,8 +157,8 @@ def objectives(study: optuna.Study) -> list[str]:
 
 def parameters(trial: FrozenTrial) -> dict[str, Any]:
     """What tells a trial from the others of its study: what Optuna sampled, or its cell in a comparison."""
-    cell = trial.user_attrs.get("cell")
-    return trial.params if cell is None else {"arm": cell["arm"], "extractor.density": cell["density"], "seed": cell["seed"]}
+    cell = TrialRecord(trial).cell
+    return trial.params if cell is None else {"arm": cell.arm, "extractor.density": cell.density, "seed": cell.seed}
 
 
 def best_ranked(study: optuna.Study) -> list[Ranked]:
@@ -170,8 +176,8 @@ def compared(study: optuna.Study) -> list[Ranked]:
     """The arms of a comparison, the best mean first: their first trial, with the values of all seeds; else nothing."""
     groups: dict[tuple[str, float], list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if cell := trial.user_attrs.get("cell"):
-            groups.setdefault((cell["arm"], cell["density"]), []).append(trial)
+        if cell := TrialRecord(trial).cell:
+            groups.setdefault((cell.arm, cell.density), []).append(trial)
     arms = (Ranked(group[0], tuple(tuple(trial.values) for trial in group)) for group in groups.values())
     return order(list(arms), study.directions)
 

@@ -30,6 +30,7 @@ from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import METRIC_NAMES, models
 from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.write import attributes, write_rows, write_trials
@@ -244,10 +245,8 @@ def _waiting(trial: FrozenTrial) -> FrozenTrial:
         trial.user_attrs["reason"] = "its result is NaN: not a number that can be compared"
     if trial.state != TrialState.RUNNING:
         return trial
-    worker = trial.user_attrs.get("worker", {})
-    past = {"why": ELSEWHERE, "host": worker.get("host"), "pid": worker.get("pid"), "died": False}
+    trial.user_attrs |= TrialRecord(trial).interrupted(ELSEWHERE)
     trial.state = TrialState.WAITING
-    trial.user_attrs |= {"worker": {}, "interruptions": [*trial.user_attrs.get("interruptions", []), past]}
     return trial
 
 

@@ -14,13 +14,13 @@ from sqlalchemy import delete, select
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.search.engine.copies import adopt
 from subnet_search.search.storage.connect import rdb
-from subnet_search.search.storage.leases import PATIENCE, is_dead, whereabouts
+from subnet_search.search.storage.leases import PATIENCE, is_dead, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
 from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.records import REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS, RETRIES, STOPPED, WITHDRAWN, plain_spec
 from subnet_search.search.storage.write import insert_trials
 
 NOW = "now"  # value of a study's `stopped` when trials under way are to be interrupted too: as in objective.py
@@ -56,7 +56,7 @@ def stop(study: optuna.Study, now: bool = False) -> list[int]:
 
 def at_work(study: optuna.Study) -> dict[int, str]:
     """The trials under way whose worker is not known to be gone, by number, and who the worker is."""
-    return {trial.number: _who(trial) for trial in _running(study) if not is_dead(_worker(trial))}
+    return {trial.number: str(TrialRecord(trial).worker) for trial in _running(study) if not is_dead(TrialRecord(trial).worker)}
 
 
 def check_idle(study: optuna.Study) -> None:
@@ -110,20 +110,20 @@ def reap(
     A worker's process on this machine is looked up. One elsewhere is gone when it gives no sign of life for five
     heartbeats: `watch` is told the seconds left and the trials. With `now` it is held to be gone at once.
     """
-    from subnet_search.search.engine.scheduler import Dispatcher
+    from subnet_search.search.engine.scheduler import Scheduler
     from subnet_search.search.spec.study_spec import spec_of
 
     spec = spec_of(study)
     adopt(study)
-    dispatcher = Dispatcher(study, spec, 0)
-    freed = patiently(dispatcher.reap)
+    scheduler = Scheduler(study, spec, 0)
+    freed = patiently(scheduler.reap)
     if now:
         freed += patiently(_give_up, study)
     seen, began = {trial.number: _sign(trial) for trial in _running(study)}, time.monotonic()
     while silent := [t.number for t in _running(study) if seen.get(t.number) == _sign(t) and not _in_sight(t)]:
         watch(max(0.0, PATIENCE * spec.heartbeat - (time.monotonic() - began)), silent)
         time.sleep(min(1.0, spec.heartbeat / 4))
-        freed += patiently(dispatcher.reap)
+        freed += patiently(scheduler.reap)
     return [study.get_trials(deepcopy=False)[number] for number in sorted(set(freed))]
 
 
@@ -132,17 +132,18 @@ def _retry(study: optuna.Study, numbers: Sequence[int]) -> Retried:
     assert database is not None, "studies are made in databases"
     with exclusive(study._storage, study.study_name):
         trials = read_trials(study, without=("log", "traceback"))
-        done = {trial.user_attrs[RETRIES]: trial.number for trial in trials if RETRIES in trial.user_attrs}
+        done = {record.retries: record.trial.number for record in map(TrialRecord, trials) if record.retries is not None}
         chosen = _chosen(study, trials, numbers) if numbers else _failed(trials, but=done)
         skipped = {t.number: f"it was retried as trial {done[t.number]}" for t in chosen if t.number in done}
         for trial in chosen:
-            if "config" not in trial.user_attrs:
-                skipped[trial.number] = f"it asks for no run that can be: {trial.user_attrs.get('reason', 'it never began')}"
+            record = TrialRecord(trial)
+            if record.config is None:
+                skipped[trial.number] = f"it asks for no run that can be: {record.reason or 'it never began'}"
         again = [trial for trial in chosen if trial.number not in skipped]
         added = insert_trials(database, study._study_id, [_again(trial) for trial in again])
-    places = sum(t.state != TrialState.FAIL and not t.user_attrs.keys() & {KNOWN, REPEATS, WITHDRAWN} for t in trials)
+    places = sum(TrialRecord(trial).counts for trial in trials)
     queued = dict(zip((trial.number for trial in again), added, strict=True))
-    return Retried(queued, skipped, places + sum(REPEATS not in trial.user_attrs for trial in again))
+    return Retried(queued, skipped, places + len(searched_trials(again)))
 
 
 def _failed(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[FrozenTrial]:
@@ -170,12 +171,12 @@ def _again(trial: FrozenTrial) -> FrozenTrial:
 
 def _give_up(study: optuna.Study) -> list[int]:
     """Let the running trials wait that cannot be seen from this machine."""
-    from subnet_search.search.engine.claim import let_wait
+    from subnet_search.search.engine.trial_lease import let_wait
 
     with exclusive(study._storage, study.study_name):
         unseen = [trial for trial in _running(study) if not _in_sight(trial)]
         for trial in unseen:
-            let_wait(study._storage, trial, f"{_who(trial)} was given up by hand")
+            let_wait(study._storage, trial, f"{TrialRecord(trial).worker} was given up by hand")
     return [trial.number for trial in unseen]
 
 
@@ -184,25 +185,15 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
     return patiently(lambda: storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,)))
 
 
-def _worker(trial: FrozenTrial) -> dict[str, Any]:
-    found: dict[str, Any] = trial.user_attrs.get("worker", {})
-    return found
-
-
-def _who(trial: FrozenTrial) -> str:
-    worker = _worker(trial)
-    return f"process {worker['pid']} on {worker['host']}" if worker.get("pid") else "an unknown worker"
-
-
 def _sign(trial: FrozenTrial) -> tuple[Any, Any]:
     """A worker's sign of life: alive is one for whom it changes."""
-    return _worker(trial).get("token"), trial.user_attrs.get("beat")
+    return TrialRecord(trial).worker.token, TrialRecord(trial).beat
 
 
 def _in_sight(trial: FrozenTrial) -> bool:
     """Whether the trial's worker can be looked up from here, and is there."""
-    here, worker = whereabouts(""), _worker(trial)
-    return all(worker.get(key) == here[key] for key in ("host", "namespace")) and not is_dead(worker)
+    here, worker = this_process(""), TrialRecord(trial).worker
+    return (worker.host, worker.namespace) == (here.host, here.namespace) and not is_dead(worker)
 
 
 def _delete_trials(study: optuna.Study) -> None:

@@ -19,9 +19,9 @@ from subnet_search.search.spec.space_parser import LAYERS, METHOD
 from subnet_search.search.spec.study_spec import StudySpec, read_study, spec_of, trusted_spec_of
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage, safe_url
 from subnet_search.search.storage.locks import exclusive
+from subnet_search.search.storage.records import STOPPED
 from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
-from subnet_search.search.storage.trial_attributes import STOPPED
 from subnet_search.search.storage.trust import imports_of_spec
 from subnet_search.search.studies.processes import _run_processes, reap
 from subnet_search.search.studies.warm_start import warm_start

@@ -24,7 +24,7 @@ from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.spec.search_space import own_rates
 from subnet_search.search.spec.study_spec import Comparison, spec_of
 from subnet_search.search.storage.locks import exclusive
-from subnet_search.search.storage.trial_attributes import WITHDRAWN
+from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.training import Recipe
 
@@ -218,13 +218,13 @@ def _queue(study: optuna.Study, grid: Grid) -> None:
     if not any(trial.state == TrialState.RUNNING for trial in trials):
         for trial in trials:
             asked = _key_of(trial, grid.spec) in wanted
-            if trial.state == TrialState.WAITING and asked == bool(trial.user_attrs.get(WITHDRAWN)):
+            if trial.state == TrialState.WAITING and asked == TrialRecord(trial).withdrawn:
                 study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
     found = _trials_by_key(study, grid.spec)
     for cell in {cell.key: cell for cell in grid.cells}.values():
         if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
             study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
-    alive = [t for t in study.get_trials(deepcopy=False) if t.state != TrialState.FAIL and not t.user_attrs.get(WITHDRAWN)]
+    alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
     study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
 
 
@@ -302,10 +302,12 @@ def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
     Read from the whole configuration that was run, so a default that has changed since is seen, and a hyperparameter
     that is new since has its default.
     """
-    attrs = trial.user_attrs
+    record = TrialRecord(trial)
     try:
-        return _key(check(RunConfig, attrs["config"]) if "config" in attrs else spec.config(attrs["cell"]["values"]).resolve())
-    except (UserError, KeyError):
+        if record.config:
+            return _key(check(RunConfig, record.config))
+        return _key(spec.config(record.cell.values).resolve()) if record.cell else ""
+    except UserError:
         return ""
 
 

@@ -12,12 +12,12 @@ import optuna
 
 from subnet_search.core.errors import Interrupted, RunError
 from subnet_search.core.tensor_files import write_atomically
-from subnet_search.search.engine.scheduler import FINISHED, Dispatcher
+from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.spec.study_spec import StudySpec, spec_of
 from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.records import FINISHED, TrialRecord
 from subnet_search.search.storage.retry import PATIENCE, patiently
 from subnet_search.search.storage.study_folder import folder_of
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
 
@@ -31,12 +31,12 @@ TOLD_TO_STOP = 130  # what a worker ends with that was
 def finished(study: optuna.Study) -> int:
     """Trials that count as finished: results that were imported and repeats do not."""
     trials = patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED))
-    return sum(not trial.user_attrs.keys() & {KNOWN, REPEATS} for trial in trials)
+    return sum(TrialRecord(trial).counts for trial in trials)
 
 
 def reap(study: optuna.Study) -> list[int]:
     """Let the trials wait whose worker's process on this machine is gone; returns their numbers."""
-    return patiently(lambda: Dispatcher(study, spec_of(study), 0).reap())
+    return patiently(lambda: Scheduler(study, spec_of(study), 0).reap())
 
 
 def _run_processes(

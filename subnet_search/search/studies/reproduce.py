@@ -17,7 +17,7 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import Clock
 from subnet_search.search.engine.worker import config_of
 from subnet_search.search.spec.study_spec import spec_of
-from subnet_search.search.storage.study_folder import rebased
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.trust import check_imports, imports_of
 from subnet_search.training import Epoch
 
@@ -64,13 +64,14 @@ def train_again(
     Raises UserError when the trial never began, the folder holds another run, or the trial's network is imported by a
     name that is not in `allow_imports`.
     """
-    check_imports(f"trial {trial.number}", imports_of(trial.user_attrs.get("config")), allow_imports)
+    record = TrialRecord(trial)
+    check_imports(f"trial {trial.number}", imports_of(record.config), allow_imports)
     config = config_of(trial)
     config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
     subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
-    expected = trial.user_attrs.get("sha256")
+    expected = record.sha256
     same = None if expected is None else subnet.sha256 == expected
-    masks = rebased(trial.user_attrs.get("folder", "")) / "masks.safetensors"
+    masks = record.folder / "masks.safetensors"
     if study is not None and not masks.is_file() and spec_of(study).artifacts is not None:
         from subnet_search.search.engine.artifact_store import fetch
 
@@ -79,7 +80,7 @@ def train_again(
         except RunError as error:
             log.warning("%s", error)
     overlap = subnet.masks.overlap(load_masks(masks)) if masks.is_file() else None
-    before, now = trial.user_attrs.get("versions", {}), subnet.origin.versions
+    before, now = record.versions, subnet.origin.versions
     changed = [f"{key} was {before[key]}, is {now.get(key)}" for key in flatten(before) if before[key] != now.get(key)]
     return Reproduction(subnet, same, overlap, changed)
 

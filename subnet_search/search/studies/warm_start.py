@@ -25,8 +25,8 @@ from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, rdb
 from subnet_search.search.storage.ranking import rank
 from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.records import IMPORTED, TrialRecord, by_key, key_and_condition
 from subnet_search.search.storage.transfer import study_in
-from subnet_search.search.storage.trial_attributes import KNOWN, REPEATS
 from subnet_search.search.storage.write import insert_trials
 
 TAKEN_OVER = ("config", "seed", "folder", "versions", "steps", "passes", "sha256", "test_accuracy", *MEASURES)
@@ -47,7 +47,7 @@ class _Result:
         self.distributions: dict[str, BaseDistribution] = {}
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        key = name.partition(" @")[0]
+        key, _ = key_and_condition(name)
         if key not in self.values:
             raise _Misfit(f"without a value of {key}")
         value = stored(self.values[key])
@@ -126,8 +126,9 @@ def _results(source: str, study: optuna.Study, spec: StudySpec) -> list[FrozenTr
     found: list[FrozenTrial] = []
     misfits: Counter[str] = Counter()
     for trial in read_trials(theirs, without=("log", "traceback")):
-        attrs = trial.user_attrs
-        if trial.state != TrialState.COMPLETE or REPEATS in attrs or attrs.get(KNOWN) in spec.imports:
+        record = TrialRecord(trial)
+        again = record.repeats is not None or record.imported_from in spec.imports
+        if trial.state != TrialState.COMPLETE or again:
             continue
         try:
             found.append(_known(trial, names, source, spec))
@@ -150,26 +151,26 @@ def _known(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> Froz
             raise _Misfit(f"without {name}")
     result = _Result(_values(trial, spec))
     spec.searched.suggest(cast(optuna.Trial, result))
-    if spec.duplicates != "rerun" and "config" in attrs:
-        attrs["key"] = configuration_key(check(RunConfig, attrs["config"]))
+    if spec.duplicates != "rerun" and (config := TrialRecord(trial).config):
+        attrs["key"] = configuration_key(check(RunConfig, config))
     return create_trial(
         state=TrialState.COMPLETE,
         values=[measured[name] for name in spec.objective],
         params=result.params,
         distributions=result.distributions,
-        user_attrs={**attrs, KNOWN: source},
+        user_attrs={**attrs, IMPORTED: source},
         constraints={bound.name: bound.violation(measured[bound.name]) for bound in spec.bounds},
     )
 
 
 def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """Keys of a run with the values that a trial's had: those that were searched, and those that were set."""
-    values = flatten(trial.user_attrs.get("config", {}))
+    values = flatten(TrialRecord(trial).config or {})
     if (method := values.get(f"{METHOD}.name")) is not None:
         if method not in spec.searched.methods():
             raise _Misfit(f"of another method ({method})")
         values[METHOD] = method
-    return {**values, **{name.partition(" @")[0]: value for name, value in trial.params.items()}}
+    return {**values, **by_key(trial.params)}
 
 
 def _source(name: str, study: optuna.Study) -> optuna.Study:

@@ -1,4 +1,4 @@
-"""A trial in the hands of a worker: what may be stored about it, and that no other worker has it."""
+"""A trial that one worker runs: what it may store, and whether the trial is still its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from subnet_search.extraction.config import RunConfig
 from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.locks import exclusive
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.write import end_trial, set_attrs
 
@@ -24,7 +25,7 @@ class LeaseLost(Exception):
 
 
 @dataclass
-class Claim:
+class TrialLease:
     """A trial that this worker runs."""
 
     study: optuna.Study
@@ -33,7 +34,7 @@ class Claim:
     trial_id: int
     config: RunConfig
     folder: Path
-    known: optuna.Trial  # the trial in memory, which a pruner looks at
+    in_memory: optuna.Trial  # the trial in the visible history, which a pruner looks at
     attrs: dict[str, Any]  # what the storage held of it when it was taken
     reports: dict[int, float]  # values after steps, those of earlier workers included
 
@@ -54,7 +55,7 @@ class Claim:
         """Store how far the trial is from keeping a constraint; 0 and below keeps it."""
         key = f"constraints:{name}"
         self._write(self.study._storage.set_trial_system_attr, self.trial_id, key, violation)
-        self.known.study._storage.set_trial_system_attr(self.known._trial_id, key, violation)  # also a second time
+        self.in_memory.study._storage.set_trial_system_attr(self.in_memory._trial_id, key, violation)  # also a second time
 
     def end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         """Store how the trial ended. Raises LeaseLost, and stores nothing, when it is another worker's by now."""
@@ -78,12 +79,12 @@ class Claim:
             trial = self.study._storage.get_trial(self.trial_id)
         except KeyError:  # the study was deleted
             return False
-        return trial.state == TrialState.RUNNING and trial.user_attrs.get("worker", {}).get("token") == self.token
+        return trial.state == TrialState.RUNNING and TrialRecord(trial).worker.token == self.token
 
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         database = rdb(self.study._storage)
         assert database is not None, "studies are made in databases"
-        noted = dict(self.known.study._storage.get_trial(self.known._trial_id).system_attrs)  # by the pruner
+        noted = dict(self.in_memory.study._storage.get_trial(self.in_memory._trial_id).system_attrs)  # by the pruner
         noted.pop("fixed_params", None)
         with exclusive(self.study._storage, self.study.study_name):
             if not end_trial(database, self.trial_id, self.token, state, values, attrs, noted):
@@ -97,16 +98,13 @@ class Claim:
 
 def let_wait(storage: BaseStorage, trial: FrozenTrial, why: str, died: bool = False) -> None:
     """Queue a trial that has lost its worker, to go on; after five deaths it fails."""
-    worker = trial.user_attrs.get("worker", {})
-    past = [
-        *trial.user_attrs.get("interruptions", []),
-        {"why": why, "host": worker.get("host"), "pid": worker.get("pid"), "died": died},
-    ]
-    deaths = sum(one["died"] for one in past)
+    record = TrialRecord(trial)
+    changed = record.interrupted(why, died)
+    deaths = died + sum(one.died for one in record.interruptions)
     if deaths >= DEATHS:
-        reason = f"its worker died {deaths} times, the last on {worker.get('host')}: was there enough memory?"
-        set_attrs(storage, trial._trial_id, {"interruptions": past, "reason": reason})
+        reason = f"its worker died {deaths} times, the last on {record.worker.host}: was there enough memory?"
+        set_attrs(storage, trial._trial_id, {"interruptions": changed["interruptions"], "reason": reason})
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return
     storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)  # first: a death is not to be counted twice
-    set_attrs(storage, trial._trial_id, {"interruptions": past, "worker": {}})
+    set_attrs(storage, trial._trial_id, changed)

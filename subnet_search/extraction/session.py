@@ -1,0 +1,179 @@
+"""One run: what it is of, from its first check to the files that it leaves.
+
+A session is made before anything is trained or written, so that a mistake in what was asked for costs nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from subnet_search.artifact import Subnetwork
+from subnet_search.artifact.subnetwork import state_in
+from subnet_search.core.errors import UserError, invalid
+from subnet_search.data import Data, load
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.provenance import identity_of, origin_of
+from subnet_search.extraction.result import subnetworks
+from subnet_search.extraction.run_folder import RunFolder
+from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
+from subnet_search.extractors.base import trains_weights
+from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic, own_copy
+from subnet_search.structure.units_of_network import units_of
+from subnet_search.topology.masks import Masks
+from subnet_search.topology.select import NotANumber
+from subnet_search.training import Epoch, Supernet, train
+from subnet_search.training.distributed import one_goes_ahead, rank_and_world
+
+EXAMPLES = 8  # inputs of a run that are kept
+
+
+class RunSession:
+    """A configuration with all that it stands for: data, network, units, supernet, and the folder of its files.
+
+    config      resolved
+    module      a network that was handed in, or None for the one that the configuration names
+    init        how the weights of a module begin
+    data        as handed in, or None for those that the configuration names
+    densities   gives a subnetwork at each of them too, by the one relevance that is learned
+
+    Raises UserError for whatever cannot be run, before anything is trained or written.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        module: nn.Module | None = None,
+        init: str = "keep",
+        data: Data | None = None,
+        densities: Sequence[float] = (),
+    ) -> None:
+        self.config, self.folder = config, folder
+        handed_in = (("network", module is not None), ("data", data is not None and data.spec is None))
+        self.handed_in = [key for key, given in handed_in if given]  # what no file says how to come by
+        self.data = data or one_goes_ahead(lambda: load(config.data))
+        net, spec = make_network(config, module, init, self.data)
+        self.origin = origin_of(config, spec, init, self.data)
+        if folder.keeps_subnetwork:
+            check_storable(config, self.origin.init)
+        images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
+        if config.recipe.epochs or images:
+            smallest = min(config.recipe.batch_size, len(self.data.train), images or len(self.data.train))
+            check_batch_norm(net, self.data.shape, smallest // rank_and_world()[1])
+        units = units_of(
+            config.unit,
+            net,
+            self.data.shape,
+            measure=next(iter(config.target or ["units"])),
+            round_to=config.round_to,
+            example=self.data.examples(),
+        )
+        self.identity = identity_of(module, net, self.origin.init, self.data)  # before anything is moved or trained
+        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
+        self.learners = at_densities(self.supernet, densities)
+
+    def run(
+        self,
+        resume: bool = False,
+        on_begin: Callable[[Masks], None] | None = None,
+        on_step: Callable[[Clock], None] | None = None,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Subnetwork:
+        """Train, and write what comes out of it; or return what the folder holds, of a run that is complete."""
+        folder, config = self.folder, self.config
+        with folder.held():
+            plain = {**config.dump(), **dict.fromkeys(self.handed_in)}
+            name = folder.prepare(plain, resume, self.identity)
+            if resume and (done := folder.finished(config.weights, self.learners)):
+                return done
+            with folder.no_trace_of_mistakes():
+                examples = self.data.examples(EXAMPLES).cpu()
+                folder.save_examples(examples)
+                outcome = train(
+                    self.supernet,
+                    self.data,
+                    config.seed,
+                    checkpoint=folder.checkpoint,
+                    name=name,
+                    resume=resume,
+                    on_begin=on_begin,
+                    on_step=on_step,
+                    on_epoch=folder.log_epochs(on_epoch),
+                    should_stop=should_stop,
+                )
+            methods = [config.extractor, *self.learners.values()]
+            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods)
+            subnet, *others = (replace(one, examples=examples) for one in found)
+            return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
+
+
+def check_storable(config: RunConfig, init: str) -> None:
+    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them.
+
+    init   how the weights begin
+    """
+    if config.weights != "seed":
+        return
+    method = type(config.extractor)
+    if init == "keep":
+        raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+    if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
+        how = "trains" if trains_weights(method) else "changes"
+        raise UserError(f"{config.extractor.name} {how} weights, so no seed makes them: save them with weights='values'")
+
+
+def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:
+    """The supernet's method at each of the densities, which can choose by relevance that it learned at its own.
+
+    Raises UserError, before anything is trained, for a method that cannot, and for a density that it cannot have.
+    """
+    method = supernet.extractor
+    if densities and not _chooses_in_the_end(type(method)):
+        able = ", ".join(name for name in extractor_names() if _chooses_in_the_end(get_extractor(name)))
+        raise UserError(
+            f"{method.name} has no learned relevance to choose other densities by when it ends, so each needs a run of its "
+            f"own: subnet-search compare; several densities from one run: {able}"
+        )
+    found: dict[float, Extractor] = {}
+    for density in sorted(set(densities), reverse=True):
+        try:
+            found[density] = type(method).model_validate({**method.model_dump(), "density": density})
+        except ValidationError as error:
+            raise invalid(error) from error
+        with torch.no_grad():
+            try:
+                found[density].finish(supernet)  # one that leaves too few weights is found now
+            except NotANumber as error:
+                raise UserError(f"{method.name}: {error} before training: are the weights finite?") from error
+    return found
+
+
+def _chooses_in_the_end(method: type[Extractor]) -> bool:
+    """Whether relevance is what the method has learned when it ends, and a density decides how much of it is kept."""
+    return issubclass(method, RelevanceLearner) and "density" in method.model_fields and not method.paradigm.trains_after
+
+
+def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
+    """The network that a resolved configuration names, with its first weights; or a copy of a module, and no spec."""
+    if torch.is_inference_mode_enabled():
+        raise UserError("nothing can be trained in torch.inference_mode(): call this outside of it")
+    if module is None:
+        state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
+        net = build(config.network, data.shape, data.classes, config.seed, state)
+        check_output(net, data.shape, data.classes, config.network.name, data.examples())
+        return _gated(net, config, data), config.network
+    net = own_copy(module)
+    check_output(net, data.shape, data.classes, example=data.examples())
+    density = getattr(config.extractor, "density", None)
+    initialise(net, init, config.seed, density if init == "scaled" else None)
+    return _gated(net, config, data), None
+
+
+def _gated(net: nn.Module, config: RunConfig, data: Data) -> nn.Module:
+    return make_dynamic(net, data.shape, config.seed) if config.extractor.dynamic else net
