@@ -72,5 +72,5 @@ def test_a_first_hour_with_the_wheel(installed):
     words = ["configs/gumbel_digits.yaml", *FAST, "-s", "recipe.epochs=1", "--json"]
     assert json.loads(command("extract", *words))["network"] == "lenet_300_100"
     run = [word for setting in FAST[1::2] for word in ("-s", f"run.{setting}")]
-    command("study", "run", "studies/quickstart.yaml", *run, "-s", "run.recipe.epochs=1", "--trials", "2")
+    command("study", "run", "studies/quickstart.yaml", *run, "-s", "run.recipe.epochs=1", "--trials", "2", "--workers", "1")
     assert json.loads(command("study", "show", "quickstart", "--json"))["states"] == {"COMPLETE": 2}
