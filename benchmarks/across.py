@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from optuna.trial import FrozenTrial
-from timing import verdict
+from timing import spread, verdict
 
 from subnet_search import RunConfig, run_study
 from subnet_search.extraction.config_file import read_config
@@ -48,7 +48,8 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         *rows,
         *each_method(trials),
         {
-            "study": f"{len(trials)} trials, {seconds / 60:.1f} min",
+            "study": f"{len(trials)} trials",
+            "minutes": f"{seconds / 60:.1f}",
             "in time": verdict(seconds / 60, "<", 20, " min"),
             "test accuracy against the best by hand": verdict(100 * best[0], ">=", round(100 * goal, 2), " %"),
         },
@@ -67,7 +68,7 @@ def accuracies(records: list[Mapping[str, Any]]) -> tuple[float, dict[str, objec
     line: dict[str, object] = {}
     for key, heading in (("test_accuracy", "test"), ("val_accuracy", "validation")):
         values = [100 * record[key] for record in records]
-        line[heading] = f"{fmean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        line[heading] = spread(fmean(values), values, "higher")
     return fmean(record["test_accuracy"] for record in records), {**line, "seeds": len(records)}
 
 

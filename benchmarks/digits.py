@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from timing import THREADS, verdict
+from timing import THREADS, Measured, spread, verdict
 
 import subnet_search as ss
 from subnet_search.extraction.config_file import read_config
@@ -48,12 +48,12 @@ def row(name: str, settings: Mapping[str, Any], seeds: range) -> dict[str, objec
         "method": name,
         "epochs": recipe["epochs"],
         "density": f"{median(record['density'] for record in found):.3f}",
-        "validation": spread([record["val_accuracy"] for record in found]),
-        "test": spread([record["test_accuracy"] for record in found]),
+        "validation": accuracy([record["val_accuracy"] for record in found]),
+        "test": accuracy([record["test_accuracy"] for record in found]),
         "seconds": f"{median(took):.1f}",
         "targets": f"{verdict(val, '>=', 0.97)}; {verdict(median(took), '<', 10, ' s')}" if name == "gumbel" else "",
     }
 
 
-def spread(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def accuracy(values: list[float]) -> Measured:
+    return spread(median(values), values, "higher", digits=3)

@@ -13,7 +13,7 @@ import statistics
 
 import torch
 from speed import timed
-from timing import THREADS
+from timing import THREADS, spread
 from torch import nn
 
 from subnet_search import Recipe, extract
@@ -64,7 +64,7 @@ def one_image(name: str, share: float, quick: bool) -> dict[str, object]:
         "winners": share,
         "dense, ms": f"{1000 * took['dense']:.2f}",
         "gates, ms": f"{1000 * took['gates']:.2f}",
-        "speedup": f"{took['dense'] / took['gates']:.2f}",
+        "speedup": took.ratio("dense", "gates", "higher"),
         "MACs": f"{cost(net, prunable(net), shape).macs / chosen():.2f}",
     }
 
@@ -101,7 +101,7 @@ def accuracy(name: str, quick: bool) -> dict[str, object]:
     share = statistics.mean(metrics["kept_macs"] / metrics["macs"] for metrics in found)
     return {
         "method": name,
-        "test accuracy, %": f"{statistics.mean(tests):.2f} ({min(tests):.2f} to {max(tests):.2f})",
+        "test accuracy, %": spread(statistics.mean(tests), tests, "higher"),
         "MACs of one image, of dense": f"{share:.2f}",
     }
 

@@ -116,7 +116,7 @@ def strike(where: str, wanted: dict[str, Any], blows: list[Any], url: str, expec
         "struck": f"{where}, pruner {wanted['pruner']}",
         "trials": in_words(expected),
         "strikes": ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())),
-        "trials handed on": len(faults.interruptions("toy", url)),
+        "trials handed on": f"{len(faults.interruptions('toy', url))}",
         "seconds": f"{time.monotonic() - started:.0f}",
         **judged(faults.account("toy", url), expected),
     }

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import THREADS, verdict
+from timing import THREADS, Measured, verdict
 from torch import Tensor, nn
 
 from subnet_search.data import Batches, Data, Split
@@ -59,7 +59,7 @@ def row(name: str, size: float, plain: float, change: str) -> dict[str, object]:
     return {
         "method": name,
         "held": f"{size:.2f}",
-        "more": f"{more:.2f}",
+        "more": Measured(more, more - SMALL, more + SMALL, "lower"),
         "target": "" if limit is None else verdict(round(more - SMALL, 3), "<=", limit),
         "change": change,
     }

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timing import spread
+
 from subnet_search import RunConfig
 from subnet_search.extraction.config_file import read_config
 from subnet_search.search.studies.method_grid import DENSE, Arm, make_grid, recipe_changes, run_grid, table_rows
@@ -73,7 +75,7 @@ def line(row: Mapping[str, Any]) -> dict[str, object]:
     return {
         "method": row["label"],
         "density": row["density"],
-        "test accuracy, %": f"{100 * test['mean']:.2f} ({100 * test['low']:.2f} to {100 * test['high']:.2f})",
+        "test accuracy, %": spread(100 * test["mean"], [100 * test["low"], 100 * test["high"]], "higher"),
         "validation, %": f"{100 * row['val_accuracy']['mean']:.2f}",
         "passes forward + backward": f"{row['forward']['mean']:.0f} + {row['backward']['mean']:.0f}",
         "seconds": f"{row['seconds']['mean']:.0f}",

@@ -1,24 +1,25 @@
-"""Side-by-side measurements: `python benchmarks/run.py [NAME]... [--quick]`.
+"""Side-by-side measurements: `python benchmarks/run.py [NAME]... [--quick | --compare]`.
 
 Each benchmark is a file with a docstring, which becomes its text, and `main(quick)`, which returns the rows of its tables.
-Its section of benchmarks/RESULTS.md is written anew; those that were not named stay as they are. The quick form only
-prints. What counts are ratios within one run: times are of the machine they were taken on.
+Its section of benchmarks/RESULTS.md is written anew; those that were not named stay as they are. The numbers of every run
+are a file in benchmarks/results/, and `--compare` holds the newest against the one before. The quick form only prints.
+What counts are ratios within one run: times are of the machine they were taken on.
 """
 
 import argparse
-import importlib.metadata
+import importlib
 import itertools
 import os
-import platform
 import re
 import sys
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 # As the command line does, before torch starts its threads: without it a busy neighbour makes any step many times slower.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+import records
 import torch
 from timing import THREADS
 
@@ -55,21 +56,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller cases: does it run?")
+    parser.add_argument("--compare", action="store_true", help="measure nothing: print the newest results against those before")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in NAMES]:
         parser.error(f"no benchmark {unknown[0]!r}; valid: {', '.join(NAMES)}")
+    if options.compare:
+        lines = [line for name in options.names or NAMES for line in records.compare(name)]
+        print("\n".join(lines or ["no benchmark has two results to compare"]))
+        return int(any(line.endswith("WORSE") for line in lines))
     torch.set_num_threads(THREADS)
     failed = []
     for name in options.names or NAMES:
         try:
-            section = measure(name, options.quick)
+            measure(name, options.quick)
         except Exception:  # the others still run, and what was measured before stays
             traceback.print_exc()
             failed.append(name)
-            continue
-        print(section, flush=True)
-        if not options.quick:
-            write(name, section)
     return 1 if failed else 0
 
 
@@ -80,20 +82,23 @@ def write(name: str, section: str) -> None:
     RESULTS.write_text("\n".join([HEADING, *(sections[known] for known in NAMES if known in sections)]))
 
 
-def circumstances() -> str:
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("subnet-search", "torch", "numpy"))
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {packages}, python {platform.python_version()}; "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, {THREADS} threads{load}."
-    )
-
-
-def measure(name: str, quick: bool) -> str:
-    when, benchmark = circumstances(), importlib.import_module(name)
+def measure(name: str, quick: bool) -> None:
+    """Run a benchmark, print its section, and keep it unless it was the quick form."""
+    when, benchmark = records.circumstances(), importlib.import_module(name)
     rows = benchmark.main(quick)
     tables = [table(list(group)) for _, group in itertools.groupby(rows, key=lambda row: tuple(row))]
-    return "\n".join([f"## {name}\n", benchmark.__doc__.strip() + "\n", *tables, f"{when}\n"])
+    section = "\n".join([f"## {name}\n", benchmark.__doc__.strip() + "\n", *tables, f"{in_words(when)}\n"])
+    print(section, flush=True)
+    if not quick:
+        write(name, section)
+        records.write(name, when, rows)
+
+
+def in_words(when: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in when["versions"].items())
+    machine = when["machine"]
+    load = "" if when["load"] is None else f", load {when['load']} at the start"
+    return f"{when['date']}; {packages}; {machine['system']}, {machine['processors']} processors, {THREADS} threads{load}."
 
 
 def table(rows: list[dict[str, object]]) -> str:

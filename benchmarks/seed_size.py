@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from timing import Measured
 
 import subnet_search as ss
 
@@ -25,6 +26,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
             seed, values = (subnet.save(Path(folder) / form, form) for form in ("seed", "values"))
             assert ss.Subnetwork.load(Path(folder) / "seed").sha256 == subnet.sha256
         weights, dense = subnet.masks.numel, subnet.dense_bytes()
+        bits = 8 * seed / weights
         rows.append(
             {
                 "network": name,
@@ -32,7 +34,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
                 "dense, kB": f"{dense / 1000:,.1f}",
                 "values, kB": f"{values / 1000:,.1f}",
                 "seed, kB": f"{seed / 1000:,.1f}",
-                "bits a weight": f"{8 * seed / weights:.3f}",
+                "bits a weight": Measured(bits, bits, bits, "lower", f"{bits:.3f}"),
                 "dense / seed": f"{dense / seed:.1f}",
                 "target": "met" if seed <= 1.1 * weights / 8 + 20_000 else "missed",
             }

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timing import Measured, spread
+
 from subnet_search import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.search.studies.method_grid import Arm, Grid, make_grid, method_grid, recipe_changes, run_grid, table_rows
@@ -46,23 +48,22 @@ def config(epochs: int, recipe: Mapping[str, Any] | None = None) -> RunConfig:
     return check(RunConfig, {"network": "small_conv", "data": "digits", "recipe": {**(recipe or {}), **same}})
 
 
-def tested(grid: Grid) -> dict[tuple[str, float], str]:
+def tested(grid: Grid) -> dict[tuple[str, float], Measured]:
     """Mean, lowest and highest test accuracy in percent, by method and density."""
     with tempfile.TemporaryDirectory() as folder:
         found = table_rows(run_grid(grid, f"sqlite:///{folder}/studies.db", workers=2))
     return {
-        (row["label"], row["density"]): "{mean:.1f} ({low:.1f} to {high:.1f})".format(
-            **{key: 100 * row["test_accuracy"][key] for key in ("mean", "low", "high")}
-        )
+        (row["label"], row["density"]): spread(100 * test["mean"], [100 * test["low"], 100 * test["high"]], "higher", digits=1)
         for row in found
+        for test in [row["test_accuracy"]]
     }
 
 
-def table(name: str, labels: Sequence[str], found: Sequence[Mapping[tuple[str, float], str]]) -> list[dict[str, object]]:
+def table(name: str, labels: Sequence[str], found: Sequence[Mapping[tuple[str, float], Measured]]) -> list[dict[str, object]]:
     return [{name: label, **{f"{n} steps": one[label, 0.1] for n, one in zip(EPOCHS, found, strict=True)}} for label in labels]
 
 
-def by_density(found: Sequence[Mapping[tuple[str, float], str]]) -> list[dict[str, object]]:
+def by_density(found: Sequence[Mapping[tuple[str, float], Measured]]) -> list[dict[str, object]]:
     """A row for each method, and the dense network's; a column for each density and length."""
     return [
         {"first comparison": label}

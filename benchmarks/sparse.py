@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timing import THREADS, medians, verdict
+from timing import THREADS, Measured, medians, verdict
 from torch import Tensor, nn
 
 from subnet_search import Recipe, extract
@@ -50,12 +50,12 @@ def rows(name: str, rounds: int) -> list[dict[str, object]]:
     small, choices = sparsify(masked, "csr", torch.randn(16, widths[0]), threads=1)
     with tempfile.TemporaryDirectory() as folder:
         size = Deployed.of(small, masked, subnet.origin, "csr", {}).save(Path(folder) / "net.safetensors")
-    made = []
+    made, share = [], size / subnet.dense_bytes()
     for batch in BATCHES:
         x = torch.randn(batch, widths[0])
         contenders = {"dense": net, "masked": masked, "ours": small, "torch": partial(plain, masked)}
         took = medians({key: partial(contender, x) for key, contender in contenders.items()}, rounds)
-        faster = took["dense"] / took["ours"]
+        faster = took.ratio("dense", "ours", "higher")
         made.append(
             {
                 "network": name,
@@ -63,12 +63,12 @@ def rows(name: str, rounds: int) -> list[dict[str, object]]:
                 "dense, ms": f"{1000 * took['dense']:.3f}",
                 "masked, ms": f"{1000 * took['masked']:.3f}",
                 "csr, ms": f"{1000 * took['ours']:.3f}",
-                "speedup": f"{faster:.2f}",
+                "speedup": faster,
                 "target": verdict(faster, ">=", 3.0) if batch == 16 else "",
                 "with F.linear": f"{took['dense'] / took['torch']:.2f}",
                 "sparse layers": f"{sum(choice.kept != 'dense' for choice in choices)} of {len(choices)}",
-                "file / dense": f"{size / subnet.dense_bytes():.3f}",
-                "target ": verdict(size / subnet.dense_bytes(), "<=", 0.2) if batch == 16 else "",
+                "file / dense": Measured(share, share, share, "lower", f"{share:.3f}"),
+                "target ": verdict(share, "<=", 0.2) if batch == 16 else "",
             }
         )
     return made

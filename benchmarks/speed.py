@@ -14,14 +14,13 @@ below 1 it pays.
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import torch
 import torchvision.models
 from compact import macs
-from timing import THREADS, verdict
+from timing import THREADS, Measured, Times, verdict
 from torch import Tensor, nn
 
 from subnet_search.nets import NetworkSpec, build, prunable
@@ -55,18 +54,19 @@ def row(name: str, batch: int, quick: bool) -> dict[str, object]:
     net, example, rounds = case(name)
     small = without(net, example, 0.5)
     took = timed({"dense": net, "compact": small}, example, batch, 3 if quick else rounds)
-    faster, fewer = took["dense"] / took["compact"], macs(net, example) / macs(small, example)
+    faster, fewer = took.ratio("dense", "compact", "higher"), macs(net, example) / macs(small, example)
+    of_macs = Measured(faster / fewer, faster.low / fewer, faster.high / fewer, "higher")
     aimed = not name.startswith("torchvision")
     return {
         "network": name,
         "batch": batch,
         "dense, ms": f"{1000 * took['dense']:.2f}",
         "compact, ms": f"{1000 * took['compact']:.2f}",
-        "speedup": f"{faster:.2f}",
+        "speedup": faster,
         "target": verdict(faster, ">=", 2.0) if aimed and batch == 32 else "",
         "MACs": f"{fewer:.2f}",
-        "speedup / MACs": f"{faster / fewer:.2f}",
-        "target ": verdict(faster / fewer, ">=", 0.55) if aimed else "",
+        "speedup / MACs": of_macs,
+        "target ": verdict(of_macs, ">=", 0.55) if aimed else "",
     }
 
 
@@ -75,13 +75,13 @@ def rounding(name: str, density: float, quick: bool) -> dict[str, object]:
     nets = {str(multiple): without(net, example, density, multiple) for multiple in (1, 16)}
     took = timed(nets, example, 32, 3 if quick else rounds)
     cost = {multiple: macs(small, example) for multiple, small in nets.items()}
-    slower, more = took["16"] / took["1"], cost["16"] / cost["1"]
+    slower, more = took.ratio("16", "1", "lower"), cost["16"] / cost["1"]
     return {
         "network": name,
         "density": density,
         "any width, ms": f"{1000 * took['1']:.2f}",
         "multiples of 16, ms": f"{1000 * took['16']:.2f}",
-        "time, 16 / any": f"{slower:.2f}",
+        "time, 16 / any": slower,
         "MACs, 16 / any": f"{more:.2f}",
         "time a MAC, 16 / any": f"{slower / more:.2f}",
     }
@@ -104,7 +104,7 @@ def without(net: nn.Module, example: Tensor, density: float, round_to: int = 1) 
     return compact(masked, example, coupling).eval()
 
 
-def timed(nets: Mapping[str, nn.Module], example: Tensor, batch: int, rounds: int) -> dict[str, float]:
+def timed(nets: Mapping[str, nn.Module], example: Tensor, batch: int, rounds: int) -> Times:
     """Median seconds of a forward pass, interleaved: of the processor, for the one thread that computes."""
     inputs, taken = example[:batch].contiguous(), {name: list[float]() for name in nets}
     for index in range(-2, rounds):  # two to warm up
@@ -113,4 +113,4 @@ def timed(nets: Mapping[str, nn.Module], example: Tensor, batch: int, rounds: in
             net(inputs)
             if index >= 0:
                 taken[name].append(time.thread_time() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return Times(taken)

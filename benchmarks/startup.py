@@ -23,7 +23,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         {
             "command": f"`{name}`",
             "seconds": f"{seconds:.2f}",
-            "x import torch": f"{seconds / took[TORCH]:.2f}",
+            "x import torch": took.ratio(name, TORCH, "lower"),
             "target": verdict(seconds, "<", 0.6, " s") if "--help" in name else "",
         }
         for name, seconds in took.items()

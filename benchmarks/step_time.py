@@ -38,14 +38,14 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     for name in ["conv2"] if quick else ["conv2", "conv4", "conv6"]:
         steps = {"dense": dense_step(name), "gumbel": gumbel_step(name), "gumbel_softmax": gumbel_softmax_step(name)}
         took = medians(steps, 5 if quick else 40 if name == "conv2" else 15)
-        slower, faster = took["gumbel"] / took["dense"], took["gumbel_softmax"] / took["gumbel"]
+        slower, faster = took.ratio("gumbel", "dense", "lower"), took.ratio("gumbel_softmax", "gumbel", "higher")
         rows.append(
             {
                 "network": name,
                 **{f"{contender}, ms": f"{1000 * seconds:.1f}" for contender, seconds in took.items()},
-                "gumbel / dense": f"{slower:.2f}",
+                "gumbel / dense": slower,
                 "target": verdict(slower, "<=", 1.25) if name == "conv2" else "",
-                "gumbel_softmax / gumbel": f"{faster:.2f}",
+                "gumbel_softmax / gumbel": faster,
                 "target ": verdict(faster, ">=", 1.8) if name == "conv2" else "",
             }
         )
@@ -57,7 +57,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
             "network": "conv2",
             "dense, freed memory given back, ms": f"{1000 * given_back:.1f}",
             "dense, freed memory kept, ms": f"{1000 * kept:.1f}",
-            "given back / kept": f"{given_back / kept:.2f}",
+            "given back / kept": took.ratio("given back", "kept", "higher"),
         }
     )
     return rows

@@ -45,14 +45,14 @@ def row(density: float, numel: int, rounds: int) -> dict[str, object]:
         rounds,
         warmup=1,
     )
-    slower, faster = took["ours"] / took["one partition"], took["sorts"] / took["ours"]
+    slower, faster = took.ratio("ours", "one partition", "lower"), took.ratio("sorts", "ours", "higher", digits=1)
     return {
         "kept": f"{density:.0%}",
         **{f"{name}, ms": f"{1000 * seconds:.0f}" for name, seconds in took.items()},
-        "ours / one partition": f"{slower:.2f}",
+        "ours / one partition": slower,
         "target": verdict(slower, "<=", 1.5),
-        "ours / partition alone": f"{took['ours'] / took['partition alone']:.2f}",
-        "sorts / ours": f"{faster:.1f}",
+        "ours / partition alone": took.ratio("ours", "partition alone", "lower"),
+        "sorts / ours": faster,
         "target ": verdict(faster, ">=", 5),
     }
 

@@ -7,6 +7,7 @@ import typer
 from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.export import export
+from subnet_search.cli.commands.init import init
 from subnet_search.cli.commands.run import data, evaluate, extract, methods
 from subnet_search.cli.commands.study_admin import studies
 
@@ -34,6 +35,9 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Find small, effective networks inside large ones."""
+
+
+app.command(epilog="Example: subnet-search init my_project")(init)
 
 
 app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")(extract)

@@ -1,0 +1,47 @@
+"""The command that copies the configurations, studies and examples of the package beside the user."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subnet_search.core.errors import RunError, UserError
+
+PACKAGE = Path(__file__).parents[2]
+PATTERNS = {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.py"}  # the folders that are copied, and what in them
+NEXT = ("subnet-search extract configs/gumbel_digits.yaml", "subnet-search study run studies/quickstart.yaml")
+
+
+def shipped() -> dict[Path, Path]:
+    """Every file that `init` copies: its path below the user's folder, and where it is read.
+
+    A wheel has them in `subnet_search/shipped/`; in a checkout they are beside the package.
+    """
+    home = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+    return {path.relative_to(home): path for name, files in PATTERNS.items() for path in sorted((home / name).glob(files))}
+
+
+def init(folder: Annotated[Path, typer.Argument(help="Where to copy them; it is made if it does not exist.")] = Path()) -> None:
+    """Copy the configurations, studies and examples of the package into a folder. Existing files stay as they are."""
+    for place in (folder, *(folder / name for name in PATTERNS)):
+        if os.path.lexists(place) and not place.is_dir():
+            raise UserError(f"{place} is a file: choose a folder")
+    written = 0
+    for name, source in shipped().items():
+        target = folder / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as file:
+                file.write(source.read_bytes())
+        except FileExistsError:
+            typer.echo(f"{target} exists and was left as it is")
+        except OSError as error:
+            raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+        else:
+            written += 1
+    typer.echo(f"{written} files copied into {', '.join(f'{folder / name}/' for name in PATTERNS)}\n\nNext:")
+    there = [] if folder.resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
+    for line in (*there, *NEXT):
+        typer.echo(f"  {line}")
