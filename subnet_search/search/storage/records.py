@@ -21,7 +21,8 @@ IMPORTED = "known"  # of a result that was imported: its source. Known to the sa
 REPEATS = "repeats"  # of a trial that repeats another on a fresh seed: the number of that one
 RETRIES = "retries"  # of a trial that runs a failed one again: the number of that one
 WITHDRAWN = "withdrawn"  # of a trial that waits, and is not to be run
-STOPPED = "stopped"  # of a study whose workers are to begin no more trials
+STOPPED = "stopped"  # of a study whose workers are to begin no more trials: true, or
+NOW = "now"  # when they are to interrupt those under way too
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 CONDITION = " @"  # between a key and its condition, in the name of a parameter that is searched under several conditions
 
