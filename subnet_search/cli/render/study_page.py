@@ -5,7 +5,7 @@ from typing import Any
 
 from subnet_search.cli.render import format, tables
 from subnet_search.cli.render.tables import plain
-from subnet_search.search.storage.records import by_key, key_and_condition
+from subnet_search.core.parameter_names import by_key, key_and_condition
 
 Row = Mapping[str, Any]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subnet_search.cli.render import format
+from subnet_search.core.parameter_names import by_key
 
 if TYPE_CHECKING:
-    from subnet_search.search.storage.records import by_key
-from subnet_search.search.storage.read import Snapshot
+    from subnet_search.search.storage.read import Snapshot
 
 Row = Mapping[str, Any]
 

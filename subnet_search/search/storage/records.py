@@ -5,7 +5,7 @@ elsewhere, counts as absent.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,6 @@ WITHDRAWN = "withdrawn"  # of a trial that waits, and is not to be run
 STOPPED = "stopped"  # of a study whose workers are to begin no more trials: true, or
 NOW = "now"  # when they are to interrupt those under way too
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-CONDITION = " @"  # between a key and its condition, in the name of a parameter that is searched under several conditions
 
 Value = TypeVar("Value")
 
@@ -211,22 +210,6 @@ def plain_spec(study: optuna.Study) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def parameter_name(key: str, condition: str) -> str:
-    """The name of a parameter: the key of the run that it sets, with the condition under which it does, if any."""
-    return f"{key}{CONDITION}{condition}" if condition else key
-
-
-def key_and_condition(parameter: str) -> tuple[str, str]:
-    """The two parts of a parameter's name; the condition is empty for one that is always searched."""
-    key, _, condition = parameter.partition(CONDITION)
-    return key, condition
-
-
-def by_key(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of parameters by the keys of the run that they set."""
-    return {key_and_condition(name)[0]: value for name, value in parameters.items()}
 
 
 def searched_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
