@@ -126,26 +126,26 @@ def delete(
     format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
 
 
-@studies.command(epilog="Example: subnet-search study export quickstart --out quickstart.json")
+@studies.command(epilog="Example: subnet-search study export quickstart quickstart.db")
 @reads
 def export(
     name: Name,
-    out: Annotated[Path | None, typer.Option(help="The file [default: NAME.json].")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="The file [default: NAME.db].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a study to one JSON file, which `study import` reads into any storage."""
+    """Write a study to a SQLite file, which Optuna and its dashboard open, and `study import` reads into any storage."""
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.storage.transfer import write_export
 
-    path = out or Path(f"{file_name(name)}.json")
+    path = file or Path(f"{file_name(name)}.db")
     write_export(find(name, storage), path)
     format.console.print(f"{path} ({format.size(path.stat().st_size)})", markup=False, soft_wrap=True)
 
 
-@studies.command("import", epilog="Example: subnet-search study import quickstart.json --storage postgresql://me@host/studies")
+@studies.command("import", epilog="Example: subnet-search study import quickstart.db --storage postgresql://me@host/studies")
 @reads
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `study export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.db", help="What `study export` wrote.")],
     name: Annotated[str | None, typer.Option(help="Another name for it.")] = None,
     storage: Storage = None,
 ) -> None:

@@ -176,7 +176,7 @@ def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
 
 def _source(name: str, study: optuna.Study) -> optuna.Study:
     """A study in the same storage, or in a file."""
-    if name.endswith(".json"):
+    if name.endswith((".db", ".json")):
         return study_in(name)
     if name == study.study_name:
         raise UserError(f"a study cannot begin with results of its own: {name!r}")
