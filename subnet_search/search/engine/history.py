@@ -3,6 +3,9 @@
 A trial knows how those ended that began at least `parallel` places before it, and that those in between are under way.
 So what is drawn, and when it is stopped, is a function of a trial's place: the same with one worker, with eight, and
 with eight of which five were killed. (With `parallel: null` it knows whatever is finished by now, as usual in Optuna.)
+
+Optuna's samplers and pruners, given the stored study itself, look at all that is finished at that moment, so the order in
+which workers finish would decide what is drawn. Optuna has no option that hides trials from them.
 """
 
 import copy

@@ -1,4 +1,5 @@
-"""Stopping trials early with several objectives, which Optuna's pruners cannot.
+"""Stopping trials early with several objectives, which Optuna's pruners cannot: they compare one value of each trial, and
+`Trial.report` and `Trial.should_prune` raise NotImplementedError in a study with several objectives.
 
 At each rung (epochs `min_resource`, then `reduction_factor` times as many, ...) a trial goes on when it is among the
 best 1 / `reduction_factor` of those that came to the rung before it. The fewer of them dominate it, in the objectives

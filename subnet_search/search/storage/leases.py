@@ -1,4 +1,9 @@
-"""Who runs a trial, and whether that worker is still there. No clock of any machine is compared with another's."""
+"""Who runs a trial, and whether that worker is still there. No clock of any machine is compared with another's.
+
+Optuna's heartbeats do not do. A trial whose worker was killed fails, and is queued under a new number, where here the same
+number goes on from its checkpoint. They beat only inside `Study.optimize`, and our workers ask and tell. A process that is
+dead on this machine is found after its grace period, where here it is found at once.
+"""
 
 import os
 import socket
