@@ -85,7 +85,7 @@ def test_every_shipped_configuration_is_valid():
 
 def test_the_main_job_on_digits():
     config = ROOT / "configs" / "gumbel_digits.yaml"
-    summary = from_json("extract", config, "-s", "extractor.density=0.3", "-s", "recipe.threads=1")
+    summary = from_json("extract", config, "-s", "extractor.density=0.3", "-s", "recipe.threads=1", "-s", "recipe.epochs=20")
     wanted = "extractor network data seed density layer_density val_accuracy test_accuracy steps passes seconds bytes "
     wanted += "dense_bytes sha256 subnetwork"
     assert set(wanted.split()) <= summary.keys()

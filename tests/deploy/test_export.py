@@ -545,20 +545,20 @@ def test_onnx_that_is_not_installed(channels, tmp_path, monkeypatch):
 
 # The command
 
-COMMAND = Path(sys.executable).with_name("subnet-search")
-
-
-def command(*words):
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=300)
-
 
 def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        said = capsys.readouterr()
+        assert ended.value.code == 0, said.err
+        return said.out
+
     run = ["extract", "-s", "network=conv2", "-s", "extractor=magnitude", "-s", "extractor.density=0.5", "-s", "unit=channel"]
-    done = command(*run, "-s", "recipe.lr=0.02", "-s", "recipe.epochs=8", "-s", "recipe.threads=1", "--out", "runs/a")
-    assert done.returncode == 0, done.stderr
-    done = command("export", "runs/a/subnetwork.safetensors", "small.safetensors", "--to", "compact")
-    assert done.returncode == 0, done.stderr
+    command(*run, "-s", "recipe.lr=0.02", "-s", "recipe.epochs=8", "-s", "recipe.threads=1", "--out", "runs/a")
+    table = command("export", "runs/a/subnetwork.safetensors", "small.safetensors", "--to", "compact")
     for text in (
         "file",
         "weights stored",
@@ -568,16 +568,11 @@ def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
         "ms at batch 256 ",
         "x",
     ):
-        assert text in done.stdout
-    assert "faster" in done.stdout.splitlines()[-2]
-
-    def judged(file):
-        with pytest.raises(SystemExit) as ended:
-            main(["evaluate", file, "--json"])
-        assert ended.value.code == 0
-        return json.loads(capsys.readouterr().out)
-
-    masked, small = judged("runs/a/subnetwork.safetensors"), judged("small.safetensors")
+        assert text in table
+    assert "faster" in table.splitlines()[-2]
+    masked, small = (
+        json.loads(command("evaluate", f, "--json")) for f in ("runs/a/subnetwork.safetensors", "small.safetensors")
+    )
     assert small["accuracy"] == masked["accuracy"] > 0.5
     assert small["nll"] == pytest.approx(masked["nll"], rel=1e-5)
     export = small["export"]

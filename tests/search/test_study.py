@@ -375,15 +375,13 @@ def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_finish_the_budget_exactly(tmp_path):
-    path = tmp_path / "s.yaml"
-    values = {"name": "toy", "run": RUN, "space": {"recipe.lr": {"float": [1, 100], "log": True}}, "trials": 6, "workers": 2}
-    path.write_text(yaml.safe_dump(values))
+    path, values = tmp_path / "s.yaml", {"sampler": "random", "trials": 6}
+    path.write_text(yaml.safe_dump({**spec(**values).model_dump(exclude_unset=True), "run": RUN, "workers": 2}))
     study = ss.run_study(path)
     assert len(finished(study)) == 6
     assert len({t.user_attrs["worker"]["pid"] for t in finished(study)}) == 2
-    alone = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///alone.db")
-    both = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///both.db", workers=2)
-    assert {t.user_attrs["sha256"] for t in alone.trials} == {t.user_attrs["sha256"] for t in finished(both)}
+    alone = ss.run_study(spec(**values), storage="sqlite:///alone.db")
+    assert {t.user_attrs["sha256"] for t in alone.trials} == {t.user_attrs["sha256"] for t in finished(study)}
 
 
 def test_densities_by_layer_are_searched_and_keep_the_total():
