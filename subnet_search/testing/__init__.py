@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from subnet_search.core.errors import one_line
+from subnet_search.evaluation.latency import on_threads
 from subnet_search.testing import declarations, short_runs
 from subnet_search.testing.method import Failed, Method
 
@@ -50,7 +51,8 @@ def failures(name: str) -> list[str]:
 def problem(check: Callable[[Method], None], method: Method) -> str:
     """What is wrong, in one line; "" where the method passes."""
     try:
-        check(method)
+        with on_threads(1):
+            check(method)
     except Failed as failed:
         return one_line(failed)
     except Exception as error:

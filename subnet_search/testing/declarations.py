@@ -5,11 +5,10 @@ import yaml
 from subnet_search.extraction.config import DEFAULT_UNITS, RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extractors.describe import describe
-from subnet_search.search.studies.method_grid import WEIGHTS
 from subnet_search.testing.method import Failed, Method
 from subnet_search.training import Recipe
 
-PUBLISHED = {*WEIGHTS, "batch_size", "relevance_optimizer", "relevance_lr", "relevance_decay", "scale_lr"}
+MORE_THAN_WEIGHTS = ("batch_size", "relevance_optimizer", "relevance_lr", "relevance_decay", "scale_lr")
 
 
 def describes_itself(method: Method) -> None:
@@ -38,9 +37,11 @@ def states_published_settings(method: Method) -> None:
     """states the training settings of its paper, or that none apply"""
     if "published" not in vars(method.cls):
         raise Failed('published is not declared: Published(source, recipe), or Published.none("why")')
-    published = method.cls.published
-    if wrong := set(published.recipe) - PUBLISHED:
-        raise Failed(f"published.recipe sets {', '.join(sorted(wrong))}: only {', '.join(sorted(PUBLISHED))} may be set")
+    from subnet_search.search.studies.method_grid import WEIGHTS  # here, since it imports Optuna
+
+    published, may_set = method.cls.published, {*WEIGHTS, *MORE_THAN_WEIGHTS}
+    if wrong := set(published.recipe) - may_set:
+        raise Failed(f"published.recipe sets {', '.join(sorted(wrong))}: only {', '.join(sorted(may_set))} may be set")
     Recipe(**published.recipe)
     if published.source.startswith("none: "):
         if published.recipe or published.epochs is not None:

@@ -157,6 +157,7 @@ def interrupted(*words, after):
     return process.returncode, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_everything():
     slow = ["-s", "recipe.epochs=30", "-s", "recipe.threads=1", "-s", "network=lenet5"]
     whole = from_json("extract", *slow, "--out", "whole")
@@ -197,6 +198,7 @@ def test_a_study_from_the_command_line():
     assert command("study", "worker", "toy").stdout == "nothing to run: toy has all its trials, or was stopped\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_trial_running():
     slow = {"network": "lenet5", "recipe": {"epochs": 60}}
     code, said = interrupted("study", "run", study_file(run=slow), after="runs/trials/*/0000/metrics.jsonl")
@@ -264,6 +266,7 @@ def test_mistakes_are_one_line(words, message):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_network_with_too_few_classes():
     Path("nets.py").write_text(
         "from torch import nn\ndef small(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
@@ -284,6 +287,7 @@ def test_a_folder_that_cannot_be_written(by):
     assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1, by=by)
 
 
+@pytest.mark.slow
 def test_a_full_disk():
     """A limit on file sizes stands in for it: the checkpoint, 0.5 MB, does not fit; what was there stays."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731

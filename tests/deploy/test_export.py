@@ -346,6 +346,7 @@ def test_a_state_dict_is_what_the_network_loads(channels, tmp_path):
     assert record["weights"] == record["dense_weights"]
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_batch(channels, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     subnet, net = channels
@@ -371,6 +372,7 @@ class Queried(nn.Module):
         return self.head(self.decoder(self.query.expand(len(x), -1, -1), x).flatten(1))
 
 
+@pytest.mark.slow
 def test_onnx_for_one_batch_alone_is_not_written(tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     net, data = Queried(), (torch.randn(60, 5, 8), torch.arange(60) % 3)
@@ -402,6 +404,7 @@ def test_batch_norm_recalibrated(channels, tmp_path):
     assert not torch.equal(state["1.running_mean"], subnet.state_dict()["1.running_mean"])
 
 
+@pytest.mark.slow
 def test_loads_without_what_found_and_traced_it(tmp_path):
     subnet = ss.extract("small_conv", "digits", "magnitude", density=0.5, unit="channel", recipe=SHORT)
     export(subnet, "compact", tmp_path / "small", seconds=0)

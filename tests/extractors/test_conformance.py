@@ -21,7 +21,13 @@ from subnet_search.training import Supernet
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", extractor_names())
+QUICK = ("fbs", "gumbel", "lottery", "redraw", "rigl", "slimming", "snip", "sr_ste")
+"""Of each kind one: for make test-short."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in extractor_names()]
+)
 def test_conformance(name):
     assert failures(name) == []
 
@@ -183,6 +189,7 @@ def test_optimizer_state_of_dead_weights_is_looked_at(tmp_path, monkeypatch):
     assert "of dead weights of" in found
 
 
+@pytest.mark.slow
 def test_a_method_of_a_users_file_from_the_command_line():
     words = [sys.executable, "-m", "subnet_search.testing", "largest:Largest"]
     done = subprocess.run(words, cwd=EXAMPLES, capture_output=True, text=True)

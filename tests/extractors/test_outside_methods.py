@@ -49,6 +49,7 @@ def test_an_object_of_a_class_that_nobody_registered(here):
     assert create({"name": "largest:Largest", "density": 0.25}) == largest.Largest(density=0.25)
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_a_file_of_the_current_folder(here):
     words = ["-s", "extractor=largest:Largest", "-s", "recipe.epochs=1", "-s", "data.limit=100", "-s", "recipe.threads=1"]
     done = subprocess.run(

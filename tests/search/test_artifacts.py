@@ -177,6 +177,7 @@ def undisturbed(tmp_path_factory):
         return result(study), metrics(study)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_machine_is_lost_goes_on_elsewhere(place, undisturbed, tmp_path, monkeypatch):
     settings, names = place
     url, wanted = f"sqlite:///{tmp_path}/studies.db", spec(run=LONG, trials=1, artifacts=settings)
@@ -231,6 +232,7 @@ def spoil(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -268,6 +270,7 @@ def test_a_checkpoint_of_other_versions_is_not_fetched(whole, stopped, tmp_path,
     assert result(study) == whole
 
 
+@pytest.mark.slow
 def test_a_seed_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     wanted = {"pruner": "wilcoxon", "repeats": 3, "trials": 1}
     (tmp_path / "whole").mkdir()
@@ -307,6 +310,7 @@ def test_a_store_that_fails_fails_no_trial(monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_its_copies(monkeypatch):
     trained = []
 
@@ -423,6 +427,7 @@ def test_without_credentials_a_bucket_is_refused(server, monkeypatch):
     assert said == "cannot keep artifacts in the bucket some: Unable to locate credentials"
 
 
+@pytest.mark.slow
 def test_no_study_keeps_artifacts_unless_it_says_so():
     assert open_store(spec()) is None
     code = (

@@ -137,6 +137,7 @@ CHANNELS = {**RUN, "network": "small_conv", "extractor": {"name": "l1_filters"},
 WIDTHS = {"target.flops": {"float": [0.2, 0.8]}, "round_to": {"choice": [1, 4]}}
 
 
+@pytest.mark.slow
 def test_latency_as_an_objective_alone_and_beside_accuracy(tmp_path):
     study = ss.run_study(spec(run=CHANNELS, space=WIDTHS, objective="latency"))
     assert [direction.name for direction in study.directions] == ["MINIMIZE"]
