@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
+from faults import FORKS
 from moto.server import ThreadedMotoServer
 from optuna.artifacts import get_all_artifact_meta
 
@@ -135,16 +137,21 @@ def lost(wanted, url, folder, names):
     """Run a worker in a folder and kill it once a copy of a checkpoint has been made."""
     folder.mkdir()
     prepare_study(wanted, url)
-    code = f"""
-from subnet_search.search.engine import artifact_store, worker
-artifact_store.LOOK = 0.02
-worker.run_worker({wanted.name!r}, {url!r})
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None and not any(name.endswith("checkpoint") for name in names()):
+    process = FORKS.Process(target=at_work, args=(folder, dict(os.environ), wanted.name, url), daemon=True)
+    process.start()
+    while process.is_alive() and not any(name.endswith("checkpoint") for name in names()):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def at_work(folder, environment, name, url):
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    artifact_store.LOOK = 0.02
+    run_worker(name, url)
 
 
 def goes_on(url, folder, monkeypatch, **options):

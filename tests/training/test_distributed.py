@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from faults import FORKS
 from toys import conv_bn, mlp, pictures, points, supernet
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -167,7 +167,12 @@ def work(rank, folder):
 def seen(tmp_path_factory):
     """What the two ranks came to, in every scene."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    ranks = [FORKS.Process(target=work, args=(rank, folder)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in (*SCENES, "threads")}
 
 
