@@ -33,19 +33,19 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
 
 
 def results(name: str) -> Iterator[tuple[str, str]]:
-    """Each check of an extractor in turn: what it must do, and in one line what is wrong; "" where nothing is.
+    """Each check of an extractor in turn: what a sound one does, and in one line what is wrong; "" where nothing is.
 
     name: a registered name, or `package.module:Class`. Raises UserError for one that stands for no extractor.
     """
     with tempfile.TemporaryDirectory() as folder:
         method = Method(name, Path(folder))
         for check in CHECKS:
-            yield check.__doc__ or "", problem(check, method)
+            yield (check.__doc__ or "").rstrip("."), problem(check, method)
 
 
 def failures(name: str) -> list[str]:
-    """A line for each check that an extractor fails: its name, what it must do, and what is wrong."""
-    return [f"{name} {must}: {wrong}" for must, wrong in results(name) if wrong]
+    """A line for each check that an extractor fails: its name, what a sound one does, and what is wrong."""
+    return [f"{name}: {sound}: {wrong}" for sound, wrong in results(name) if wrong]
 
 
 def problem(check: Callable[[Method], None], method: Method) -> str:

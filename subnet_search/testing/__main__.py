@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 when the extractor passes every check, 1 when it fails one, 2 for a name that is none."""
     parser = argparse.ArgumentParser(
         prog="python -m subnet_search.testing",
-        description="Check that an extractor keeps to what the training loop and the files rely on: a minute of short "
+        description="Check that an extractor keeps to what the training loop and the files rely on: some seconds of short "
         "runs on small networks. Exit code 1 when a check fails, 2 for a name that stands for no extractor.",
     )
     parser.add_argument(
@@ -22,10 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("subnet_search").setLevel(logging.ERROR)  # what short runs warn of is no fault of the method
     failed = checks = 0
     try:
-        for must, wrong in results(name):
+        for sound, wrong in results(name):
             checks += 1
             failed += bool(wrong)
-            print(f"FAILED  {must}: {wrong}" if wrong else f"ok      {must}", flush=True)
+            print(f"FAILED  {sound}: {wrong}" if wrong else f"ok      {sound}", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ MORE_THAN_WEIGHTS = ("batch_size", "relevance_optimizer", "relevance_lr", "relev
 
 
 def describes_itself(method: Method) -> None:
-    """states its paper, formula, paradigm, units and hyperparameters"""
+    """States its paper, formula, paradigm, units and hyperparameters."""
     if not method.cls.__doc__:
         raise Failed("the class has no docstring: its first line is the method's summary")
     said = describe(method.name)
@@ -34,7 +34,7 @@ def describes_itself(method: Method) -> None:
 
 
 def states_published_settings(method: Method) -> None:
-    """states the training settings of its paper, or that none apply"""
+    """States the training settings of its paper, or that none apply."""
     if "published" not in vars(method.cls):
         raise Failed('published is not declared: Published(source, recipe), or Published.none("why")')
     from subnet_search.search.studies.method_grid import WEIGHTS  # here, since it imports Optuna
@@ -56,7 +56,7 @@ def states_published_settings(method: Method) -> None:
 
 
 def comes_back_from_yaml(method: Method) -> None:
-    """is the same after its configuration was written as YAML and read"""
+    """Has the same configuration after it was written as YAML and read."""
     before = method.config().resolve()
     after = check(RunConfig, yaml.safe_load(yaml.safe_dump(before.dump())))
     if after != before:

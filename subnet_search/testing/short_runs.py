@@ -28,7 +28,7 @@ from subnet_search.training import Epoch, Recipe, Supernet, train
 
 
 def meets_its_density(method: Method) -> None:
-    """keeps exactly the density that it is asked for"""
+    """Keeps exactly the density that it is asked for."""
     units = units_of(method.unit, method.network(), (10,), round_to=1)
     for density in method.with_density(0.05, 0.1, 0.37, 0.5, 1.0):
         subnet = method.train(method.config(density=density))
@@ -42,7 +42,7 @@ def meets_its_density(method: Method) -> None:
 
 
 def is_decided_by_the_seed(method: Method) -> None:
-    """gives the same bits with the same seed, and others with another seed"""
+    """Gives the same bits with the same seed, and others with another seed."""
     found: list[str] = []
     for seed in (1, 1, 2):
         with torch.random.fork_rng():
@@ -59,7 +59,7 @@ def is_decided_by_the_seed(method: Method) -> None:
 
 
 def leaves_test_data_alone(method: Method) -> None:
-    """is judged on test data once, after training, with the network that is in its file"""
+    """Reads test data once, after training, and is measured with the subnetwork that it gives."""
     opened: list[int] = []
     seen: list[int] = []
     given = points(400)
@@ -86,7 +86,7 @@ def leaves_test_data_alone(method: Method) -> None:
 
 
 def keeps_dead_weights_at_zero(method: Method) -> None:
-    """keeps dead weights and their optimizer state at zero, and moves no weights while relevance alone is learned"""
+    """Keeps dead weights and their optimizer state at zero, and moves no weights while relevance alone is learned."""
     for optimizer in ("sgd", "adam", "adamw"):
         recipe = Recipe(epochs=2, batch_size=32, optimizer=optimizer, lr=0.05, weight_decay=1e-2, threads=1, device="cpu")
         net = method.begun(method.network())
@@ -128,13 +128,13 @@ class _Watched(Supernet):
 
 
 def goes_on_after_a_stop(method: Method) -> None:
-    """interrupted at random steps and resumed, ends with the same bits, and has them in its file"""
+    """Gives the same bits when it is interrupted at random steps and resumed, and has them in its file."""
     recipe = {"augment": ["crop", "flip"], "patience": 2, "lr": 0.05}
     _compare_with_interrupted(method, method.config(epochs=4, recipe=recipe), method.folder / "resumed", stops=3)
 
 
 def supports_its_units(method: Method) -> None:
-    """keeps or drops whole units of every kind that it declares"""
+    """Keeps or drops whole units, of every kind that it declares."""
     for unit in method.units:
         if unit != "weight":
             with method.explained(f"with unit {unit}", "mend it, or leave the unit out of paradigm.units"):
@@ -208,7 +208,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_stored_as_asked(method: Method) -> None:
-    """is in its file as asked, with values or a seed; what no seed makes is refused before training"""
+    """Is stored with its weights, or with their seed; where no seed makes them, that is refused before training."""
     for unit in method.units:
         for weights in ("values", "seed"):
             config = method.config(epochs=4, unit=unit, **method.half).model_copy(update={"weights": weights})
@@ -233,9 +233,11 @@ def is_stored_as_asked(method: Method) -> None:
 
 
 def runs_at_every_bound(method: Method) -> None:
-    """runs at both ends of the domain of each hyperparameter, and with each choice"""
+    """Runs at both ends of the domain of each hyperparameter, and with each choice."""
     for key, domain in domains(method.cls).items():
         for value in domain.bounds():
+            if value == method.cls.model_fields[key].default:
+                continue  # as in the other checks
             with method.explained(f"with {key}={value}", f"mend it, or narrow the domain of {key}"):
                 subnet = method.train(method.config(epochs=4, **dict[str, Any]({key: value})))
                 if not 0 < subnet.density <= 1:
@@ -245,7 +247,7 @@ def runs_at_every_bound(method: Method) -> None:
 
 
 def finds_a_planted_subnetwork(method: Method) -> None:
-    """does better than 20 random topologies where a subnetwork of the untrained weights labels the data"""
+    """Does better than 20 random topologies on data that a subnetwork of the untrained weights labels."""
     net, data = planted()
     start = method.network(net)
     found = method.train(method.config(epochs=12, **method.half), module=start, data=data)

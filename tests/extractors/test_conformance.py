@@ -203,7 +203,7 @@ def test_a_check_that_fails_is_the_exit_code(capsys, monkeypatch):
     monkeypatch.setattr("subnet_search.testing.CHECKS", [declarations.describes_itself, declarations.comes_back_from_yaml])
     assert main(["test_conformance:Formless"]) == 1
     failed, passed, verdict = capsys.readouterr().out.splitlines()
-    assert failed.startswith("FAILED  states its paper, formula, paradigm, units and hyperparameters: paper.formula is empty")
+    assert failed.startswith("FAILED  States its paper, formula, paradigm, units and hyperparameters: paper.formula is empty")
     assert passed.startswith("ok      ")
     assert verdict == "test_conformance:Formless fails 1 of 2 checks"
 
