@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import yaml
 
 import subnet_search as ss
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -372,17 +371,6 @@ def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):
     assert again.same is False
     assert 0 < again.overlap < 1
     assert again.in_words().startswith("not the same bits (torch was 1.0, is ")
-
-
-@pytest.mark.slow
-def test_two_processes_finish_the_budget_exactly(tmp_path):
-    path, values = tmp_path / "s.yaml", {"sampler": "random", "trials": 6}
-    path.write_text(yaml.safe_dump({**spec(**values).model_dump(exclude_unset=True), "run": RUN, "workers": 2}))
-    study = ss.run_study(path)
-    assert len(finished(study)) == 6
-    assert len({t.user_attrs["worker"]["pid"] for t in finished(study)}) == 2
-    alone = ss.run_study(spec(**values), storage="sqlite:///alone.db")
-    assert {t.user_attrs["sha256"] for t in alone.trials} == {t.user_attrs["sha256"] for t in finished(study)}
 
 
 def test_densities_by_layer_are_searched_and_keep_the_total():

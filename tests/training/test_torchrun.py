@@ -47,16 +47,18 @@ def ours(said):
     return [line for line in said.splitlines() if re.match(r"(error|warning|stopped|epoch)\b", line)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gumbel", pytest.param("snip", marks=pytest.mark.long)])
+@pytest.mark.long  # what two processes find is in test_distributed.py, and the command with rigl below
+@pytest.mark.parametrize("name", ["gumbel", "snip"])
 def test_two_processes_do_one_run(name):
     settings = [*SMALL, *METHODS[name]]
     done = on_two(*overrides(settings), "--json")
     summary = json.loads(done.stdout)  # one document and nothing else, or this raises
     assert ours(done.stderr) == []
-    assert_is_that_of_one_process(summary, settings)
+    assert_is_that_of_one_process(summary, settings, Path("runs/extract"))
+
+
+def assert_is_that_of_one_process(summary, settings, folder):
     assert summary["processes"] == 2
-    folder = Path("runs/extract")
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
         "identity.json",
@@ -66,9 +68,6 @@ def test_two_processes_do_one_run(name):
         "summary.json",
     }
     assert json.loads((folder / "summary.json").read_text()) == summary
-
-
-def assert_is_that_of_one_process(summary, settings):
     two = Subnetwork.load(summary["subnetwork"])
     assert two.sha256 == summary["sha256"]
     one = run(read_config(RunConfig, None, settings))
@@ -100,7 +99,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     settings = [*SMALL, *METHODS["rigl"], "recipe.epochs=40"]
     words = overrides(settings)
     whole = json.loads(on_two(*words, "--out", "whole", "--json").stdout)
-    assert_is_that_of_one_process(whole, settings)
+    assert_is_that_of_one_process(whole, settings, Path("whole"))
     (said,) = stopped(signal.SIGTERM, *words, "--json")
     found = re.fullmatch(r"stopped after step (\d+) of 280; go on with: torchrun (.*) extract (--resume --out part)", said)
     assert found
