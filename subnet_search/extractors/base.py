@@ -1,60 +1,29 @@
-"""What every extractor is: numbers only, a few questions answered, and no state.
+"""The base classes of all methods, and what a method declares. An extractor holds hyperparameters and no state.
 
-A run asks an extractor, in this order: `check` (can this be done at all?), `begin` (which units live at first), then at
-every training step `sample` (a differentiable topology, if relevance is learned), `penalty` (what to add to the loss?),
-after the backward pass `adjust` (other gradients?), after the optimizer's step `step` (a new topology?), and at the end
-`finish` (the topology to keep). Extractors hold hyperparameters; the network holds all state, and a probe looks at data
-before training.
+A run calls an extractor in this order: `check` (can this run be done at all?), `begin` (which units are alive at first), then
+in every training step `sample` (differentiable gates, where relevance is learned), `penalty` (a term of the loss), after the
+backward pass `adjust` (change gradients), after the optimizer's step `step` (a new topology), and at the end `finish` (the
+topology to keep). The network holds all state; a probe gives gradients before training.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
-from annotated_types import Gt, Le
-from pydantic import Field
 from torch import Tensor
 
-from subnet_search.core.search_domains import OneOf, Real
 from subnet_search.core.settings import Settings
 from subnet_search.extractors.context import Clock as Clock
-from subnet_search.extractors.context import Network as Network
-from subnet_search.extractors.context import Probe as Probe
-from subnet_search.extractors.context import Span as Span
-from subnet_search.extractors.context import Tensors as Tensors
-from subnet_search.extractors.density_fields import Allocation as Allocation
-from subnet_search.extractors.density_fields import PlainAllocation as PlainAllocation
-from subnet_search.extractors.density_fields import PlainScope as PlainScope
-from subnet_search.extractors.density_fields import Scope as Scope
+from subnet_search.extractors.context import Network, Probe, Span, Tensors
+from subnet_search.extractors.fields import Interval, PhaseEnd, Rescaling, marked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.select import LayerShares
-from subnet_search.topology.units import Normalise as _Normalise
 from subnet_search.topology.units import Units
 
-Density = Annotated[float, Gt(0), Le(1)]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Marks a hyperparameter as the interval between two changes: `Clock.interval` says how many steps it is."""
-
-
-Every = Annotated[Span, Interval(), Real(0.005, 0.1, log=True)]
-"""Between two changes: steps, or a fraction of the run, which is at least 10 steps (a quarter of runs below 40 steps)."""
-Normalise = Annotated[
-    _Normalise,
-    Field(
-        description="Whether each layer's scores are brought to one scale (layer) or are raw (none), where channels or blocks "
-        "compete over all layers. Single weights and n:m always compete by raw scores."
-    ),
-]
 Learned = Literal["weights", "relevance", "both"]
 Rewind = Literal["none", "weights", "schedule", "both"]
-Grow = Literal["gradient", "momentum", "random"]
-"""What a method that regrows looks at: |gradient| of this batch, |running mean| of past ones, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +159,23 @@ class Extractor(Settings, ABC):
         """Whether `step` looks at `net.features` of the training step that begins at `clock`."""
         return False
 
+    @property
+    def target_density(self) -> float | None:
+        """The density asked for. None: the method has no `density`, or none was set."""
+        return getattr(self, "density", None)
+
     def check(self, units: Units, clock: Clock) -> None:
-        """Raise UserError when no run of `clock.total` steps on a network of these units can do what is asked for."""
+        """Raise UserError when no run of `clock.total` steps on a network of these units can do what is asked for.
+
+        Default: checks the density and how layers share it, then every span marked as a `PhaseEnd`, then every interval.
+        """
+        shared = layer_field(type(self))
+        units.check(self.target_density, getattr(self, shared) if shared else "global")
+        for name, phase in marked(type(self), PhaseEnd).items():
+            start = getattr(self, phase.start) if isinstance(phase.start, str) else phase.start
+            clock.check_end(f"{self.name}.{name}", start, getattr(self, name))
+        for name in marked(type(self), Interval):
+            clock.check_interval(f"{self.name}.{name}", getattr(self, name), least=2 if self.replaces_step else 1)
 
     def rewinds_to(self, clock: Clock) -> int | None:
         """The step whose weights a later change goes back to; a copy is kept from then on. None: no change does."""
@@ -229,8 +213,7 @@ class Extractor(Settings, ABC):
 
         masks: what `finish` gave; clock: the next step. Default: when `density` is met, where there is one.
         """
-        density: float | None = getattr(self, "density", None)
-        return density is None or net.units.reached(masks, density)
+        return self.target_density is None or net.units.reached(masks, self.target_density)
 
 
 class RelevanceLearner(Extractor):
@@ -244,8 +227,7 @@ class RelevanceLearner(Extractor):
     keeps_count: ClassVar[bool] = False
     """Whether every sample keeps the same number of a layer's units, whatever their relevance: numel/nnz is a constant then."""
 
-    rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "none"
-    """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
+    rescale: Rescaling = "none"
 
     @abstractmethod
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
@@ -276,12 +258,12 @@ class RelevanceLearner(Extractor):
 
 def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:
     """The intervals that are longer in this run than the fraction that was asked for, in steps, by their names."""
-    found = {}
-    for name, declared in type(extractor).model_fields.items():
-        every: Span = getattr(extractor, name)
-        if any(isinstance(mark, Interval) for mark in declared.metadata) and clock.interval(every) > max(1, clock.steps(every)):
-            found[f"{extractor.name}.{name}"] = clock.interval(every)
-    return found
+    spans: dict[str, Span] = {name: getattr(extractor, name) for name in marked(type(extractor), Interval)}
+    return {
+        f"{extractor.name}.{name}": clock.interval(every)
+        for name, every in spans.items()
+        if clock.interval(every) > max(1, clock.steps(every))
+    }
 
 
 def only_begins(method: type[Extractor]) -> bool:
@@ -292,27 +274,6 @@ def only_begins(method: type[Extractor]) -> bool:
 def trains_weights(method: type[Extractor]) -> bool:
     """Whether a method trains weights at all: with its relevance, after it, or alone."""
     return method.learns != "relevance" or method.paradigm.trains_after
-
-
-def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
-    """A uniform random number in (0, 1) for every unit: what random topologies are drawn by."""
-    return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}
-
-
-def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
-    """What to grow dead units by, the largest magnitudes first."""
-    match by:
-        case "gradient":
-            return net.units.pool_magnitude(net.gradients)
-        case "momentum":
-            return net.units.pool_magnitude(net.momentum)
-    draws = {name: torch.empty_like(mask, dtype=torch.float) for name, mask in net.masks.items()}
-    return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
-
-
-def numel(tensors: Tensors) -> int:
-    """Units in all layers together."""
-    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def layer_field(cls: type[Extractor]) -> str | None:

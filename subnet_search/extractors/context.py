@@ -108,6 +108,10 @@ class Clock:
         """A span in steps: as it is, or the fraction of this run that it stands for, rounded to the nearest."""
         return span if isinstance(span, int) else round(span * self.total)
 
+    def point(self, span: Span) -> int:
+        """A point of the run as a step: as `steps`, but the last step at the latest."""
+        return min(self.steps(span), self.total - 1)
+
     def interval(self, every: Span) -> int:
         """The steps between two changes. A fraction that comes to fewer than min(10, total // 4) steps is raised to it.
 
@@ -121,7 +125,7 @@ class Clock:
 
     def ramp(self, every: Span, start: Span, end: Span) -> float | None:
         """How far a ramp has come, above 0 and up to 1, if it moves at this step: every so often, and at its end."""
-        first, last = self.steps(start), min(self.steps(end), self.total - 1)
+        first, last = self.steps(start), self.point(end)
         if self.step == last:
             return 1.0
         moves = first < self.step < last and (self.step - first) % self.interval(every) == 0
@@ -149,6 +153,11 @@ class Clock:
             raise UserError(f"{name}: step {last} is after the end of the run of {self.total} steps")
         if last < first:
             raise UserError(f"{name}: step {last} is before the start, step {first}")
+
+    def check_rounds(self, name: str, rounds: int, until: Span) -> None:
+        """Raise UserError when `until` leaves fewer steps than there are rounds."""
+        if rounds > (search := self.point(until)):
+            raise UserError(f"{name}: {rounds} rounds do not fit into {search} steps")
 
     def generator(self, *names: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for this step and these names: the same on every rank and after every resume."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from subnet_search.core.search_domains import domains
 from subnet_search.extractors.base import Extractor
+from subnet_search.extractors.fields import Help, marked
 from subnet_search.extractors.registry import extractor_names, get_extractor
 from subnet_search.topology.select import LayerShares
 
@@ -115,14 +116,14 @@ def _table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def _hyperparameters(cls: type[Extractor]) -> list[dict[str, Any]]:
-    found = domains(cls)
+    found, helps = domains(cls), {name: mark.text for name, mark in marked(cls, Help).items()}
     return [
         {
             "name": name,
             "type": _words(field.annotation),
             "default": field.default,
             "domain": str(found[name]) if name in found else None,
-            "help": " ".join((field.description or "").split()),
+            "help": " ".join((field.description or helps.get(name, "")).split()),
         }
         for name, field in cls.model_fields.items()
     ]

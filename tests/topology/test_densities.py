@@ -16,7 +16,7 @@ from subnet_search.core.errors import Interrupted, UserError
 from subnet_search.core.search_domains import Real
 from subnet_search.data import Data
 from subnet_search.extractors import Paper, Paradigm, RelevanceLearner, create
-from subnet_search.extractors.base import Density
+from subnet_search.extractors.author import Density
 from subnet_search.topology.select import count
 
 ASKED = (0.1, 0.5, 0.2)

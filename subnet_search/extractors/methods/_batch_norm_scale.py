@@ -1,18 +1,14 @@
-"""What methods have in common that learn from the scales of batch norms which channels matter."""
+"""What methods share that rank channels by the scales of batch norms."""
 
 import torch
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.extractors.context import Network, Tensors
+from subnet_search.extractors.author import LayerShares, Masks, Network, Tensors, UserError, layer_name, scales
 from subnet_search.extractors.methods._channel_ranking import channels
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.scores import scales
-from subnet_search.topology.select import LayerShares, layer_name
 
 
 def norm_scales(net: Network) -> Tensors:
-    """The mean |gamma| of every channel's batch norms; infinite where it has none, so that it stays."""
+    """The mean |gamma| of every channel's batch norms; infinite where it has none, so that it is kept."""
     without = {name: torch.full(mask.shape, torch.inf, device=mask.device) for name, mask in net.masks.items()}
     return without | scales(net.norms)
 
@@ -23,7 +19,7 @@ def norm_penalty(net: Network) -> Tensor:
 
 
 def check_norms(method: str, net: Network, density: float, scope: str | LayerShares = "global") -> None:
-    """Raise UserError when a density cannot be met by channels that have a batch norm, all others staying."""
+    """Raise UserError when a density cannot be met as channels without a batch norm are kept."""
     units, bare = channels(net), [name for name in net.masks if name not in net.norms]
     if len(bare) == len(net.masks):
         raise UserError(f"{method} ranks channels by the scales of batch norms, and this network's channels have none")

@@ -1,43 +1,46 @@
-"""What methods have in common that rank filters by one score, drop the lowest in rounds, and fine-tune.
+"""What methods share that rank filters by one score, drop the lowest in rounds, and fine-tune.
 
-A channel of a group that several layers compute, as with a residual addition, is all their filters side by side.
+A channel that several layers compute together, as in a residual addition, is all their filters side by side.
 """
 
 from abc import abstractmethod
 from typing import Annotated
 
-from annotated_types import Ge
-
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import Change, Clock, Density, Network, Scope, Tensors
+from subnet_search.extractors.author import (
+    Change,
+    ChannelDensity,
+    Channels,
+    Clock,
+    Ge,
+    Network,
+    Scope,
+    Tensors,
+    Units,
+    UserError,
+)
 from subnet_search.extractors.methods._iterative_pruning import InRounds
-from subnet_search.topology.channels import Channels
-from subnet_search.topology.units import Units
 
 
 class FilterRanking(InRounds):
     """Train, drop the filters of lowest score at once or in rounds, and fine-tune."""
 
-    density: Annotated[Density, Real(0.1, 0.9)] = 0.5
-    """Fraction of channels kept."""
+    density: ChannelDensity = 0.5
     scope: Scope = "uniform"
-    """Whether channels compete over all layers, or each layer gets its share."""
 
     def check(self, units: Units, clock: Clock) -> None:
         super().check(_channels(units), clock)
 
 
 class MeasuredRanking(FilterRanking):
-    """Filters ranked by what they do on training data, over the last few batches before channels are dropped.
+    """Filters ranked by measurements on training data, over the last few batches before channels are dropped.
 
-    Each batch is one step of the run, and nothing is trained in it: they all meet the same weights.
+    Each batch is one step of the run. Nothing is trained in these steps, so all batches meet the same weights.
     """
 
     replaces_step = True
 
     batches: Annotated[int, Ge(1)] = 5
-    """Batches that scores are averaged over; the weights stay as they are in their steps."""
+    """Batches that scores are averaged over; nothing is trained in their steps."""
 
     @abstractmethod
     def measured(self, net: Network) -> Tensors:
@@ -58,7 +61,7 @@ class MeasuredRanking(FilterRanking):
         return any(first <= clock.step <= last for first, last in self._spans(clock).items())
 
     def _spans(self, clock: Clock) -> dict[int, int]:
-        """First and last steps of measuring: as many as there are batches, where a round before it leaves room."""
+        """First and last steps of measuring: one step for each batch, or fewer where the round before is too close."""
         points = self.prunings(clock)
         free = [0, *(point + 1 for point in points)]
         return {max(begin, point + 1 - self.batches): point for begin, point in zip(free, points, strict=False)}
@@ -77,7 +80,7 @@ class FeatureRanking(MeasuredRanking):
 
 
 def channels(net: Network) -> Channels:
-    """The units of a network, which are its channels. Raises UserError where they are something else."""
+    """The channels of a network. Raises UserError when its units are something else."""
     return _channels(net.units)
 
 

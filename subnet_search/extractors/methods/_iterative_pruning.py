@@ -1,34 +1,42 @@
-"""What methods have in common that train a network, drop its lowest units once or in rounds, and fine-tune."""
+"""What methods share that train a network, drop the units of lowest score once or in rounds, and fine-tune."""
 
 from abc import abstractmethod
 from typing import Annotated
 
-from annotated_types import Ge
-
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Int, Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Normalise, Probe, Scope, Span, Tensors
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.units import Units
+from subnet_search.extractors.author import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Int,
+    Network,
+    Normalise,
+    Probe,
+    Real,
+    Rounds,
+    Scope,
+    Span,
+    Tensors,
+    Units,
+    UserError,
+    geometric,
+)
 
 
 class InRounds(Extractor):
     """Train, drop the units of lowest score at once or in rounds, and fine-tune.
 
-    The rounds are changes on the run's one axis of steps, at equal distances between `start` and `end`; round r leaves
-    density^(r / rounds). With no epochs the weights as they are, such as a given state, are pruned at once.
+    The rounds are at equal distances between `start` and `end`; round r leaves density^(r / rounds). With no epochs the
+    network as it is, such as a given state, is pruned at once.
     """
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    rounds: Annotated[int, Ge(1), Int(1, 5)] = 1
-    """Times that weights are dropped."""
+    density: Density = 0.1
+    rounds: Annotated[Rounds, Int(1, 5)] = 1
     start: Annotated[Span, Real(0.3, 0.7)] = 0.5
     """When weights are first dropped: steps, or a fraction of the run."""
     end: Span = 0.75
     """When they are last dropped, with more than one round."""
     scope: Scope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
     normalise: Normalise = "none"
 
     @abstractmethod
@@ -36,17 +44,13 @@ class InRounds(Extractor):
         """The score of every unit: the lowest are dropped."""
 
     def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+        super().check(units, clock)
         if clock.total == 0:
             return
-        clock.check_end(
-            f"{self.name}.start" if self.rounds == 1 else f"{self.name}.end",
-            self.start,
-            self._end,
-        )
-        first, last = clock.steps(self.start), min(clock.steps(self._end), clock.total - 1)
+        clock.check_end(f"{self.name}.{'start' if self.rounds == 1 else 'end'}", self.start, self._end)
+        first, last = clock.point(self.start), clock.point(self._end)
         if self.rounds > max(1, last - first + 1) or len(set(self.prunings(clock))) < self.rounds:
-            raise UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {min(first, last)} and {last}")
+            raise UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {first} and {last}")
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         return Change() if clock.total else self._prune(net, clock, self.density)
@@ -55,11 +59,7 @@ class InRounds(Extractor):
         points = self.prunings(clock)
         if clock.step not in points:
             return None
-        return self._prune(
-            net,
-            clock,
-            geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds),
-        )
+        return self._prune(net, clock, geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds))
 
     def prunings(self, clock: Clock) -> list[int]:
         """The steps at which weights are dropped; the last step of the run at the latest."""

@@ -1,17 +1,14 @@
 """BN scale: drop the channels whose batch norms have the smallest scales.
 
-Liu, Li, Shen, Huang, Yan & Zhang 2017, "Learning Efficient Convolutional Networks through Network Slimming",
-arXiv:1708.06519, section 3: the scale gamma of a batch norm multiplies all that its channel gives, and the channels of
-smallest |gamma| over all layers together go. This is the paper's ranking alone, without the l1 penalty that drives scales
-to zero in training: `slimming` of strength 0, and what Molchanov et al. 2019, arXiv:1906.10771, compare with as "BN scale".
-A channel that passes several batch norms, as along a residual stream, is ranked by their mean |gamma|; one that passes none
-stays.
+Section 3 of network slimming without its penalty: channels are ranked over all layers by |gamma|, the scale that their batch
+norm multiplies them by. This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019,
+arXiv:1906.10771. A channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel
+without one is kept.
 """
 
-from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors
+from subnet_search.extractors.author import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
 from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_scales
 from subnet_search.extractors.methods._channel_ranking import FilterRanking
-from subnet_search.extractors.registry import register
 
 
 @register("bn_scale")
@@ -34,7 +31,6 @@ class BNScale(FilterRanking):
     )
 
     scope: Scope = "global"
-    """Whether channels compete over all layers, or each layer gets its share."""
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         check_norms(self.name, net, self.density, self.scope)

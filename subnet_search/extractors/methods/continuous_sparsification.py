@@ -1,50 +1,53 @@
-"""Continuous sparsification: soft gates that harden while weights and gates are trained together.
+"""Continuous sparsification: soft gates that become hard while weights and gates are trained together.
 
-Savarese, Silva & Maire 2020, "Winning the Lottery with Continuous Sparsification", arXiv:1912.04427.
-The network computes with w * sigma(beta s) / sigma(s_0), where s begins at s_0 = `s_init`, so that every gate begins at 1
-(the division is in the authors' code); beta rises from 1 to `final_beta` exponentially over each of `rounds` rounds, and
-gates go to 0 or 1 / sigma(s_0) (all are settled in the weights in the end). Between rounds s <- min(beta s, s_0): what
-was kept may be dropped again, and what was dropped hardly returns. In the end the weights with s >= 0 live, go back to
-their values near the start (a ticket) or stay (pruning), and are trained. Deterministic: no gate is sampled.
+The network computes with w * sigma(beta s) / sigma(s_0), where s begins at s_0 = `s_init`, so every gate begins at 1 (the
+division is in the authors' code). In each of `rounds` rounds beta rises from 1 to `final_beta` exponentially, which moves gates
+to 0 or 1 / sigma(s_0); the factor is folded into the weights at the end. Between rounds s <- min(beta s, s_0): a weight that
+was kept may still be dropped, one that was dropped hardly returns. At the end the weights with s >= 0 are kept, return to their
+values near the start (a ticket) or stay (pruning), and are trained. No gate is sampled.
 
-The penalty is lambda * sum of the gates sigma(beta s) / sigma(s_0), a sum over all weights of what is already divided, as
-in the authors' code, so that their lambda of 1e-8 keeps its meaning; it mostly decides about weights without a gradient.
-Sparsity is governed by s_init (their 0.1 keeps more, -0.1 far less); a density is our addition: the highest s over all
-layers. beta moves at every step, theirs at every epoch. Rounds and the training after them each go through the learning
-rate's whole schedule (theirs: 85 epochs, a tenth after 56 and 71).
+The penalty is lambda * sum of the gates sigma(beta s) / sigma(s_0), as in the authors' code, so their lambda of 1e-8 has the
+same effect; it mostly decides about weights without a gradient. s_init sets the sparsity (their 0.1 keeps more, -0.1 far
+less). beta moves at every step, theirs at every epoch. Each round, and the training after them, goes through the learning
+rate's whole schedule (theirs: 85 epochs, divided by 10 after 56 and 71).
 
-Where we differ from the authors' code (lolemacs/continuous-sparsification): a weight whose s is exactly 0 in the end lives
-here and dies there; with s_init 0 those are weights that no gradient and no penalty ever moved.
-
-Trap: with s_init below 0 no weight counts as kept until its s has risen, so early validations see an empty network.
+Where we differ: a density can be asked for, and keeps the highest s over all layers. A weight whose s is exactly 0 at the end
+is kept here and dropped in the authors' code (lolemacs/continuous-sparsification); with s_init 0 these are weights that no
+gradient and no penalty ever moved. Note: with s_init below 0 no weight counts as kept until its s has risen, so early
+validations see an empty network.
 """
 
 import math
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Int, OneOf, Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
     Change,
     Clock,
     Density,
+    Ge,
+    Int,
+    LearnedRescaling,
+    Masks,
     Network,
+    OneOf,
     Paper,
     Paradigm,
+    PhaseEnd,
     PlainScope,
     Published,
+    Real,
     RelevanceLearner,
     Rewind,
+    Rounds,
     Span,
+    Strength,
+    Units,
+    geometric,
+    register,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.units import Units
 
 
 @register("continuous_sparsification")
@@ -77,30 +80,29 @@ class ContinuousSparsification(RelevanceLearner):
     density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with s >= 0, as published."""
     scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share of the density."""
     s_init: Annotated[float, Real(-0.02, 0.2)] = 0.0
-    """What s begins at, and the most it keeps between rounds: the lower, the sparser."""
+    """What s begins at, and its highest value after a round: the lower, the sparser."""
     final_beta: Annotated[float, Ge(1), Real(50, 500, log=True)] = 200.0
     """beta at the end of each round."""
-    strength: Annotated[float, Ge(0), Real(1e-9, 1e-4, log=True)] = 1e-8
+    strength: Annotated[Strength, Real(1e-9, 1e-4, log=True)] = 1e-8
     """Weight of the penalty in the loss (lambda), for each weight of the network."""
-    rounds: Annotated[int, Ge(1), Int(1, 5)] = 2
+    rounds: Annotated[Rounds, Int(1, 5)] = 2
     """Times that beta rises."""
-    until: Annotated[Span, Real(0.3, 0.8)] = 0.67
+    until: Annotated[Span, PhaseEnd("_rewind_point"), Real(0.3, 0.8)] = 0.67
     """When the last round ends and training begins: steps, or a fraction of the run."""
     rewind: Annotated[Literal["weights", "none"], OneOf("weights", "none")] = "weights"
     """Whether the weights go back to an early step before they are trained."""
     rewind_to: Annotated[Span, Real(0, 0.1)] = 0.01
     """The step that they go back to: steps, or a fraction of the run."""
-    # Counting factors would take gates for counts.
-    rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
-    """Factor on each layer: none, or learned (a scalar)."""
+    rescale: LearnedRescaling = "none"
 
     def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("continuous_sparsification.until", self.rewind_to if self.rewind == "weights" else 0, self.until)
-        if self.rounds > (search := min(clock.steps(self.until), clock.total - 1)):
-            raise UserError(f"continuous_sparsification: {self.rounds} rounds do not fit into {search} steps")
+        super().check(units, clock)
+        clock.check_rounds(self.name, self.rounds, self.until)
+
+    @property
+    def _rewind_point(self) -> Span:
+        return self.rewind_to if self.rewind == "weights" else 0
 
     def rewinds_to(self, clock: Clock) -> int | None:
         return min(clock.steps(self.rewind_to), self._ends(clock)[-1] - 1) if self.rewind == "weights" else None
@@ -140,7 +142,7 @@ class ContinuousSparsification(RelevanceLearner):
 
     def _ends(self, clock: Clock) -> list[int]:
         """The steps at which the rounds end."""
-        search = min(clock.steps(self.until), clock.total - 1)
+        search = clock.point(self.until)
         return [search * index // self.rounds for index in range(1, self.rounds + 1)]
 
     def _beta(self, clock: Clock) -> float:

@@ -1,38 +1,40 @@
-"""Early-bird tickets: the channels that matter are known early, when the mask stops moving.
+"""Early-bird tickets: draw the mask of channels early in training, as soon as it stops changing.
 
-You, Li, Xu, Fu, Wang, Chen, Baraniuk, Wang & Lin 2020, "Drawing Early-Bird Tickets: Towards More Efficient Training of Deep
-Networks", arXiv:1909.11957, algorithm 1. Train with network slimming's penalty, lambda * sum |gamma|. After every epoch the
-mask of the channels of highest |gamma| over all layers is made, and its distance to those of the epochs before: the
-fraction of channels in which two differ. When the largest among the last five masks (the newest with each other, as in
-the authors' code) is below 0.1 the ticket is drawn: the other channels are dropped and training goes on without penalty.
+Algorithm 1. Train with the penalty of network slimming, lambda * sum |gamma|. After every epoch take the mask of the channels
+of highest |gamma| over all layers, and its distances to the masks before: the fraction of channels that differ. When the
+largest distance between the newest of the last five masks and the others is below 0.1, as in the authors' code, the ticket is
+drawn: the other channels are dropped, and training goes on without the penalty.
 
-Where we differ: when no ticket was found by `until`, the mask of that step is drawn. `every` stands for the epoch; the
-authors' runs have 160. Channels without a batch norm stay.
+Where we differ: without a ticket by `until`, the mask of that step is used. `every` stands for the epoch; the authors' runs
+have 160. Channels without a batch norm are kept.
 """
 
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
     Change,
+    ChannelDensity,
     Clock,
-    Density,
     Every,
     Extractor,
+    Ge,
+    Gt,
+    Le,
     Network,
     Paper,
     Paradigm,
+    PhaseEnd,
     Probe,
     Published,
+    Real,
     Span,
+    Strength,
+    register,
 )
 from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_penalty, norm_scales
-from subnet_search.extractors.registry import register
-from subnet_search.topology.units import Units
 
 
 @register("early_bird")
@@ -55,23 +57,16 @@ class EarlyBird(Extractor):
         epochs=160,
     )
 
-    density: Annotated[Density, Real(0.1, 0.9)] = 0.5
-    """Fraction of channels kept."""
-    strength: Annotated[float, Ge(0), Real(1e-5, 1e-2, log=True)] = 1e-4
-    """Of the penalty (lambda)."""
+    density: ChannelDensity = 0.5
+    strength: Strength = 1e-4
     threshold: Annotated[float, Gt(0), Le(1), Real(0.02, 0.2)] = 0.1
     """The mask distance below which the ticket is drawn."""
     window: Annotated[int, Ge(2)] = 5
-    """Masks among which the distance is taken."""
+    """How many of the last masks are compared."""
     every: Every = 0.01
-    """Between two masks: steps, or a fraction of the run."""
-    until: Annotated[Span, Real(0.2, 0.8)] = 0.5
-    """When a ticket is drawn at the latest: steps, or a fraction of the run."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density)
-        clock.check_end("early_bird.until", 1, self.until)
-        clock.check_interval("early_bird.every", self.every)
+    """Interval between two masks: steps, or a fraction of the run."""
+    until: Annotated[Span, PhaseEnd(1), Real(0.2, 0.8)] = 0.5
+    """When the ticket is drawn at the latest: steps, or a fraction of the run."""
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         check_norms(self.name, net, self.density)
@@ -81,7 +76,7 @@ class EarlyBird(Extractor):
         return None if "drawn" in net.memory else self.strength * norm_penalty(net)
 
     def step(self, net: Network, clock: Clock) -> Change | None:
-        last = min(clock.steps(self.until), clock.total - 1)
+        last = clock.point(self.until)
         if "drawn" in net.memory or (clock.step != last and not clock.due(self.every)):
             return None
         ticket = net.units.keep(norm_scales(net), self.density)

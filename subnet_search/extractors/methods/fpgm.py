@@ -1,16 +1,14 @@
-"""FPGM: drop the filters that are nearest to the geometric median of their layer, since the others can replace them.
+"""FPGM: drop the filters nearest to the geometric median of their layer, as the other filters can replace them.
 
-He, Liu, Wang, Hu & Yang 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
-arXiv:1811.00250, section 3. The geometric median minimises the sum of distances to all filters; looked for among the
-filters themselves, it is that of the smallest g(j) = sum_k ||F_j - F_k||_2, and those of smallest g go. Every layer has the
-same rate. Filters dropped in an earlier round count for nobody's distance. The authors prune again after every epoch and let
-dropped filters learn on; here they stay dropped.
+Section 3. The geometric median minimises the sum of distances to all filters. Among the filters themselves it is the one of
+smallest g(j) = sum_k ||F_j - F_k||_2, and the filters of smallest g are dropped, the same fraction in every layer. Filters
+dropped in an earlier round do not count in the distances.
+
+Where we differ: the authors prune again after every epoch and let dropped filters go on learning; here they stay dropped.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors.author import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors, distances, register
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import distances
 
 
 @register("fpgm")

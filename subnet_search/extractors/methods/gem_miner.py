@@ -1,41 +1,41 @@
-"""Gem-Miner: rare gems, found by learning which weights of an untrained network to freeze at zero, in rounds.
+"""Gem-Miner: learn which weights of an untrained network to drop, in rounds, then train the others.
 
-Sreenivasan et al. 2022, "Rare Gems: Finding Lottery Tickets at Initialization", arXiv:2202.12002. Scores
-s in [0, 1] begin uniform; the network computes with w * 1[s > 1/2] inside the masks in force, the gradient passes
-straight through to the scores of living weights, and scores are clamped to [0, 1]. At the end of each of `rounds` rounds
-the lowest scores over all layers die for good, leaving density^(r / rounds). After the last, the weights that live, those
-with s <= 1/2 among them (the authors' `unflag`), are trained from their initial values.
+Scores s in [0, 1] begin uniform; the network computes with w * 1[s > 1/2] inside the current masks, the gradient passes
+straight through to the scores of alive weights, and scores are clamped to [0, 1]. At the end of each of `rounds` rounds the
+lowest scores over all layers are dropped for good, which leaves density^(r / rounds). After the last round all weights in the
+mask, also those with s <= 1/2 (the authors' `unflag`), are trained from their initial values. The search and the training
+each go through the learning rate's whole schedule.
 
-The authors prune every 5 of 150 epochs, which makes 30 rounds, then fine-tune for 150 with rate 0.01. Their penalty of
-lambda * ||s||^2 has lambda 3e-5 where 3.72 % are kept and 1e-4 where 0.59 % are (the default here: its gradient is that of
-a decay of 2 lambda). Search and training each go through the learning rate's whole schedule.
+The authors prune every 5 of 150 epochs (30 rounds), then fine-tune for 150 at rate 0.01. Their penalty lambda * ||s||^2 has
+lambda 3e-5 where 3.72 % are kept and 1e-4 where 0.59 % are; the default here is the second, as a decay of 2 lambda.
 """
 
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Int, Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
     Change,
     Clock,
     Density,
+    Int,
+    Masks,
     Network,
     Paper,
     Paradigm,
+    PhaseEnd,
     PlainScope,
     Published,
+    Real,
     RelevanceLearner,
+    Rounds,
     Span,
+    Units,
+    geometric,
+    register,
+    straight_through,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.units import Units
 
 
 @register("gem_miner")
@@ -59,23 +59,19 @@ class GemMiner(RelevanceLearner):
         "epochs 80 and 120, here it follows the cosine again. The penalty on scores is the one of the sparsest networks.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    rounds: Annotated[int, Ge(1), Int(1, 10)] = 5
-    """Times that the lowest scores die."""
-    until: Annotated[Span, Real(0.3, 0.8)] = 0.5
+    density: Density = 0.1
+    rounds: Annotated[Rounds, Int(1, 10)] = 5
+    """Number of times that the lowest scores are dropped."""
+    until: Annotated[Span, PhaseEnd(), Real(0.3, 0.8)] = 0.5
     """When the last round ends and training begins: steps, or a fraction of the run."""
     scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
 
     def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("gem_miner.until", 0, self.until)
-        if self.rounds > self._search(clock):
-            raise UserError(f"gem_miner: {self.rounds} rounds do not fit into {self._search(clock)} steps")
+        super().check(units, clock)
+        clock.check_rounds(self.name, self.rounds, self.until)
 
     def schedule_steps(self, clock: Clock) -> int:
-        return max(self._search(clock), clock.total - self._search(clock))
+        return max(clock.point(self.until), clock.total - clock.point(self.until))
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.empty_like(weight).uniform_(generator=rng)
@@ -84,7 +80,7 @@ class GemMiner(RelevanceLearner):
         return {name: straight_through(s, s > 0.5) * net.masks[name] for name, s in net.relevance.items()}
 
     def step(self, net: Network, clock: Clock) -> Change | None:
-        search = self._search(clock)
+        search = clock.point(self.until)
         ends = [search * index // self.rounds for index in range(1, self.rounds + 1)]
         if not net.relevance or clock.step not in ends:
             return None
@@ -94,12 +90,8 @@ class GemMiner(RelevanceLearner):
         return Change(net.units.keep(net.relevance, density, self.scope, net.masks))
 
     def adjust(self, net: Network, clock: Clock) -> None:
-        for s in net.relevance.values():  # scores, not gradients: as early as the authors clamp them
+        for s in net.relevance.values():  # scores, not gradients: the authors clamp them here too
             s.clamp_(0, 1)
 
     def finish(self, net: Network) -> Masks:
         return net.units.keep(net.relevance, self.density, self.scope, net.masks)
-
-    def _search(self, clock: Clock) -> int:
-        """The step at which the last round ends."""
-        return min(clock.steps(self.until), clock.total - 1)

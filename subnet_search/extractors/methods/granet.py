@@ -1,46 +1,47 @@
 """GraNet: gradual pruning with zero-cost neuroregeneration.
 
-Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang & Mocanu 2021, "Sparse Training via Boosting Pruning
-Plasticity with Neuroregeneration", arXiv:2106.10404, algorithm 1 and equation 1. At every change (1) the smallest |w| of
-all layers are dropped down to the cubic ramp's density, and (2) every layer drops a fraction p more and grows as many
-where |gradient| is largest. p falls from 0.5 to 0.005 along a cosine over the whole run, and (2) goes on after (1) is done.
-`initial_density` 1 is the paper's dense-to-sparse, 0.5 from an ERK topology its sparse-to-sparse.
+Algorithm 1 and equation 1. At every change (1) the smallest |w| over all layers are dropped, down to the density of a cubic
+curve, and (2) every layer drops a further fraction p and grows as many weights where |gradient| is largest. p falls from 0.5
+to 0.005 along a cosine over the whole run; (2) goes on after (1) has ended. `initial_density` 1 is the paper's
+dense-to-sparse, 0.5 from an ERK topology its sparse-to-sparse.
 
-A weight that the swap drops and grows in the same change keeps its value and momentum; one that the ramp drops and the swap
-grows begins at zero, both as in the authors' code (Shiweiliuiiiiiii/GraNet). Where we differ from it: the ramp's last move
-falls on `end`, so the density is met exactly (theirs stops one move early, and keeps one weight fewer at every move); ERK
-masks have exact counts, theirs are Bernoulli draws.
+A weight that (2) drops and grows in one change keeps its value and momentum; one that (1) drops and (2) grows begins at zero.
+Both are as in the authors' code (Shiweiliuiiiiiii/GraNet). Where we differ from it: the curve's last move falls on `end`, so
+the density is met exactly (theirs stops one move early, and keeps one weight fewer at every move); ERK masks have exact
+counts, theirs are Bernoulli draws.
 """
 
 from typing import Annotated
 
-from annotated_types import Gt, Le
-
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
+    EVERY_KIND,
     Change,
     Clock,
     Density,
+    DropFraction,
     Every,
     Extractor,
     Grow,
+    Gt,
+    Le,
     Network,
     Normalise,
+    OneOf,
     Paper,
     Paradigm,
+    PhaseEnd,
     PlainScope,
     Probe,
     Published,
+    Real,
     Span,
-    chances,
-    growth,
+    Units,
+    cosine,
+    cubic,
+    magnitude,
+    register,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.schedules import cosine, cubic
-from subnet_search.topology.scores import magnitude
-from subnet_search.topology.select import LayerShares, allocate
-from subnet_search.topology.units import EVERY_KIND, Units
+from subnet_search.extractors.methods._drop_and_grow import chances, check_initial, first_scope, growth
 
 
 @register("granet")
@@ -61,22 +62,20 @@ class GraNet(Extractor):
         epochs=160,
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept in the end."""
+    density: Density = 0.1
+    """Fraction of prunable weights kept at the end."""
     initial_density: Annotated[Density, OneOf(0.5, 1.0)] = 1.0
     """Fraction kept at first; at least the density."""
     start: Span = 0
-    """When the ramp begins: steps, or a fraction of the run."""
-    end: Annotated[Span, Real(0.3, 0.8)] = 0.5
-    """When it ends."""
+    """When the density begins to fall: steps, or a fraction of the run."""
+    end: Annotated[Span, PhaseEnd("start"), Real(0.3, 0.8)] = 0.5
+    """When the density is reached."""
     every: Every = 0.02
-    """Between two changes: steps, or a fraction of the run."""
-    drop_fraction: Annotated[float, Gt(0), Le(1), Real(0.1, 0.6)] = 0.5
+    drop_fraction: Annotated[DropFraction, Real(0.1, 0.6)] = 0.5
     """Fraction of each layer's weights that is swapped at first (p)."""
     final_drop_fraction: Annotated[float, Gt(0), Le(1)] = 0.005
     """That fraction at the last step."""
-    grow: Annotated[Grow, OneOf("gradient", "momentum", "random")] = "gradient"
-    """What dead weights grow by."""
+    grow: Grow = "gradient"
     scope: PlainScope = "global"
     """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
     normalise: Normalise = "layer"
@@ -85,22 +84,14 @@ class GraNet(Extractor):
     def needs_momentum(self) -> bool:
         return self.grow == "momentum"
 
-    @property
-    def _first_shares(self) -> str | LayerShares:
-        return "erk" if self.scope == "global" else self.scope
-
     def check(self, units: Units, clock: Clock) -> None:
-        if self.initial_density < self.density:
-            raise UserError(f"granet.initial_density {self.initial_density:g} is below the density {self.density:g}")
-        units.check(self.density, self.scope)
-        allocate(units.shapes, self.initial_density, self._first_shares)
-        clock.check_end("granet.end", self.start, self.end)
-        clock.check_interval("granet.every", self.every)
+        super().check(units, clock)
+        check_initial(self.name, units, self.initial_density, self.density, self.scope)
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         if self.initial_density == 1:
             return Change()
-        return Change(net.units.keep(chances(net, clock), self.initial_density, self._first_shares))
+        return Change(net.units.keep(chances(net, clock), self.initial_density, first_scope(self.scope)))
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         ramp = clock.ramp(self.every, self.start, self.end)

@@ -1,31 +1,33 @@
-"""GraSP: keep the weights that gradient flow needs, before any training.
+"""GraSP: keep the weights that preserve gradient flow, before training.
 
-Wang, Zhang & Grosse 2020, "Picking Winning Tickets Before Training by Preserving Gradient Flow", arXiv:2002.07376,
-equation 8. The paper scores -w * (H g), with the Hessian H and the gradient g of the loss, and removes the highest: what
-lowers the gradient norm least, or raises it. We keep the highest w * (H g), which is the same. Logits are divided by
-T = 200 as in the authors' code, which the paper does not mention. They draw ten images a class; we one batch.
+Equation 8. The paper scores -w * (H g), with the Hessian H and the gradient g of the loss, and removes the highest scores:
+the weights whose removal lowers the gradient's norm least, or raises it. We keep the highest w * (H g), which is the same.
+Logits are divided by T = 200 as in the authors' code, which the paper does not mention. They draw ten images a class, we take
+one batch.
 """
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt
-
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
+    EVERY_KIND,
     Change,
     Clock,
     Density,
     Extractor,
+    Gt,
+    Images,
+    Invert,
     Network,
     Paper,
     Paradigm,
     PlainScope,
     Probe,
     Published,
+    Real,
+    gradient_flow,
+    inverted,
+    register,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import gradient_flow, inverted
-from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("grasp")
@@ -47,19 +49,12 @@ class Grasp(Extractor):
         note="ResNet-32: weight decay 1e-4.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
+    density: Density = 0.1
     temperature: Annotated[float, Gt(0), Real(1, 200, log=True)] = 200.0
     """What logits are divided by."""
-    images: Annotated[int, Ge(1)] | None = None
-    """Training images in the batch. None: as many as in a training step."""
+    images: Images = None
     scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    invert: bool = False
-    """Keep the lowest scores instead: a sanity check."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+    invert: Invert = False
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         scores = gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))

@@ -1,38 +1,40 @@
-"""GReg-1: the channels that are to go get a penalty that grows, and go when it has made them small.
+"""GReg-1: channels that will be dropped get a growing penalty first, which makes them small.
 
-Wang, Qin, Zhang & Fu 2021, "Neural Pruning via Growing Regularization", arXiv:2012.09243, algorithm 1. At `start` the
-filters of lowest L1 norm are chosen, in every layer its share. From then on their L2 penalty, lambda / 2 * w^2, grows by
-delta every `every` steps, up to a ceiling, the others' stays as it is; at `end` they are dropped, and the rest is trained.
-The authors' filters: delta 1e-4 every 10 steps up to 1, then thousands of steps at that. Our default delta is the one
-that comes to the ceiling by the last growth before `end`, however short the run.
+Algorithm 1. At `start` the filters of lowest L1 norm are chosen, the same fraction in every layer. From then on their L2
+penalty, lambda / 2 * w^2, grows by delta every `every` steps up to a ceiling; the other filters keep theirs. At `end` the
+chosen filters are dropped, and the others are trained on.
+
+The authors' filters: delta 1e-4 every 10 steps up to 1, then thousands of steps at that. Our default delta reaches the ceiling
+at the last growth before `end`, however short the run.
 """
 
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
     Change,
+    ChannelDensity,
     Clock,
-    Density,
     Extractor,
+    Gt,
+    Masks,
     Network,
     Normalise,
     Paper,
     Paradigm,
+    PhaseEnd,
     Published,
+    Real,
     Scope,
     Span,
+    Units,
+    UserError,
+    filter_norms,
+    register,
 )
 from subnet_search.extractors.methods._channel_ranking import channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.scores import filter_norms
-from subnet_search.topology.units import Units
 
 
 @register("greg")
@@ -55,25 +57,22 @@ class GReg(Extractor):
         "(train_params/1_IncReg_resnet56_cifar10.yaml).",
     )
 
-    density: Annotated[Density, Real(0.1, 0.9)] = 0.5
-    """Fraction of channels kept."""
+    density: ChannelDensity = 0.5
     start: Annotated[Span, Real(0.1, 0.5)] = 0.3
     """When channels are chosen: steps, or a fraction of the run."""
-    end: Annotated[Span, Real(0.6, 0.9)] = 0.7
+    end: Annotated[Span, PhaseEnd("start"), Real(0.6, 0.9)] = 0.7
     """When they are dropped."""
     every: Annotated[Span, Real(0.001, 0.05, log=True)] = 0.01
-    """Between two growths (K): steps, or a fraction of the run."""
+    """Interval between two growths (K): steps, or a fraction of the run."""
     ceiling: Annotated[float, Gt(0), Real(0.1, 2, log=True)] = 1.0
-    """The most that the penalty's factor lambda grows to."""
+    """The highest value of the penalty's factor lambda."""
     delta: Annotated[float, Gt(0)] | None = None
-    """What the factor grows by. None: as much as brings it to the ceiling by the last growth."""
+    """What the factor grows by. None: as much as reaches the ceiling at the last growth."""
     scope: Scope = "uniform"
-    """Whether channels compete over all layers, or each layer gets its share."""
     normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("greg.end", self.start, self.end)
+        super().check(units, clock)
         first, last, every = self._phase(clock)
         if last - first <= every:
             raise UserError(f"greg.every: a penalty cannot grow every {every} steps between step {first} and step {last}")
@@ -103,4 +102,4 @@ class GReg(Extractor):
 
     def _phase(self, clock: Clock) -> tuple[int, int, int]:
         """The steps at which channels are chosen and dropped, and how many lie between two growths."""
-        return clock.steps(self.start), min(clock.steps(self.end), clock.total - 1), max(1, clock.steps(self.every))
+        return clock.steps(self.start), clock.point(self.end), max(1, clock.steps(self.every))

@@ -1,24 +1,29 @@
-"""SSL: structured sparsity learning, a group lasso that draws whole filters to zero.
+"""SSL: structured sparsity learning, a group lasso that shrinks whole filters to zero.
 
-Wen, Wu, Wang, Chen & Li 2016, "Learning Structured Sparsity in Deep Neural Networks", arXiv:1608.03665, equations 1 and 2:
-L + lambda * sum over filters of ||w_f||_2, all groups with the same factor, whatever their size. Train with it, drop the
-filters of lowest norm over all layers at once or in rounds, and fine-tune without it.
+Equations 1 and 2: L + lambda * sum over filters of ||w_f||_2, with the same factor for every group, whatever its size. Train
+with it, drop the filters of lowest norm over all layers at once or in rounds, and fine-tune without it.
 
-Where we differ: the groups are filters, taken together where layers are coupled. The authors add groups for input channels
-(ours go with the filters that they read), for filter shapes and for whole layers; and they drop what fell below a threshold.
+Where we differ: the groups are filters, taken together where layers are coupled. The authors also have groups for input
+channels (here they go with the filters that they read), filter shapes and whole layers, and drop what is below a threshold.
 """
 
-from typing import Annotated
-
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Scope, Tensors
+from subnet_search.extractors.author import (
+    Clock,
+    Network,
+    Normalise,
+    Paper,
+    Paradigm,
+    Published,
+    Scope,
+    Strength,
+    Tensors,
+    filter_norms,
+    register,
+)
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import filter_norms
 
 
 @register("group_lasso")
@@ -40,10 +45,8 @@ class GroupLasso(FilterRanking):
         "fine-tuning.",
     )
 
-    strength: Annotated[float, Ge(0), Real(1e-5, 1e-2, log=True)] = 5e-4
-    """Of the penalty (lambda)."""
+    strength: Strength = 5e-4
     scope: Scope = "global"
-    """Whether channels compete over all layers, or each layer gets its share."""
     normalise: Normalise = "layer"
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:

@@ -1,24 +1,30 @@
 """HRank: drop the channels whose feature maps have the lowest rank.
 
-Lin, Ji, Wang, Zhang, Zhang, Tian & Shao 2020, "HRank: Filter Pruning using High-Rank Feature Map", arXiv:2002.10179: the
-information in a channel is the mean over images of Rank(o_j), of the feature map o_j as a matrix; a few hundred images are
-enough, since that mean hardly depends on them. The lowest of each layer go. The authors choose a rate for each layer by hand
-(relative densities by layer) and fine-tune layer after layer; here all layers are pruned at once. They measure in evaluation
-mode, here it is in training steps. A map is what the next layer reads, so after activation and pooling; where it is one
-number, as for hidden neurons, its rank is 1 unless it is zero.
+The information in a channel is the mean over images of Rank(o_j), the rank of its feature map o_j as a matrix; a few hundred
+images are enough, as the mean hardly depends on them. The lowest of each layer are dropped.
+
+Where we differ: the authors choose a rate for each layer by hand (here: relative densities by layer) and fine-tune layer after
+layer; we prune all layers at once. They measure in evaluation mode, we in training steps. A map is what the next layer reads,
+so after activation and pooling; where it is one number, as for hidden neurons, its rank is 1, or 0 when the number is zero.
 """
 
 import math
 
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.extractors.base import Network, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors.author import (
+    Channels,
+    Network,
+    Paper,
+    Paradigm,
+    Published,
+    Tensors,
+    UserError,
+    layer_name,
+    map_ranks,
+    register,
+)
 from subnet_search.extractors.methods._channel_ranking import FeatureRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.channels import Channels
-from subnet_search.topology.scores import map_ranks
-from subnet_search.topology.select import layer_name
 
 
 @register("hrank")
@@ -45,8 +51,8 @@ class HRank(FeatureRanking):
 
 
 def _maps(units: Channels, name: str, values: Tensor) -> Tensor:
-    """(images, channels, numbers) as (images, channels, maps, side, side): channels that are one have a map each."""
-    source = next(piece for piece in units.slices[name] if not piece.reads)
+    """(images, channels, numbers) as (images, channels, maps, side, side): coupled channels have a map each."""
+    source = next(one for one in units.slices[name] if not one.reads)
     maps = source.index.shape[1]
     size = values.shape[2] // maps
     side = math.isqrt(size)

@@ -1,16 +1,23 @@
 """L1 filters: drop the filters with the smallest sum of absolute weights.
 
-Li, Kadav, Durdanovic, Samet & Graf 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, section 3.1:
-s_j = sum |F_j| over the weights of filter j; the m filters of smallest s_j go, with the weights that read them. The authors
-rank within a layer and choose each layer's m by hand, from its sensitivity: `scope: uniform` ranks as they do, with one
-density for every layer, and relative densities by layer stand for their choice. In residual blocks they follow the
-shortcut's filters alone; here all filters that are added up count.
+Section 3.1: s_j = sum |F_j| over the weights of filter j; the m filters of smallest s_j are dropped, with the weights that
+read them. The authors rank within a layer and choose each layer's m by hand, from its sensitivity: `scope: uniform` ranks as
+they do, with one density for every layer; relative densities by layer stand for their choice. In residual blocks they rank by
+the shortcut's filters alone; here all filters that are added up count.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors.author import (
+    Clock,
+    Network,
+    Normalise,
+    Paper,
+    Paradigm,
+    Published,
+    Tensors,
+    filter_norms,
+    register,
+)
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import filter_norms
 
 
 @register("l1_filters")

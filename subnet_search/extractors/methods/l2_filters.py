@@ -1,15 +1,21 @@
 """L2 filters: drop the filters with the smallest Euclidean norm.
 
-He, Kang, Dong, Fu & Yang 2018, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
-arXiv:1808.06866, section 3.2, filter selection: ||F_j||_p, with p = 2 in their experiments and the same rate in every layer.
-This is their criterion alone, on a trained network and for good; that dropped filters go on learning is what makes the
-paper's method soft, and is not done here.
+Section 3.2, filter selection: ||F_j||_p, with p = 2 in the paper's experiments and the same rate in every layer. This is the
+criterion alone, for a trained network, and dropped filters stay dropped; `soft_filter_pruning` is the paper's method.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors.author import (
+    Clock,
+    Network,
+    Normalise,
+    Paper,
+    Paradigm,
+    Published,
+    Tensors,
+    filter_norms,
+    register,
+)
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import filter_norms
 
 
 @register("l2_filters")

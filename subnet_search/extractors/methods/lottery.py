@@ -1,37 +1,38 @@
 """Lottery tickets: iterative magnitude pruning with rewinding.
 
-Frankle & Carbin 2019, "The Lottery Ticket Hypothesis", arXiv:1803.03635 (rewinding to the initial weights);
-Frankle, Dziugaite, Roy & Carbin 2020, arXiv:1912.05671 (to the weights of step k); Renda, Frankle & Carbin 2020,
-arXiv:2003.02389 (of the learning rate alone). Train, drop the smallest |w|, go back, train again, `rounds` times; round r
-leaves density^(r / rounds). Rounds are changes on the run's one axis of steps, which they share equally: a ticket costs
-as many steps as any other method's run, so each round is short. The learning rate runs its whole course in every round
-when `rewind` includes it; otherwise once over the run. Momentum begins afresh after a rewind of weights.
+Train, drop the smallest |w|, rewind, train again, `rounds` times; round r leaves density^(r / rounds). Rewinding goes to the
+initial weights, to the weights of step k (Frankle, Dziugaite, Roy & Carbin 2020, arXiv:1912.05671), or is of the learning rate
+alone (Renda, Frankle & Carbin 2020, arXiv:2003.02389). The rounds divide the steps of the run equally: a ticket costs as many
+steps as any other method's run, so each round is short. The learning rate goes through its whole schedule in every round when
+`rewind` includes the schedule, else once over the run. The optimizer's state is reset when weights are rewound.
 """
 
 from typing import Annotated
 
-from annotated_types import Ge
-
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Int, OneOf, Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
+    EVERY_KIND,
     Change,
     Clock,
     Density,
     Extractor,
+    Int,
     Network,
     Normalise,
+    OneOf,
     Paper,
     Paradigm,
     Published,
+    Real,
     Rewind,
+    Rounds,
     Scope,
     Span,
+    Units,
+    UserError,
+    geometric,
+    magnitude,
+    register,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.scores import magnitude
-from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("lottery")
@@ -53,20 +54,18 @@ class Lottery(Extractor):
         note="The length is that of each training, of which there is one more than there are rounds.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    rounds: Annotated[int, Ge(1), Int(1, 6)] = 3
-    """Times that the network is pruned; it is trained once more than that."""
+    density: Density = 0.1
+    rounds: Annotated[Rounds, Int(1, 6)] = 3
+    """Number of times that the network is pruned; it is trained once more than that."""
     rewind: Annotated[Rewind, OneOf("none", "weights", "schedule", "both")] = "both"
     """What goes back after each pruning: the weights, the learning rate's schedule, both, or nothing."""
     rewind_to: Annotated[Span, Real(0, 0.1)] = 0
     """The point of the run to go back to, in its first round: steps, or a fraction of the run."""
     scope: Scope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
     normalise: Normalise = "layer"
 
     def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+        super().check(units, clock)
         if clock.total - clock.steps(self.rewind_to) <= self.rounds:
             raise UserError(f"lottery: {self.rounds} rounds need more than the run's {clock.total} steps")
 

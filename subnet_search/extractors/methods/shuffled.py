@@ -1,9 +1,8 @@
-"""Shuffled: the controls that say what a topology's pattern, and the weights it was found on, are worth.
+"""Shuffled: controls that test what a topology's pattern, and the weights it was found on, contribute.
 
-Frankle, Dziugaite, Roy & Carbin 2021, "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?",
-arXiv:2009.08576, section 5. Takes the topology that another method begins with, or that of a file, and then permutes
-it within every layer (`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no
-more than the number of weights of each layer. New weights are normal, with each layer's own standard deviation.
+Section 5. Takes the topology that another method begins with, or that of a file, and then permutes it within every layer
+(`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no more than the number of
+weights of each layer. New weights are normal, with each layer's own standard deviation.
 """
 
 from pathlib import Path
@@ -13,13 +12,28 @@ import torch
 from pydantic import ValidationError, field_validator
 from torch import Tensor
 
-from subnet_search.core.errors import UserError, invalid
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.core.tensor_files import load_tensors
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Probe, Published, Tensors
-from subnet_search.extractors.registry import create, register
-from subnet_search.topology.masks import Masks, unpack
-from subnet_search.topology.units import Units
+from subnet_search.extractors.author import (
+    Change,
+    Clock,
+    Density,
+    Extractor,
+    Masks,
+    Network,
+    OneOf,
+    Paper,
+    Paradigm,
+    Probe,
+    Published,
+    Real,
+    Tensors,
+    Units,
+    UserError,
+    create,
+    invalid,
+    load_tensors,
+    register,
+    unpack,
+)
 
 
 @register("shuffled")

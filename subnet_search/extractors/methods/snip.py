@@ -1,31 +1,28 @@
-"""SNIP: keep the connections that the loss is most sensitive to, before any training.
+"""SNIP: keep the weights that the loss is most sensitive to, before training.
 
-Lee, Ajanthan & Torr 2019, "SNIP: Single-Shot Network Pruning Based on Connection Sensitivity", arXiv:1810.02340,
-equation 6. One batch through the untrained network; s = |g * w| for the gradient g of the loss; the highest over all
-layers live, and the network is then trained. The authors divide by the sum of all s, which changes no rank. At low
-densities whole layers can go: that is reported, never mended.
+Equation 6. One batch through the untrained network gives the gradient g of the loss; the highest s = |g * w| over all layers
+are kept, and the network is then trained. The authors divide by the sum of all s, which changes no rank. At low densities
+whole layers can be dropped: that is reported, not corrected.
 """
 
-from typing import Annotated
-
-from annotated_types import Ge
-
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
+    EVERY_KIND,
     Change,
     Clock,
     Density,
     Extractor,
+    Images,
+    Invert,
     Network,
     Paper,
     Paradigm,
     PlainScope,
     Probe,
     Published,
+    inverted,
+    register,
+    saliency,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("snip")
@@ -49,17 +46,10 @@ class Snip(Extractor):
         "steps, 250 epochs.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    images: Annotated[int, Ge(1)] | None = None
-    """Training images in the batch. None: as many as in a training step."""
+    density: Density = 0.1
+    images: Images = None
     scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    invert: bool = False
-    """Keep the lowest scores instead: a sanity check."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+    invert: Invert = False
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         scores = saliency(net.weights, probe.gradients(net.weights, images=self.images))

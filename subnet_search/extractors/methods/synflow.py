@@ -1,36 +1,36 @@
-"""SynFlow: keep the weights that carry synaptic flow; no data, and no layer dies before it must.
+"""SynFlow: keep the weights that carry synaptic flow, before training and without data.
 
-Tanaka, Kunin, Yamins & Ganguli 2020, "Pruning Neural Networks Without Any Data by Iteratively Conserving Synaptic Flow",
-arXiv:2006.05467, algorithm 1. R = 1^T (prod |W_l|) 1 is the network's output on an input of ones with every parameter
-made positive; s = |dR/dw * w|. In `rounds` rounds the density falls geometrically, density^(k / rounds), and scores are
-taken again. Batch norm is in evaluation mode, as in the authors' code; absolute values are passed through the network
-instead of being written into it and taken back, and in double precision, where deep products do not overflow.
+Algorithm 1. R = 1^T (prod |W_l|) 1 is the sum of the network's outputs on an input of ones with every parameter made positive;
+s = |dR/dw * w|. Over `rounds` rounds the density falls geometrically, density^(k / rounds), with new scores each round. Batch
+norm is in evaluation mode, as in the authors' code. The network is called with |w| in double precision, where deep products
+do not overflow; its own weights are not changed.
 
-Trap: the theory is about rectifiers. An activation that saturates (ReLU6, sigmoid) passes no flow where it does, and at
-low densities the layers behind it collapse, which is reported by name.
+Note: the theory is about rectifiers. An activation that saturates (ReLU6, sigmoid) passes no flow there, and at low densities
+the layers behind it lose all their weights, which is reported by name.
 """
 
 from typing import Annotated
 
-from annotated_types import Ge
-
-from subnet_search.core.search_domains import Int, Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
+    EVERY_KIND,
     Change,
     Clock,
     Density,
     Extractor,
+    Int,
+    Invert,
     Network,
     Paper,
     Paradigm,
     PlainScope,
     Probe,
     Published,
+    Rounds,
+    geometric,
+    inverted,
+    register,
+    saliency,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.scores import inverted, saliency
-from subnet_search.topology.units import EVERY_KIND, Units
 
 
 @register("synflow")
@@ -52,17 +52,11 @@ class SynFlow(Extractor):
         epochs=160,
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    rounds: Annotated[int, Ge(1), Int(10, 200, log=True)] = 100
-    """Times that the flow is measured, on one input each."""
+    density: Density = 0.1
+    rounds: Annotated[Rounds, Int(10, 200, log=True)] = 100
+    """Number of times that the flow is measured, on one input each."""
     scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    invert: bool = False
-    """Keep the lowest scores instead: a sanity check."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+    invert: Invert = False
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
         masks = net.masks

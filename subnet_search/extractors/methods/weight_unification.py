@@ -1,45 +1,43 @@
 """Weight unification: blocks of weights that share one magnitude, zero included, found by ADMM.
 
-Lin, Jiang, Wang, Xu, Wang, Liu & Li 2021, "Efficient Micro-Structured Weight Unification and Pruning for Neural Network
-Compression", arXiv:2106.08301. From `start` on, with Z the projection of the weights and U = 0:
-W is trained on L + rho / 2 * ||W - Z + U||^2; every `every` steps Z = projection(W + U) and U += W - Z. The projection gives
-every block sign(w) * mean |w|, and the blocks of lowest mean |w| zero, which is pruning. At `end` W becomes its projection.
+From `start` on, with Z the projection of the weights and U = 0, W is trained on L + rho / 2 * ||W - Z + U||^2; every `every`
+steps Z = projection(W + U) and U += W - Z. The projection gives every block sign(w) * mean |w|, and sets the blocks of lowest
+mean |w| to zero, which is pruning. At `end` W becomes its projection.
 
-Known to us from its abstract, summaries and these formulas; the schedule is ours. The paper unifies selected blocks, and
-here all that are kept are. After `end` a block's weights are trained as the one magnitude that they are, their signs kept:
-each has the mean of sign(w) * gradient over its block. For that the optimizer begins anew there, as momentum from before
-would drive the weights apart.
+Known to us from the abstract, summaries and these formulas; the schedule is ours. Where we differ: the paper unifies selected
+blocks, here all kept blocks. After `end` a block is trained as one magnitude with fixed signs: each weight gets the mean of
+sign(w) * gradient over its block. The optimizer's state is reset there, as earlier momentum would move the weights apart.
 """
 
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
+from subnet_search.extractors.author import (
     Change,
     Clock,
     Density,
     Every,
     Extractor,
+    Gt,
+    Masks,
     Network,
     Paper,
     Paradigm,
+    PhaseEnd,
     Published,
+    Real,
     Scope,
     Span,
     Tensors,
+    register,
 )
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.units import Units
 
 
 @register("weight_unification")
 class WeightUnification(Extractor):
-    """Draw blocks of weights to one magnitude each, and the smallest to zero, by ADMM; then train the magnitudes."""
+    """Bring blocks of weights to one magnitude each, and the smallest to zero, by ADMM; then train the magnitudes."""
 
     paper = Paper(
         "Lin, Jiang, Wang, Xu, Wang, Liu & Li",
@@ -54,20 +52,14 @@ class WeightUnification(Extractor):
     density: Annotated[Density, Real(0.05, 0.9, log=True)] = 0.5
     """Fraction of blocks kept."""
     rho: Annotated[float, Gt(0), Real(1e-4, 1e-1, log=True)] = 1e-2
-    """How strongly weights are drawn to their projection."""
+    """How strongly weights are pulled towards their projection."""
     start: Annotated[Span, Real(0, 0.4)] = 0.2
     """When ADMM begins: steps, or a fraction of the run."""
-    end: Annotated[Span, Real(0.5, 0.9)] = 0.7
+    end: Annotated[Span, PhaseEnd("start"), Real(0.5, 0.9)] = 0.7
     """When it ends and the weights become their projection."""
     every: Every = 0.02
-    """Between two updates of Z and U: steps, or a fraction of the run."""
+    """Interval between two updates of Z and U: steps, or a fraction of the run."""
     scope: Scope = "global"
-    """Whether blocks compete over all layers, or each layer gets its share."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("weight_unification.end", self.start, self.end)
-        clock.check_interval("weight_unification.every", self.every)
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
         first, last = self._phase(clock)
@@ -108,4 +100,4 @@ class WeightUnification(Extractor):
 
     def _phase(self, clock: Clock) -> tuple[int, int]:
         """The steps at which ADMM begins and ends."""
-        return clock.steps(self.start), min(clock.steps(self.end), clock.total - 1)
+        return clock.steps(self.start), clock.point(self.end)
