@@ -1,4 +1,4 @@
-"""The registry in words: what each method is, from its class alone."""
+"""The catalogue of methods, as plain values and as a page, read from their classes."""
 
 import inspect
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ def catalogue() -> list[dict[str, Any]]:
 
 
 def markdown() -> str:
-    """All methods as a page: the paradigms side by side, then each with its formula and hyperparameters."""
+    """All methods as a page: a table that compares them, then each with its formula and hyperparameters."""
     methods = catalogue()
     heading = ["method", "paper", "mask", "weights", "density", "trains after", "units"]
     rows = [
@@ -96,7 +96,7 @@ def _section(method: dict[str, Any]) -> str:
 
 
 def published_lines(published: Mapping[str, Any]) -> list[str]:
-    """The published training settings as sentences, and what is to be said beside them."""
+    """The published training settings as sentences, with their note."""
     if published["source"].startswith("none: "):
         lines = [f"Published training settings: {published['source']}."]
     else:
@@ -130,7 +130,7 @@ def _hyperparameters(cls: type[Extractor]) -> list[dict[str, Any]]:
 
 
 def _words(kind: Any) -> str:
-    """A type as a person would name it."""
+    """A type in plain words."""
     if kind is NoneType:
         return "none"
     if kind == LayerShares:

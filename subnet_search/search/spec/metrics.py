@@ -145,7 +145,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     where it also shares it among the layers by a rule (to one weight a layer, where weights are dropped in several
     moves). Raises UserError when the density cannot be shared so.
     """
-    density: float | None = getattr(config.extractor, "density", None)
+    density = config.extractor.target_density
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
     net = _blank(config.network, data)

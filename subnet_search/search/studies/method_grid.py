@@ -176,7 +176,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     Raises UserError for a method that finds its topology otherwise.
     """
     method, given = config.extractor, config.given()
-    density: float | None = getattr(method, "density", None)
+    density = method.target_density
     if not only_begins(type(method)):
         raise UserError(
             f"the sanity checks are for methods that find their topology before training, and {method.name} does not"
