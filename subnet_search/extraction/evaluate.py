@@ -16,7 +16,7 @@ from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import corruption_table, noise_curve
-from subnet_search.nets import gated_layers, opened
+from subnet_search.nets import opened
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) 
     """The milliseconds of both, whether that is faster, and what would be where it is not, as far as that can be told."""
     origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
     timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
-    plain = opened(dense) if gated_layers(dense) else dense  # a network whose inputs choose filters has gates from the start
+    plain = opened(dense)
     if isinstance(net, Normalised):
         plain = normalised(plain, origin)
     rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)

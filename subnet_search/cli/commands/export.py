@@ -66,7 +66,7 @@ def _tell(record: dict[str, Any]) -> None:
         _counted("weights stored", record["dense_weights"], record["weights"]),
         _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
         _counted(
-            "  an input chooses on average" if record["dynamic"] else "  with a weight that is alive",
+            f"  {format.which_macs(record)}",
             record["dense_kept_macs"],
             record["kept_macs"],
         ),

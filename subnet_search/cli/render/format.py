@@ -159,8 +159,12 @@ def _tested(record: Mapping[str, Any]) -> str:
 
 def macs(record: Mapping[str, Any]) -> str:
     """How many multiplications of a run's network count."""
-    which = "that an input chooses on average" if record.get("dynamic") else "with a weight that is alive"
-    return f"{record['kept_macs']:,} of {record['macs']:,} {which}"
+    return f"{record['kept_macs']:,} of {record['macs']:,} {which_macs(record)}"
+
+
+def which_macs(record: Mapping[str, Any]) -> str:
+    """Which multiplications `kept_macs` counts."""
+    return "that an input chooses on average" if record.get("dynamic") else "with a weight that is alive"
 
 
 def _passes(record: Mapping[str, Any]) -> str:
