@@ -1,6 +1,6 @@
-"""All that a method file imports, in one place: what to derive from, what to declare, and functions on tensors.
+"""All that a method file imports: what to derive from, what to declare, and functions on tensors.
 
-from subnet_search.extractors.author import Change, Density, Extractor, Paper, Paradigm, Published, register
+from subnet_search.extractors import author as ss
 """
 
 from annotated_types import Ge, Gt, Le, Lt

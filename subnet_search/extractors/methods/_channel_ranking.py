@@ -6,28 +6,17 @@ A channel that several layers compute together, as in a residual addition, is al
 from abc import abstractmethod
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    Change,
-    ChannelDensity,
-    Channels,
-    Clock,
-    Ge,
-    Network,
-    Scope,
-    Tensors,
-    Units,
-    UserError,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._iterative_pruning import InRounds
 
 
 class FilterRanking(InRounds):
     """Train, drop the filters of lowest score at once or in rounds, and fine-tune."""
 
-    density: ChannelDensity = 0.5
-    scope: Scope = "uniform"
+    density: ss.ChannelDensity = 0.5
+    scope: ss.Scope = "uniform"
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(_channels(units), clock)
 
 
@@ -39,28 +28,28 @@ class MeasuredRanking(FilterRanking):
 
     replaces_step = True
 
-    batches: Annotated[int, Ge(1)] = 5
+    batches: Annotated[int, ss.Ge(1)] = 5
     """Batches that scores are averaged over; nothing is trained in their steps."""
 
     @abstractmethod
-    def measured(self, net: Network) -> Tensors:
+    def measured(self, net: ss.Network) -> ss.Tensors:
         """The score of every channel on the batch of this step."""
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         """Summed over the batches so far, which ranks as their mean does."""
         now, before = self.measured(net), net.memory
         return now if clock.step in self._spans(clock) else {name: before[name] + score for name, score in now.items()}
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not self.measures(clock):
             return None
-        return super().step(net, clock) or Change(memory=self.scores(net, clock))
+        return super().step(net, clock) or ss.Change(memory=self.scores(net, clock))
 
-    def measures(self, clock: Clock) -> bool:
+    def measures(self, clock: ss.Clock) -> bool:
         """Whether this step's batch is measured."""
         return any(first <= clock.step <= last for first, last in self._spans(clock).items())
 
-    def _spans(self, clock: Clock) -> dict[int, int]:
+    def _spans(self, clock: ss.Clock) -> dict[int, int]:
         """First and last steps of measuring: one step for each batch, or fewer where the round before is too close."""
         points = self.prunings(clock)
         free = [0, *(point + 1 for point in points)]
@@ -70,21 +59,21 @@ class MeasuredRanking(FilterRanking):
 class FeatureRanking(MeasuredRanking):
     """Filters ranked by their feature maps, as the layers that read them see them in training."""
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(units, clock)
         if clock.total == 0:
-            raise UserError(f"{self.name} looks at feature maps in training steps, and there are none: set recipe.epochs")
+            raise ss.UserError(f"{self.name} looks at feature maps in training steps, and there are none: set recipe.epochs")
 
-    def looks_at(self, clock: Clock) -> bool:
+    def looks_at(self, clock: ss.Clock) -> bool:
         return self.measures(clock)
 
 
-def channels(net: Network) -> Channels:
+def channels(net: ss.Network) -> ss.Channels:
     """The channels of a network. Raises UserError when its units are something else."""
     return _channels(net.units)
 
 
-def _channels(units: Units) -> Channels:
-    if not isinstance(units, Channels):
-        raise UserError("filters can be ranked where channels are kept or dropped: unit=channel")
+def _channels(units: ss.Units) -> ss.Channels:
+    if not isinstance(units, ss.Channels):
+        raise ss.UserError("filters can be ranked where channels are kept or dropped: unit=channel")
     return units

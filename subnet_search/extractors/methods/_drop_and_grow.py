@@ -3,50 +3,33 @@
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Allocation,
-    Change,
-    Clock,
-    Density,
-    DropFraction,
-    Every,
-    Extractor,
-    Grow,
-    LayerShares,
-    Network,
-    Probe,
-    Tensors,
-    Units,
-    Until,
-    UserError,
-    allocate,
-)
+from subnet_search.extractors import author as ss
 
 
-class RandomStart(Extractor):
+class RandomStart(ss.Extractor):
     """A random topology, fixed before the first step, with exact counts."""
 
-    density: Density = 0.1
-    allocation: Allocation = "erk"
+    density: ss.Density = 0.1
+    allocation: ss.Allocation = "erk"
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change(net.units.keep(chances(net, clock), self.density, self.allocation))
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        return ss.Change(net.units.keep(chances(net, clock), self.density, self.allocation))
 
 
 class DropAndGrow(RandomStart):
     """A random topology, of which a part is dropped and as much grown at intervals, up to `until`."""
 
-    every: Every = 0.02
-    until: Until = 0.75
-    drop_fraction: DropFraction = 0.3
+    every: ss.Every = 0.02
+    until: ss.Until = 0.75
+    drop_fraction: ss.DropFraction = 0.3
 
 
-def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
+def chances(net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
     """A uniform random number in (0, 1) for every unit: the scores of a random topology."""
     return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}
 
 
-def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
+def growth(net: ss.Network, clock: ss.Clock, by: ss.Grow) -> ss.Tensors:
     """Scores of dead units, of which those of largest magnitude grow."""
     match by:
         case "gradient":
@@ -57,13 +40,13 @@ def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
     return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
 
 
-def first_scope(scope: str | LayerShares) -> str | LayerShares:
+def first_scope(scope: str | ss.LayerShares) -> str | ss.LayerShares:
     """How layers share the density of a random first topology: where weights compete over all layers later, by ERK."""
     return "erk" if scope == "global" else scope
 
 
-def check_initial(method: str, units: Units, initial: float, density: float, scope: str | LayerShares) -> None:
+def check_initial(method: str, units: ss.Units, initial: float, density: float, scope: str | ss.LayerShares) -> None:
     """Raise UserError when a density cannot fall from `initial`, or the first topology cannot have that density."""
     if initial < density:
-        raise UserError(f"{method}.initial_density {initial:g} is below the density {density:g}")
-    allocate(units.shapes, initial, first_scope(scope))
+        raise ss.UserError(f"{method}.initial_density {initial:g} is below the density {density:g}")
+    ss.allocate(units.shapes, initial, first_scope(scope))

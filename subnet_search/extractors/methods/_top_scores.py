@@ -6,38 +6,28 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Clock,
-    Density,
-    Masks,
-    Network,
-    PlainAllocation,
-    Real,
-    RelevanceLearner,
-    Tensors,
-    straight_through,
-)
+from subnet_search.extractors import author as ss
 
 
-class TopScores(RelevanceLearner):
+class TopScores(ss.RelevanceLearner):
     """Learn a score s for every weight, and compute with the weights of highest |s| in every layer."""
 
-    density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    allocation: PlainAllocation = "uniform"
+    density: Annotated[ss.Density, ss.Real(0.05, 0.7)] = 0.5
+    allocation: ss.PlainAllocation = "uniform"
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         bound = 1 / math.sqrt(weight[0].numel())
         return torch.empty_like(weight).uniform_(-bound, bound, generator=rng)
 
-    def scores(self, net: Network) -> Tensors:
+    def scores(self, net: ss.Network) -> ss.Tensors:
         """What weights are ranked by. The straight-through gradient is with respect to this."""
         return {name: s.abs() for name, s in net.relevance.items()}
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         scores = self.scores(net)
         gates = self.gates(net, net.units.keep(scores, self.density, self.allocation))
-        return {name: straight_through(score, gates[name]) for name, score in scores.items()}
+        return {name: ss.straight_through(score, gates[name]) for name, score in scores.items()}
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         scores = {name: score.detach() for name, score in self.scores(net).items()}
         return net.units.keep(scores, self.density, self.allocation)

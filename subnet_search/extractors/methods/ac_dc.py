@@ -11,41 +11,22 @@ The authors' ImageNet schedule of 100 epochs: dense for 10, phases of 5, the las
 
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    Every,
-    Extractor,
-    Masks,
-    Network,
-    Normalise,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    Published,
-    Real,
-    Scope,
-    Span,
-    magnitude,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("ac_dc")
-class ACDC(Extractor):
+@ss.register("ac_dc")
+class ACDC(ss.Extractor):
     """Alternate between training the largest weights alone and training all of them."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Peste, Iofinova, Vladu & Alistarh",
         2021,
         "2106.12379",
         "AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural Networks",
         "compressed: m = top k of |w|; decompressed: m = 1",
     )
-    paradigm = Paradigm("by magnitude, repeatedly during training", "trained", "alternating with dense", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("by magnitude, repeatedly during training", "trained", "alternating with dense", True, ss.EVERY_KIND)
+    published = ss.Published(
         "IST-DASLab/ACDC configs/neurips/iht_cifar10_resnet20_unstructured_insta_prune_freq20_90_constant.yaml and "
         "run_cifar10_randomlabels_iht_no_da.sh (CIFAR-10, ResNet-20)",
         {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.325, 0.625, 0.925)},
@@ -54,18 +35,18 @@ class ACDC(Extractor):
         "0.256, momentum 0.875, weight decay 3.05e-5, cosine, 5 epochs of warm-up, 100 epochs.",
     )
 
-    density: Density = 0.1
+    density: ss.Density = 0.1
     """Fraction of prunable weights kept in compressed phases, and at the end."""
-    start: Annotated[Span, Real(0.05, 0.3)] = 0.1
+    start: Annotated[ss.Span, ss.Real(0.05, 0.3)] = 0.1
     """When the first compressed phase begins: steps, or a fraction of the run."""
-    end: Annotated[Span, PhaseEnd("start"), Real(0.6, 0.95)] = 0.85
+    end: Annotated[ss.Span, ss.PhaseEnd("start"), ss.Real(0.6, 0.95)] = 0.85
     """When the last compressed phase begins."""
-    every: Annotated[Every, Real(0.02, 0.1, log=True)] = 0.05
+    every: Annotated[ss.Every, ss.Real(0.02, 0.1, log=True)] = 0.05
     """The length of a phase."""
-    scope: Scope = "global"
-    normalise: Normalise = "layer"
+    scope: ss.Scope = "global"
+    normalise: ss.Normalise = "layer"
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         first, last = clock.steps(self.start), clock.point(self.end)
         length = clock.interval(self.every)
         phase, since = divmod(clock.step - first, length)
@@ -74,6 +55,6 @@ class ACDC(Extractor):
             if since or not first <= clock.step < last or compressed + 2 * length > last:
                 return None  # within a phase, or no room for another pair of phases before the last
             if phase % 2:
-                return Change(Masks.ones(net.masks), reset_optimizer=True)
-        scores = net.units.pool(magnitude(net.weights))
-        return Change(net.units.keep(scores, self.density, self.scope, net.masks, self.normalise))
+                return ss.Change(ss.Masks.ones(net.masks), reset_optimizer=True)
+        scores = net.units.pool(ss.magnitude(net.weights))
+        return ss.Change(net.units.keep(scores, self.density, self.scope, net.masks, self.normalise))

@@ -12,23 +12,23 @@ adam. Our counts add up to the exact total.
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import LearnedRescaling, Masks, Network, Paper, Paradigm, Published, register
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._top_scores import TopScores
 
 
-@register("biprop")
+@ss.register("biprop")
 class Biprop(TopScores):
     """Keep the highest scores of every layer of an untrained network, at one magnitude, and learn the scores."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Diffenderfer & Kailkhura",
         2021,
         "2103.09377",
         "Multi-Prize Lottery Ticket Hypothesis",
         "w_hat = alpha z sign(w), alpha = ||z w||_1 / ||z||_1, z = 1[|s| in the top k of its layer]; dL/ds = w dL/dw_hat",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial signs, one magnitude a layer", "fixed", False)
-    published = Published(
+    paradigm = ss.Paradigm("learned on frozen weights", "initial signs, one magnitude a layer", "fixed", False)
+    published = ss.Published(
         "chrundle/biprop configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
         {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
         epochs=100,
@@ -37,10 +37,10 @@ class Biprop(TopScores):
 
     changes_weights = True
 
-    rescale: LearnedRescaling = "none"
+    rescale: ss.LearnedRescaling = "none"
     """Factor on each layer beside its magnitude alpha: none, or learned (a scalar)."""
 
-    def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
+    def gates(self, net: ss.Network, masks: ss.Masks) -> dict[str, Tensor]:
         return {name: _one_magnitude(net.weights[name].detach(), mask) for name, mask in masks.items()}
 
 

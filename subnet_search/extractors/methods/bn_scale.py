@@ -6,35 +6,35 @@ arXiv:1906.10771. A channel with several batch norms, as along a residual stream
 without one is kept.
 """
 
-from subnet_search.extractors.author import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_scales
 from subnet_search.extractors.methods._channel_ranking import FilterRanking
 
 
-@register("bn_scale")
+@ss.register("bn_scale")
 class BNScale(FilterRanking):
     """Train, drop the channels whose batch norms have the smallest scales, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Liu, Li, Shen, Huang, Yan & Zhang",
         2017,
         "1708.06519",
         "Learning Efficient Convolutional Networks through Network Slimming",
         "s_j = |gamma_j|; keep the highest of all layers (the ranking alone, without the penalty)",
     )
-    paradigm = Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published(
         "Eric-mingjie/network-slimming main.py (CIFAR, without its penalty)",
         {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,
         note="The length is that of one training; fine-tuning after pruning is a second one with the same settings.",
     )
 
-    scope: Scope = "global"
+    scope: ss.Scope = "global"
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         check_norms(self.name, net, self.density, self.scope)
         return super().begin(net, clock, probe)
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         return norm_scales(net)

@@ -20,41 +20,26 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    Gt,
-    Masks,
-    Network,
-    OneOf,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    Published,
-    Real,
-    RelevanceLearner,
-    Span,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 SLACK = 1.1  # the cost counts while the expected density is above this times the density asked for
 
 
-@register("concrete")
-class Concrete(RelevanceLearner):
+@ss.register("concrete")
+class Concrete(ss.RelevanceLearner):
     """Learn soft gates that keep the dense network's outputs at a cost in density, then train the likeliest weights."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Arora & Teuscher",
         2025,
         "2512.07142",
         "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
         "z = sigma(a + L / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm(
+        "learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, ss.EVERY_KIND
+    )
+    published = ss.Published(
         "tanayarora09/TLAB training/hparams.py, data/hparams.py and experiments/cts.py (CIFAR-10)",
         {
             "lr": 0.1,
@@ -72,22 +57,22 @@ class Concrete(RelevanceLearner):
         "to norm 2. ImageNet: lr 0.4, weight decay 1e-4.",
     )
 
-    density: Density = 0.1
-    loss: Annotated[Literal["kl", "task"], OneOf("kl", "task")] = "kl"
+    density: ss.Density = 0.1
+    loss: Annotated[Literal["kl", "task"], ss.OneOf("kl", "task")] = "kl"
     """What gates are learned on: kl (the divergence from the dense network's outputs) or task (the labels)."""
-    temperature: Annotated[float, Gt(0), Real(0.3, 1)] = 0.667
-    """Of the gates (tau): the lower, the nearer to 0 and 1."""
-    until: Annotated[Span, PhaseEnd(1), Real(0.1, 0.6)] = 0.33
+    temperature: Annotated[float, ss.Gt(0), ss.Real(0.3, 1)] = 0.667
+    """Temperature of the gates (tau): the lower, the nearer they are to 0 and 1."""
+    until: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.1, 0.6)] = 0.33
     """When the search ends and training begins: steps, or a fraction of the run."""
 
-    def schedule_steps(self, clock: Clock) -> int:
+    def schedule_steps(self, clock: ss.Clock) -> int:
         return max(clock.point(self.until), clock.total - clock.point(self.until))
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         density = min(self.density, 0.999)
         return torch.full_like(weight, math.log(density / (1 - density)))
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         return {
             name: torch.sigmoid(a + torch.logit(clock.uniform(name, a)) / self.temperature) for name, a in net.relevance.items()
         }
@@ -98,12 +83,12 @@ class Concrete(RelevanceLearner):
         sparse, target = logits.log_softmax(1), dense().log_softmax(1)
         return (sparse.exp() * (sparse - target)).sum(1).mean()
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not net.relevance or clock.step != clock.point(self.until):
             return None
-        return Change(self.finish(net), learn="weights", rewind="schedule")
+        return ss.Change(self.finish(net), learn="weights", rewind="schedule")
 
-    def adjust(self, net: Network, clock: Clock) -> None:
+    def adjust(self, net: ss.Network, clock: ss.Clock) -> None:
         gradients = {name: a.grad for name, a in net.relevance.items() if a.grad is not None}
         if not gradients:
             return
@@ -114,7 +99,7 @@ class Concrete(RelevanceLearner):
         for name, gradient in gradients.items():
             gradient.addcmul_(cost[name], balance)
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         return net.units.keep(net.relevance, self.density)
 
 

@@ -9,23 +9,23 @@ The authors' `prune_rate` is the fraction *kept*; here it is `density`. They dro
 which rounds the number kept up; our counts add up to the exact total.
 """
 
-from subnet_search.extractors.author import EVERY_KIND, Paper, Paradigm, Published, register
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._top_scores import TopScores
 
 
-@register("edge_popup")
+@ss.register("edge_popup")
 class EdgePopup(TopScores):
     """Keep the highest scores of every layer of an untrained network, and learn the scores."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari",
         2020,
         "1911.13299",
         "What's Hidden in a Randomly Weighted Neural Network?",
         "z = 1[|s| in the top k of its layer]; dL/ds = dL/dz",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("learned on frozen weights", "initial", "fixed", False, ss.EVERY_KIND)
+    published = ss.Published(
         "allenai/hidden-networks configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
         {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
         epochs=100,

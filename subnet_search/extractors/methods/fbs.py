@@ -16,58 +16,42 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Change,
-    Clock,
-    Density,
-    Every,
-    Extractor,
-    Masks,
-    Network,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    Published,
-    Real,
-    Span,
-    Strength,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("fbs")
-class FBS(Extractor):
+@ss.register("fbs")
+class FBS(ss.Extractor):
     """Train gates that choose, for each input, the filters that are computed."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Gao, Zhao, Dudziak, Mullins & Xu",
         2019,
         "1810.05331",
         "Dynamic Channel Pruning: Feature Boosting and Suppression",
         "wta_k(g(x)) * norm(conv(x)), g(x) = relu(phi ss(x) + rho)",
     )
-    paradigm = Paradigm("for each input, by what it predicts to be salient", "trained", "in steps, on average", True)
-    published = Published.none(
+    paradigm = ss.Paradigm("for each input, by what it predicts to be salient", "trained", "in steps, on average", True)
+    published = ss.Published.none(
         "the authors' training settings were not verified", note="Their code is deep-fry/mayo, in TensorFlow."
     )
     dynamic = True
 
-    winners: Annotated[Density, Real(0.2, 0.9)] = 0.5
+    winners: Annotated[ss.Density, ss.Real(0.2, 0.9)] = 0.5
     """Share of each layer's filters that an input computes at the end (d)."""
-    strength: Annotated[Strength, Real(1e-9, 1e-6, log=True)] = 1e-8
+    strength: Annotated[ss.Strength, ss.Real(1e-9, 1e-6, log=True)] = 1e-8
     """Weight of the penalty on saliency in the loss (lambda)."""
-    every: Every = 0.1
+    every: ss.Every = 0.1
     """Interval between two reductions of the share: steps, or a fraction of the run."""
-    until: Annotated[Span, PhaseEnd(1), Real(0.3, 0.8)] = 0.5
+    until: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.3, 0.8)] = 0.5
     """When the share reaches `winners`: steps, or a fraction of the run."""
 
-    def penalty(self, net: Network, clock: Clock) -> Tensor | None:
+    def penalty(self, net: ss.Network, clock: ss.Clock) -> Tensor | None:
         sums = [saliency.sum(1).mean() for saliency in net.saliency.values()]
         return self.strength * torch.stack(sums).sum()
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         done = clock.ramp(self.every, 0, self.until)
-        return None if done is None else Change(winners=1 - done * (1 - self.winners))
+        return None if done is None else ss.Change(winners=1 - done * (1 - self.winners))
 
-    def reached(self, net: Network, masks: Masks, clock: Clock) -> bool:
+    def reached(self, net: ss.Network, masks: ss.Masks, clock: ss.Clock) -> bool:
         return clock.step >= clock.point(self.until)

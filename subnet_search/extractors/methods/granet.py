@@ -13,95 +13,68 @@ counts, theirs are Bernoulli draws.
 
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    DropFraction,
-    Every,
-    Extractor,
-    Grow,
-    Gt,
-    Le,
-    Network,
-    Normalise,
-    OneOf,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    PlainScope,
-    Probe,
-    Published,
-    Real,
-    Span,
-    Units,
-    cosine,
-    cubic,
-    magnitude,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._drop_and_grow import chances, check_initial, first_scope, growth
 
 
-@register("granet")
-class GraNet(Extractor):
+@ss.register("granet")
+class GraNet(ss.Extractor):
     """Drop the smallest weights gradually, and at each change swap a part of the rest for those with large gradients."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang & Mocanu",
         2021,
         "2106.10404",
         "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration",
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3 by |w|; then each layer swaps p of |w| for as many by |dL/dw|",
     )
-    paradigm = Paradigm("gradual, with regrowth, during training", "trained", "falling, cubic", False, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("gradual, with regrowth, during training", "trained", "falling, cubic", False, ss.EVERY_KIND)
+    published = ss.Published(
         "Shiweiliuiiiiiii/GraNet CIFAR/scripts/script and CIFAR/main.py (CIFAR-10, VGG-19 and ResNet-50)",
         {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,
     )
 
-    density: Density = 0.1
+    density: ss.Density = 0.1
     """Fraction of prunable weights kept at the end."""
-    initial_density: Annotated[Density, OneOf(0.5, 1.0)] = 1.0
+    initial_density: Annotated[ss.Density, ss.OneOf(0.5, 1.0)] = 1.0
     """Fraction kept at first; at least the density."""
-    start: Span = 0
+    start: ss.Span = 0
     """When the density begins to fall: steps, or a fraction of the run."""
-    end: Annotated[Span, PhaseEnd("start"), Real(0.3, 0.8)] = 0.5
+    end: Annotated[ss.Span, ss.PhaseEnd("start"), ss.Real(0.3, 0.8)] = 0.5
     """When the density is reached."""
-    every: Every = 0.02
-    drop_fraction: Annotated[DropFraction, Real(0.1, 0.6)] = 0.5
+    every: ss.Every = 0.02
+    drop_fraction: Annotated[ss.DropFraction, ss.Real(0.1, 0.6)] = 0.5
     """Fraction of each layer's weights that is swapped at first (p)."""
-    final_drop_fraction: Annotated[float, Gt(0), Le(1)] = 0.005
+    final_drop_fraction: Annotated[float, ss.Gt(0), ss.Le(1)] = 0.005
     """That fraction at the last step."""
-    grow: Grow = "gradient"
-    scope: PlainScope = "global"
+    grow: ss.Grow = "gradient"
+    scope: ss.PlainScope = "global"
     """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
-    normalise: Normalise = "layer"
+    normalise: ss.Normalise = "layer"
 
     @property
     def needs_momentum(self) -> bool:
         return self.grow == "momentum"
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(units, clock)
         check_initial(self.name, units, self.initial_density, self.density, self.scope)
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         if self.initial_density == 1:
-            return Change()
-        return Change(net.units.keep(chances(net, clock), self.initial_density, first_scope(self.scope)))
+            return ss.Change()
+        return ss.Change(net.units.keep(chances(net, clock), self.initial_density, first_scope(self.scope)))
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         ramp = clock.ramp(self.every, self.start, self.end)
         ramping = clock.steps(self.start) < clock.step < clock.steps(self.end)
         if ramp is None and (ramping or not clock.due(self.every)):
             return None
         kept = net.masks
         if ramp is not None:
-            density = cubic(self.initial_density, self.density, ramp)
-            kept = net.units.keep(net.units.pool(magnitude(net.weights)), density, self.scope, kept, self.normalise)
-        fraction = cosine(self.drop_fraction, self.final_drop_fraction, clock.step / clock.total)
+            density = ss.cubic(self.initial_density, self.density, ramp)
+            kept = net.units.keep(net.units.pool(ss.magnitude(net.weights)), density, self.scope, kept, self.normalise)
+        fraction = ss.cosine(self.drop_fraction, self.final_drop_fraction, clock.step / clock.total)
         swapped = net.units.regrow(kept, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction)
-        return Change(swapped, survivors=kept)
+        return ss.Change(swapped, survivors=kept)

@@ -8,54 +8,37 @@ one batch.
 
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    Extractor,
-    Gt,
-    Images,
-    Invert,
-    Network,
-    Paper,
-    Paradigm,
-    PlainScope,
-    Probe,
-    Published,
-    Real,
-    gradient_flow,
-    inverted,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("grasp")
-class Grasp(Extractor):
+@ss.register("grasp")
+class Grasp(ss.Extractor):
     """Keep the weights that preserve the gradient's norm, from one batch before training."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Wang, Zhang & Grosse",
         2020,
         "2002.07376",
         "Picking Winning Tickets Before Training by Preserving Gradient Flow",
         "s = w * (H g), logits / T; the highest of all layers",
     )
-    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("from gradients, before training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "alecwangcq/GraSP configs/cifar10/vgg19/GraSP_90.json and main_prune_non_imagenet.py (CIFAR-10, VGG-19)",
         {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,
         note="ResNet-32: weight decay 1e-4.",
     )
 
-    density: Density = 0.1
-    temperature: Annotated[float, Gt(0), Real(1, 200, log=True)] = 200.0
+    density: ss.Density = 0.1
+    temperature: Annotated[float, ss.Gt(0), ss.Real(1, 200, log=True)] = 200.0
     """What logits are divided by."""
-    images: Images = None
-    scope: PlainScope = "global"
-    invert: Invert = False
+    images: ss.Images = None
+    scope: ss.PlainScope = "global"
+    invert: ss.Invert = False
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        scores = gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))
-        return Change(net.units.keep(net.units.pool(inverted(scores) if self.invert else scores), self.density, self.scope))
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        scores = ss.gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))
+        return ss.Change(
+            net.units.keep(net.units.pool(ss.inverted(scores) if self.invert else scores), self.density, self.scope)
+        )

@@ -10,49 +10,37 @@ channels (here they go with the filters that they read), filter shapes and whole
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Clock,
-    Network,
-    Normalise,
-    Paper,
-    Paradigm,
-    Published,
-    Scope,
-    Strength,
-    Tensors,
-    filter_norms,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
 
 
-@register("group_lasso")
+@ss.register("group_lasso")
 class GroupLasso(FilterRanking):
     """Train with a penalty on the norm of every filter, drop the filters of smallest norm, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Wen, Wu, Wang, Chen & Li",
         2016,
         "1608.03665",
         "Learning Structured Sparsity in Deep Neural Networks",
         "L + lambda sum ||w_f||_2; keep the filters of highest ||w_f||_2",
     )
-    paradigm = Paradigm("by filter norm, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm("by filter norm, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published(
         "wenwei202/caffe examples/cifar10/template_resnet_solver.prototxt (CIFAR-10, ResNet-20)",
         {"lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         note="64,000 steps. The small convolutional network: lr 0.001 without decay (template_group_solver.prototxt), then "
         "fine-tuning.",
     )
 
-    strength: Strength = 5e-4
-    scope: Scope = "global"
-    normalise: Normalise = "layer"
+    strength: ss.Strength = 5e-4
+    scope: ss.Scope = "global"
+    normalise: ss.Normalise = "layer"
 
-    def penalty(self, net: Network, clock: Clock) -> Tensor | None:
+    def penalty(self, net: ss.Network, clock: ss.Clock) -> Tensor | None:
         if clock.step >= self.prunings(clock)[-1]:
             return None
         return self.strength * torch.stack([norms.sum() for norms in self.scores(net, clock).values()]).sum()
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
-        return filter_norms(channels(net).filters(net.weights), 2)
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
+        return ss.filter_norms(channels(net).filters(net.weights), 2)

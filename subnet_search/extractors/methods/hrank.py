@@ -12,50 +12,39 @@ import math
 
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Channels,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    Tensors,
-    UserError,
-    layer_name,
-    map_ranks,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import FeatureRanking, channels
 
 
-@register("hrank")
+@ss.register("hrank")
 class HRank(FeatureRanking):
     """Train, drop the channels whose feature maps have the lowest rank, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Lin, Ji, Wang, Zhang, Zhang, Tian & Shao",
         2020,
         "2002.10179",
         "HRank: Filter Pruning using High-Rank Feature Map",
         "s_j = mean over images of Rank(o_j); keep the highest of each layer",
     )
-    paradigm = Paradigm("by the rank of feature maps, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published.none(
+    paradigm = ss.Paradigm("by the rank of feature maps, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published.none(
         "the authors fine-tune a trained network after each layer, which no recipe of a whole run says",
         note="After each layer: lr 0.01, weight decay 5e-4, batch 128, divided by 10 at epochs 5 and 10 of 30 (lmbxmu/HRank "
         "README.md and main.py).",
     )
 
-    def measured(self, net: Network) -> Tensors:
+    def measured(self, net: ss.Network) -> ss.Tensors:
         units = channels(net)
-        return {name: map_ranks(_maps(units, name, values)) for name, values in net.features.items()}
+        return {name: ss.map_ranks(_maps(units, name, values)) for name, values in net.features.items()}
 
 
-def _maps(units: Channels, name: str, values: Tensor) -> Tensor:
+def _maps(units: ss.Channels, name: str, values: Tensor) -> Tensor:
     """(images, channels, numbers) as (images, channels, maps, side, side): coupled channels have a map each."""
     source = next(one for one in units.slices[name] if not one.reads)
     maps = source.index.shape[1]
     size = values.shape[2] // maps
     side = math.isqrt(size)
     if side * side != size or len(units.weights[source.tensor]) not in (2, 4):
-        raise UserError(f"hrank needs square feature maps, and those of {layer_name(name)} are not: {size} numbers each")
+        raise ss.UserError(f"hrank needs square feature maps, and those of {ss.layer_name(name)} are not: {size} numbers each")
     return values.view(*values.shape[:2], maps, side, side)

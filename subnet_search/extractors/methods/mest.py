@@ -12,54 +12,38 @@ weights for a while, is left out.
 
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Allocation,
-    Change,
-    Clock,
-    DropFraction,
-    Ge,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    Real,
-    drop,
-    linear,
-    magnitude_and_gradient,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 
-@register("mest")
+@ss.register("mest")
 class MEST(DropAndGrow):
     """Drop weights that are small and have small gradients, grow others at random, fewer at each change."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Yuan, Ma, Niu, Li, Kong, Liu, Gong, Zhan, He, Jin, Wang, Qin, Ren, Wang, Liu & Lin",
         2021,
         "2110.14032",
         "MEST: Accurate and Fast Memory-Economic Sparse Training Framework on the Edge",
         "each layer: drop the lowest |w| + lambda |dL/dw|, grow as many at random",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("drop and grow, during training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "boone891214/MEST scripts/resnet32/EM/run_mag_prune_irr_sp_EM.sh and main_sparse_train.py (CIFAR-10, ResNet-32)",
         {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "cosine"},
         epochs=160,
     )
 
-    allocation: Allocation = "uniform"
-    drop_fraction: DropFraction = 0.3
+    allocation: ss.Allocation = "uniform"
+    drop_fraction: ss.DropFraction = 0.3
     """Fraction of each layer's weights that is moved at first; it falls to 0 in a straight line."""
-    gradient_weight: Annotated[float, Ge(0), Real(0.001, 1, log=True)] = 0.01
+    gradient_weight: Annotated[float, ss.Ge(0), ss.Real(0.001, 1, log=True)] = 0.01
     """Weight of gradients beside magnitudes (lambda)."""
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not clock.due(self.every, self.until):
             return None
-        fraction = linear(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
-        keep = net.units.pool(magnitude_and_gradient(net.weights, net.gradients, self.gradient_weight))
-        kept = drop(net.masks, keep, fraction)
-        return Change(net.units.grow(kept, growth(net, clock, "random"), net.masks), survivors=kept)
+        fraction = ss.linear(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
+        keep = net.units.pool(ss.magnitude_and_gradient(net.weights, net.gradients, self.gradient_weight))
+        kept = ss.drop(net.masks, keep, fraction)
+        return ss.Change(net.units.grow(kept, growth(net, clock, "random"), net.masks), survivors=kept)

@@ -5,23 +5,23 @@ A random topology is fixed before the first step; then its weights are trained. 
 draws. For a random mask of an untrained network, train for no epochs.
 """
 
-from subnet_search.extractors.author import EVERY_KIND, Paper, Paradigm, Published, register
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._drop_and_grow import RandomStart
 
 
-@register("random")
+@ss.register("random")
 class Random(RandomStart):
     """Keep weights at random, then train them."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Liu, Chen, Chen, Shen, Mocanu, Wang & Pechenizkiy",
         2022,
         "2202.02643",
         "The Unreasonable Effectiveness of Random Pruning",
         "mask_l uniform over all masks with exactly k_l ones; k by uniform, ER or ERK",
     )
-    paradigm = Paradigm("random, before training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("random, before training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "VITA-Group/Random_Pruning CIFAR/main.py (CIFAR)",
         {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,

@@ -9,36 +9,23 @@ Where we differ: the number dropped is rounded up, theirs down. With `grow: rand
 `momentum` a relative of sparse momentum (Dettmers & Zettlemoyer 2019, arXiv:1907.04840).
 """
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    DropFraction,
-    Grow,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    Until,
-    cosine,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 
-@register("rigl")
+@ss.register("rigl")
 class RigL(DropAndGrow):
     """Drop the smallest weights and grow where the gradient is largest, while the network trains."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Evci, Gale, Menick, Castro & Elsen",
         2020,
         "1911.11134",
         "Rigging the Lottery: Making All Tickets Winners",
         "each layer: drop the lowest alpha / 2 (1 + cos(pi t / T_end)) of |w|, grow as many by |dL/dw|",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("drop and grow, during training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "google-research/rigl rigl/cifar_resnet/resnet_train_eval.py (CIFAR-10, wide ResNet)",
         {
             "lr": 0.1,
@@ -53,20 +40,20 @@ class RigL(DropAndGrow):
     )
     replaces_step = True
 
-    until: Until = 0.75
+    until: ss.Until = 0.75
     """When changes stop (T_end): steps, or a fraction of the run."""
-    drop_fraction: DropFraction = 0.3
+    drop_fraction: ss.DropFraction = 0.3
     """Fraction of each layer's weights that is moved at first (alpha); it falls to 0 along a cosine."""
-    grow: Grow = "gradient"
+    grow: ss.Grow = "gradient"
 
     @property
     def needs_momentum(self) -> bool:
         return self.grow == "momentum"
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not clock.due(self.every, self.until):
             return None
-        fraction = cosine(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
-        return Change(
+        fraction = ss.cosine(self.drop_fraction, 0.0, clock.step / clock.steps(self.until))
+        return ss.Change(
             net.units.regrow(net.masks, net.units.pool_magnitude(net.weights), growth(net, clock, self.grow), fraction)
         )

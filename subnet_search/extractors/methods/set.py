@@ -9,36 +9,23 @@ separately, which differs only for skewed layers. Their topology is a Bernoulli 
 once an epoch, with a constant zeta, and reset all optimizer state.
 """
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Allocation,
-    Change,
-    Clock,
-    DropFraction,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    Until,
-    drop,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 
-@register("set")
+@ss.register("set")
 class SET(DropAndGrow):
     """Drop the smallest weights and grow others at random, while the network trains."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Mocanu, Mocanu, Stone, Nguyen, Gibescu & Liotta",
         2018,
         "1707.04780",
         "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity Inspired by Network Science",
         "each layer: drop the lowest zeta of |w|, grow as many at random",
     )
-    paradigm = Paradigm("drop and grow, during training", "trained", "fixed", False, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("drop and grow, during training", "trained", "fixed", False, ss.EVERY_KIND)
+    published = ss.Published(
         "dcmocanu/sparse-evolutionary-artificial-neural-networks SET-MLP-Keras-Weights-Mask/set_mlp_keras_cifar10.py "
         "(CIFAR-10, MLP)",
         {"batch_size": 100, "lr": 0.01},
@@ -46,13 +33,13 @@ class SET(DropAndGrow):
         note="The authors make a new optimizer at every change, so momentum begins at 0 there.",
     )
 
-    allocation: Allocation = "er"
-    until: Until = 1.0
-    drop_fraction: DropFraction = 0.3
+    allocation: ss.Allocation = "er"
+    until: ss.Until = 1.0
+    drop_fraction: ss.DropFraction = 0.3
     """Fraction of each layer's weights that is moved at a change (zeta)."""
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not clock.due(self.every, self.until):
             return None
-        kept = drop(net.masks, net.units.pool_magnitude(net.weights), self.drop_fraction)
-        return Change(net.units.grow(kept, growth(net, clock, "random"), net.masks), survivors=kept)
+        kept = ss.drop(net.masks, net.units.pool_magnitude(net.weights), self.drop_fraction)
+        return ss.Change(net.units.grow(kept, growth(net, clock, "random"), net.masks), survivors=kept)

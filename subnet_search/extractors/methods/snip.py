@@ -5,39 +5,22 @@ are kept, and the network is then trained. The authors divide by the sum of all 
 whole layers can be dropped: that is reported, not corrected.
 """
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    Extractor,
-    Images,
-    Invert,
-    Network,
-    Paper,
-    Paradigm,
-    PlainScope,
-    Probe,
-    Published,
-    inverted,
-    register,
-    saliency,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("snip")
-class Snip(Extractor):
-    """Keep the weights whose loss is most sensitive to them, from one batch before training."""
+@ss.register("snip")
+class Snip(ss.Extractor):
+    """Keep the weights that the loss is most sensitive to, by one batch before training."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Lee, Ajanthan & Torr",
         2019,
         "1810.02340",
         "SNIP: Single-Shot Network Pruning Based on Connection Sensitivity",
         "s = |g * w|, g = dL/dw on one batch; the highest of all layers",
     )
-    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("from gradients, before training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "the comparison with SNIP of Wang et al. 2020, arXiv:2002.07376 (alecwangcq/GraSP configs/cifar10/vgg19 and "
         "main_prune_non_imagenet.py: CIFAR-10, VGG-19)",
         {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
@@ -46,11 +29,13 @@ class Snip(Extractor):
         "steps, 250 epochs.",
     )
 
-    density: Density = 0.1
-    images: Images = None
-    scope: PlainScope = "global"
-    invert: Invert = False
+    density: ss.Density = 0.1
+    images: ss.Images = None
+    scope: ss.PlainScope = "global"
+    invert: ss.Invert = False
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        scores = saliency(net.weights, probe.gradients(net.weights, images=self.images))
-        return Change(net.units.keep(net.units.pool(inverted(scores) if self.invert else scores), self.density, self.scope))
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        scores = ss.saliency(net.weights, probe.gradients(net.weights, images=self.images))
+        return ss.Change(
+            net.units.keep(net.units.pool(ss.inverted(scores) if self.invert else scores), self.density, self.scope)
+        )

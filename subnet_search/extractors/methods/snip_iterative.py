@@ -8,67 +8,45 @@ step of the run.
 
 from typing import Annotated
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Change,
-    Clock,
-    Density,
-    Extractor,
-    Images,
-    Int,
-    Invert,
-    Masks,
-    Network,
-    OneOf,
-    Paper,
-    Paradigm,
-    PlainScope,
-    Probe,
-    Published,
-    Rounds,
-    geometric,
-    inverted,
-    register,
-    saliency,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("snip_iterative")
-class IterativeSnip(Extractor):
+@ss.register("snip_iterative")
+class IterativeSnip(ss.Extractor):
     """Prune by sensitivity in rounds before training, with new gradients in each."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "de Jorge, Sanyal, Behl, Torr, Rogez & Dokania",
         2021,
         "2006.09081",
         "Progressive Skeletonization: Trimming More Fat from a Network at Initialization",
         "round k keeps density^(k / rounds) by |g(m * w) * w|",
     )
-    paradigm = Paradigm("from gradients in rounds, before training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("from gradients in rounds, before training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "naver/force experiments/experiments.py (CIFAR)",
         {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.43, 0.71)},
         epochs=350,
         note="The authors divide at epochs 150 and 250 of 350. Tiny ImageNet: at 150 and 225 of 300.",
     )
 
-    density: Density = 0.1
-    rounds: Annotated[Rounds, Int(5, 40, log=True)] = 10
+    density: ss.Density = 0.1
+    rounds: Annotated[ss.Rounds, ss.Int(5, 40, log=True)] = 10
     """Number of times that gradients are measured; each costs a training step."""
-    revive: Annotated[bool, OneOf(False, True)] = False
+    revive: Annotated[bool, ss.OneOf(False, True)] = False
     """Let pruned weights come back (FORCE)."""
-    images: Images = None
-    scope: PlainScope = "global"
-    invert: Invert = False
+    images: ss.Images = None
+    scope: ss.PlainScope = "global"
+    invert: ss.Invert = False
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        everything = masks = Masks.ones(net.masks)
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        everything = masks = ss.Masks.ones(net.masks)
         for index in range(self.rounds):
             gates = net.units.gates(masks)
             pruned = {name: weight * gates[name] for name, weight in net.weights.items()}
             gradients = probe.gradients(pruned, index, self.images)
-            scores = saliency(net.weights, gradients)
-            scores = inverted(scores) if self.invert else scores
-            density = geometric(1.0, self.density, (index + 1) / self.rounds)
+            scores = ss.saliency(net.weights, gradients)
+            scores = ss.inverted(scores) if self.invert else scores
+            density = ss.geometric(1.0, self.density, (index + 1) / self.rounds)
             masks = net.units.keep(net.units.pool(scores), density, self.scope, everything if self.revive else masks)
-        return Change(masks)
+        return ss.Change(masks)

@@ -12,65 +12,47 @@ from typing import Annotated
 
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Change,
-    ChannelDensity,
-    Clock,
-    Every,
-    Extractor,
-    Masks,
-    Network,
-    Normalise,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    Published,
-    Real,
-    Scope,
-    Span,
-    filter_norms,
-    register,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import channels
 
 
-@register("soft_filter_pruning")
-class SoftFilterPruning(Extractor):
+@ss.register("soft_filter_pruning")
+class SoftFilterPruning(ss.Extractor):
     """Set the smallest filters to zero repeatedly while all are trained, and drop the smallest at the end."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "He, Kang, Dong, Fu & Yang",
         2018,
         "1808.06866",
         "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
         "after every epoch w_f = 0 for the lowest ||w_f||_2 of each layer; all w are updated",
     )
-    paradigm = Paradigm("by filter norm, repeatedly during training", "trained", "soft, then one step", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm("by filter norm, repeatedly during training", "trained", "soft, then one step", True, ("channel",))
+    published = ss.Published(
         "he-y/soft-filter-pruning scripts/cifar10_resnet.sh and pruning_cifar10_resnet.py (CIFAR-10, ResNet-110)",
         {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
         epochs=200,
         note="Left out: the first epoch is at lr 0.01.",
     )
 
-    density: ChannelDensity = 0.5
-    every: Every = 0.02
+    density: ss.ChannelDensity = 0.5
+    every: ss.Every = 0.02
     """Interval at which filters are set to zero: steps, or a fraction of the run."""
-    end: Annotated[Span, PhaseEnd(1), Real(0.6, 1.0)] = 0.9
+    end: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.6, 1.0)] = 0.9
     """When the smallest are dropped: steps, or a fraction of the run."""
-    scope: Scope = "uniform"
-    normalise: Normalise = "layer"
+    scope: ss.Scope = "uniform"
+    normalise: ss.Normalise = "layer"
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         last = clock.point(self.end)
         if clock.step != last and not (clock.step < last and clock.due(self.every)):
             return None
-        norms = filter_norms(channels(net).filters(net.weights), 2)
+        norms = ss.filter_norms(channels(net).filters(net.weights), 2)
         masks = net.units.keep(norms, self.density, self.scope, normalise=self.normalise)
-        return Change(masks) if clock.step == last else Change(weights=_without(net, masks))
+        return ss.Change(masks) if clock.step == last else ss.Change(weights=_without(net, masks))
 
 
-def _without(net: Network, masks: Masks) -> dict[str, Tensor]:
+def _without(net: ss.Network, masks: ss.Masks) -> dict[str, Tensor]:
     """The weights with dead channels' filters zero. The weights that read them stay, as they carry the filters' gradients."""
     weights = dict(net.weights)
     for name, slices in channels(net).slices.items():

@@ -18,40 +18,22 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Change,
-    Clock,
-    Density,
-    LearnedRescaling,
-    Masks,
-    Network,
-    Paper,
-    Paradigm,
-    PhaseEnd,
-    Published,
-    Real,
-    RelevanceLearner,
-    Span,
-    Units,
-    count,
-    keep_global,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("str")
-class SoftThreshold(RelevanceLearner):
+@ss.register("str")
+class SoftThreshold(ss.RelevanceLearner):
     """Train weights through a soft threshold that each layer learns."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Kusupati, Ramanujan, Somani, Wortsman, Jain, Kakade & Farhadi",
         2020,
         "2002.03231",
         "Soft Threshold Weight Reparameterization for Learnable Sparsity",
         "w_hat = sign(w) relu(|w| - sigma(s_l))",
     )
-    paradigm = Paradigm("learned together with the weights", "trained, shrunk by the threshold", "free, or ranked", True)
-    published = Published(
+    paradigm = ss.Paradigm("learned together with the weights", "trained, shrunk by the threshold", "free, or ranked", True)
+    published = ss.Published(
         "RAIVNLab/STR configs/largescale/resnet50-str.yaml (ImageNet, ResNet-50, 90 % sparse)",
         {
             "batch_size": 256,
@@ -66,37 +48,37 @@ class SoftThreshold(RelevanceLearner):
     )
     learns = "both"
 
-    density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
+    density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those above their layer's threshold, as published."""
-    s_init: Annotated[float, Real(-10, -2)] = -5.0
+    s_init: Annotated[float, ss.Real(-10, -2)] = -5.0
     """What s begins at; sigma(s) is the threshold."""
-    until: Annotated[Span, PhaseEnd(1), Real(0.4, 0.9)] = 0.75
+    until: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.4, 0.9)] = 0.75
     """When a density is reached and the weights kept are trained on: steps, or a fraction of the run."""
-    rescale: LearnedRescaling = "none"
+    rescale: ss.LearnedRescaling = "none"
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         if self.density is not None:
             super().check(units, clock)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return weight.new_full([1] * weight.dim(), self.s_init)
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         return {name: _gate(net.weights[name], s.sigmoid()) for name, s in net.relevance.items()}
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         last = clock.point(self.until)
         if self.density is None or not net.relevance or clock.step != last:
             return None
-        return Change(self.finish(net), learn="weights")
+        return ss.Change(self.finish(net), learn="weights")
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         above = {name: net.weights[name].detach().abs() - s.detach().sigmoid() for name, s in net.relevance.items()}
         if self.density is None:
-            return Masks({name: margin > 0 for name, margin in above.items()})
-        return keep_global(above, count(self.density, sum(margin.numel() for margin in above.values())))
+            return ss.Masks({name: margin > 0 for name, margin in above.items()})
+        return ss.keep_global(above, ss.count(self.density, sum(margin.numel() for margin in above.values())))
 
-    def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
+    def gates(self, net: ss.Network, masks: ss.Masks) -> dict[str, Tensor]:
         found = {}
         for name, mask in masks.items():
             weight, threshold = net.weights[name].detach(), net.relevance[name].detach().sigmoid()

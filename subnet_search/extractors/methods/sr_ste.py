@@ -12,38 +12,24 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    Clock,
-    Density,
-    Ge,
-    LearnedRescaling,
-    Masks,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    Real,
-    RelevanceLearner,
-    Units,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 SMALLEST = 1e-30  # |w| that 1 / w can be taken of
 
 
-@register("sr_ste")
-class SRSTE(RelevanceLearner):
+@ss.register("sr_ste")
+class SRSTE(ss.RelevanceLearner):
     """Train all weights by the gradients of a network that computes with the largest n of every m."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun & Li",
         2021,
         "2102.04010",
         "Learning N:M Fine-Grained Structured Sparse Neural Networks From Scratch",
         "w -= rate (g(m * w) + lambda (1 - m) w), m = top n of m by |w|",
     )
-    paradigm = Paradigm("by magnitude, in every step", "trained, straight through", "fixed", False, ("n:m",))
-    published = Published(
+    paradigm = ss.Paradigm("by magnitude, in every step", "trained, straight through", "fixed", False, ("n:m",))
+    published = ss.Published(
         "aojunzz/NM-sparsity classification/configs/config_resnet50_2by4.yaml (ImageNet, ResNet-50)",
         {"lr": 0.1, "batch_size": 256, "weight_decay": 5e-5, "schedule": "cosine"},
         epochs=120,
@@ -51,23 +37,23 @@ class SRSTE(RelevanceLearner):
     )
     learns = "both"
 
-    density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
+    density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept, n / m at most. None: n of every m, as the unit says."""
-    decay: Annotated[float, Ge(0), Real(1e-5, 1e-3, log=True)] = 2e-4
+    decay: Annotated[float, ss.Ge(0), ss.Real(1e-5, 1e-3, log=True)] = 2e-4
     """Decay of dropped weights towards zero (lambda)."""
-    rescale: LearnedRescaling = "none"  # numel/nnz and fan_in would add their own derivatives to those of the gates
+    rescale: ss.LearnedRescaling = "none"  # numel/nnz and fan_in would add their own derivatives to those of the gates
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         if self.density is not None:  # without one, n of every m weights are kept
             super().check(units, clock)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return weight.new_zeros([1] * weight.dim())
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         return {name: straight_through(net.weights[name], mask, self.decay) for name, mask in self.finish(net).items()}
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         sizes = {name: weight.detach().abs() for name, weight in net.weights.items()}
         return net.units.relevant(sizes, self.density)
 

@@ -19,53 +19,38 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from subnet_search.extractors.author import (
-    EVERY_KIND,
-    Clock,
-    Density,
-    Masks,
-    Network,
-    Paper,
-    Paradigm,
-    PlainScope,
-    Published,
-    Real,
-    RelevanceLearner,
-    Rescaling,
-    bernoulli_gate,
-    register,
-)
+from subnet_search.extractors import author as ss
 
 
-@register("supermask")
-class Supermask(RelevanceLearner):
+@ss.register("supermask")
+class Supermask(ss.RelevanceLearner):
     """Learn a Bernoulli mask over an untrained network."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Zhou, Lan, Liu & Yosinski",
         2019,
         "1905.01067",
         "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask",
         "z ~ Bernoulli(sigma(a)); straight-through to sigma(a); w * z * numel / nnz",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("learned on frozen weights", "initial, rescaled", "free, or ranked in the end", False, ss.EVERY_KIND)
+    published = ss.Published(
         "uber-research/deconstructing-lottery-tickets README.md and train_supermask.py (MNIST, fully connected)",
         {"batch_size": 250, "lr": 100.0},
         epochs=2000,
         note="The settings of the convolutional networks were not verified.",
     )
 
-    density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
+    density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published."""
-    scope: PlainScope = "global"
-    rescale: Rescaling = "dynamic"
+    scope: ss.PlainScope = "global"
+    rescale: ss.Rescaling = "dynamic"
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return torch.zeros_like(weight)
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        return {name: bernoulli_gate(a, clock.uniform(name, a)) for name, a in net.relevance.items()}
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
+        return {name: ss.bernoulli_gate(a, clock.uniform(name, a)) for name, a in net.relevance.items()}
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         return net.units.relevant(net.relevance, self.density, self.scope)

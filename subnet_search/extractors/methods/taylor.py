@@ -11,42 +11,42 @@ trained in the steps that measure. With no epochs the batches come before traini
 
 import torch
 
-from subnet_search.extractors.author import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors, register
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import MeasuredRanking, channels
 
 
-@register("taylor")
+@ss.register("taylor")
 class Taylor(MeasuredRanking):
     """Train, drop the channels whose removal changes the loss least to first order, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Molchanov, Mallya, Tyree, Frosio & Kautz",
         2019,
         "1906.10771",
         "Importance Estimation for Neural Network Pruning",
         "I = (sum g_s w_s)^2 over the weights that read a channel, averaged over batches; keep the highest",
     )
-    paradigm = Paradigm("from gradients, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published.none(
+    paradigm = ss.Paradigm("from gradients, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published.none(
         "the authors prune and fine-tune a trained network; a rate of 0.001 does not train one from the start",
         note="ImageNet, ResNet-50: lr 0.001, divided by 10 every 10 of 25 epochs, no weight decay, batch 256 "
         "(NVlabs/Taylor_pruning README.md).",
     )
 
-    scope: Scope = "global"
+    scope: ss.Scope = "global"
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         if clock.total:
-            return Change()
+            return ss.Change()
         found = [importance(net, probe.gradients(net.weights, index)) for index in range(self.batches)]
         scores = {name: sum((one[name] for one in found[1:]), found[0][name]) for name in found[0]}
-        return Change(net.units.keep(scores, self.density, self.scope, normalise=self.normalise))
+        return ss.Change(net.units.keep(scores, self.density, self.scope, normalise=self.normalise))
 
-    def measured(self, net: Network) -> Tensors:
+    def measured(self, net: ss.Network) -> ss.Tensors:
         return importance(net, net.gradients)
 
 
-def importance(net: Network, gradients: Tensors) -> Tensors:
+def importance(net: ss.Network, gradients: ss.Tensors) -> ss.Tensors:
     """I of every channel, by these gradients of one batch."""
     found = {}
     for name, slices in channels(net).slices.items():
