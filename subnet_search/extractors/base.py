@@ -211,8 +211,11 @@ class Extractor(Settings, ABC):
     def reached(self, net: Network, masks: Masks, clock: Clock) -> bool:
         """Whether the network is as small as was asked for: early stopping returns to no earlier epoch.
 
-        masks: what `finish` returned; clock: the next step. Default: whether `target_density` is met, if there is one.
+        masks: what `finish` returned; clock: the next step. True without a density to meet; a method that has no such
+        hyperparameter reaches its size when its phases (`PhaseEnd`) have ended.
         """
+        if "density" not in type(self).model_fields:
+            return all(clock.step >= clock.point(getattr(self, end)) for end in marked(type(self), PhaseEnd))
         return self.target_density is None or net.units.reached(masks, self.target_density)
 
 

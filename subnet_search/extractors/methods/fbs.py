@@ -52,6 +52,3 @@ class FBS(ss.Extractor):
     def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         done = clock.ramp(self.every, 0, self.until)
         return None if done is None else ss.Change(winners=1 - done * (1 - self.winners))
-
-    def reached(self, net: ss.Network, masks: ss.Masks, clock: ss.Clock) -> bool:
-        return clock.step >= clock.point(self.until)
