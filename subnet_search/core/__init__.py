@@ -1,1 +1,1 @@
-"""What every other folder may use: errors, files, random numbers, search domains."""
+"""Shared by all other folders: errors, files, random numbers, search domains."""

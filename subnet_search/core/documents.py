@@ -1,7 +1,7 @@
-"""YAML and JSON that people and programs wrote, as plain values; every key has a place that an error can name.
+"""Parse YAML and JSON to plain values, with the file and line of every key for error messages.
 
-What is read is the common core of YAML 1.1 and 1.2. `1e-3` is a number, `010` is ten. `2:4` and `2024-02-30` are text. Keys
-are text, and none stands twice. Tags such as `!!set` are refused. An alias is what it names, written again.
+The YAML read is the common subset of 1.1 and 1.2: `1e-3` is a number, `010` is ten, `2:4` and `2024-02-30` are text. Keys
+must be text and unique. Tags such as `!!set` are refused. Aliases are expanded.
 """
 
 import json
@@ -16,7 +16,7 @@ import yaml
 from subnet_search.core.errors import UserError, cut, reading
 from subnet_search.core.redaction import remember
 
-LARGEST_FILE, MOST_VALUES, MOST_LEVELS = 500_000, 100_000, 50  # characters; values, with those that aliases write again
+LARGEST_FILE, MOST_VALUES, MOST_LEVELS = 500_000, 100_000, 50  # characters; values after expanding aliases; nesting levels
 TAG = "tag:yaml.org,2002:"
 EXPONENT = r"[eE][-+]?\d+"
 FLOAT = re.compile(
@@ -27,7 +27,7 @@ INT = re.compile(r"[-+]?(?:0b[01][01_]*|0o[0-7][0-7_]*|0x[\da-fA-F][\da-fA-F_]*|
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it was written: where a key takes text, the text counts."""
+    """A number together with its spelling in the file, which is used where a key takes text."""
 
     value: int | float
     text: str
@@ -35,14 +35,14 @@ class Number:
 
 @dataclass
 class Document:
-    """What a file holds. Numbers are `Number`s in `values`; `places` has, by dotted key, where each stands, in words."""
+    """A parsed file. `values` holds numbers as `Number`; `places` maps each dotted key to its file and line."""
 
     values: Any
     places: dict[str, str] = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
-    """Written in Python, since the one in C is killed by deep nesting."""
+    """PyYAML's pure Python loader with a nesting limit; the C loader crashes on deep nesting."""
 
     levels = 0
 
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that would be read as a number here."""
+    """Quotes text that this module would read as a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -70,17 +70,17 @@ for rules in (_Loader, _Dumper):
 
 
 def read_file(path: Path, what: str = "") -> Document:
-    """The values in a YAML file. Raises UserError that names the file, and the line."""
+    """Parse a YAML file. Raises UserError with the file and line."""
     with reading(what or path):
         with open(path, encoding="utf-8") as file:
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
-            raise UserError(f"{path} is no configuration: it has more than {LARGEST_FILE:,} characters")
+            raise UserError(f"{path} is too large for a configuration: more than {LARGEST_FILE:,} characters")
     return read_text(text, str(path))
 
 
 def read_text(text: str, source: str) -> Document:
-    """The values in a text. Raises UserError that names the source, and the line."""
+    """Parse YAML text. Raises UserError with `source` and the line."""
     with reading(source):
         try:
             node = yaml.compose(text, Loader=_Loader)
@@ -93,7 +93,7 @@ def read_text(text: str, source: str) -> Document:
 
 
 def plain(value: Any) -> Any:
-    """Values as they are, numbers as numbers."""
+    """The same values with each `Number` replaced by its value."""
     match value:
         case Number():
             return value.value
@@ -105,18 +105,18 @@ def plain(value: Any) -> Any:
 
 
 def dump(values: Mapping[str, Any]) -> bytes:
-    """Plain values as YAML, which is read back as the same."""
+    """Plain values as YAML in UTF-8; `read_text` returns the same values."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False).encode()
 
 
 def read_json(text: str, what: str) -> Any:
-    """The values in a JSON text. Raises UserError that names what was read."""
+    """Parse JSON text. Raises UserError with `what`, and for duplicate keys."""
     with reading(what):
         return json.loads(text, object_pairs_hook=_each_once)
 
 
 class _Builder:
-    """Plain values out of YAML's nodes."""
+    """Convert YAML nodes to plain values."""
 
     def __init__(self, source: str) -> None:
         self.source, self.count = source, 0
@@ -126,9 +126,9 @@ class _Builder:
     def build(self, node: yaml.Node, key: str) -> Any:
         self.count += 1
         if self.count > MOST_VALUES:
-            raise self._refused(node, f"there are more than {MOST_VALUES:,} values, with those that aliases write again")
+            raise self._refused(node, f"more than {MOST_VALUES:,} values after expanding aliases")
         if any(node is outer for outer in self.open):
-            raise self._refused(node, "an alias stands inside of what it names")
+            raise self._refused(node, "an alias refers to a value that contains it")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         self.open.append(node)
@@ -139,7 +139,7 @@ class _Builder:
                 return [self._at(inner, inner, _join(key, str(place))) for place, inner in enumerate(node.value)]
         finally:
             self.open.pop()
-        raise self._refused(node, f"the tag {_tag(node)} is not known here")
+        raise self._refused(node, f"the tag {_tag(node)} is not supported")
 
     def _at(self, node: yaml.Node, named: yaml.Node, key: str) -> Any:
         self.places[key] = f"{self.source}, line {named.start_mark.line + 1}"
@@ -153,7 +153,7 @@ class _Builder:
             if name.tag == f"{TAG}merge":
                 for given in inner.value if isinstance(inner, yaml.SequenceNode) else [inner]:
                     if not isinstance(found := self.build(given, key), dict):
-                        raise self._refused(given, "<< takes keys and values")
+                        raise self._refused(given, "<< takes a mapping")
                     merged = {**found, **merged}
                 continue
             if not isinstance(name, yaml.ScalarNode):
@@ -181,7 +181,7 @@ class _Builder:
                 return Number(_whole(text.replace("_", "")), text)
             case "float" if FLOAT.match(text):
                 return Number(float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan")), text)
-        raise self._refused(node, f"{cut(text)!r} is no value of the tag {_tag(node)}")
+        raise self._refused(node, f"{cut(text)!r} is not a valid value for the tag {_tag(node)}")
 
     def _refused(self, node: yaml.Node, why: str) -> UserError:
         return UserError(f"{why} ({self.source}, line {node.start_mark.line + 1})")

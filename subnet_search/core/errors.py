@@ -1,4 +1,4 @@
-"""The two ways things go wrong: the user can mend it, or the run cannot go on. Every message is one line, and no secret."""
+"""Errors: `UserError` for wrong input, `RunError` for a run that failed. Messages are one line, without passwords."""
 
 import difflib
 import reprlib
@@ -15,9 +15,9 @@ LONGEST_VALUE, LONGEST_MESSAGE = 400, 3000  # characters
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for. The message is one line, in the user's words; the command line exits with 2.
+    """Wrong input: a configuration, argument or file. The message is one line; the command line exits with 2.
 
-    key: the dotted key that is at fault, where it is deeper than where the error was raised, to look up its line by.
+    key: the dotted configuration key at fault, used to find its line in the file.
     """
 
     def __init__(self, message: object, key: str = "") -> None:
@@ -26,7 +26,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on (a loss that is not a number, a full disk). The command line exits with 1."""
+    """A run failed, as by a NaN loss or a full disk. The message is one line; the command line exits with 1."""
 
     def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
@@ -38,7 +38,7 @@ class Interrupted(RunError):
 
 @contextmanager
 def guarded(problem: str) -> Iterator[None]:
-    """Around what others wrote: whatever goes wrong is a UserError of one line, `problem: reason`. Our own errors pass."""
+    """Turn any exception of third-party code or files into UserError `problem: reason`. UserError and RunError pass."""
     try:
         yield
     except (UserError, RunError):
@@ -49,10 +49,10 @@ def guarded(problem: str) -> Iterator[None]:
 
 @contextmanager
 def reading(what: object, kind: str = "") -> Iterator[None]:
-    """Around reading what others wrote: whatever goes wrong is a UserError of one line that names it.
+    """Turn any exception while reading `what` into UserError. UserError and RunError pass.
 
-    what: the file, or what else is read, in words. kind: what it should be, as in "a subnetwork file"; where this is given, an
-    error that is none of the file system's says that it is none, or damaged. Errors of one line already pass through.
+    what: the file or source, for the message. kind: the expected kind, as "a subnetwork file"; with it, errors other than
+    those of the file system read "... is not a subnetwork file, or is damaged".
     """
     try:
         yield
@@ -66,14 +66,14 @@ def reading(what: object, kind: str = "") -> Iterator[None]:
 
 
 def blamed(error: UserError, key: str) -> UserError:
-    """The same mistake, as one of a dotted key, unless it names a deeper one."""
+    """Set the error's key, unless it has one already."""
     error.key = error.key or key
     return error
 
 
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
-    """Mistakes that are found inside are those of a dotted key, unless they name a deeper one."""
+    """Set the key of any UserError raised inside, unless it has one already."""
     try:
         yield
     except UserError as error:
@@ -82,30 +82,30 @@ def blaming(key: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line, or its kind where that says more."""
+    """One line for an exception: the text of common errors, otherwise its type and first line."""
     match error:
         case RecursionError():
-            return "it is nested too deeply"
+            return "nested too deeply"
         case MemoryError():
-            return "there is not enough memory for it"
+            return "not enough memory"
         case OSError() if error.strerror:
             return error.strerror
         case UserError() | RunError():
             return str(error)
         case UnicodeError():
-            return "it is not text in UTF-8"
+            return "not UTF-8 text"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}{': ' * bool(lines[0])}{lines[0]}"
 
 
 def one_line(message: object) -> str:
-    """A message in one line of sane length, without passwords."""
+    """A message as one line of limited length, without passwords."""
     words = (cut(word) for word in scrub(str(message)).split())
     return cut(" ".join(words), LONGEST_MESSAGE)
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message: of sane length, whatever it is."""
+    """`repr` of a value for a message, of limited length; never raises."""
     try:
         return cut(_short.repr(value))
     except Exception:  # a whole number of more digits than Python writes, an object whose repr fails
@@ -113,7 +113,7 @@ def shown(value: object) -> str:
 
 
 def cut(text: str, longest: int = LONGEST_VALUE) -> str:
-    """A text, without its middle where it is longer than a message can hold."""
+    """Shorten a text to about `longest` characters by leaving out its middle."""
     return text if len(text) <= longest else f"{text[: longest * 3 // 4]} ... {text[-(longest // 5) :]}"
 
 
@@ -123,7 +123,7 @@ def invalid(error: "ValidationError") -> UserError:
     path = [str(part) for part in problem["loc"]]
     text = problem["msg"].removeprefix("Value error, ")
     inner: str = getattr(problem.get("ctx", {}).get("error"), "key", "")
-    if inner and text.startswith(f"{inner}: "):  # said by a model inside of another
+    if inner and text.startswith(f"{inner}: "):  # raised by a nested model
         path, inner, text = [*path, *inner.split(".")], "", text.removeprefix(f"{inner}: ")
     key = ".".join(path)
     got = "" if problem["type"] in ("missing", "value_error") else f", got {shown(problem['input'])}"
@@ -132,7 +132,7 @@ def invalid(error: "ValidationError") -> UserError:
 
 
 def unknown(kind: str, name: object, valid: Iterable[object], where: str = "") -> UserError:
-    """An error for a name that does not exist: it gives the nearest valid ones, then all of them."""
+    """UserError for an unknown name, with close matches and all valid names."""
     names = sorted(map(str, valid))
     near = nearest(name, names)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -141,7 +141,7 @@ def unknown(kind: str, name: object, valid: Iterable[object], where: str = "") -
 
 
 def nearest(name: object, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
-    """Those of the names that a mistyped one is most like."""
+    """The names most similar to a mistyped one, by difflib."""
     return difflib.get_close_matches(str(name)[:LONGEST_VALUE], list(names), n=count, cutoff=cutoff)
 
 

@@ -1,4 +1,4 @@
-"""Passwords are never shown: every message of an error, and every line of a log, goes through `scrub`."""
+"""Remove passwords from text. Every error message and log line goes through `scrub`."""
 
 import logging
 import re
@@ -6,11 +6,11 @@ from urllib.parse import unquote, unquote_plus
 
 SECRET = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|credential|access_?key|api_?key)"
 VALUE = r"""'[^']*'|"[^"]*"|(?!\*\*\*|valid:|did you )[^\s'",;}\])]+"""
-CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # of a URL by itself: to the last @, rather too much hidden than too little
+CREDENTIALS = re.compile(r"(//[^:/]*:)(.*)@")  # of a URL by itself: up to the last @
 IN_QUERY = re.compile(rf"([?&][^=&\s]*{SECRET}[^=&\s]*=)([^&\s]*)", re.IGNORECASE)
 IN_TEXT = (
     re.compile(r"(//[^:/\s]*:)(\S*)(?=@)"),  # scheme://me:password@
-    re.compile(r"(//[^:/\s@]*:)(?!\*\*\*|\d*(?:[^\w%]|$))([^\s'\"]+)"),  # the same, cut off before the @; no port
+    re.compile(r"(//[^:/\s@]*:)(?!\*\*\*|\d*(?:[^\w%]|$))([^\s'\"]+)"),  # the same, truncated before the @; not a port
     re.compile(r"((?:^|(?<=[\s'\"(=\[{,]))[\w.+%-]+:)(?=[^\s/*])(\S+)(?=@)"),  # me:password@host, without a scheme
     IN_QUERY,
     re.compile(
@@ -18,11 +18,11 @@ IN_TEXT = (
     ),
 )
 
-_passwords: set[str] = set()  # of the storages that were named here, so that no message can hold one
+_passwords: set[str] = set()  # of all storage URLs this process has seen
 
 
 def scrub(text: str, url: str = "") -> str:
-    """A text without anything that looks like a password, and without those of `url` and of all that was remembered."""
+    """Replace passwords by ***: anything that looks like one, that of `url`, and all given to `remember`."""
     for password in sorted(_passwords | _secrets(url), key=len, reverse=True):
         text = re.sub("".join(map(_spellings, password)), "***", text)
     for pattern in IN_TEXT:
@@ -31,17 +31,17 @@ def scrub(text: str, url: str = "") -> str:
 
 
 def safe_url(url: str) -> str:
-    """A storage URL that may be shown: without its password, also where it stands in the query."""
+    """A storage URL without its password, in the user part or in the query."""
     return scrub(IN_QUERY.sub(r"\1***", CREDENTIALS.sub(r"\1***@", url)))
 
 
 def remember(url: str) -> None:
-    """From now on, `scrub` knows the password of a storage's URL, however it is spelled."""
+    """Make `scrub` remove the password of this storage URL from now on, in any encoding."""
     _passwords.update(_secrets(url))
 
 
 class Redacting(logging.Formatter):
-    """A log's lines without passwords."""
+    """Log formatter that removes passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrub(super().format(record))
@@ -49,11 +49,11 @@ class Redacting(logging.Formatter):
 
 def _secrets(url: str) -> set[str]:
     raw = {match[2] for way in (CREDENTIALS, IN_QUERY) for match in way.finditer(url)}
-    raw |= {word.split("@")[0] for word in raw}  # an @ further on, in the query, is none of the password's end
+    raw |= {word.split("@")[0] for word in raw}  # the last @ may belong to the query
     return {decode(word) for word in raw for decode in (unquote, unquote_plus)} - {""}
 
 
 def _spellings(letter: str) -> str:
-    """A pattern for a letter of a password: as it is, behind a backslash, percent-encoded."""
+    """A pattern for one character of a password: plain, after a backslash, or percent-encoded."""
     encoded = "".join(f"%{byte:02X}" for byte in letter.encode())
     return rf"(?:\\?{re.escape(letter)}|(?i:{encoded}){'|[+]' if letter == ' ' else ''})"

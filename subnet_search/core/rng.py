@@ -1,7 +1,7 @@
-"""Randomness without hidden state: every draw is named by the run's seed and by what it is for.
+"""Random generators seeded by the run's seed and a name, so that no generator state is saved.
 
-`generator(seed, "batches", epoch)` gives the same stream in every process and on every resume, so no generator's
-state is ever saved. Names are hashed, which keeps streams for different purposes independent.
+`generator(seed, "order", epoch)` gives the same stream in every process and after every resume. Names are hashed, so
+streams of different names are independent.
 """
 
 import hashlib

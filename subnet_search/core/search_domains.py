@@ -1,8 +1,8 @@
-"""Search domains, declared beside a hyperparameter: `density: Annotated[float, Real(0.01, 0.5, log=True)] = 0.1`.
+"""Search domains, declared with a hyperparameter: `density: Annotated[float, Real(0.01, 0.5, log=True)] = 0.1`.
 
-A domain says where a study looks by default. What is *legal* is said by the type and its constraints
-(`Annotated[float, Gt(0), Le(1), Real(0.01, 0.5, log=True)]`), so a user may well set a value outside the domain.
-Nothing here knows Optuna.
+A domain is the default search range of a study. Valid values are defined by the type and its constraints
+(`Annotated[float, Gt(0), Le(1), Real(0.01, 0.5, log=True)]`), so users may set values outside the domain.
+This module does not use Optuna.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from subnet_search.core.errors import UserError
 
 @dataclass(frozen=True)
 class Real:
-    """All real numbers from `low` to `high`, both included; `log` searches their logarithm."""
+    """Real numbers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Int:
-    """All whole numbers from `low` to `high`, both included; `log` searches their logarithm."""
+    """Integers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
 
     low: int
     high: int
@@ -51,7 +51,7 @@ class Int:
 
 @dataclass(frozen=True, init=False)
 class OneOf:
-    """One of the given choices, without order."""
+    """One of the given choices, unordered. Raises UserError without choices."""
 
     choices: tuple[Any, ...]
 
@@ -71,7 +71,7 @@ Domain: TypeAlias = Real | Int | OneOf
 
 
 def domains(model: type[BaseModel]) -> dict[str, Domain]:
-    """The domain of every field of `model` that declares one, by field name."""
+    """The declared domains of a model's fields, by field name."""
     found = {}
     for name, field in model.model_fields.items():
         for item in field.metadata:

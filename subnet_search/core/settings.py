@@ -1,4 +1,4 @@
-"""What all models of settings have in common: frozen, no unknown keys, and no numbers that cannot be worked with."""
+"""Base class of all settings models: frozen, without unknown keys, and with limits on numbers."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -7,18 +7,18 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_val
 
 from subnet_search.core.errors import UserError, shown
 
-LARGEST = 3.4e38  # beyond it, a number is infinite in 32 bits, as networks compute
+LARGEST = 3.4e38  # largest float32
 
 
 class Settings(BaseModel):
-    """The base of everything that is read from a configuration."""
+    """Base of all models that are read from a configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
     def _numbers(cls, values: Any, made: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse them wherever they stand, in keys of any type too; those that a field refuses by itself, in its words."""
+        """Check all numbers, also in nested values of any type. Floats are checked after validation: field errors first."""
         _check(values, "", whole=True)
         settings = made(values)
         _check(values, "", whole=False)
@@ -26,7 +26,7 @@ class Settings(BaseModel):
 
 
 def _check(value: Any, key: str, whole: bool) -> None:
-    """Raise UserError for a whole number, or for one with decimals, that is too large."""
+    """Raise UserError for an integer (`whole`) or a float (not `whole`) that is out of range."""
     match value:
         case bool():
             return

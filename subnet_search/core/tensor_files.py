@@ -1,4 +1,4 @@
-"""Files that are never half written and never silently wrong: atomic writes, tensors with a hash. No pickle."""
+"""Atomic file writes, and safetensors files with a JSON header and a hash. No pickle."""
 
 import contextlib
 import hashlib
@@ -16,14 +16,14 @@ from subnet_search.core.errors import RunError, UserError, guarded
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.tmp")  # what a file is called while this process writes it
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.tmp")  # name of a file while a process writes it
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+    """Write a file atomically: readers see the old content or the new, also after a crash.
 
-    What processes that are gone left of their own writes of this file is removed. Raises RunError that names the file
-    when the disk is full or the folder cannot be written to.
+    Temporary files that dead processes left for this name are removed. Raises RunError with the file's name when it cannot
+    be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,10 +41,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporary(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files that killed writers left in a folder; of one file alone, or of all.
+    """Remove temporary files that killed processes left in a folder, for the file `name` or for all files.
 
-    Of one file: those of processes that are gone. Of all: those of every process but this one, so whoever asks must hold
-    the folder (`runfolder.held`).
+    With `name`: those of processes that no longer run. Without: those of every other process, so the caller must hold the
+    folder's lock (`RunFolder.held`).
     """
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
@@ -56,26 +56,26 @@ def remove_temporary(folder: Path, name: str | None = None) -> None:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether no process of this machine has this number; False where the system cannot be asked."""
+    """Whether no process on this machine has this id; False where that cannot be determined."""
     if os.name != "posix":
         return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except OSError:  # it is another user's
+    except OSError:  # the process belongs to another user
         return False
     return False
 
 
 def damaged(path: Path, kind: str) -> str:
-    """What is said of a file that cannot be read, for `errors.guarded`."""
+    """Error message for an unreadable file, for `errors.guarded`."""
     return f"{path} is not a readable {kind} (damaged or truncated)"
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file, atomically, with a hash over both."""
-    from safetensors.torch import save  # with torch, which writing other files does not need
+    from safetensors.torch import save  # imports torch, which other file writes do not need
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(dict(header))
@@ -83,7 +83,10 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[st
 
 
 def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """Read what `save_tensors` wrote, on the CPU. Raises UserError when the file is missing, damaged or of another kind."""
+    """The tensors (on the CPU) and header of a file that `save_tensors` wrote.
+
+    Raises UserError when the file is missing, damaged or of another kind.
+    """
     if not path.is_file():
         raise UserError(f"no such {kind}: {path}")
     with guarded(damaged(path, kind)):
@@ -94,7 +97,7 @@ def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, A
         header = dict(json.loads(text))
         if "file_sha256" in metadata:
             same = metadata["file_sha256"] == _hash_of_all(text, tensors)
-        else:  # format 1, of which the tensors alone are known to be what they were
+        else:  # format 1: the hash covers the tensors only
             same = header.pop("tensors_sha256") == digest(tensors)
     if not same:
         raise UserError(f"{path} is damaged: its content does not match its hash")
@@ -102,11 +105,11 @@ def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, A
 
 
 def header_of(path: Path) -> dict[str, Any]:
-    """The header of a file that `save_tensors` wrote, unchecked; empty for any other file."""
+    """The header of a file that `save_tensors` wrote, without checking its hash; empty for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {})["header"]))
-    except Exception:  # as for `reading`
+    except Exception:  # whatever another file makes the reader raise
         return {}
 
 
@@ -115,7 +118,7 @@ def _hash_of_all(header: str, tensors: "Mapping[str, Tensor]") -> str:
 
 
 def digest(tensors: "Mapping[str, Tensor]") -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    """SHA-256 over names, dtypes, shapes and bytes, sorted by name."""
     import torch
 
     total = hashlib.sha256()

@@ -1,15 +1,15 @@
-"""Measured time of a few calls, taken in turn, so that whatever else the machine does meets all of them alike."""
+"""Time several calls alternately, so that other load on the machine affects all of them equally."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WARM_UP = 5  # rounds, while memory and kernels are set up
+WARM_UP = 5  # untimed rounds at first: memory allocation and kernel selection
 
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of a call, such as a forward pass of one batch, in milliseconds."""
+    """Time of a call, such as a forward pass of one batch, in milliseconds."""
 
     median: float
     low: float  # first quartile
@@ -18,7 +18,10 @@ class Latency:
 
 
 def in_turn(calls: Sequence[Callable[[], object]], seconds: float, passes: int) -> list[Latency]:
-    """Time rounds of one call each: so many, or until `seconds` are over; at least one after one to warm up."""
+    """Run rounds of one call each, up to `passes` timed rounds or `seconds` in all; one result for each call.
+
+    The first rounds (at most `WARM_UP`) are not timed. At least two rounds are run.
+    """
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < 2 or (len(rounds) < WARM_UP + passes and time.perf_counter() < end):

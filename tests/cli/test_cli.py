@@ -247,7 +247,7 @@ def test_methods_and_data():
         (["extract", "-s", "extractor=gumbell"], "did you mean 'gumbel'"),
         (["extract", "-s", "recpe.lr=1"], "unknown key 'recpe': did you mean 'recipe'"),
         (["extract", "-s", "recipe.lr"], "an override is key=value, got 'recipe.lr'"),
-        (["extract", "-s", "recipe.device=cuda:9"], "the device 'cuda:9' is not available here"),
+        (["extract", "-s", "recipe.device=cuda:9"], "the device 'cuda:9' is not available"),
         (["extract", "--resume"], "there is no run to resume in runs/extract"),
         (["extract", "--weights", "all"], "weights: input should be 'values' or 'seed', got 'all' (-s weights)"),
         (["extract", "--bar"], "No such option: --bar"),
