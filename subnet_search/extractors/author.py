@@ -51,7 +51,7 @@ from subnet_search.topology.scores import (
     saliency,
     scales,
 )
-from subnet_search.topology.select import LayerShares, allocate, count, keep_by_layer, keep_global, layer_name, sampled, top_k
+from subnet_search.topology.select import LayerDensities, allocate, count, keep_by_layer, keep_global, layer_name, sampled, top_k
 from subnet_search.topology.units import EVERY_KIND, Units
 
 __all__ = [
@@ -71,7 +71,7 @@ __all__ = [
     "Images",
     "Int",
     "Invert",
-    "LayerShares",
+    "LayerDensities",
     "Le",
     "LearnedRescaling",
     "Lt",

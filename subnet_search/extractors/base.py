@@ -19,7 +19,7 @@ from subnet_search.extractors.context import Clock as Clock
 from subnet_search.extractors.context import Network, Probe, Span, Tensors
 from subnet_search.extractors.fields import Interval, PhaseEnd, Rescaling, marked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.select import LayerShares
+from subnet_search.topology.select import LayerDensities
 from subnet_search.topology.units import Units
 
 Learned = Literal["weights", "relevance", "both"]
@@ -281,7 +281,7 @@ def trains_weights(method: type[Extractor]) -> bool:
 
 def layer_field(cls: type[Extractor]) -> str | None:
     """The hyperparameter that takes a relative density for each layer, `allocation` or `scope`. None: there is none."""
-    return next((name for name, field in cls.model_fields.items() if LayerShares in get_args(field.annotation)), None)
+    return next((name for name, field in cls.model_fields.items() if LayerDensities in get_args(field.annotation)), None)
 
 
 E = TypeVar("E", bound=type[Extractor])

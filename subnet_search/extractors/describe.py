@@ -9,7 +9,7 @@ from subnet_search.core.search_domains import domains
 from subnet_search.extractors.base import Extractor
 from subnet_search.extractors.fields import Help, marked
 from subnet_search.extractors.registry import extractor_names, get_extractor
-from subnet_search.topology.select import LayerShares
+from subnet_search.topology.select import LayerDensities
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _words(kind: Any) -> str:
     """A type in plain words."""
     if kind is NoneType:
         return "none"
-    if kind == LayerShares:
+    if kind == LayerDensities:
         return "{layer: relative density}"
     if get_origin(kind) is Annotated:
         return _words(get_args(kind)[0])

@@ -18,7 +18,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.search_domains import OneOf, Real
 from subnet_search.extractors.context import Span
 from subnet_search.topology import rescale, units
-from subnet_search.topology.select import LayerShares, layer_name
+from subnet_search.topology.select import LayerDensities, layer_name
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ ChannelDensity = Annotated[Density, Real(0.1, 0.9), Help("Fraction of channels k
 # keeps twice as large a part of conv1 as of conv2; the density over all weights stays what was asked for, and a layer that
 # would be more than dense is dense. Layers go by their modules' names, with or without `.weight`.
 PlainAllocation = Annotated[
-    Literal["uniform", "er", "erk"] | LayerShares,
+    Literal["uniform", "er", "erk"] | LayerDensities,
     WrapValidator(_checked),
     Help("How the density is divided among layers."),
 ]
 """Without a search domain: for methods that are published with one rule."""
 Allocation = Annotated[PlainAllocation, OneOf("uniform", "er", "erk")]
 PlainScope = Annotated[
-    Literal["global", "uniform", "erk"] | LayerShares,
+    Literal["global", "uniform", "erk"] | LayerDensities,
     WrapValidator(_checked),
     Help("Whether units compete over all layers, or each layer gets its share of the density."),
 ]

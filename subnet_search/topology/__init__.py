@@ -1,1 +1,1 @@
-"""Which units live: tensor mathematics only. Nothing here sees a module, an optimizer or data."""
+"""Masks, scores and selection of units, on tensors only: no modules, optimizers or data."""

@@ -1,17 +1,18 @@
-"""Reaching a density with relevance that is free to choose its own."""
+"""A penalty that drives learned relevance to a density."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from subnet_search.topology.select import LayerShares, allocate
+from subnet_search.topology.select import LayerDensities, allocate
 
 
-def budget_penalty(relevance: Mapping[str, Tensor], density: float, scope: str | LayerShares = "global") -> Tensor:
+def budget_penalty(relevance: Mapping[str, Tensor], density: float, scope: str | LayerDensities = "global") -> Tensor:
     """((E[density] - density) / density)^2, with E[density] = mean of sigma(m): a scalar.
 
-    Over all layers together, or the mean over layers, each with the density that is its share.
+    relevance: m, any shapes. With scope "global" over all layers together; otherwise the mean over layers, each with its
+    allocated density.
 
     Source: Dupont, Sahbi & Michel 2021, arXiv:2107.03909, the budget loss, here on expected instead of counted units.
     """

@@ -1,19 +1,19 @@
-"""Long chains of cheap operations, a cache-sized piece at a time."""
+"""Tensors split into cache-sized chunks, for chains of elementwise operations on the CPU."""
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
-PIECE = 131_072  # numbers: four such tensors fit in a core's second-level cache, and two threads still share the work
+CHUNK = 131_072  # elements: four float32 chunks fit in a core's second-level cache, and still give two threads work
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat views of tensors of one shape, piece by piece, so that a chain of elementwise operations stays in cache.
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat views of tensors of one shape, `CHUNK` elements at a time.
 
-    On the CPU such a chain is bound by memory; on an accelerator, or for tensors that are not contiguous, the tensors
-    come back whole, once.
+    On the CPU a chain of elementwise operations is limited by memory bandwidth; chunks stay in cache. On an accelerator,
+    and for tensors that are not contiguous, the whole tensors are yielded once.
     """
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
-    yield from zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+    yield from zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)

@@ -1,4 +1,4 @@
-"""Masks: a topology as one bool tensor a prunable weight tensor, by parameter name."""
+"""Masks: a topology as one bool tensor for each prunable weight tensor, by parameter name."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def alive(mask: Tensor) -> int:
-    """How many units of a bool tensor live; on the CPU by numpy, which counts three times as fast."""
+    """The number of True elements; on the CPU by numpy, which counts three times as fast."""
     return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.count_nonzero())
 
 
 class Masks(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to a bool tensor of the parameter's shape: True means alive.
 
-    Raises TypeError for a tensor that is not bool: a float mask would silently scale what it touches.
+    Raises TypeError for a tensor that is not bool: a float mask could scale weights.
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
@@ -26,7 +26,7 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def ones(cls, weights: Mapping[str, Tensor]) -> "Masks":
-        """Everything alive."""
+        """Masks of the weights' shapes with everything alive."""
         return cls({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -43,12 +43,12 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def numel(self) -> int:
-        """Units in all, dead and alive."""
+        """Number of units, dead and alive."""
         return sum(mask.numel() for mask in self.values())
 
     @property
     def kept(self) -> int:
-        """Units alive."""
+        """Number of units alive."""
         return sum(alive(mask) for mask in self.values())
 
     @property
@@ -85,7 +85,7 @@ class Masks(Mapping[str, Tensor]):
 
 
 def pack(mask: Tensor) -> Tensor:
-    """The mask's bits, eight to a byte, in row-major order: uint8, ceil(numel / 8) long."""
+    """The mask as bits, eight to a byte, in row-major order: uint8, (ceil(numel / 8),)."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
 
 

@@ -1,4 +1,4 @@
-"""Drop and grow: one step of every method that moves its topology, as a function of scores."""
+"""Drop and grow: one topology change of dynamic sparse training, as a function of scores."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ Tensors = Mapping[str, Tensor]
 
 
 def regrow(masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:
-    """Every layer drops `fraction` of its weights, the lowest by |keep|, and grows as many, the highest by |grow_by|.
+    """Every layer drops `fraction` of its alive weights, the lowest by |keep|, and grows as many, the highest by |grow_by|.
 
-    Each layer's count stays as it is. The number dropped is ceil(fraction * alive). Everything dead competes to grow, what
-    was just dropped included, which keeps its value and state when it grows again (Evci et al. 2020, arXiv:1911.11134,
-    algorithm 1; their code does the same). So a dense layer stays dense. keep, grow_by: tensors by the masks' names.
+    The number dropped is ceil(fraction * alive); each layer's count stays the same. All dead weights may grow, also those
+    just dropped, which then keep their value and optimizer state (Evci et al. 2020, arXiv:1911.11134, algorithm 1, and
+    their code). So a dense layer stays dense. keep, grow_by: tensors of the masks' names and shapes.
     """
     return grow(drop(masks, keep, fraction), grow_by, masks)
 
 
 def drop(masks: Masks, keep: Tensors, fraction: float) -> Masks:
-    """Every layer without `fraction` of its weights, ceil(fraction * alive) of them, the lowest by |keep|."""
+    """Masks in which every layer drops ceil(fraction * alive) units, the lowest by |keep|."""
     kept = {}
     for name, mask in masks.items():
         living = alive(mask)
@@ -32,7 +32,7 @@ def drop(masks: Masks, keep: Tensors, fraction: float) -> Masks:
 
 
 def grow(masks: Masks, by: Tensors, like: Masks) -> Masks:
-    """Every layer with its dead weights of highest |by| alive too, as many as make up its count in `like`."""
+    """Masks in which every layer grows dead units, the highest by |by|, up to its count in `like`."""
     grown = {}
     for name, mask in masks.items():
         missing = alive(like[name]) - alive(mask)

@@ -1,4 +1,4 @@
-"""Rescaling: the factor that restores a layer's signal after weights are dropped."""
+"""Rescaling factors that restore the scale of a layer's outputs after weights are dropped."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from subnet_search.topology.pieces import pieces
+from subnet_search.topology.chunks import chunks
 
 Rescale = Literal["none", "learned", "dynamic", "fan_in"]
 
@@ -14,18 +14,18 @@ Rescale = Literal["none", "learned", "dynamic", "fan_in"]
 def dynamic(topology: Tensor) -> Tensor:
     """numel / nnz of the layer, a scalar, differentiable in the topology.
 
-    Zhou et al. 2019, arXiv:1905.01067, "dynamic weight rescaling". Both public implementations differentiate it, and it
-    matters: without, each relevance of a layer gets the same amount too much or too little, since a weight that is dropped
-    makes all others larger.
+    Zhou et al. 2019, arXiv:1905.01067, "dynamic weight rescaling". Both public implementations differentiate it. Treated as
+    a constant, it would bias the gradient of every relevance of a layer by the same amount, since dropping one weight
+    scales up all others.
     """
     return topology.numel() / topology.sum().clamp(min=1)
 
 
 def fan_in(topology: Tensor) -> Tensor:
-    """sqrt(fan-in / fan-in kept) of each output unit: (out, 1, ...). Keeps the variance that the initialisation set.
+    """sqrt(fan-in / kept fan-in) of each output unit: (out, 1, ...). Preserves the variance set by the initialisation.
 
-    The fan-in correction of He et al. 2015 (arXiv:1502.01852), applied to the connections that are left. An output
-    unit without any connection gets the factor of one. Differentiable in the topology.
+    The fan-in correction of He et al. 2015 (arXiv:1502.01852) for the kept connections. An output unit without
+    connections gets the factor of a unit with one. Differentiable in the topology.
     """
     kept = topology.flatten(1).sum(1).clamp(min=1)  # (out,)
     fan = topology[0].numel()
@@ -39,7 +39,7 @@ class _MaskedWeight(torch.autograd.Function):
         if scale.dim():
             return torch.mul(weight, topology).mul_(scale)
         effective = torch.empty_like(weight)
-        for w, z, out in pieces(weight, topology, effective):
+        for w, z, out in chunks(weight, topology, effective):
             torch.mul(w, z, out=out).mul_(scale)
         return effective
 
@@ -52,7 +52,7 @@ class _MaskedWeight(torch.autograd.Function):
             to_scale = (to_topology * topology).flatten(1).sum(1).view_as(scale)
             return None, to_topology.mul_(scale), to_scale
         to_topology, to_scale = torch.empty_like(weight), torch.zeros_like(scale)
-        for g, w, z, out in pieces(grads[0], weight, topology, to_topology):
+        for g, w, z, out in chunks(grads[0], weight, topology, to_topology):
             torch.mul(g, w, out=out)
             to_scale += (out * z).sum()
             out.mul_(scale)
@@ -60,7 +60,7 @@ class _MaskedWeight(torch.autograd.Function):
 
 
 def masked_weight(weight: Tensor, topology: Tensor, scale: Tensor | None) -> Tensor:
-    """The effective weight s * w * z, differentiable in z and s; the weight itself is a constant.
+    """The effective weight s * w * z, differentiable in z and s; w is a constant.
 
     weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...), or None for 1.
     """

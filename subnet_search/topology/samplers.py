@@ -1,4 +1,4 @@
-"""Samplers: relevance in, differentiable topology out. Forward passes are exactly 0 or 1, gradients are surrogates."""
+"""Samplers from relevance to gates: 0 or 1 in the forward pass, a surrogate gradient in the backward pass."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from subnet_search.topology.pieces import pieces
+from subnet_search.topology.chunks import chunks
 
 
 def uniform_noise(like: Tensor, seed: int) -> Tensor:
     """Uniform random numbers in the open interval (0, 1), of the shape, type and device of `like`.
 
-    On the CPU two float32 numbers are cut from each 64-bit word of a generator whose stream is guaranteed; that takes
-    a third of the time of `torch.rand`, on a finer grid (2^-32 instead of 2^-24).
+    On the CPU two float32 numbers are made from each 64-bit word of SFC64, whose stream numpy guarantees. That takes a
+    third of the time of `torch.rand`, at a finer resolution (2^-32 instead of 2^-24).
     """
     if like.device.type != "cpu" or like.dtype != torch.float32:
         rng = torch.Generator(like.device).manual_seed(seed)
@@ -22,7 +22,7 @@ def uniform_noise(like: Tensor, seed: int) -> Tensor:
         return drawn.clamp_(min=2.0**-25)
     stream, numbers = np.random.SFC64(seed), torch.empty(like.numel())
     shrink = 2.0**-32 * (1 - 2.0**-23)  # so that neither end rounds to 0 or 1
-    for (out,) in pieces(numbers):
+    for (out,) in chunks(numbers):
         words = stream.random_raw((out.numel() + 1) // 2).view(np.int32)
         out.copy_(torch.from_numpy(words[: out.numel()])).mul_(shrink).add_(0.5)
     return numbers.view(like.shape)
@@ -32,7 +32,7 @@ class _LogisticGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, relevance: Tensor, uniform: Tensor, temperature: float) -> Tensor:
         soft, hard = torch.empty_like(relevance), torch.empty_like(relevance)
-        for m, u, p, z in pieces(relevance, uniform, soft, hard):
+        for m, u, p, z in chunks(relevance, uniform, soft, hard):
             if temperature == 1:
                 # sigma(m + logit u) = u / (u + exp(-m) (1 - u)): one exponential and no logarithm.
                 torch.neg(m, out=p).exp_()
@@ -49,7 +49,7 @@ class _LogisticGate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (soft,) = ctx.saved_tensors
         slope = torch.empty_like(soft)
-        for p, g, out in pieces(soft, grads[0], slope):
+        for p, g, out in chunks(soft, grads[0], slope):
             torch.addcmul(p, p, p, value=-1, out=out).mul_(g)  # p (1 - p)
             if ctx.temperature != 1:
                 out.div_(ctx.temperature)
@@ -57,7 +57,7 @@ class _LogisticGate(torch.autograd.Function):
 
 
 def logistic_gate(relevance: Tensor, uniform: Tensor, temperature: float = 1.0) -> Tensor:
-    """A hard two-way Gumbel-softmax sample with logits (m, 0), as one logistic draw.
+    """A hard binary Gumbel-softmax sample with logits (m, 0), drawn as one logistic variable.
 
     The difference of two Gumbel variables is logistic, so with u ~ U(0, 1):
     forward z = 1[m + logit(u) > 0], which is 1 with probability sigma(m);
@@ -84,10 +84,10 @@ class _BernoulliGate(torch.autograd.Function):
 
 
 def bernoulli_gate(relevance: Tensor, uniform: Tensor) -> Tensor:
-    """z ~ Bernoulli(sigma(a)); the gradient passes straight through to sigma(a).
+    """z ~ Bernoulli(sigma(a)), with the straight-through gradient dz/da = sigma'(a).
 
-    Source: Zhou et al. 2019, arXiv:1905.01067, section 4. Shapes as `logistic_gate`; unlike there, the slope does not
-    depend on the draw.
+    Source: Zhou et al. 2019, arXiv:1905.01067, section 4. Shapes as in `logistic_gate`, whose gradient, unlike this one,
+    depends on the draw.
     """
     return _BernoulliGate.apply(relevance, uniform)  # type: ignore[no-any-return]
 
@@ -104,5 +104,5 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(relevance: Tensor, mask: Tensor) -> Tensor:
-    """The mask itself forward, the identity to relevance backward (Bengio et al. 2013, arXiv:1308.3432)."""
+    """Forward: the mask, in the dtype of relevance. Backward: the identity (Bengio et al. 2013, arXiv:1308.3432)."""
     return _StraightThrough.apply(relevance, mask)  # type: ignore[no-any-return]

@@ -1,10 +1,10 @@
-"""Numbers that change over a run: a function of progress, which goes from 0 (first step) to 1 (last step)."""
+"""Schedules: values as a function of progress, from 0 (first step) to 1 (last step). Progress is clamped to that range."""
 
 import math
 
 
 def linear(start: float, end: float, progress: float) -> float:
-    """A straight line from `start` to `end`."""
+    """Linear from `start` to `end`."""
     return start + (end - start) * _within(progress)
 
 
@@ -14,19 +14,19 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def geometric(start: float, end: float, progress: float) -> float:
-    """The same factor at every step, from `start` to `end`, both above 0."""
+    """Exponential from `start` to `end`, both above 0: the same factor at every step."""
     return float(start * (end / start) ** _within(progress))
 
 
 def cubic(start: float, end: float, progress: float) -> float:
-    """Fast first, then ever slower (Zhu & Gupta 2017, arXiv:1710.01878, equation 1, on densities)."""
+    """Cubic from `start` to `end`, fastest at first (Zhu & Gupta 2017, arXiv:1710.01878, equation 1, for densities)."""
     return end + (start - end) * (1 - _within(progress)) ** 3
 
 
 def sigmoid(start: float, end: float, progress: float, steepness: float = 12.0) -> float:
-    """Slow, fast, slow: a logistic curve, stretched so that it begins and ends exactly where it should.
+    """Logistic from `start` to `end`, scaled so that both ends are exact.
 
-    After Zhang et al. 2025, arXiv:2501.19107, section 3.3. Their k = 6 is for each half of the way, so 12 for all of it
+    Zhang et al. 2025, arXiv:2501.19107, section 3.3. Their k = 6 is for half of the run, so `steepness` is 12
     (biomedical-cybernetics/Cannistraci-Hebb-Training-Soft-Rule- llm/dst_scheduler.py).
     """
     edge = 1 / (1 + math.exp(steepness / 2))

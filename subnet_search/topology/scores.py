@@ -1,4 +1,4 @@
-"""Scores: how much each weight matters, from tensors alone. All of them keep the highest."""
+"""Importance scores of weights and channels, computed from tensors. Selection keeps the highest scores."""
 
 from collections.abc import Mapping
 
@@ -18,17 +18,17 @@ def magnitude(weights: Tensors) -> dict[str, Tensor]:
 def saliency(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
     """|w * g|, the first-order change of the loss when a weight is dropped.
 
-    With the gradient of the loss, SNIP's connection sensitivity but for its constant factor (Lee et al. 2019,
-    arXiv:1810.02340, equation 6); with that of the synaptic flow R, SynFlow's score (Tanaka et al. 2020,
+    With the gradient of the loss: SNIP's connection sensitivity, up to a constant factor (Lee et al. 2019,
+    arXiv:1810.02340, equation 6). With the gradient of the synaptic flow R: SynFlow's score (Tanaka et al. 2020,
     arXiv:2006.05467, equation 2).
     """
     return {name: (weight * gradients[name]).abs() for name, weight in weights.items()}
 
 
 def gradient_flow(weights: Tensors, hessian_gradients: Tensors) -> dict[str, Tensor]:
-    """w * (H g), the gradient norm that goes when a weight is dropped: highest where dropping costs flow.
+    """w * (H g), the loss of gradient norm when a weight is dropped.
 
-    Wang et al. 2020, arXiv:2002.07376, equation 8, which defines the score with the opposite sign and drops its highest.
+    Wang et al. 2020, arXiv:2002.07376, equation 8; the paper's score has the opposite sign, and its highest are dropped.
     """
     return {name: weight * hessian_gradients[name] for name, weight in weights.items()}
 
@@ -39,7 +39,7 @@ def magnitude_and_gradient(weights: Tensors, gradients: Tensors, gradient_weight
 
 
 def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
-    """||F||_p of every filter, (channels,), of filters as rows, (channels, numbers).
+    """||F||_p of every filter: (channels,). filters: rows (channels, numbers).
 
     p = 1: Li et al. 2017, arXiv:1608.08710, section 3.1; p = 2: He et al. 2018, arXiv:1808.06866, section 3.2.
     """
@@ -47,12 +47,11 @@ def filter_norms(filters: Tensors, p: float) -> dict[str, Tensor]:
 
 
 def over_their_size(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """Scores of one layer, at least 0, over their root mean square: comparable with other layers' of any scale.
+    """Nonnegative scores of one layer divided by their root mean square, so that layers are comparable.
 
-    What training has brought to zero stays at zero, the lowest of all. alive: bool, of the scores' shape: the units that the
-    mean is over (None: all). Infinite scores do not count in it and stay infinite; where all are 0, they stay 0. Like the
-    normalisers of Torch-Pruning (Fang et al. 2023, arXiv:2301.12900), whose default is the mean: the root mean square is
-    larger where scores are spread, and shares channels more evenly among layers.
+    alive: bool, of the scores' shape: the units in the mean (None: all). Zeros stay zero. Infinite scores are not in the
+    mean and stay infinite. Like the normalisers of Torch-Pruning (Fang et al. 2023, arXiv:2301.12900), which by default
+    divides by the mean: the root mean square is larger where scores vary more, so channels are kept more evenly over layers.
     """
     counted = scores[scores.isfinite() if alive is None else scores.isfinite() & alive]
     largest = float(counted.max()) if counted.numel() else 0.0
@@ -62,10 +61,10 @@ def over_their_size(scores: Tensor, alive: Tensor | None = None) -> Tensor:
 
 
 def layer_adaptive(scores: Tensor, alive: Tensor | None = None) -> Tensor:
-    """s^2 over the sum of s^2 of all units of the layer that score as high or higher: in [0, 1], and 1 for the highest.
+    """s^2 divided by the sum of s^2 over the layer's units with equal or higher scores: in [0, 1], 1 for the highest.
 
-    alive: bool, of the scores' shape: the units that there are (None: all); others get 0. Of equal scores the first becomes
-    the highest. Source: LAMP (Lee et al. 2021, arXiv:2010.07611), there for single weights.
+    alive: bool, of the scores' shape: the units to rank (None: all); others get 0. Of equal scores the first ranks
+    highest. Source: LAMP (Lee et al. 2021, arXiv:2010.07611), there for single weights.
     """
     squares = (scores if alive is None else scores * alive).reshape(-1).square()
     order = squares.argsort(descending=True, stable=True)
@@ -74,7 +73,7 @@ def layer_adaptive(scores: Tensor, alive: Tensor | None = None) -> Tensor:
 
 
 def distances(filters: Tensor, alive: Tensor) -> Tensor:
-    """The sum of every filter's Euclidean distances to those that are alive: (channels,).
+    """The sum of Euclidean distances from every filter to the alive filters: (channels,).
 
     filters: rows, (channels, numbers); alive: bool, (channels,). Source: He et al. 2019, arXiv:1811.00250, section 3.
     """
@@ -82,9 +81,9 @@ def distances(filters: Tensor, alive: Tensor) -> Tensor:
 
 
 def map_ranks(maps: Tensor) -> Tensor:
-    """The mean rank of every channel's feature maps: (channels,), of maps (images, channels, ..., height, width).
+    """The mean rank of every channel's feature maps: (channels,). maps: (images, channels, ..., height, width).
 
-    Lin et al. 2020, arXiv:2002.10179. Raises NotANumber for maps that are not finite.
+    Source: Lin et al. 2020, arXiv:2002.10179. Raises NotANumber for maps that are not finite.
     """
     if not bool(maps.isfinite().all()):
         raise NotANumber("a feature map is not finite")
@@ -93,15 +92,15 @@ def map_ranks(maps: Tensor) -> Tensor:
 
 
 def activity(features: Tensors) -> dict[str, Tensor]:
-    """The fraction of every channel's activations that are not zero, (channels,), of (images, channels, numbers).
+    """The fraction of nonzero activations of every channel: (channels,). features: (images, channels, numbers).
 
-    One minus the average percentage of zeros (Hu et al. 2016, arXiv:1607.03250, section 3).
+    One minus the average percentage of zeros, APoZ (Hu et al. 2016, arXiv:1607.03250, section 3).
     """
     return {name: (values != 0).float().mean((0, 2)) for name, values in features.items()}
 
 
 def scales(norms: Tensors) -> dict[str, Tensor]:
-    """The mean |gamma| of the batch norms of every channel, (channels,), of scales (norms, channels).
+    """The mean |gamma| of every channel over its batch norms: (channels,). norms: gamma, (norms, channels).
 
     Liu et al. 2017, arXiv:1708.06519, section 3, for one batch norm.
     """
@@ -109,9 +108,9 @@ def scales(norms: Tensors) -> dict[str, Tensor]:
 
 
 def relative_importance(weights: Tensors) -> dict[str, Tensor]:
-    """|w| over the sum of |w| of the same input, plus |w| over that of the same output.
+    """|w| / sum of |w| of the same input + |w| / sum of |w| of the same output.
 
-    Zhang et al. 2024 (plug-and-play pruning), as used in arXiv:2501.19107, equation 1. Kernels count as inputs.
+    Zhang et al. 2024 (plug-and-play pruning), as used in arXiv:2501.19107, equation 1. Kernel positions count as inputs.
     """
     found = {}
     for name, weight in weights.items():
@@ -122,11 +121,11 @@ def relative_importance(weights: Tensors) -> dict[str, Tensor]:
 
 
 def local_community(mask: Tensor) -> Tensor:
-    """CH2-L3n link scores of a layer taken as a bipartite graph of outputs and inputs: floats of the mask's shape.
+    """CH2-L3n link scores of a layer as a bipartite graph of outputs and inputs: floats of the mask's shape.
 
-    The pair (u, v) is scored by the sum over the nodes z on its paths of length three, u - z' - z - v, of (1 + i) / (1 + e):
-    z shares i neighbours with the seed on its side, and has e links to others, the one to the other seed left out.
-    Source: Zhang et al. 2025, arXiv:2501.19107, equation 3.
+    The score of the pair (u, v) is the sum of (1 + i) / (1 + e) over the nodes z on paths of length three, u - z' - z - v:
+    i is the number of neighbours that z has in common with the seed node (u or v) on its side, e the number of its other
+    links, without the link to the other seed node. Source: Zhang et al. 2025, arXiv:2501.19107, equation 3.
     """
     links = mask.flatten(1).float()  # (out, in)
     outputs, inputs = _isolation(links), _isolation(links.T)
@@ -134,12 +133,12 @@ def local_community(mask: Tensor) -> Tensor:
 
 
 def _isolation(links: Tensor) -> Tensor:
-    """(1 + i) / (1 + e) for each pair of a seed and another node z on one side; 0 where they share nothing: (n, n)."""
-    shared = links @ links.T  # neighbours that both have
+    """(1 + i) / (1 + e) for each pair of a seed node and a node z on one side: (n, n); 0 without common neighbours."""
+    shared = links @ links.T  # common neighbours
     outside = (links.sum(1) - shared - 1).clamp(min=0)
     return (1 + shared) / (1 + outside) * (shared > 0)
 
 
 def inverted(scores: Tensors) -> dict[str, Tensor]:
-    """The same scores with the lowest first: a sanity check (Frankle et al. 2021, arXiv:2009.08576, section 5)."""
+    """Negated scores: a sanity check (Frankle et al. 2021, arXiv:2009.08576, section 5)."""
     return {name: -score for name, score in scores.items()}

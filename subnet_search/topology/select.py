@@ -1,7 +1,7 @@
-"""Exact selection: which units to keep, given their scores and how many may live.
+"""Exact selection of the units to keep, by score.
 
-Three separate questions: how many in all (`count`), how many in each layer (`allocate`, after `uniform`, `erdos_renyi`
-or `relative`), and which (`top_k`, `keep_global`, `keep_by_layer`). Nothing is ever one unit off.
+Three separate steps: the total number (`count`), the number for each layer (`allocate`, by `uniform`, `erdos_renyi` or
+`relative` densities), and the units (`top_k`, `keep_global`, `keep_by_layer`). The counts are exact.
 """
 
 import math
@@ -14,34 +14,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subnet_search.core.errors import UserError, unknown
+from subnet_search.topology.chunks import CHUNK
 from subnet_search.topology.masks import Masks, alive
-from subnet_search.topology.pieces import PIECE
 
 Shapes = Mapping[str, Sequence[int]]
-LayerShares: TypeAlias = Mapping[str, float]
-"""A relative density above 0 for each layer, by `layer_name`: what counts is their ratio."""
+LayerDensities: TypeAlias = Mapping[str, float]
+"""A relative density above 0 for each layer, by `layer_name`. Only the ratios matter."""
 
 
 class NotANumber(ValueError):
     """A score that cannot be ranked."""
 
 
-SAMPLED_FROM = 1_000_000  # scores; below, one partition of all is as fast
-STRIDE = 61  # of the sample
+SAMPLED_FROM = 1_000_000  # scores; with fewer, one partition of all is as fast
+STRIDE = 61  # the sample takes one cache line in this many
 
 
 def count(density: float, numel: int) -> int:
-    """Units that live at `density` out of `numel`: rounded to the nearest, halves up, at least one."""
+    """The number of units kept at `density` out of `numel`: rounded to nearest, halves up, at least one."""
     return max(1, math.floor(density * numel + 0.5))
 
 
 def top_k(scores: Tensor, k: int, among: Tensor | None = None, magnitude: bool = False) -> Tensor:
-    """The mask of the `k` highest scores. Of equal scores the first in row-major order live, on every device.
+    """The mask of the `k` highest scores, of their shape. Ties are broken in row-major order, on every device.
 
-    Only units in the bool tensor `among` may be chosen, where it is given; with `magnitude`, |scores| are ranked, which
-    costs no copy of them. A threshold is found by partial selection and
-    ties are filled in order, so the cost is linear and the count exact.
-    Raises ValueError for a k outside 0..numel, or for a NaN among scores that have to be compared.
+    among: bool; only these units may be chosen (None: all). magnitude: rank |scores|, without a copy of all scores.
+    The threshold is found by partial selection, in linear time.
+    Raises ValueError for a k outside 0..numel, and NotANumber for NaN among scores that are compared.
     """
     flat = scores.detach().reshape(-1)
     eligible = flat.numel() if among is None else alive(among)
@@ -68,7 +67,7 @@ def top_k(scores: Tensor, k: int, among: Tensor | None = None, magnitude: bool =
 
 
 def _top_k(scores: NDArray[Any], k: int, among: NDArray[np.bool_] | None, eligible: int, magnitude: bool) -> NDArray[np.bool_]:
-    """`top_k` on one dimension, in numpy, whose partition is several times faster than any selection of torch's."""
+    """`top_k` for one dimension in numpy, whose partition is several times faster than torch's selection."""
     if len(scores) >= SAMPLED_FROM and (found := _top_k_sampled(scores, k, among, eligible, magnitude)) is not None:
         return found
     mask = np.zeros(len(scores), bool)
@@ -79,7 +78,7 @@ def _top_k(scores: NDArray[Any], k: int, among: NDArray[np.bool_] | None, eligib
 
 
 def _highest(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
-    """The `k` highest by one partition of all."""
+    """The mask of the `k` highest, by one partition of all scores."""
     parted = np.partition(scores, len(scores) - k)
     threshold = parted[len(scores) - k]
     if k and np.isnan(parted[len(scores) - k :].max()):  # NaN sorts last
@@ -92,10 +91,10 @@ def _highest(scores: NDArray[Any], k: int) -> NDArray[np.bool_]:
 def _top_k_sampled(
     scores: NDArray[Any], k: int, among: NDArray[np.bool_] | None, eligible: int, magnitude: bool
 ) -> NDArray[np.bool_] | None:
-    """`_top_k` after Floyd & Rivest (1975): a sample brackets the threshold, and only what is in between is partitioned.
+    """`_top_k` by Floyd & Rivest (1975): a sample brackets the threshold, and only scores in the bracket are partitioned.
 
-    One pass over the scores, in pieces that stay in the cache. None when the bracket misses, as with many equal scores,
-    or when a score is not a number: a partition of all then says whether it matters.
+    One pass over the scores in cache-sized chunks. None when the threshold is outside the bracket, as with many equal
+    scores, or when a score is NaN: the caller then partitions all scores.
     """
     sample = _sample(scores) if among is None else _sample(scores)[_sample(among)]
     sample = np.abs(sample) if magnitude else sample
@@ -108,12 +107,12 @@ def _top_k_sampled(
     mask = np.empty(len(scores), bool)
     near: list[NDArray[np.intp]] = []
     squares = 0.0  # not a number if any score is not
-    for start in range(0, len(scores), PIECE):
-        part = slice(start, start + PIECE)
-        piece, sure = np.abs(scores[part]) if magnitude else scores[part], mask[part]
-        squares += np.dot(piece, piece)
-        np.greater(piece, high, out=sure)
-        between = piece > low
+    for start in range(0, len(scores), CHUNK):
+        part = slice(start, start + CHUNK)
+        chunk, sure = np.abs(scores[part]) if magnitude else scores[part], mask[part]
+        squares += np.dot(chunk, chunk)
+        np.greater(chunk, high, out=sure)
+        between = chunk > low
         if among is not None:
             between &= among[part]
             sure &= among[part]
@@ -130,28 +129,28 @@ def _top_k_sampled(
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
-    """Eight neighbours, which share a cache line, in every STRIDE * 8."""
+    """Eight neighbours (one cache line) of every STRIDE * 8 elements."""
     return array[: len(array) // 8 * 8].reshape(-1, 8)[::STRIDE].reshape(-1)
 
 
 def keep_global(scores: Mapping[str, Tensor], k: int) -> Masks:
-    """The `k` highest scores over all layers together; of equal scores those of the first layer live first."""
+    """Masks of the `k` highest scores over all layers together; of equal scores those of the first layer are kept first."""
     flat = top_k(torch.cat([score.detach().reshape(-1) for score in scores.values()]), k)
     parts = flat.split([score.numel() for score in scores.values()])
     return Masks({name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)})
 
 
 def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Masks:
-    """The `counts[name]` highest scores of each layer."""
+    """Masks of the `counts[name]` highest scores of each layer."""
     return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
 
 
 def first_of_each(
     scores: Mapping[str, Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Scores with the `counts[name]` highest of each layer put before all others, both in their order.
+    """Scores with a constant added to the `counts[name]` highest of each layer, which then rank above all others.
 
-    So no layer is left with less while another has more to give. among: bool, the units that there are (None: all).
+    So every layer keeps that many before others keep more. among: bool, the units to choose from (None: all).
     """
     finite = torch.cat([score[score.isfinite()] for score in scores.values()])
     lift, found = float(finite.max() - finite.min()) + 1 if finite.numel() else 0.0, {}
@@ -163,10 +162,10 @@ def first_of_each(
 
 
 def sampled(scores: Tensor, uniform: Tensor, power: float = 1.0) -> Tensor:
-    """Scores whose `k` highest are a draw of k units without replacement, each in proportion to score^power.
+    """Random scores whose `k` highest are a sample of k units without replacement, with probability ~ score^power.
 
-    log s^power - log(-log u), of which the highest are taken (Efraimidis & Spirakis 2006), moved so that the lowest is 0;
-    units of score 0 come last. scores: non-negative; uniform: in (0, 1), of the same shape.
+    log s^power - log(-log u) (Efraimidis & Spirakis 2006), shifted so that the lowest is 0; units of score 0 rank last.
+    scores: nonnegative; uniform: in (0, 1), of the same shape.
     """
     drawn = power * scores.clamp(min=torch.finfo(scores.dtype).tiny).log() - uniform.log().neg().log()
     return drawn - drawn.min()
@@ -178,35 +177,35 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erdos_renyi(shapes: Shapes, density: float, kernel: bool = True) -> dict[str, float]:
-    """Erdos-Renyi densities: in proportion to the sum over the product of a layer's dimensions, `density` over all.
+    """Erdos-Renyi densities: proportional to sum / product of a layer's dimensions, `density` over all weights.
 
-    `kernel` counts the kernel's height and width too (ERK; Evci et al. 2020, arXiv:1911.11134, appendix); without,
-    only fan-out and fan-in count (ER; Mocanu et al. 2018, arXiv:1707.04780).
+    kernel: include the kernel's height and width (ERK; Evci et al. 2020, arXiv:1911.11134, appendix); otherwise only
+    fan-out and fan-in (ER; Mocanu et al. 2018, arXiv:1707.04780).
     """
     ratio = {name: sum(dims) / math.prod(dims) for name, shape in shapes.items() for dims in [shape if kernel else shape[:2]]}
     return _in_proportion(shapes, density, ratio)
 
 
 def layer_name(parameter: str) -> str:
-    """What a layer is called: its weight's name without `.weight`, so `conv1` for `conv1.weight`."""
+    """The layer's name: its weight's name without `.weight`, as `conv1` for `conv1.weight`."""
     return parameter.removesuffix(".weight")
 
 
-def relative(shapes: Shapes, density: float, shares: LayerShares) -> dict[str, float]:
-    """Densities in proportion to `shares`, `density` over all. Raises UserError unless they name every layer, and no other."""
+def relative(shapes: Shapes, density: float, layer_density: LayerDensities) -> dict[str, float]:
+    """Densities proportional to `layer_density`, `density` over all weights. Raises UserError unless it has every layer."""
     layers = [layer_name(name) for name in shapes]
-    for layer in shares:
+    for layer in layer_density:
         if layer not in layers:
             raise unknown("layer", layer, layers)
-    if missing := [layer for layer in layers if layer not in shares]:
+    if missing := [layer for layer in layers if layer not in layer_density]:
         raise UserError(f"every layer needs a relative density, and there is none for {', '.join(missing)}")
-    return _in_proportion(shapes, density, {name: shares[layer_name(name)] for name in shapes})
+    return _in_proportion(shapes, density, {name: layer_density[layer_name(name)] for name in shapes})
 
 
 def _in_proportion(shapes: Shapes, density: float, ratio: Mapping[str, float]) -> dict[str, float]:
-    """Densities in proportion to `ratio`. A layer that would pass 1 is made dense and the rest is solved again.
+    """Densities proportional to `ratio`, with the mean `density` over all weights.
 
-    So the mean over all weights is `density` exactly (before rounding to units).
+    Layers that would exceed 1 become dense, and the others are computed again.
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     dense: set[str] = set()
@@ -232,17 +231,16 @@ ALLOCATIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
 def allocate(
     shapes: Shapes,
     density: float,
-    how: str | LayerShares = "uniform",
+    how: str | LayerDensities = "uniform",
     room: Mapping[str, int] | None = None,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Whole numbers of units a layer, that add up to exactly `count(density, total)`.
+    """The number of units to keep in each layer; they add up to exactly `count(density, total)`.
 
-    Shares are rounded down and the units left over go to the largest remainders (ties: the first layer). No layer
-    gets more than it has, or than its `room` (default: all its units), and none less than its `least` (default: one unit),
-    as far as there is room. `how` is one of `uniform`, `er`, `erk`, or the
-    layers' relative densities. Raises UserError when the total cannot leave one unit in every layer, or for relative
-    densities of other layers.
+    Rounded by largest remainder (ties: the first layer). how: `uniform`, `er`, `erk`, or relative densities by layer.
+    room: the maximum for each layer (default: all its units). least: the minimum, up to `room` (default: one unit).
+    Raises UserError when there are fewer units than layers, or when relative densities do not match the layers;
+    ValueError when `room` is too small.
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     total = count(density, sum(numel.values()))
@@ -251,14 +249,13 @@ def allocate(
             f"density {density:g} keeps {total} of {sum(numel.values())} weights, fewer than the network's {len(numel)} layers"
         )
     densities = ALLOCATIONS[how](shapes, density) if isinstance(how, str) else relative(shapes, density, how)
-    shares = {name: share * numel[name] for name, share in densities.items()}
-    # Every layer keeps a path open: at least one unit, made up for where rounding had added most.
+    exact = {name: share * numel[name] for name, share in densities.items()}
     room = numel if room is None else room
     if sum(room.values()) < total:
-        raise ValueError(f"{sum(room.values())} units cannot make up {total}")
+        raise ValueError(f"cannot choose {total} of {sum(room.values())} units")
     least = dict.fromkeys(numel, 1) if least is None else least
-    counts = {name: min(room[name], max(least[name], math.floor(share + 1e-9))) for name, share in shares.items()}
-    by_remainder = sorted(counts, key=lambda name: counts[name] - shares[name])
+    counts = {name: min(room[name], max(least[name], math.floor(number + 1e-9))) for name, number in exact.items()}
+    by_remainder = sorted(counts, key=lambda name: counts[name] - exact[name])
     while (missing := total - sum(counts.values())) != 0:
         step = 1 if missing > 0 else -1
         movable = [n for n in by_remainder[::step] if (counts[n] < room[n] if step > 0 else counts[n] > least[n])]

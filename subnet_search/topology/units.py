@@ -1,8 +1,8 @@
-"""Units: what lives and dies as one, and how to choose among it.
+"""Units: the groups of weights that are kept or pruned together.
 
-Scores of weights are pooled to units, units are chosen, and a topology of units is expanded to masks of weights:
-`weight` (each by itself), `n:m` (of every m neighbours at most n), `block` (squares of a weight matrix), and `channel`
-(filters and hidden neurons with all that is coupled to them, in `channels.py`).
+Scores of weights are pooled to scores of units, units are selected, and masks of units are expanded to masks of weights.
+Kinds: `weight` (single weights), `n:m` (at most n of every m neighbours), `block` (squares of a weight matrix), and
+`channel` (filters and hidden neurons with the weights coupled to them, in `channels.py`).
 """
 
 import math
@@ -18,7 +18,7 @@ from subnet_search.topology.masks import Masks, alive
 from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.scores import layer_adaptive
 from subnet_search.topology.select import (
-    LayerShares,
+    LayerDensities,
     NotANumber,
     Shapes,
     allocate,
@@ -31,62 +31,62 @@ from subnet_search.topology.select import (
 
 Tensors = Mapping[str, Tensor]
 Measure = Literal["units", "parameters", "flops"]
-"""What a density is a fraction of: units, prunable weights, or multiplications with them."""
+"""What a density is a fraction of: units, parameters, or multiply-accumulates."""
 Normalise = Literal["layer", "none"]
-"""Whether each layer's scores are brought to one scale before units compete over all layers."""
+"""Whether scores are normalised in each layer before a global ranking."""
 FLOOR = 0.25
-"""Of the density: the share of its units that a layer keeps, of channels or blocks, before normalised scores compete."""
+"""Minimum density of a layer, relative to the density asked for, in a global ranking of normalised channels or blocks."""
 EVERY_KIND = ("weight", "channel", "n:m", "block")
 
 
 class Units:
-    """Every weight is a unit of its own; and what all kinds of units have in common."""
+    """Single weights as units; base class of the other kinds."""
 
     pooled: ClassVar[bool] = False
-    """Whether a unit is more than one weight, so that its score is not one that is published for weights."""
+    """Whether the score of a unit is pooled from several weights."""
 
     def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
-        """weights: their shapes by name. prices: what a weight of each layer costs, where densities are of cost.
+        """weights: shapes by name. prices: cost of a weight of each layer, when densities are fractions of cost.
 
-        whole: what all that is left whole costs, beside these weights.
+        whole: total cost of the parameters that are not prunable.
         """
         self.weights = {name: tuple(shape) for name, shape in weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
-        """Of the tensors of units, by the name of a weight."""
+        """Shapes of the tensors of units, by the name of a weight."""
         self.prices, self.whole = prices, whole
 
-    # From weights to units, and back. `scores` and `tensors` have the weights' shapes, what is returned the units'.
+    # From weights to units and back. `scores` and `tensors` have the weights' shapes; results have the units' shapes.
 
     def pool(self, scores: Tensors) -> Tensors:
         """The score of every unit: the mean over its weights."""
         return scores
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
-        """What ranks units by its |.|: the mean of |.| over their weights; of single weights, the tensors as they are."""
+        """The mean of |tensor| over each unit's weights. Single weights: the tensors unchanged, to be ranked by |.|."""
         return tensors
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
-        """Scores of units, at least 0, on one scale for all layers. Those of single weights and of n:m stay as they are.
+        """Nonnegative scores of units, normalised so that layers are comparable. Single weights and n:m: unchanged.
 
-        Those of channels are divided by their group's root mean square (`over_their_size`); a block's becomes its share in the
-        squares of its layer's blocks that score as high or higher (`layer_adaptive`). among: the units that count.
+        Channels: divided by the root mean square of their group (`over_their_size`). Blocks: the LAMP score
+        (`layer_adaptive`). among: the units to normalise over (None: all).
         """
         return scores
 
     def expand(self, units: Tensors) -> Tensors:
-        """What `units`, bool or float, say of every weight. Differentiable."""
+        """The value of each weight's unit, of the weights' shapes. units: bool or float. Differentiable."""
         return units
 
     def gates(self, units: Tensors) -> Tensors:
         """Weight masks during the search; pruned units may regrow."""
         return self.expand(units)
 
-    # Choosing. All tensors are of the units' shapes.
+    # Selection. All tensors have the units' shapes.
 
-    def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
-        """Raise UserError when no topology can have this density, or share it so."""
+    def check(self, density: float | None, scope: str | LayerDensities = "global") -> None:
+        """Raise UserError when no topology can have this density, or this allocation to layers."""
         if density is not None and self.whole and density < (least := self._cost({})):
-            raise UserError(f"what is left whole is already {least:.3g} of this network's cost, so {density:g} cannot be met")
+            raise UserError(f"parameters left whole are {least:.3g} of this network's cost, so {density:g} cannot be reached")
         if density is not None and scope != "global":
             allocate(self.shapes, density if self.prices is None else 1.0, scope)  # of cost: another number of units
 
@@ -94,16 +94,16 @@ class Units:
         self,
         scores: Tensors,
         density: float,
-        scope: str | LayerShares = "global",
+        scope: str | LayerDensities = "global",
         among: Masks | None = None,
         normalise: Normalise = "none",
     ) -> Masks:
-        """The units of highest scores, exactly `density` of all: over all layers together (`global`), or of each its share.
+        """Masks of the units with the highest scores, exactly `density` of all units or cost.
 
-        With `among`, of those that live there. With `normalise="layer"`, for magnitudes and other scores of at least 0 whose
-        scale differs from layer to layer: channels and blocks that compete over all layers do so by `comparable` scores, and
-        each layer's highest, a quarter of `density` of its units and one at least, come before all others, so that no layer
-        is emptied while another has some to give. Raises UserError when the layers' shares cannot be met.
+        scope: "global" ranks all layers together; otherwise each layer keeps its allocated number. among: only these units
+        may be kept (None: all). normalise="layer": for nonnegative scores whose scale differs between layers; in a global
+        ranking of channels or blocks, scores are made `comparable`, and every layer first keeps at least one unit and
+        `FLOOR * density` of its units. Raises UserError when the allocation is impossible.
         """
         if normalise == "layer" and scope == "global" and self.pooled:
             floor = {name: max(1, int(FLOOR * density * math.prod(shape))) for name, shape in self.shapes.items()}
@@ -116,40 +116,40 @@ class Units:
         fewest = 1 if scope == "global" else len(self.shapes)  # by layer, each keeps one
         return _nearest(density, fewest, most, lambda k: self._chosen(ordered, k / total, scope, room), self.cost)
 
-    def relevant(self, relevance: Tensors, density: float | None, scope: str | LayerShares = "global") -> Masks:
-        """The most relevant units, `density` of all; without a density those more likely kept than dropped, 1[m >= 0]."""
+    def relevant(self, relevance: Tensors, density: float | None, scope: str | LayerDensities = "global") -> Masks:
+        """Masks of the `density` most relevant units; without a density, of all units with m >= 0 (likely to be kept)."""
         return self._likely(relevance) if density is None else self.keep(relevance, density, scope)
 
     def regrow(self, masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:
         """Every layer drops `fraction` of its units, the lowest by |keep|, and grows as many, the highest by |grow_by|.
 
-        Each layer's count stays as it is. See `regrow.regrow`, which this is.
+        Each layer's count stays the same. See `regrow.regrow`.
         """
         return self.grow(drop(masks, keep, fraction), grow_by, masks)
 
     def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
-        """Every layer with its dead units of highest |by| alive too, as many as make up its count in `like`."""
+        """Masks in which every layer grows dead units, the highest by |by|, up to its count in `like`."""
         return grow(masks, by, like)
 
     def cost(self, masks: Masks) -> float:
-        """The fraction of the dense network that a topology is: of its units, or of what its weights cost."""
+        """The topology's fraction of the dense network: of its units, or of its cost when there are prices."""
         return masks.density if self.prices is None else self._cost(self._kept(masks))
 
     def _cost(self, kept: Mapping[str, int]) -> float:
-        """The same, where so many weights of each layer live; of weights, where these have no prices."""
+        """The fraction of the cost, given the number of kept weights of each layer; without prices every weight costs 1."""
         prices = self.prices or dict.fromkeys(self.weights, 1.0)
         dense = sum(prices[name] * math.prod(shape) for name, shape in self.weights.items())
         return (self.whole + sum(prices[name] * number for name, number in kept.items())) / (self.whole + dense)
 
     def reached(self, masks: Masks, density: float) -> bool:
-        """Whether a topology is as sparse as was asked for, within a unit where that has no exact answer."""
+        """Whether a topology is at most as dense as asked for; within the cost of one unit when densities are of cost."""
         if self.exact:
             return masks.kept <= count(density, masks.numel)
         return self.cost(masks) <= density + self.coarseness
 
     @property
     def coarseness(self) -> float:
-        """The most that one unit can cost."""
+        """The largest cost of one unit (or of one step of units)."""
         total, ones = 0.0, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
         for name, one in ones.items():
             less = one.clone()
@@ -158,49 +158,49 @@ class Units:
         return total
 
     def step(self, name: str) -> int:
-        """How many units of a layer come and go at a time."""
+        """The number of units of a layer that is kept or pruned at a time."""
         return 1
 
     @property
     def exact(self) -> bool:
-        """Whether a number of units is what a density asks for; else it is looked for."""
+        """Whether a density is a number of units; otherwise the number is searched for."""
         return self.prices is None
 
     def _kept(self, masks: Masks) -> dict[str, int]:
-        """How many weights of each layer live."""
+        """The number of weights kept in each layer."""
         return {name: alive(mask) for name, mask in self.expand(masks).items()}
 
     def _likely(self, relevance: Tensors) -> Masks:
         return Masks({name: m.detach() >= 0 for name, m in relevance.items()})
 
     def _ordered(self, scores: Tensors, among: Masks | None) -> Tensors:
-        """Scores by which units are chosen: what must not be chosen before something else stands behind it."""
+        """Scores for the selection; units that may not be chosen get -inf."""
         if among is None:
             return scores
         return {name: score.masked_fill(~among[name], -math.inf) for name, score in scores.items()}
 
     def _room(self, among: Masks | None = None) -> dict[str, int] | None:
-        """The most units that may live in each layer; None: all of them."""
+        """The maximum number of units in each layer; None: all of them."""
         return None if among is None else {name: alive(mask) for name, mask in among.items()}
 
-    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerShares, room: Mapping[str, int] | None) -> Masks:
+    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerDensities, room: Mapping[str, int] | None) -> Masks:
         if scope == "global":
             return keep_global(ordered, count(density, sum(math.prod(shape) for shape in self.shapes.values())))
         return keep_by_layer(ordered, allocate(self.shapes, density, scope, room))
 
 
 class NM(Units):
-    """Of every `m` weights that lie side by side along a layer's inputs, at most `n` live.
+    """At most `n` of every `m` neighbouring weights along the inputs (the second dimension) are kept.
 
-    The inputs of a weight are its second dimension; a rest shorter than m is a group too. Source: Zhou et al. 2021,
-    arXiv:2102.04010; Mishra et al. 2021, arXiv:2104.08378, for the 2:4 that sparse tensor cores compute with.
+    A remainder shorter than m is a group too. Source: Zhou et al. 2021, arXiv:2102.04010; Mishra et al. 2021,
+    arXiv:2104.08378, for 2:4 on sparse tensor cores.
     """
 
     def __init__(self, weights: Shapes, n: int, m: int, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
         super().__init__(weights, prices, whole)
         self.n, self.m = n, m
 
-    def check(self, density: float | None, scope: str | LayerShares = "global") -> None:
+    def check(self, density: float | None, scope: str | LayerDensities = "global") -> None:
         most = self._cost(self._most)
         if density is None or density > most + 1e-9:
             asked, of = "a density is needed" if density is None else f"not {density:g}", "cost" if self.prices else "weights"
@@ -224,7 +224,7 @@ class NM(Units):
         return Masks(grown)
 
     def _ordered(self, scores: Tensors, among: Masks | None) -> Tensors:
-        """The first n of each group before all others, both in the order of their scores. Raises NotANumber."""
+        """Scores in which the n highest of each group rank above all others. Raises NotANumber for NaN."""
         found = {}
         for name, score in super()._ordered(scores, among).items():
             _check_numbers(score)
@@ -234,8 +234,8 @@ class NM(Units):
             found[name] = torch.where(self._first(score), level, behind).masked_fill(~living, -math.inf)
         return found
 
-    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerShares, room: Mapping[str, int] | None) -> Masks:
-        """A density above n of m, on the way to one below, fills groups up: no group that has n to give has less."""
+    def _chosen(self, ordered: Tensors, density: float, scope: str | LayerDensities, room: Mapping[str, int] | None) -> Masks:
+        """Up to the n:m maximum, groups keep at most n; above it (a dense phase of a schedule), n first and then more."""
         total = sum(math.prod(shape) for shape in self.shapes.values())
         fits = {name: alive(self._first(score) & (score > -math.inf)) for name, score in ordered.items()}
         if count(density, total) <= sum(fits.values()):
@@ -246,7 +246,7 @@ class NM(Units):
 
     @property
     def _most(self) -> dict[str, int]:
-        """The most weights of each layer that may live."""
+        """The maximum number of kept weights of each layer."""
         found = {}
         for name, shape in self.shapes.items():
             whole, rest = divmod(shape[1], self.m)
@@ -254,7 +254,7 @@ class NM(Units):
         return found
 
     def _first(self, scores: Tensor) -> Tensor:
-        """The n highest of each group, of equal ones those that come first: bool, of the scores' shape."""
+        """The n highest of each group, the first of equal ones: bool, of the scores' shape."""
         lined = scores.detach().transpose(1, -1)  # inputs side by side
         padded = F.pad(lined, (0, -lined.shape[-1] % self.m), value=-math.inf)
         groups = padded.reshape(*padded.shape[:-1], -1, self.m)
@@ -262,10 +262,7 @@ class NM(Units):
 
 
 class Blocks(Units):
-    """Squares of `size` by `size` weights of the matrix that a layer multiplies with: (outputs, all its inputs).
-
-    What is left over at the right and the lower edge are smaller blocks.
-    """
+    """Blocks of `size` by `size` weights of each layer's matrix (outputs, inputs * kernel). Blocks at the edges are smaller."""
 
     pooled = True
 
@@ -299,18 +296,18 @@ class Blocks(Units):
 
 
 def _check_numbers(scores: Tensor) -> None:
-    """Raise NotANumber for scores by which groups cannot be ranked."""
+    """Raise NotANumber for NaN."""
     if bool(scores.isnan().any()):
         raise NotANumber("a score is not a number")
 
 
 def _highest(groups: Tensor, n: int) -> Tensor:
-    """The n highest along the last dimension, of equal ones those that come first: bool, of the groups' shape."""
+    """The n highest along the last dimension, the first of equal ones: bool, of the groups' shape."""
     if groups.shape[-1] > 8:
         order = groups.argsort(dim=-1, descending=True, stable=True)
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order[..., :n], True)
     each = groups.unbind(-1)
-    before = [torch.zeros_like(one, dtype=torch.int8) for one in each]  # how many of its group are; 5 times as fast for 2:4
+    before = [torch.zeros_like(one, dtype=torch.int8) for one in each]  # ranks in the group; 5 times as fast for 2:4
     for right, one in enumerate(each):
         for left in range(right):
             wins = each[left] >= one
@@ -320,8 +317,8 @@ def _highest(groups: Tensor, n: int) -> Tensor:
 
 
 def _nearest(density: float, fewest: int, most: int, choose: Callable[[int], Masks], cost: Callable[[Masks], float]) -> Masks:
-    """The topology of so many units that its cost is nearest to `density`. cost: it grows with the units."""
-    low, high = min(fewest, most), most  # the answer is one of them, or lies between
+    """The topology whose cost is nearest to `density`, by bisection over the number of units."""
+    low, high = min(fewest, most), most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(choose(middle)) <= density else (low, middle)
@@ -329,7 +326,7 @@ def _nearest(density: float, fewest: int, most: int, choose: Callable[[int], Mas
 
 
 def parse(unit: str) -> tuple[str, Sequence[int]]:
-    """A unit as users write it, `weight`, `channel`, `2:4`, `block:16`, as its kind and its numbers. Raises UserError."""
+    """The kind and sizes of a unit: `weight`, `channel`, `2:4` -> ("n:m", (2, 4)), `block:16`. Raises UserError."""
     kind, _, size = unit.partition(":")
     if unit in ("weight", "channel"):
         return unit, ()

@@ -136,5 +136,7 @@ def test_weights_that_are_not_numbers_are_refused_before_training():
     with torch.no_grad():
         net[0].weight[0, 0] = torch.nan
     recipe = ss.Recipe(epochs=1, threads=1, device="cpu")
-    with pytest.raises(UserError, match="snip: a score is not a number before training: are the data and weights finite"):
+    with pytest.raises(
+        UserError, match="snip: a score is not a number before training: check that data and weights are finite"
+    ):
         ss.extract(net, points(100), "snip", density=0.3, unit="2:4", recipe=recipe)

@@ -326,7 +326,7 @@ def test_top_k_by_a_sample_at_every_size(values, monkeypatch):
     """The same code on few scores, in small pieces: thousands of brackets, some of which miss."""
     monkeypatch.setattr(select, "SAMPLED_FROM", 0)
     monkeypatch.setattr(select, "STRIDE", 2)
-    monkeypatch.setattr(select, "PIECE", 100)
+    monkeypatch.setattr(select, "CHUNK", 100)
     draw, sampled_ones = rng(values), 0
     for _ in range(300):
         numel = int(torch.randint(1, 3000, (), generator=draw))

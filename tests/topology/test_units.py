@@ -232,7 +232,7 @@ def test_channels_by_their_number_in_whole_steps(scope, density):
 
 def test_a_density_that_would_empty_a_layer():
     with pytest.raises(
-        UserError, match=r"density 0.1 would empty a layer: the least that leaves some channels in each is 0.25"
+        UserError, match=r"density 0.1 would empty a layer: the minimum with some channels in each layer is 0.25"
     ):
         channels(chain(), torch.ones(1, 3)).check(0.1)
 

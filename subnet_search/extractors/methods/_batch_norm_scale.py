@@ -18,7 +18,7 @@ def norm_penalty(net: ss.Network) -> Tensor:
     return torch.stack([gamma.abs().sum() for gamma in net.norms.values()]).sum()
 
 
-def check_norms(method: str, net: ss.Network, density: float, scope: str | ss.LayerShares = "global") -> None:
+def check_norms(method: str, net: ss.Network, density: float, scope: str | ss.LayerDensities = "global") -> None:
     """Raise UserError when a density cannot be met as channels without a batch norm are kept."""
     units, bare = channels(net), [name for name in net.masks if name not in net.norms]
     if len(bare) == len(net.masks):

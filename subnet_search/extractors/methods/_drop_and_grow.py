@@ -40,12 +40,12 @@ def growth(net: ss.Network, clock: ss.Clock, by: ss.Grow) -> ss.Tensors:
     return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
 
 
-def first_scope(scope: str | ss.LayerShares) -> str | ss.LayerShares:
+def first_scope(scope: str | ss.LayerDensities) -> str | ss.LayerDensities:
     """How layers share the density of a random first topology: where weights compete over all layers later, by ERK."""
     return "erk" if scope == "global" else scope
 
 
-def check_initial(method: str, units: ss.Units, initial: float, density: float, scope: str | ss.LayerShares) -> None:
+def check_initial(method: str, units: ss.Units, initial: float, density: float, scope: str | ss.LayerDensities) -> None:
     """Raise UserError when a density cannot fall from `initial`, or the first topology cannot have that density."""
     if initial < density:
         raise ss.UserError(f"{method}.initial_density {initial:g} is below the density {density:g}")
