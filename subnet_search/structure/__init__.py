@@ -1,1 +1,1 @@
-"""The channels of a network: which depend on which, and what is left when some are removed."""
+"""Channels of a network: their dependencies, and networks with some of them removed."""

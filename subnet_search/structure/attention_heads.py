@@ -1,6 +1,6 @@
-"""Attention heads as channels: what each has in the weights of its layer, and a layer with fewer of them.
+"""Attention heads as groups of channels, and an attention layer with fewer heads.
 
-torch's own layer is as wide inside as outside, whatever its heads; `FewerHeads` is narrower inside.
+In nn.MultiheadAttention heads * head_dim must be the embedding width; in `FewerHeads` it can be smaller.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from subnet_search.topology.channels import Group, Slice
 
 
 class FewerHeads(nn.MultiheadAttention):
-    """nn.MultiheadAttention without some of its heads: called alike, with parameters of the same names.
+    """nn.MultiheadAttention with some heads removed: the same call and the same parameter names.
 
-    It is made of one by `become`, before its parameters get their smaller shapes. Attention weights are not returned,
-    None is, whether they are needed or not: their mean over heads would be another one.
+    Made from a layer by `use_fewer_heads`, before its parameters get their smaller shapes. Returns None for the attention
+    weights, whose mean over heads would differ from the original layer's.
     """
 
     def forward(
@@ -30,7 +30,7 @@ class FewerHeads(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """As nn.MultiheadAttention's; a mask is the same for all heads: (length, length), not one of each head."""
+        """As nn.MultiheadAttention.forward; `attn_mask` is (length, length), the same for all heads."""
         turned = query.dim() == 3 and not self.batch_first
         inputs = [tensor.transpose(0, 1) if turned else tensor for tensor in (query, key, value)]  # (batch, length, width)
         packed: Tensor | None = self.in_proj_weight
@@ -49,14 +49,14 @@ class FewerHeads(nn.MultiheadAttention):
         return out.transpose(0, 1) if turned else out, None
 
 
-def become(layer: nn.MultiheadAttention) -> None:
-    """Make an attention layer one that can have fewer heads, in place."""
+def use_fewer_heads(layer: nn.MultiheadAttention) -> None:
+    """Turn an attention layer into `FewerHeads`, in place."""
     layer.__class__ = FewerHeads
-    layer._qkv_same_embed_dim = False  # so that nn.TransformerEncoderLayer calls it, and does not read its weights itself
+    layer._qkv_same_embed_dim = False  # nn.TransformerEncoderLayer then calls the layer, without its fused fast path
 
 
 def heads(net: nn.Module) -> tuple[list[Group], Mapping[str, str]]:
-    """The heads of every attention layer with several, a group for each; and why others cannot be removed, by name."""
+    """A group for every attention layer with several heads; and reasons why others cannot be removed, by name."""
     groups, reasons = list[Group](), dict[str, str]()
     for path, layer in net.named_modules():
         if isinstance(layer, nn.MultiheadAttention) and layer.num_heads > 1:
@@ -71,7 +71,7 @@ def heads(net: nn.Module) -> tuple[list[Group], Mapping[str, str]]:
 def _heads_of(layer: nn.MultiheadAttention, prefix: str) -> Group:
     inner = layer.num_heads * layer.head_dim
     rows = torch.arange(inner).view(layer.num_heads, layer.head_dim)
-    packed = torch.cat([rows, rows + inner, rows + 2 * inner], 1)  # q, k and v one below the other
+    packed = torch.cat([rows, rows + inner, rows + 2 * inner], 1)  # rows of q, then k, then v
     if layer._parameters["in_proj_weight"] is not None:
         computing = [("in_proj_weight", packed)]
     else:
@@ -83,7 +83,7 @@ def _heads_of(layer: nn.MultiheadAttention, prefix: str) -> Group:
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as torch.nn.MultiheadAttention takes it, where True shuts out, as one that is added to the logits."""
+    """An attention mask as an additive one: a bool mask (True: not attended) becomes 0 and -inf."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)

@@ -1,8 +1,7 @@
-"""Which channels of a network can be removed, and all that goes with each: traced by torch-pruning, then tried out.
+"""Find the groups of channels that can be removed from a network: traced with torch-pruning, then verified.
 
-Attention heads are channels too (`deploy/attention.py`); torch-pruning does not know them.
-
-A group is trusted only after a trial (`deploy/trials.py`): what a normalisation over channels mixes, for one, fails it.
+Attention heads are added by `attention_heads.py`, since torch-pruning does not support them. Every group is verified
+numerically by `verify_groups.py`, because the trace misses some dependencies, as a normalisation over channels.
 """
 
 import warnings
@@ -21,18 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 from subnet_search.core.errors import UserError
 from subnet_search.structure.attention_heads import heads
 from subnet_search.structure.dependency_graph import graph
-from subnet_search.structure.verify_groups import first_line, untrue
+from subnet_search.structure.verify_groups import failed_groups, first_line
 from subnet_search.topology.channels import Group, Slice
 
 OUTPUTS = "they are outputs of the network"
-ALONE = "one channel alone has to stay"
-SHIFTED = "zeros are put beside them (F.pad, as on the shortcuts of CIFAR's ResNets), so that each is at another place after it"
-SHUFFLED = "they are put in another order or cut in parts (channel shuffle), so that each depends on how many are before it"
+ALONE = "the group has only one channel"
+SHIFTED = "zero channels are added (F.pad, as on the shortcuts of CIFAR's ResNets), which shifts the channel indices"
+SHUFFLED = "they are reordered or split (channel shuffle), so that each index depends on the number of channels before it"
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """The groups of channels that can be removed from a network, and why others cannot."""
+    """Groups of coupled channels that can be removed, and reasons why others cannot."""
 
     groups: tuple[Group, ...]
     kept_whole: Mapping[str, str]
@@ -48,29 +47,29 @@ class Coupling:
 def couple(net: nn.Module, example: Tensor) -> Coupling:
     """Find the groups of channels of a network in evaluation mode. example: inputs, (batch, ...).
 
-    The channels of the outputs are in none. Raises UserError for a network that cannot be traced.
+    The network's outputs are in no group. Raises UserError for a network that cannot be traced.
     """
     if isinstance(net, nn.DataParallel | DistributedDataParallel | torch.jit.ScriptModule):
-        raise UserError(f"the channels of a {type(net).__name__} cannot be traced: hand in the module that it was made of")
+        raise UserError(f"cannot trace the channels of {type(net).__name__}: pass the original module")
     with _quiet(net):
-        _check_way(net, example)
+        _check_fixed_path(net, example)
         found, reasons, moved = _traced(net, example)
         attention, others = heads(net)
         found += attention
         reasons |= others
-        for name, why in untrue(net, example, found).items():
+        for name, why in failed_groups(net, example, found).items():
             reasons[name] = moved.get(name, why)
     return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
 
 
 def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str], dict[str, str]]:
-    """Groups; reasons against others; and what moves the channels of a group about, should it turn out to be none."""
+    """Groups; reasons why others cannot be removed; and for groups whose channels are reordered, the reason if they fail."""
     shared = [name for name, count in _owners(net).items() if count > 1]
     if shared:
-        raise UserError(f"channels cannot be removed from a network that shares a weight between layers: {shared[0]}")
+        raise UserError(f"cannot remove channels: {shared[0]} is shared between layers")
     try:
         traced = [list(group) for group in graph(net, example).get_all_groups()]
-    except Exception as error:  # whatever it meets in a user's forward pass
+    except Exception as error:  # anything that a user's forward pass raises
         raise _untraceable(error) from error
     tensors = {id(tensor): name for name, tensor in (*net.named_parameters(), *net.named_buffers())}
     groups, reasons, moved = list[Group](), dict[str, str](), dict[str, str]()
@@ -86,11 +85,11 @@ def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str
 
 
 def _moved(items: list[Any]) -> str | None:
-    """What the forward pass does to a group's channels that torch-pruning does not see."""
+    """The reordering of a group's channels that torch-pruning does not model; None without."""
     found = None
     for item in items:
         node = item.dep.target.grad_fn
-        if any(getattr(node, "_saved_pad", ())[4:]):  # from the last dimension on: beyond those of an image
+        if any(getattr(node, "_saved_pad", ())[4:]):  # beyond the last two dimensions, height and width
             return SHIFTED
         if hasattr(node, "_saved_split_size") or hasattr(node, "_saved_dim0"):
             found = SHUFFLED
@@ -98,41 +97,41 @@ def _moved(items: list[Any]) -> str | None:
 
 
 @torch.no_grad()
-def _check_way(net: nn.Module, example: Tensor) -> None:
-    """Raise UserError when the layers that run depend on the inputs: a trace would see some of them."""
+def _check_fixed_path(net: nn.Module, example: Tensor) -> None:
+    """Raise UserError when the layers that run depend on the inputs: a trace would miss some of them."""
     ran: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
         for name, module in net.named_modules()
         if next(module.parameters(recurse=False), None) is not None
     ]
-    ways = []
+    paths = []
     try:
         for inputs in (example, -example, torch.zeros_like(example), 10 * example):
             ran.clear()
             try:
                 net(inputs)
-            except Exception as error:  # whatever a user's forward pass raises
+            except Exception as error:  # anything that a user's forward pass raises
                 if inputs is example:
                     raise _untraceable(error) from error
-                continue  # the others need be no inputs of this network, such as tokens below 0
-            ways.append(tuple(ran))
+                continue  # the others may be invalid inputs, such as tokens below 0
+            paths.append(tuple(ran))
     finally:
         for handle in handles:
             handle.remove()
-    if len(set(ways)) > 1:
-        all_ran = [set(way) for way in ways]
+    if len(set(paths)) > 1:
+        all_ran = [set(path) for path in paths]
         others = sorted(set[str]().union(*all_ran) - all_ran[0].intersection(*all_ran))
         named = f" ({', '.join(others)} not always)" if others else ""
-        raise UserError(f"the layers that run in this network depend on its inputs{named}: its channels cannot be traced")
+        raise UserError(f"cannot trace the channels of this network: the layers that run depend on its inputs{named}")
 
 
 def _untraceable(error: Exception) -> UserError:
-    return UserError(f"the channels of this network cannot be traced: {first_line(error)}")
+    return UserError(f"cannot trace the channels of this network: {first_line(error)}")
 
 
 def _owners(net: nn.Module) -> dict[str, int]:
-    """How many layers hold each weight."""
+    """The number of layers that hold each parameter."""
     names, counts = dict[int, str](), defaultdict[int, int](int)
     for module_name, module in net.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False):
@@ -142,12 +141,12 @@ def _owners(net: nn.Module) -> dict[str, int]:
 
 
 def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, str]:
-    """A group of torch-pruning as ours; or its name, and why it is none."""
+    """A torch-pruning group as `Group`; or its name, and the reason why it cannot be removed."""
     root = items[0].dep.target
     name = tensors.get(id(root.module.weight), f"{root._name}.weight")
     size = len(items[0].idxs)
     labels = _labels(items, size)
-    pieces: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
+    positions: dict[tuple[str, int, bool], dict[int, list[int]]] = {}
     lengths: dict[tuple[str, int, bool], int] = {}
     for item in items:
         module, reads = item.dep.target.module, item.dep.handler.__name__ == "prune_in_channels"
@@ -157,28 +156,31 @@ def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, s
             return name, f"they pass through {through}, whose channels cannot be removed"
         for tensor, dim, period in places:
             if id(tensor) not in tensors:
-                return name, "a weight of theirs is computed from others (as by weight norm or spectral norm)"
+                return name, "their weight is computed from other tensors (as by weight norm or spectral norm)"
             key = tensors[id(tensor)], dim, reads
-            at, lengths[key] = pieces.setdefault(key, defaultdict(list)), tensor.shape[dim]
+            at, lengths[key] = positions.setdefault(key, defaultdict(list)), tensor.shape[dim]
             for place, root in zip(item.idxs, item.root_idxs, strict=True):
                 if place % period not in at[labels[root]]:
                     at[labels[root]].append(place % period)
     if len(set(labels)) == 1:
         return name, ALONE
-    if not any(reads for _, _, reads in pieces):
+    if not any(reads for _, _, reads in positions):
         return name, OUTPUTS
     slices, units = [], len(set(labels))
-    for key, at in pieces.items():
+    for key, at in positions.items():
         widths = {len(at[label]) for label in range(units)}
         if len(widths) > 1 or 0 in widths or max(max(places) for places in at.values()) >= lengths[key]:
-            return name, _moved(items) or f"they are not all used alike by {key[0]}"
+            return name, _moved(items) or f"they have different numbers of weights in {key[0]}"
         tensor_name, dim, reads = key
         slices.append(Slice(tensor_name, dim, torch.tensor([sorted(at[label]) for label in range(units)]), reads))
     return Group(name, units, tuple(slices))
 
 
 def _places(module: Any, reads: bool) -> list[tuple[Tensor, int, int]] | None:
-    """Where a layer has a channel: tensors, the dimension, and after how many places it begins anew. None: unknown."""
+    """A layer's tensors with channels: (tensor, dimension, period); indices are taken modulo the period.
+
+    None: the layer is not supported.
+    """
     whole = 1 << 62
     match module:
         case _ConvNd():
@@ -203,7 +205,7 @@ def _places(module: Any, reads: bool) -> list[tuple[Tensor, int, int]] | None:
             return None
         case nn.Parameter() | nn.LayerNorm() | nn.GroupNorm() | nn.Embedding():
             return None
-    return []  # an operation that torch-pruning traced: it has no numbers of its own
+    return []  # an operation without parameters
 
 
 def _is_depthwise(conv: _ConvNd) -> bool:
@@ -211,7 +213,7 @@ def _is_depthwise(conv: _ConvNd) -> bool:
 
 
 def _labels(items: list[Any], size: int) -> list[int]:
-    """The unit of each channel: its own, or with a grouped convolution those at the same place of each of its groups."""
+    """The unit of each channel. A grouped convolution makes one unit of the channels at the same index of its groups."""
     label = list(range(size))
     for item in items:
         conv = item.dep.target.module
@@ -228,7 +230,7 @@ def _labels(items: list[Any], size: int) -> list[int]:
 
 @contextmanager
 def _quiet(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with gradients for tracing and without warnings; all is put back afterwards."""
+    """Evaluation mode, gradients enabled, warnings off; the network's modes and gradients are restored afterwards."""
     modes = {module: module.training for module in net.modules()}
     wanted = {parameter: (parameter.requires_grad, parameter.grad) for parameter in net.parameters()}
     net.eval().requires_grad_(True)

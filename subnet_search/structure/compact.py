@@ -1,7 +1,7 @@
-"""Really smaller: channels that nothing reads are taken out, and a plain, dense, smaller network is left.
+"""Remove the channels that no weight reads: the result is a smaller dense network of plain layers.
 
-A channel goes when all weights that read it are zero, whatever method and unit made them so. What is left says what the
-masked network says, which is tried before anybody gets it.
+A channel is removed when all weights that read it are zero, with any method and unit. The outputs of the result are
+compared with the masked network's before it is returned.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.structure.channel_groups import Coupling, couple
-from subnet_search.structure.shrink import without
+from subnet_search.structure.shrink import remove_channels
 from subnet_search.structure.verify_groups import WRITTEN, first_line
 from subnet_search.topology.channels import Group
 
@@ -19,59 +19,62 @@ TOLERANCE = 1e-4  # between the logits of both, relative to the largest
 
 
 def compact(net: nn.Module, example: Tensor, coupling: Coupling | None = None) -> nn.Module:
-    """A copy of a network without the channels that no weight reads. example: inputs, (batch, ...), as the network takes them.
+    """A copy of a network without the channels that no weight reads. example: inputs, (batch, ...).
 
-    Raises UserError when there are none, or the network cannot be traced; RunError when what is left says something else.
+    Raises UserError when there is no such channel, or the network cannot be traced; RunError when the outputs differ.
     """
     if len(example) == 0:
-        raise UserError("the example has no items: it is a batch of inputs as the network takes them")
+        raise UserError("the example is empty: pass a batch of inputs")
     coupling = coupling or couple(net, example)
     gone = _gone(net.state_dict(), coupling)
     if not gone:
         raise UserError(
-            f"there is no channel to take out: each is read by a weight that lives (unit=channel drops some){coupling.why}"
+            f"no channel can be removed: each is read by a nonzero weight (unit=channel prunes whole channels){coupling.why}"
         )
-    small = without(net, gone)
+    small = remove_channels(net, gone)
     check_same(net, small, example)
     return small
 
 
 def check_same(net: nn.Module, small: nn.Module, example: Tensor) -> float:
-    """The greatest difference between both networks' logits, relative to the largest. Raises RunError above TOLERANCE."""
+    """The largest difference between the logits of both networks, relative to the largest logit.
+
+    Raises RunError above TOLERANCE.
+    """
     difference = difference_between(net, small, example)
     if not difference <= TOLERANCE:
-        raise RunError(f"the smaller network says something else: logits differ by {difference:.2g} of the largest")
+        raise RunError(f"the compact network is not equivalent: logits differ by {difference:.2g} of the largest")
     return difference
 
 
 @torch.no_grad()
 def difference_between(net: nn.Module, other: nn.Module, example: Tensor) -> float:
-    """The greatest difference between two networks' outputs, relative to the largest, in evaluation mode."""
+    """The largest difference between two networks' outputs in evaluation mode, relative to the largest output."""
     modes = net.training, other.training
     try:
         expected, found = net.eval()(example), other.eval()(example)
-    except UserError:  # in their own words already
+    except UserError:
         raise
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the smaller network does not run, {WRITTEN}: {first_line(error)}") from error
+        raise UserError(f"the compact network does not run, {WRITTEN}: {first_line(error)}") from error
     finally:
         net.train(modes[0]), other.train(modes[1])
     if expected.shape != found.shape:
-        raise UserError(f"the smaller network says something of another shape, {WRITTEN}")
+        raise UserError(f"the outputs of the compact network have another shape, {WRITTEN}")
     return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _gone(state: Mapping[str, Tensor], coupling: Coupling) -> dict[Group, Tensor]:
-    """The channels that no weight reads, bool (channels,), of each group that has some."""
+    """The channels that no weight reads, bool (channels,), for each group that has some."""
     gone = {}
     for group in coupling.groups:
         read = torch.zeros(group.size, dtype=torch.bool)
-        for piece in group.slices:
-            if piece.reads:
-                used = state[piece.tensor].detach().cpu().movedim(piece.dim, 0).flatten(1).ne(0).any(1)
-                read |= used[piece.index].any(1)
+        for channel_slice in group.slices:
+            if channel_slice.reads:
+                used = state[channel_slice.tensor].detach().cpu().movedim(channel_slice.dim, 0).flatten(1).ne(0).any(1)
+                read |= used[channel_slice.index].any(1)
         if not read.any():
-            raise UserError(f"no weight reads any channel of {group.name}: the layer is dead, so nothing can be made of it")
+            raise UserError(f"layer collapse: no weight reads any channel of {group.name}, so the network cannot be exported")
         if not read.all():
             gone[group] = ~read
     return gone

@@ -1,4 +1,4 @@
-"""torch-pruning's graph of a network, put right where it guesses: sizes, flattening, broadcasting, recurrent layers."""
+"""torch-pruning's dependency graph, with corrections for sizes, flattening, broadcasting and recurrent layers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def graph(net: nn.Module, example: Tensor) -> Any:
-    """The graph of a network in evaluation mode, a torch_pruning.DependencyGraph. Raises whatever the forward pass does."""
+    """A torch_pruning.DependencyGraph of a network in evaluation mode. Raises what the forward pass raises."""
     from torch_pruning import DependencyGraph
     from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
     from torch_pruning.dependency.shape_infer import infer_out_channels_recursively
@@ -20,7 +20,7 @@ def graph(net: nn.Module, example: Tensor) -> Any:
 
     class Graph(DependencyGraph):  # type: ignore[misc]
         def _trace(self, *arguments: Any, **options: Any) -> Any:
-            """It looks for sizes under the names that they had in older versions of torch, and guesses without them."""
+            """Set the sizes that torch-pruning looks up under attribute names of older torch versions."""
             nodes = super()._trace(*arguments, **options)
             for node in nodes.values():
                 given = getattr(node.grad_fn, "_input_metadata", ())
@@ -32,17 +32,17 @@ def graph(net: nn.Module, example: Tensor) -> Any:
             return nodes
 
         def _build_dependency(self, nodes: Any) -> None:
-            """It knows of flattening right before a linear layer and of images alone, and nothing of broadcasting."""
+            """Correct flattening (torch-pruning: only of images, before a linear layer) and broadcasting (not modelled)."""
             super()._build_dependency(nodes)
             for node in nodes.values():
                 if sizes := getattr(node, "flattened", None):
-                    node.type = OPTYPE.ELEMENTWISE  # so that it maps no indices of its own
+                    node.type = OPTYPE.ELEMENTWISE  # without an index mapping by torch-pruning
                     for source, dep in [(source, dep) for one in node.inputs for source, dep in _between(one, node)]:
                         dep.index_mapping[0] = _FlattenIndexMapping(sizes[1] // sizes[0], reverse=source is node)
                 for one in node.inputs:
                     spread = len(one.shape) == len(node.shape) and math.prod(one.shape) < math.prod(node.shape)
                     if spread and node.type == OPTYPE.ELEMENTWISE and infer_out_channels_recursively(self, one, [0]) == 1:
-                        for source, dep in _between(one, node):  # one channel, beside each of many
+                        for source, dep in _between(one, node):  # one channel broadcast to many
                             source.dependencies.remove(dep)
 
         def get_in_channels(self, at: Any) -> Any:
@@ -58,20 +58,20 @@ def graph(net: nn.Module, example: Tensor) -> Any:
 
 
 def _between(one: Any, node: Any) -> list[tuple[Any, Any]]:
-    """The dependencies of two nodes on each other, each with the node whose it is."""
+    """The dependencies between two nodes, each with its source node."""
     pairs = ((one, node), (node, one))
     return [(source, dep) for source, target in pairs for dep in source.dependencies if dep.target is target]
 
 
 def _flattened(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    """How many channels (batch, channels, ...) has, and (batch, everything) after it; None for another reshape."""
+    """Channels before and after flattening (batch, channels, ...) to (batch, all); None for any other reshape."""
     if len(after) == 2 < len(before) and before[1] < after[1] == math.prod(before[1:]):
         return before[1], after[1]
     return None
 
 
 class _One(torch.autograd.Function):
-    """What a layer made of its inputs, as one operation."""
+    """A layer's forward pass as one node of the autograd graph."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, *made: Tensor) -> tuple[Tensor, ...]:
@@ -79,12 +79,12 @@ class _One(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise NotImplementedError("it is for tracing alone")
+        raise NotImplementedError("only for tracing")
 
 
 @contextmanager
 def _recurrent_layers_as_one(net: nn.Module) -> Iterator[None]:
-    """Let a trace see every recurrent layer of a network (RNN, LSTM, GRU, and their cells) as one operation."""
+    """Trace every recurrent layer of a network (RNN, LSTM, GRU, and their cells) as one operation."""
     layers = [module for module in net.modules() if isinstance(module, nn.RNNBase | nn.RNNCellBase)]
     for layer in layers:
         layer.forward = _as_one(layer)

@@ -1,4 +1,4 @@
-"""Networks with some of their channels taken out: the same layers, with smaller tensors."""
+"""Remove channels from a network: the same layers, with smaller tensors."""
 
 import copy
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from subnet_search.structure.attention_heads import become
+from subnet_search.structure.attention_heads import use_fewer_heads
 from subnet_search.topology.channels import Group
 
 
-def without(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
-    """A copy of a network without some channels: of each group those that `gone`, bool (channels,), says."""
+def remove_channels(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
+    """A copy of a network without some channels. gone: the channels to remove of each group, bool (channels,)."""
     state, stay = net.state_dict(), dict[tuple[str, int], Tensor]()
     for group, dead in gone.items():
-        for piece in group.slices:
-            length = state[piece.tensor].shape[piece.dim]
-            places = stay.setdefault((piece.tensor, piece.dim), torch.ones(length, dtype=torch.bool))
-            places[piece.index[dead].reshape(-1)] = False
+        for channel_slice in group.slices:
+            length = state[channel_slice.tensor].shape[channel_slice.dim]
+            places = stay.setdefault((channel_slice.tensor, channel_slice.dim), torch.ones(length, dtype=torch.bool))
+            places[channel_slice.index[dead].reshape(-1)] = False
     for (name, dim), places in stay.items():
         state[name] = state[name].index_select(dim, places.nonzero().view(-1).to(state[name].device))
     small = shrunk(net, {name: tuple(state[name].shape) for name, _ in stay})
@@ -29,26 +29,26 @@ def without(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
 
 
 def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
-    """A copy of a network whose parameters and buffers of these names have other shapes, and no values yet."""
+    """A copy of a network in which the named parameters and buffers have new shapes and uninitialised values."""
     small = copy.deepcopy(net)
     for name, shape in shapes.items():
         owner, _, attribute = name.rpartition(".")
         module = small.get_submodule(owner)
         old = getattr(module, attribute)
         if isinstance(module, nn.MultiheadAttention) and old.shape != shape:
-            become(module)
+            use_fewer_heads(module)
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
         setattr(module, attribute, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
         if attribute in ("weight", "running_mean"):
-            _tell(module, shape)
+            _set_sizes(module, shape)
     for module in small.modules():
         if isinstance(module, nn.MultiheadAttention):
             module.num_heads = module.out_proj.in_features // module.head_dim
     return small
 
 
-def _tell(module: nn.Module, shape: tuple[int, ...]) -> None:
-    """A layer's own numbers, after its weight's shape, or that of a norm's statistics."""
+def _set_sizes(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Set a layer's size attributes from the shape of its weight or running mean."""
     layer: Any = module
     match module:
         case _ConvNd():

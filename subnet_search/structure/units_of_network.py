@@ -1,4 +1,4 @@
-"""The units of a network: from what a configuration says, to what lives and dies as one in this network."""
+"""The units of a network: from the unit in a configuration to `Units` for this network's tensors."""
 
 import math
 from collections.abc import Container, Iterator
@@ -19,7 +19,7 @@ from subnet_search.topology.channels import Channels, Group
 from subnet_search.topology.select import Shapes
 from subnet_search.topology.units import NM, Blocks, Measure, Units, parse
 
-ROUND_TO = 16  # channels: what CPUs and GPUs compute with at a time
+ROUND_TO = 16  # channels; CPUs and GPUs compute in blocks of this size
 
 
 def units_of(
@@ -31,10 +31,10 @@ def units_of(
     round_to: int | None = None,
     example: Tensor | None = None,
 ) -> Units:
-    """The units of a network with inputs of `shape`; with `measure`, densities are fractions of parameters or of FLOPs.
+    """The units of a network with inputs of `shape`. measure: what densities are fractions of (units, parameters, FLOPs).
 
-    example: inputs (batch, *shape) as the network takes them, which it is tried on; default: random ones, or zeros.
-    Raises UserError for a unit that is none, or that this network does not have.
+    example: inputs (batch, *shape) to trace the network with; default: random ones, or zeros.
+    Raises UserError for an unknown unit, and for one that this network does not have.
     """
     weights = prunable(net)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -53,7 +53,7 @@ def units_of(
 def _prices(
     net: nn.Module, shapes: Shapes, shape: tuple[int, ...], measure: Measure, example: Tensor | None
 ) -> tuple[dict[str, float] | None, float]:
-    """What a weight of each layer costs by a measure, and all that is left whole; nothing where units are counted."""
+    """The cost of a weight of each layer, and of all parameters left whole; (None, 0) when units are counted."""
     if measure == "units":
         return None, 0.0
     parameters = dict(net.named_parameters())
@@ -62,14 +62,18 @@ def _prices(
         return dict.fromkeys(shapes, 1.0), float(sum(map(math.prod, whole.values())))
     macs = layer_macs(net, {**shapes, **whole}, shape, example)
     if not any(macs.values()):
-        raise UserError("the operations of this network cannot be counted, so there is no target in FLOPs: set another")
+        raise UserError("the operations of this network cannot be counted, so a target in FLOPs is not possible")
     return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
 
 
 def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Tensor | None) -> list[Group]:
-    """The groups of channels that can be removed: all that reads them is prunable, so that zeros there take them out."""
-    coupling = couple(net, _tried_on(net, shape, example))
-    groups = [group for group in coupling.groups if all(piece.tensor in prunable for piece in group.slices if piece.reads)]
+    """The groups of channels that can be removed and that are read by prunable weights only."""
+    coupling = couple(net, _inputs_to_trace(net, shape, example))
+    groups = [
+        group
+        for group in coupling.groups
+        if all(channel_slice.tensor in prunable for channel_slice in group.slices if channel_slice.reads)
+    ]
     if not groups:
         why = "; they are read by weights that are left whole" if coupling.groups else coupling.why
         raise UserError(f"this network has no channels that can be removed{why}")
@@ -77,8 +81,8 @@ def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], ex
 
 
 @torch.no_grad()
-def _tried_on(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) -> Tensor:
-    """Random inputs beside those of the example; the latter alone, where the network does not take random numbers."""
+def _inputs_to_trace(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) -> Tensor:
+    """Random inputs and the example; only the example when the network does not accept random numbers."""
     device, was_training = next(net.parameters()).device, net.training
     random = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     if example is None:
@@ -86,7 +90,7 @@ def _tried_on(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) ->
     both = torch.cat([random, example.to(random)])
     try:
         net.eval()(both)
-    except Exception:  # whatever a user's forward pass raises: tokens, say, are no random numbers
+    except Exception:  # anything that a user's forward pass raises, as an embedding for random numbers
         return example.to(device)
     finally:
         net.train(was_training)
@@ -94,15 +98,15 @@ def _tried_on(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) ->
 
 
 def norms(net: nn.Module, units: Units) -> dict[str, Tensor]:
-    """The scales of the batch norms behind each group of channels: (norms, channels), by group."""
+    """The scales (gamma) of the batch norms of each group of channels: (norms, channels), by group."""
     found = {}
     for group in units.groups if isinstance(units, Channels) else ():
         scales = []
-        for piece in group.slices:
-            owner, _, attribute = piece.tensor.rpartition(".")
+        for channel_slice in group.slices:
+            owner, _, attribute = channel_slice.tensor.rpartition(".")
             module = net.get_submodule(owner)
             if isinstance(module, _BatchNorm) and attribute == "weight":
-                scales.append(module.weight[piece.index.to(module.weight.device)].mean(1))
+                scales.append(module.weight[channel_slice.index.to(module.weight.device)].mean(1))
         if scales:
             found[group.name] = torch.stack(scales)
     return found
@@ -110,15 +114,15 @@ def norms(net: nn.Module, units: Units) -> dict[str, Tensor]:
 
 @contextmanager
 def watched(net: nn.Module, units: Units, features: dict[str, Tensor]) -> Iterator[None]:
-    """Put into `features` what is read of each group of channels, (images, channels, numbers), in one forward pass.
+    """Record the activations of each group of channels in `features` during a forward pass: (images, channels, numbers).
 
-    Of several layers that read a group, the first in its slices is watched: after norms and activations, as it reads.
+    They are the inputs of the first layer that reads the group, so after norms and activation functions.
     """
     handles = []
     for group in units.groups if isinstance(units, Channels) else ():
-        piece = next(piece for piece in group.slices if piece.reads)
-        hook = partial(_note, group.name, piece.index, features)
-        handles.append(net.get_submodule(piece.tensor.rpartition(".")[0]).register_forward_pre_hook(hook))
+        channel_slice = next(channel_slice for channel_slice in group.slices if channel_slice.reads)
+        hook = partial(_record_inputs, group.name, channel_slice.index, features)
+        handles.append(net.get_submodule(channel_slice.tensor.rpartition(".")[0]).register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -126,11 +130,11 @@ def watched(net: nn.Module, units: Units, features: dict[str, Tensor]) -> Iterat
             handle.remove()
 
 
-def _note(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A layer's inputs (images, channels, ...), or (images, ..., channels) of a linear one."""
+def _record_inputs(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook. Inputs are (images, channels, ...), or (images, ..., channels) of a linear layer."""
     inputs = args[0].detach()
     channels = inputs.movedim(-1, 1) if isinstance(module, nn.Linear) else inputs
-    if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:  # each counts places anew
+    if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:  # the index is within a group
         size = channels.shape[1] // module.groups
         index = torch.cat([index + group * size for group in range(module.groups)], 1)
     features[name] = channels.flatten(1 if channels.dim() == 2 else 2)[:, index.to(inputs.device)].flatten(2)

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from subnet_search.core.errors import UserError
 from subnet_search.nets import build, network_names, prunable
 from subnet_search.nets.spec import NetworkSpec
-from subnet_search.structure.attention_heads import FewerHeads, become, heads
+from subnet_search.structure.attention_heads import FewerHeads, heads, use_fewer_heads
 from subnet_search.structure.channel_groups import couple
 from subnet_search.structure.compact import compact, difference_between
 from subnet_search.structure.shrink import shrunk
@@ -174,7 +174,7 @@ class Softmaxed(nn.Module):
 def test_channels_that_reach_the_output_by_another_way_are_found_out():
     found = couple(Softmaxed(), torch.randn(2, 3))
     assert found.groups == ()
-    assert "its values reach the output by other ways" in found.kept_whole["a.weight"]
+    assert "they affect the output other than through" in found.kept_whole["a.weight"]
 
 
 class Written(nn.Module):
@@ -210,7 +210,7 @@ class Padded(nn.Module):
 def test_channels_that_are_padded_are_kept_whole():
     found = couple(Padded(), torch.randn(2, 3, 4, 4))
     assert [group.name for group in found.groups] == ["b.weight"]
-    assert found.kept_whole["inner.weight"].startswith("zeros are put beside them")
+    assert found.kept_whole["inner.weight"].startswith("zero channels are added")
 
 
 @pytest.mark.slow
@@ -224,7 +224,7 @@ def test_channels_that_are_shuffled_are_kept_whole():
     assert names == {"conv1.0.weight", "conv5.0.weight"} | {
         name for name in dict(net.named_parameters()) if "branch2.3.w" in name
     }
-    assert found.kept_whole["stage4.3.branch2.5.weight"].startswith("they are put in another order or cut in parts")
+    assert found.kept_whole["stage4.3.branch2.5.weight"].startswith("they are reordered or split")
     pruned(lively(net), example)
     assert difference_between(net, compact(net, example), example) < 1e-5
 
@@ -345,7 +345,7 @@ def test_masks_of_attention(batch_first, masks):
     expected, _ = layer(*inputs, need_weights=False, **given)
     alone, _ = layer(x[0], other[0], other[0], need_weights=False)
     floats = {name: torch.zeros(mask.shape).masked_fill(mask, -torch.inf) for name, mask in given.items()}
-    become(layer)
+    use_fewer_heads(layer)
     for form in (given, floats):
         found, nothing = layer(*inputs, **form)
         assert nothing is None
@@ -364,7 +364,7 @@ class Weighed(Attending):
 def test_heads_that_cannot_be_removed():
     found = couple(Weighed(), torch.randn(2, 5, 3))
     assert [group.name for group in found.groups] == ["b.in_proj_weight"]
-    assert found.kept_whole["a.in_proj_weight"].startswith("its values reach the output by other ways")
+    assert found.kept_whole["a.in_proj_weight"].startswith("they affect the output other than through")
     groups, reasons = heads(nn.MultiheadAttention(4, 2, add_zero_attn=True))
     assert (groups, list(reasons)) == ([], ["in_proj_weight"])
 
@@ -392,10 +392,10 @@ class Twofold(nn.Module):
 @pytest.mark.parametrize(
     ("net", "shape", "said"),
     [
-        (shared(), (3,), "shares a weight between layers: 0.weight"),
-        (Branching(), (3,), r"the layers that run in this network depend on its inputs \(a, b not always\)"),
-        (Twofold(), (3,), "a network must return one tensor for its channels to be removed, not tuple"),
-        (nn.DataParallel(Residual()), (3, 4, 4), "channels of a DataParallel cannot be traced: hand in the module"),
+        (shared(), (3,), "cannot remove channels: 0.weight is shared between layers"),
+        (Branching(), (3,), r"the layers that run depend on its inputs \(a, b not always\)"),
+        (Twofold(), (3,), "to remove channels, a network must return one tensor, not tuple"),
+        (nn.DataParallel(Residual()), (3, 4, 4), "cannot trace the channels of DataParallel: pass the original module"),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "the channels of this network cannot be traced: .*shapes"),
     ],
 )
@@ -443,10 +443,10 @@ class Third(Scaled):
 @pytest.mark.parametrize(
     ("make", "shape", "left", "whole", "why"),
     [
-        (Written, (3, 4, 4), [], "a.weight", "the forward pass has a size written into it"),
-        (Cut, (5, 3), ["up.weight"], "down.weight", "a size written into it: without some of them, shape .* is invalid"),
-        (Scaled, (3,), ["b.weight"], "a.weight", "its values reach the output by other ways"),
-        (Third, (3,), ["b.weight"], "a.weight", "its values reach the output by other ways"),
+        (Written, (3, 4, 4), [], "a.weight", "the forward pass contains a fixed size"),
+        (Cut, (5, 3), ["up.weight"], "down.weight", "a fixed size: without some of them, shape .* is invalid"),
+        (Scaled, (3,), ["b.weight"], "a.weight", "they affect the output other than through"),
+        (Third, (3,), ["b.weight"], "a.weight", "they affect the output other than through"),
     ],
     ids=["view", "attention", "scale", "third"],
 )
@@ -541,7 +541,7 @@ def test_one_number_beside_many_channels(make, shape, groups, alone):
     net, example = make().eval(), torch.randn(2, *shape)
     found = couple(net, example)
     assert {group.name: group.size for group in found.groups} == groups
-    assert {name for name, why in found.kept_whole.items() if why == "one channel alone has to stay"} == alone
+    assert {name for name, why in found.kept_whole.items() if why == "the group has only one channel"} == alone
     pruned(net, example, scope="uniform")
     small = compact(net, example)
     assert difference_between(net, small, example) < 1e-5
@@ -602,7 +602,7 @@ def test_weights_that_are_computed_are_kept_whole(norm):
     example = torch.randn(2, 3)
     found = couple(net, example)
     assert [group.name for group in found.groups] == ["2.weight"]
-    assert found.kept_whole["0.weight"] == "a weight of theirs is computed from others (as by weight norm or spectral norm)"
+    assert found.kept_whole["0.weight"] == "their weight is computed from other tensors (as by weight norm or spectral norm)"
     pruned(net, example)
     assert difference_between(net, compact(net, example), example) < 1e-5
 
@@ -625,11 +625,11 @@ class Fourfold(nn.Module):
 def test_heads_with_masks_of_their_own_are_kept_whole():
     found = couple(Fourfold(), torch.randn(2, 5, 3))
     assert [group.name for group in found.groups] == ["up.weight"]
-    assert found.kept_whole["a.in_proj_weight"].startswith("the forward pass has a size written into it")
+    assert found.kept_whole["a.in_proj_weight"].startswith("the forward pass contains a fixed size")
 
 
 def test_nothing_to_take_out():
-    with pytest.raises(UserError, match="there is no channel to take out: each is read by a weight that lives"):
+    with pytest.raises(UserError, match="no channel can be removed: each is read by a nonzero weight"):
         compact(Residual(), torch.randn(2, 3, 4, 4))
     with pytest.raises(
         UserError, match=r"drops some\); 0\.weight: they pass through LayerNorm, whose channels cannot be removed$"
@@ -657,5 +657,5 @@ def test_a_dead_layer_is_no_network():
     net, example = Residual(), torch.randn(2, 3, 4, 4)
     with torch.no_grad():
         net.b.weight.zero_()
-    with pytest.raises(UserError, match=r"no weight reads any channel of a\.weight: the layer is dead"):
+    with pytest.raises(UserError, match=r"no weight reads any channel of a\.weight, so the network cannot be exported"):
         compact(net, example)

@@ -89,7 +89,7 @@ def test_half_of_the_operations_are_really_gone(method):
 
 
 def test_a_target_that_would_empty_a_layer():
-    with pytest.raises(UserError, match=r"density 0.01 would empty a layer: the least that leaves some channels in each is"):
+    with pytest.raises(UserError, match=r"density 0.01 would empty a layer: the minimum with some channels in each layer is"):
         run_config(config(unit="channel", target={"flops": 0.01}))
 
 
