@@ -1,4 +1,4 @@
-"""Reference networks and how their weights begin."""
+"""Reference networks, weight initialisation, and the weights that can be pruned."""
 
 from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import read_state

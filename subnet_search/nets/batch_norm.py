@@ -1,4 +1,4 @@
-"""Batch norm in training divides by a standard deviation over the batch: that of a single value is none."""
+"""Batch norm needs more than one value a channel in a training batch."""
 
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from subnet_search.core.errors import UserError
 def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) -> None:
     """Raise UserError when a batch norm layer would see one value a channel in a training batch of this size.
 
-    shape: of one input. Layers that are not in training mode when the network is, as a network of one's own may have
-    it, take any batch. Nothing is computed for batches of two items or more.
+    shape: of one input. Layers that stay in evaluation mode after `net.train()` accept any batch. Returns at once for
+    batches of two items or more.
     """
     if batch_size > 1:
         return
@@ -24,11 +24,11 @@ def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) ->
     layers = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm) and module.training}
     single: list[str] = []
 
-    def look(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def check_input(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if isinstance(inputs[0], Tensor) and inputs[0].dim() > 1 and inputs[0].numel() == inputs[0].shape[1]:
             single.append(name)
 
-    hooks = [layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(partial(check_input, name)) for name, layer in layers.items()]
     try:
         device = next((parameter.device for parameter in net.parameters()), None)
         net.eval()(torch.zeros(1, *shape, device=device))
@@ -38,6 +38,6 @@ def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) ->
         net.train(was_training)
     if single:
         raise UserError(
-            f"a training batch of one item gives batch norm ({single[0]}) one value a channel, and it needs two or more: set a "
+            f"batch norm ({single[0]}) needs two or more values a channel, and a training batch of one item gives one: set a "
             "larger recipe.batch_size (or extractor.images), or use more training data or fewer processes"
         )

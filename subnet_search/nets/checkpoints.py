@@ -1,4 +1,4 @@
-"""Checkpoints of others: tensors by name from a file, no code of which is run, put into a network under its own names."""
+"""Load checkpoints of other projects: read a state dict without running code, and map its names to our networks."""
 
 import pickle
 import re
@@ -17,14 +17,14 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 NESTED = ("state_dict", "model", "ema")  # where checkpoints keep the state dict, beside epochs and optimizers
 PREFIXES = ("module.", "_orig_mod.")  # of torch's DataParallel, and of torch.compile
 SHOWN = 3  # names in an error
-COUNTER = "num_batches_tracked"  # of batch norm: absent from old files, and nothing is computed with it
+COUNTER = "num_batches_tracked"  # of batch norm: missing in old files, and not used in the forward pass
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in one of torch's (.pt, .pth, .th, .bin), with the names it has there.
+    """The state dict in a .safetensors file or a torch file (.pt, .pth, .th, .bin), with the names in the file.
 
-    In a checkpoint that is the first of `state_dict`, `model` and `ema`, which may hold one of these again. Raises
-    UserError for other files, and for objects besides tensors where the state dict is.
+    In a checkpoint it is the first of the keys `state_dict`, `model` and `ema`, up to two levels deep. Raises UserError for
+    other files, and for a state dict with other objects than tensors.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"network.state is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, got {path}")
@@ -32,7 +32,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not a state dict: {_refused(error)}") from error
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(
             f"{path} is not a readable state dict: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
@@ -49,7 +49,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(found: Any) -> tuple[Any, str]:
-    """The state dict in a checkpoint, at most two levels down, and the key that leads there; what is none stays as it is."""
+    """The state dict in a checkpoint, at most two levels down, with its dotted key; the same object and "" without one."""
     place: list[str] = []
     while isinstance(found, Mapping) and len(place) < 2:
         key = next((key for key in NESTED if isinstance(found.get(key), Mapping)), None)
@@ -61,22 +61,22 @@ def _unwrapped(found: Any) -> tuple[Any, str]:
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
-    """Why torch would not unpickle a file."""
+    """Reason why torch refused to unpickle a file."""
     objects = re.search(r"GLOBAL ([\w.]+)", str(error))
-    what = f"it holds an object of {objects[1]}, which is not loaded" if objects else "it cannot be read without running code"
-    return f"{what}; save net.state_dict(), tensors by name, and no other object"
+    what = f"it contains an object of type {objects[1]}" if objects else "it cannot be read without running code"
+    return f"{what}; save only net.state_dict()"
 
 
 def put_state(net: nn.Module, state: Mapping[str, Tensor], name: str, file: str) -> None:
-    """Give the network `name` the tensors of a state dict, under our names or public ones, with or without prefixes.
+    """Load a state dict into the network `name`: with our names or published ones, with or without prefixes.
 
-    Raises UserError that says which names or shapes differ from the network's; nothing is changed then.
+    Raises UserError with the names or shapes that differ; the network is unchanged then.
     """
     own = net.state_dict()
     layers: tuple[Mapping[str, str], ...] = ({}, *PUBLIC_NAMES.get(name, ()))
     namings = [{public_name(key, called): key for key in own} for called in layers]
     pairs = [(found, naming) for found in _prefixes_off(state) for naming in namings]
-    found, naming = min(pairs, key=lambda pair: sum(map(len, _different(*pair))))  # the first, where several are as near
+    found, naming = min(pairs, key=lambda pair: sum(map(len, _different(*pair))))  # the first of equally good matches
     missing, more = _different(found, naming)
     problems = [f"{_listed(missing)} of its {len(own)} tensors missing"] if missing else []
     problems += [f"{_listed(more)} in the file that it does not have"] if more else []
@@ -86,12 +86,12 @@ def put_state(net: nn.Module, state: Mapping[str, Tensor], name: str, file: str)
         problems = [wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else "")] if wrong else []
     if problems:
         raise UserError(f"{file} does not fit {name}: {'; '.join(problems)}")
-    own.update({naming[key]: value for key, value in found.items()})  # which keeps the versions that come with a state
+    own.update({naming[key]: value for key, value in found.items()})  # keeps the version metadata of `state_dict`
     net.load_state_dict(own)
 
 
 def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """The state dict as it is, and without each prefix that all of its names have."""
+    """The state dict unchanged, then without each prefix that all names have."""
     yield state
     while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -99,7 +99,7 @@ def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]
 
 
 def _different(state: Mapping[str, Tensor], naming: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The names that a state dict lacks, and those that it has too many."""
+    """Missing and unexpected names of a state dict."""
     missing = [key for key in naming if key not in state and key.split(".")[-1] != COUNTER]
     return missing, [key for key in state if key not in naming]
 

@@ -1,4 +1,4 @@
-"""A copy of a user's network: its own tensors under its own names, however it was handed in."""
+"""Copy a user's network so that the original is never changed."""
 
 import copy
 from typing import Any
@@ -21,10 +21,10 @@ UNDO = {
 
 
 def own_copy(net: nn.Module) -> nn.Module:
-    """A copy of a network, with nothing shared. One that `torch.compile` made is a copy of the module that it was made of.
+    """A deep copy of a network. Modules wrapped by `torch.compile` are copied unwrapped.
 
-    Activations that a module keeps are copied without their graph. Raises UserError for what cannot be trained and saved
-    by the names of its tensors, or not be copied.
+    Activations stored on modules are copied detached. Raises UserError for modules that cannot be copied, or whose
+    parameters cannot be saved by name.
     """
     _check(net)
     memo: dict[int, Any] = {}
@@ -41,9 +41,11 @@ def _copied(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(module)] = _copied(inner, memo)
     try:
         return copy.deepcopy(net, memo)
-    except Exception as error:  # whatever an attribute of the user's raises
+    except Exception as error:  # anything that a user's attribute raises
         name, kind = _uncopyable(net)
-        raise UserError(f"{type(net).__name__} cannot be copied: its attribute {name} ({kind}) cannot; take it off") from error
+        raise UserError(
+            f"cannot copy {type(net).__name__}: its attribute {name} ({kind}) cannot be copied; remove it"
+        ) from error
 
 
 def _uncopyable(net: nn.Module) -> tuple[str, str]:
@@ -56,11 +58,11 @@ def _uncopyable(net: nn.Module) -> tuple[str, str]:
                 copy.deepcopy(value)
             except Exception:
                 return f"{path}.{name}" if path else name, type(value).__name__
-    return "(one of a module's own)", "unknown"
+    return "(unknown)", "unknown"
 
 
 def _check(net: nn.Module) -> None:
-    """Raise UserError for a module of another kind than those that hold their own parameters."""
+    """Raise UserError for wrapped modules, reparametrised weights and extra state."""
     for path, module in net.named_modules():
         name = path.replace("_orig_mod.", "") or type(net).__name__
         if isinstance(module, nn.DataParallel | DistributedDataParallel):
@@ -70,16 +72,15 @@ def _check(net: nn.Module) -> None:
                 if isinstance(hook, kind):
                     raise UserError(
                         f"a weight of {name} is computed from other tensors ({type(hook).__name__}): make it a plain "
-                        f"parameter first, {undo}(module, {getattr(hook, '_tensor_name', None) or getattr(hook, 'name', '')!r})"
+                        f"parameter with {undo}(module, {getattr(hook, '_tensor_name', None) or getattr(hook, 'name', '')!r})"
                     )
         if is_parametrized(module):
             tensor = next(iter(module.parametrizations))
             raise UserError(
-                f"{tensor} of {name} is computed from other tensors: make it a plain parameter first, "
+                f"{tensor} of {name} is computed from other tensors: make it a plain parameter with "
                 f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
             )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise UserError(
-                f"{name} has extra state (get_extra_state), which cannot be saved with a run: keep it in buffers "
-                "(register_buffer)"
+                f"{name} has extra state (get_extra_state), which is not supported: store it in buffers (register_buffer)"
             )

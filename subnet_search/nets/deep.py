@@ -1,4 +1,4 @@
-"""The deep CIFAR networks that pruning papers compare on: ResNet-20/32/56, ResNet-18, VGG-19 with batch norm."""
+"""Deep networks for CIFAR used in pruning papers: ResNet-20/32/56, ResNet-18, VGG-19 with batch norm."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ Shape = tuple[int, int, int]
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut (He et al. 2016, arXiv:1512.03385).
+    """Two 3x3 convolutions with batch norm and a shortcut (He et al. 2016, arXiv:1512.03385).
 
-    Where the size changes, `project` puts a 1x1 convolution on the shortcut (option B); without, the shortcut is
-    every second pixel with zeros for the new channels (option A, which the CIFAR networks of the paper use).
+    Where the size changes: with `project` the shortcut is a 1x1 convolution (option B); otherwise every second pixel with
+    zeros for the new channels (option A, used by the paper's CIFAR networks).
     """
 
     def __init__(self, wide_in: int, wide: int, stride: int, project: bool) -> None:

@@ -1,8 +1,8 @@
-"""How weights begin, as a pure function of (seed, name, shape): the same bits for ever, so weights need not be stored.
+"""Weight initialisation as a pure function of (seed, name, shape), reproducible to the bit, so weights need not be stored.
 
-The random bits are the raw 64-bit words of numpy's counter-based Philox generator, whose stream is guaranteed, and
-not a library's sampling order. One word a weight, in row-major order, turned into a uniform number and from there,
-for the normal distributions, through the inverse of the normal distribution function.
+The random bits are raw 64-bit words of numpy's counter-based Philox generator, whose stream is guaranteed across
+versions. Each weight takes one word, in row-major order: it becomes a uniform number, and for normal distributions the
+inverse normal distribution function of it.
 
 Sources: He et al. 2015, arXiv:1502.01852 (kaiming); Ramanujan et al. 2020, arXiv:1911.13299 (signed constant, scaled);
 Glorot & Bengio 2010, AISTATS (glorot); Zhou et al. 2019, arXiv:1905.01067 (its signed constant).
@@ -29,12 +29,13 @@ def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, dens
     kaiming_normal   N(0, 2 / fan_in)
     kaiming_uniform  U(-b, b), b = sqrt(6 / fan_in)
     signed_constant  +c or -c with equal chance, c = sqrt(2 / fan_in)
-    scaled           N(0, 2 / (fan_in * density)): the fan-in that is left after pruning to `density`
+    scaled           N(0, 2 / (fan_in * density)): the expected fan-in after pruning to `density`
     glorot_normal    N(0, 2 / (fan_in + fan_out))
     glorot_constant  +c or -c with equal chance, c = sqrt(2 / (fan_in + fan_out))
 
-    The constant is the distribution's standard deviation, not the drawn tensor's: it differs by about
-    1 / sqrt(2 numel) and needs no reduction, whose order could change a bit.
+    The constant is the distribution's standard deviation, not the sample's (a relative difference of about
+    1 / sqrt(2 numel)): a sum over the sample could change with the order of summation.
+    Raises UserError for an unknown name, and for `scaled` without a density.
     """
     fan_in = math.prod(shape[1:])
     fan_out = fan_in * shape[0] // shape[1]
@@ -54,15 +55,15 @@ def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, dens
                 raise UserError("the initialisation 'scaled' needs a density: set network.init_density")
             value = torch.special.ndtri(uniform).mul_(deviation / math.sqrt(density))
         case _:
-            raise UserError(f"no such initialisation: {init!r}; valid: {', '.join(INITS)}")
+            raise UserError(f"unknown initialisation {init!r}; valid: {', '.join(INITS)}")
     return value.to(torch.float32).view(shape)
 
 
 @torch.no_grad()
 def initialise(net: nn.Module, init: str, seed: int, density: float | None = None) -> None:
-    """Set every prunable weight to its initial value and every bias to zero, in place; `keep` leaves all as it is.
+    """Initialise every prunable weight and set every bias to zero, in place. `keep`: change nothing.
 
-    What is frozen stays as it is, unless everything is.
+    Frozen parameters are not changed, unless all parameters are frozen.
     """
     if init == "keep":
         return

@@ -1,15 +1,15 @@
-"""The names that published code gives the layers of our reference networks, so that its checkpoints load.
+"""Layer names of published code for our reference networks, so that published checkpoints load.
 
-Our own names stay what they are, since weights are drawn by name (`initial_weight`). Each row leads from a layer or a
-block of ours to its public name; what follows it, as `conv1.weight` in a block, is called the same. Where a network has
-several rows, several codes are in use.
+Our names cannot change, since initial weights depend on them (`initial_weight`). Each mapping goes from our name of a
+layer or block to its published name; the rest of a tensor's name, as `conv1.weight` in a block, is the same. A network has
+one mapping for each published naming.
 """
 
 from collections.abc import Mapping
 
 
 def _residual(blocks: int, stages: int, head: str, shortcut: str = "shortcut") -> dict[str, str]:
-    """conv1, bn1, layer1.0 to layerS.B, and the linear layer; `shortcut` is what a projected one is called in a block."""
+    """conv1, bn1, layer1.0 to layerS.B, and the linear layer. shortcut: published name of a projection shortcut."""
     names = {"0": "conv1", "1": "bn1"}
     for stage in range(stages):
         for block in range(blocks):
@@ -19,8 +19,8 @@ def _residual(blocks: int, stages: int, head: str, shortcut: str = "shortcut") -
 
 
 def _vgg(features: str) -> dict[str, str]:
-    """Convolutions and batch norms by their place among all layers, pooling included, and the linear layer."""
-    stages = ((0, 2), (7, 2), (14, 4), (27, 4), (40, 4))  # the place of the first, and how many pairs
+    """Convolutions and batch norms by their index among all layers, pooling included, and the linear layer."""
+    stages = ((0, 2), (7, 2), (14, 4), (27, 4), (40, 4))  # index of the first layer, number of pairs
     places = [first + 3 * pair + layer for first, pairs in stages for pair in range(pairs) for layer in (0, 1)]
     return {**{str(place): f"{features}.{place}" for place in places}, "54": "classifier"}
 
@@ -35,7 +35,7 @@ PUBLIC_NAMES: Mapping[str, tuple[Mapping[str, str], ...]] = {
         {"0": "conv1", "2": "conv2", "5": "conv3", "7": "conv4", "10": "conv5", "12": "conv6"}
         | {"16": "fc1", "18": "fc2", "20": "fc3"},
     ),
-    # akamaster/pytorch_resnet_cifar10, and those that call the linear layer as torchvision does
+    # akamaster/pytorch_resnet_cifar10, and the same with torchvision's name of the linear layer
     "resnet20": (_residual(3, 3, "linear"), _residual(3, 3, "fc")),
     "resnet32": (_residual(5, 3, "linear"), _residual(5, 3, "fc")),
     "resnet56": (_residual(9, 3, "linear"), _residual(9, 3, "fc")),
@@ -47,7 +47,7 @@ PUBLIC_NAMES: Mapping[str, tuple[Mapping[str, str], ...]] = {
 
 
 def public_name(name: str, layers: Mapping[str, str]) -> str:
-    """What a tensor of ours is called publicly: the longest part of its name that is in `layers` is replaced."""
+    """The published name of one of our tensors: its longest prefix in `layers` is replaced."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         if (head := ".".join(parts[:length])) in layers:

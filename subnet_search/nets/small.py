@@ -1,7 +1,6 @@
-"""LeNets and the Conv2/4/6 networks of the lottery-ticket and supermask papers (Frankle & Carbin 2019, 1803.03635).
+"""LeNets and the Conv2/4/6 networks of the lottery-ticket and supermask papers (Frankle & Carbin 2019, arXiv:1803.03635).
 
-No batch normalisation anywhere, so a subnetwork is its mask, its weights and its scales, and nothing else.
-Every factory takes the shape of one image (channels, height, width) and the number of classes.
+None has batch normalisation. Every factory takes the shape of one image (channels, height, width) and the number of classes.
 """
 
 from torch import nn
@@ -23,7 +22,7 @@ def lenet_300_100(shape: Shape, classes: int) -> nn.Module:
 
 
 def lenet5(shape: Shape, classes: int) -> nn.Module:
-    """LeNet-5 as Caffe drew it (20 and 50 filters of 5x5, 500 hidden units), padded so that 8x8 images fit too."""
+    """LeNet-5 in Caffe's variant (20 and 50 filters of 5x5, 500 hidden units), with padding so that 8x8 images work too."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 20, 5, padding=2),
@@ -40,7 +39,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
 
 
 def small_conv(shape: Shape, classes: int) -> nn.Module:
-    """Two strided 3x3 convolutions of 16 and 32 filters, 128 hidden units: cheap enough to compare methods on a CPU."""
+    """Two strided 3x3 convolutions of 16 and 32 filters, 128 hidden units: for comparing methods on a CPU."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, stride=2, padding=1),

@@ -1,4 +1,4 @@
-"""A network by name: ours, torchvision's, or any factory the user names; and the state it may begin from."""
+"""A network by name: one of ours, torchvision's, or the user's factory; and the weights it starts from."""
 
 import hashlib
 import importlib
@@ -42,22 +42,22 @@ def network_names() -> list[str]:
 
 
 class NetworkSpec(Settings):
-    """Which network, and how its weights begin. A bare string is the name."""
+    """The network and its initial weights. A string is short for the name."""
 
     name: str
-    """One of ours, `torchvision:NAME`, or `package.module:factory`, called with `options` and the keyword `num_classes`."""
+    """A name of this package, `torchvision:NAME`, or `package.module:factory`, called with `options` and `num_classes`."""
     init: InitName | None = None
-    """How weights begin. Default: kaiming_normal, and `keep` for a factory of your own."""
+    """Weight initialisation. Default: kaiming_normal, and `keep` for your own factory or with `state`."""
     init_density: float | None = Field(default=None, gt=0, le=1)
     """For `scaled`: the density whose fan-in sets the variance. Default: the extractor's density."""
     options: dict[str, Any] = {}
-    """Keyword arguments for the factory of a torchvision network or of your own."""
+    """Keyword arguments for the factory of a torchvision network or your own."""
     state: str | None = None
-    """Trained weights to begin from: a .safetensors file (a subnetwork of ours too), or torch's .pt, .pth, .th or .bin.
+    """Weights to start from: a .safetensors file (also a subnetwork file), or torch's .pt, .pth, .th or .bin.
 
-    A state dict, also in a checkpoint under `state_dict`, `model` or `ema`. Names are ours or those of the published code."""
+    A state dict, or a checkpoint with one under `state_dict`, `model` or `ema`. Names are ours or of the published code."""
     state_sha256: str | None = None
-    """Hash of that file, filled in when a run begins; a file that has changed since is refused."""
+    """Hash of the `state` file, set when a run starts; a file that has changed since is refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,14 +69,14 @@ class NetworkSpec(Settings):
         if ":" not in self.name and self.name not in NETWORKS:
             raise unknown("network", self.name, [*NETWORKS, "torchvision:NAME", "package.module:factory"])
         if self.state and self.init not in (None, "keep"):
-            raise UserError(f"network.state gives the weights, so network.init can only be keep, got {self.init!r}")
+            raise UserError(f"network.init must be keep when network.state is set, got {self.init!r}")
         return self
 
     def resolve(self, density: float | None) -> "NetworkSpec":
-        """The same spec with every default filled in. Raises UserError when its state is missing or not what it was."""
+        """The same spec with every default filled in. Raises UserError when its state file is missing or has changed."""
         own = ":" in self.name and not self.name.startswith("torchvision:")
         if self.options and self.name in NETWORKS:
-            raise UserError(f"network.options are for networks of torchvision and of your own; {self.name} takes none")
+            raise UserError(f"{self.name} takes no network.options; only torchvision networks and your own factories do")
         init = self.init or ("keep" if own or self.state else "kaiming_normal")
         wanted = self.init_density or density
         if init == "scaled" and wanted is None:
@@ -89,24 +89,24 @@ class NetworkSpec(Settings):
 
 
 def is_ours(name: str) -> bool:
-    """Whether a name can be built without importing a module that the name itself chooses."""
+    """Whether a network of this name can be built without importing a user's module."""
     return name in NETWORKS or name.startswith("torchvision:")
 
 
 def build(
     spec: NetworkSpec, shape: tuple[int, ...], classes: int, seed: int, state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """Make the network of a resolved spec and initialise its weights from `seed`, or with what `spec.state` holds.
+    """Build the network of a resolved spec and initialise its weights from `seed`, or from `state`, read from `spec.state`.
 
-    Networks of torchvision and of users draw their own first values from torch's generator, which is seeded here and
-    put back afterwards. Raises UserError when the factory does not exist or does not accept its options, and when the
-    state is another network's.
+    shape: of one input. Factories of torchvision and of users draw from torch's global generator, which is seeded here and
+    restored afterwards. Raises UserError when the factory does not exist or does not accept its options, and when the
+    state does not fit the network.
     """
     assert spec.state is None or state is not None, "read spec.state before building"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _construct(spec, shape, classes)
-    assert spec.init is not None, "resolve() the spec before building it"
+    assert spec.init is not None, "call resolve() before build()"
     initialise(net, spec.init, seed, spec.init_density)
     if state is not None:
         put_state(net, state, spec.name, str(spec.state))
@@ -125,7 +125,7 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Mo
     if spec.name in NETWORKS:
         if len(shape) != 3:
             raise UserError(
-                f"{spec.name} takes images (channels, height, width); one item of this data has shape {tuple(shape)}"
+                f"{spec.name} needs images (channels, height, width); one input of this data has shape {tuple(shape)}"
             )
         if min(shape[1:]) < 8:
             raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
@@ -136,7 +136,7 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Mo
         net = own(**options) if own else _torchvision(spec.name.removeprefix("torchvision:"), options)
     except UserError:
         raise
-    except Exception as error:  # whatever a factory raises, it means that it does not take these options
+    except Exception as error:  # anything that a user's factory raises
         raise UserError(f"{spec.name} does not accept {shown(options)}: {reason(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{spec.name} returned {type(net).__name__}, not a torch.nn.Module")
@@ -149,7 +149,7 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     valid = models.list_models(module=models)
     if name not in valid:
         raise unknown("torchvision network", name, valid)
-    if name in ("googlenet", "inception_v3"):  # their extra heads return a tuple in training
+    if name in ("googlenet", "inception_v3"):  # with auxiliary heads they return a tuple in training
         options = {"aux_logits": False, "init_weights": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,26 +161,26 @@ def _factory(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # anything that a user's module raises when imported
         why = error if isinstance(error, ImportError) else reason(error)
         raise UserError(f"cannot import {module!r} for the network {name!r}: {why}") from error
     factory: Any = getattr(imported, attribute, None)
     if not callable(factory):
-        raise UserError(f"{module} has no {attribute!r} to call (network {name!r})")
+        raise UserError(f"{module} has no function {attribute!r} (network {name!r})")
     return factory  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str = "", example: Tensor | None = None) -> None:
-    """Run inputs through the network. Raises UserError unless it returns (inputs, at least `classes`) logits.
+    """Run a forward pass. Raises UserError unless it returns logits (batch, at least `classes`).
 
-    example: inputs (batch, *shape) as the network takes them; default: two of zeros.
+    example: inputs (batch, *shape); default: two inputs of zeros.
     """
     name, was_training = name or type(net).__name__, net.training
     try:
         device = next((p.device for p in net.parameters()), None)
         out = net.eval()(torch.zeros(2, *shape, device=device) if example is None else example.to(device))
-    except Exception as error:  # whatever a user's forward pass raises, it means that it does not take this input
+    except Exception as error:  # anything that a user's forward pass raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} does not accept inputs of shape {tuple(shape)}: {reason}") from error
     finally:
@@ -189,7 +189,7 @@ def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str
 
 
 def check_logits(out: Any, classes: int, name: str, when: str = "") -> None:
-    """Raise UserError unless a network's output is logits of shape (batch, at least `classes`). when: ends the sentence."""
+    """Raise UserError unless `out` is logits of shape (batch, at least `classes`). when: added to the message."""
     if not isinstance(out, Tensor) or out.dim() != 2:
         several = f" of {len(out)}" if isinstance(out, tuple | list | Mapping) else ""
         got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(out).__name__}{several}"

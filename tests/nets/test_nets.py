@@ -110,7 +110,7 @@ def test_what_is_left_whole_has_a_reason():
     net[0].requires_grad_(False)
     assert "0.weight" not in prunable(net)
     assert left_whole(net, prunable(net)) == {
-        "positions": "a parameter of a module's own, no layer's weight",
+        "positions": "a parameter that is not a layer's weight",
         "0.weight": "frozen, requires_grad=False",
         "2.weight": "an embedding",
     }
