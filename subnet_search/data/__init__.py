@@ -1,4 +1,4 @@
-"""Data sets held as tensors, and batches that are a function of (seed, step)."""
+"""Data sets in memory as tensors, and batches as a function of (seed, step)."""
 
 from subnet_search.data.batches import AUGMENTATIONS, Batches
 from subnet_search.data.catalogue import catalogue, describe

@@ -1,4 +1,4 @@
-"""Batches and augmentation on the device, as a function of (seed, step): nothing to save, nothing to resume."""
+"""Batches and augmentation on the device, as a function of (seed, step), so there is no state to save."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from subnet_search.data.sources import Split
 
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
-    """A random window of the image padded with zeros (black) by `pad` pixels on each side."""
+    """A random crop of each image (N, C, H, W), padded with zeros (black) by `pad` pixels on each side."""
     count, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=rng, device=images.device)
@@ -24,13 +24,13 @@ def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
 
 
 def flip(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirrored left to right, with probability one half."""
+    """Flip each image (N, C, H, W) left to right with probability 0.5."""
     mirrored = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
 def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
-    """A black square of half the image's height around a random pixel (DeVries & Taylor 2017, arXiv:1708.04552)."""
+    """Cutout: a black square of half the image's height around a random pixel (DeVries & Taylor 2017, arXiv:1708.04552)."""
     count, _, height, width = images.shape
     half = height // 4
     y = torch.randint(0, height, (count, 1, 1, 1), generator=rng, device=images.device)
@@ -45,11 +45,11 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"crop":
 
 
 class Batches:
-    """The training batches of a split: `batch(step)` is the same whenever and wherever it is asked for.
+    """The training batches of a split; `batch(step)` depends only on the arguments.
 
-    Every epoch is a fresh permutation from (seed, epoch); the images left over at its end are dropped, so all batches
-    have one size. With `world` processes each takes its own part of every batch (`rank`); UserError when it has none,
-    or parts would differ in size.
+    Every epoch is a new permutation by (seed, epoch). Images left over at the end of an epoch are dropped, so all batches
+    have the same size. With `world` processes each takes its shard (`rank`) of every batch; raises UserError when the
+    shards would differ in size.
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class Batches:
         self.split, self.mean, self.std = split, mean, std
         self.batch_size = min(batch_size, len(split))
         if self.batch_size % world:
-            raise UserError(f"a batch of {self.batch_size} images cannot be shared equally by {world} processes")
+            raise UserError(f"a batch of {self.batch_size} images cannot be split equally over {world} processes")
         if augment and split.inputs.dim() != 4:
             shape = tuple(split.inputs.shape[1:])
-            raise UserError(f"recipe.augment: {augment[0]} is for images (channels, height, width); inputs have shape {shape}")
+            raise UserError(f"recipe.augment: {augment[0]} needs images (channels, height, width); inputs have shape {shape}")
         self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
         self.steps_per_epoch = len(split) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of training step `step`, counted from 0 over the whole run."""
+        """Prepared inputs and labels of training step `step`, counted from 0 over the whole run."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))

@@ -1,4 +1,4 @@
-"""Which data sets there are, and which of them are here."""
+"""The available data sets, and which of them are on this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from subnet_search.data.sources import NAMES, PREFIXES, DataSpec, load
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """Every data set by name: what it is and whether it is here now."""
+    """A row for every data set: `name`, `description`, and `state` (on this machine, or to be downloaded)."""
     here = {
         "digits": "here",
         "fashion_mnist": f"here: {folder}" if (folder := readers.fashion_folder(None)) else "would be downloaded to data/",
@@ -20,7 +20,7 @@ def catalogue() -> list[dict[str, Any]]:
 
 
 def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
-    """One data set in plain values; one that would have to be downloaded is not read. The test split is not opened."""
+    """Sizes, shape and statistics of one data set. Nothing is downloaded, and the test split is not read."""
     spec = DataSpec.of(spec)
     listed = {row["name"]: row for row in catalogue()}
     record = listed.get(spec.name, {"name": spec.name, "state": "your files"})

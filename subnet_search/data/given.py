@@ -1,4 +1,4 @@
-"""Data handed in from Python: tensors, arrays, a Dataset or a DataLoader, read once, each item once and in order."""
+"""Data passed from Python: tensors, arrays, a Dataset or a DataLoader; every item is read once, in order."""
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations, count, islice
@@ -28,19 +28,19 @@ _END = object()
 def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None) -> Data:
     """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name.
 
-    A Dataset is read once, from beginning to end, and kept as tensors: random transforms in it are frozen at what they
-    first gave (use `Recipe(augment=...)` instead). Of a DataLoader the dataset is read, in order and without its workers;
-    its collate_fn is used, shuffling and drop_last are not. A SubsetRandomSampler chooses which items are read; a sampler
-    that may draw an item more than once is refused, since copies would be trained on and validated on.
-    uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel, or else
-    by the mean and standard deviation of the training images; other inputs are used as they are. There is no test split,
-    other than in data by name.
-    Raises UserError for anything that is not a classification data set, and for a mean or std that cannot be.
+    A Dataset is read once and kept as tensors, so a random transform is applied only once (use `Recipe(augment=...)`
+    instead). From a DataLoader the dataset is read in order, without workers; collate_fn is used, shuffling and drop_last
+    are not. A SubsetRandomSampler selects the items; a sampler that may draw an item more than once is refused, since
+    copies of an item could be in both training and validation.
+    uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel (default:
+    the mean and standard deviation of the training images). Other inputs are not normalised. Only data by name has a
+    test split.
+    Raises UserError for anything that is not a classification data set, and for an invalid mean or std.
     """
     set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(data, Data):
         if set_here:
-            raise UserError("this data is loaded already: give mean and std to load_data where it is read")
+            raise UserError("this data is already loaded: pass mean and std to load_data")
         return data
     if isinstance(data, str | DataSpec | dict):
         named = DataSpec.of(data)
@@ -56,8 +56,8 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean
         labels = labels.view(-1) if labels.shape == (len(inputs), 1) else labels
     else:
         raise UserError(
-            "data must be a name, a pair (inputs, labels), a Dataset or a DataLoader of such pairs, "
-            f"or subnet_search.load_data(...), got {type(data).__name__}"
+            "data must be a name, a pair (inputs, labels), a Dataset or DataLoader of such pairs, "
+            f"or the result of subnet_search.load_data, got {type(data).__name__}"
         )
     if labels.is_floating_point() or labels.is_complex():
         raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
@@ -70,25 +70,25 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean
 
 
 def _tensor(part: Any, what: str) -> Tensor:
-    """Dense numbers on the CPU, without what they were computed by. UserError says what they are instead."""
+    """A dense, detached tensor on the CPU. Raises UserError for anything else."""
     if isinstance(part, Tensor):
         tensor = part.detach()
     else:
         try:
             tensor = torch.as_tensor(part)
         except Exception as error:  # arrays and array-likes of any library
-            raise UserError(f"{what} cannot be made a tensor of numbers: {_reason(part, error)}") from error
+            raise UserError(f"{what} cannot be converted to a tensor: {_reason(part, error)}") from error
     if tensor.layout != torch.strided or tensor.is_nested:
-        raise UserError(f"{what} are sparse or nested: hand in a dense tensor (tensor.to_dense())")
+        raise UserError(f"{what} are sparse or nested: pass a dense tensor (tensor.to_dense())")
     if tensor.is_meta:
-        raise UserError(f"{what} are on the meta device, and so have no values")
+        raise UserError(f"{what} are on the meta device, which has no values")
     return tensor.cpu()
 
 
 def _reason(part: Any, error: Exception) -> str:
     kind = type(part)
     if kind.__module__.partition(".")[0] == "PIL":
-        return "a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
+        return "it is a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
     try:
         array = np.asarray(part)
     except Exception:
@@ -96,12 +96,12 @@ def _reason(part: Any, error: Exception) -> str:
     if array.dtype.kind in "USO":
         first = array.reshape(-1)[0] if array.size else None
         held = "text" if array.dtype.kind in "US" or isinstance(first, str) else f"objects ({type(first).__name__})"
-        return f"{held}; labels are class indices counted from 0, inputs arrays of one numeric type"
+        return f"it holds {held}; labels must be class indices from 0, inputs arrays of one numeric type"
     return str(error).strip().partition("\n")[0]
 
 
 def _joined(pairs: Iterable[Any], stacked: bool) -> tuple[Tensor, Tensor]:
-    """Items to stack, or batches to concatenate."""
+    """Stack items (`stacked`) or concatenate batches. Raises UserError when they are not pairs, or differ in shape."""
     inputs, labels = list[Tensor](), list[Tensor]()
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -119,7 +119,7 @@ def _joined(pairs: Iterable[Any], stacked: bool) -> tuple[Tensor, Tensor]:
 
 
 def _items(data: Any, order: Iterable[Any] | None = None) -> Iterator[Any]:
-    """The items of a dataset, in order, or those that are named."""
+    """The items of a dataset, in order; with `order` those at these indices."""
     if order is None and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         order = range(len(data))
     reader = iter(()) if order is not None else iter(data)
@@ -132,12 +132,12 @@ def _items(data: Any, order: Iterable[Any] | None = None) -> Iterator[Any]:
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches that a loader would make of its dataset if it read that in order."""
+    """The collated batches of a loader's dataset, in order."""
     iterable = isinstance(loader.dataset, IterableDataset)
     items = _items(loader.dataset, None if iterable else _order(loader))
     size = getattr(loader.batch_sampler, "batch_size", None)
     with guarded("the DataLoader's collate_fn fails"):
-        if loader.batch_sampler is None:  # each item is a batch, or is used alone
+        if loader.batch_sampler is None:  # automatic batching is off: each item is a batch
             yield from (loader.collate_fn(item) for item in items)
             return
         while batch := list(islice(items, size)):
@@ -145,7 +145,7 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _order(loader: DataLoader[Any]) -> Iterable[Any]:
-    """Which items a loader draws, each once and in order. Raises UserError when it may draw one more than once."""
+    """The indices of the items that a loader draws, sorted. Raises UserError when it may draw an item more than once."""
     sampler: Any = loader.sampler
     if loader.batch_sampler is not None:
         sampler = loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
@@ -158,13 +158,13 @@ def _order(loader: DataLoader[Any]) -> Iterable[Any]:
         with guarded("the sampler's indices cannot be read"):
             return sorted({int(index) for index in getattr(sampler, "indices", sampler)})
     raise UserError(
-        f"a DataLoader with {kind.__name__} may draw an item more than once, and copies of training items would be validated "
-        "on: hand in its dataset"
+        f"a DataLoader with {kind.__name__} may draw an item more than once, so the validation split could contain training "
+        "items: pass its dataset"
     )
 
 
 def _refuse_copies(data: Any) -> None:
-    """Raise UserError for a dataset that is known to hold an item more than once."""
+    """Raise UserError for a Subset or ConcatDataset with repeated items."""
     repeated = False
     if isinstance(data, Subset):
         repeated = len({int(index) for index in data.indices}) < len(data.indices)
@@ -175,6 +175,6 @@ def _refuse_copies(data: Any) -> None:
             _refuse_copies(part)
     if repeated:
         raise UserError(
-            f"a {type(data).__name__} holds items more than once, and copies of training items would be validated on: "
-            "hand in each item once"
+            f"this {type(data).__name__} holds items more than once, so the validation split could contain training items: "
+            "remove the duplicates"
         )

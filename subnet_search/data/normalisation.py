@@ -1,4 +1,4 @@
-"""What images are normalised by: the mean and standard deviation of each channel, given or from the training images."""
+"""Normalisation of images by the mean and standard deviation of each channel, given or of the training images."""
 
 import math
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from subnet_search.core.errors import UserError
 
 
 def _list(value: Any) -> Any:
-    """A tensor or an array as a list; a single number, for grey images, as a list of one."""
+    """A tensor or array as a list; a single number (grey images) as a list of one."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -19,14 +19,14 @@ def _list(value: Any) -> Any:
 def _in_range(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     for value in values or ():
         if not 0 <= value <= 1:
-            raise UserError(f"pixels are scaled to 0..1 first, so every mean is a number between 0 and 1, got {value}")
+            raise UserError(f"must be between 0 and 1, since pixels are scaled to 0..1, got {value}")
     return values
 
 
 def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     for value in values or ():
         if not 0 < torch.tensor(value, dtype=torch.float32).item() < math.inf:
-            raise UserError(f"images are divided by it, so every value is a finite number above 0, got {value}")
+            raise UserError(f"must be a finite number above 0, got {value}")
     return values
 
 
@@ -35,32 +35,32 @@ Std = Annotated[tuple[float, ...] | None, BeforeValidator(_list), AfterValidator
 
 
 def check_both(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    """Raise UserError unless there are both, with as many values, or neither."""
+    """Raise UserError unless both are set, with the same length, or neither."""
     if mean is None and std is None:
         return
     if mean is None or std is None:
         raise UserError("std is set without mean: set both" if mean is None else "mean is set without std: set both")
     if len(mean) != len(std):
-        raise UserError(f"mean and std have one value for each channel, got {len(mean)} and {len(std)}")
+        raise UserError(f"mean and std need one value for each channel, got {len(mean)} and {len(std)}")
 
 
 def normalisation(
     name: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, inputs: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and std, (channels,), of images scaled to 0..1: those given, or of the images. (None, None): no uint8 images.
+    """Mean and std of images scaled to 0..1, (channels,): those given, or computed. (None, None) for other inputs.
 
-    inputs: uint8 images (N, channels, height, width), or anything else. Raises UserError when those given do not fit.
+    inputs: uint8 images (N, channels, height, width), or anything else. Raises UserError when mean and std do not fit them.
     """
     images = inputs.dtype == torch.uint8 and inputs.dim() == 4
     if mean is None or std is None:
         return _statistics(inputs) if images else (None, None)
     if not images:
         raise UserError(
-            f"data.mean and data.std are for uint8 images (N, channels, height, width); the inputs of {name} are "
-            f"{inputs.dtype} of shape {tuple(inputs.shape)}, and are used as they are"
+            f"data.mean and data.std need uint8 images (N, channels, height, width); the inputs of {name} are "
+            f"{inputs.dtype} of shape {tuple(inputs.shape)}, which are not normalised"
         )
     if len(mean) != inputs.shape[1]:
-        raise UserError(f"data.mean and data.std have length {len(mean)}; the images of {name} have {inputs.shape[1]} channels")
+        raise UserError(f"data.mean and data.std have length {len(mean)}, but images of {name} have {inputs.shape[1]} channels")
     return torch.tensor(mean), torch.tensor(std)
 
 
@@ -68,13 +68,13 @@ def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
     if mean is None or std is None:
         return inputs.float()
-    # One fused multiply-add a pixel: x / 255 / std - mean / std.
+    # x / 255 / std - mean / std, as one multiply-add
     scale = (1 / (255 * std)).view(-1, 1, 1)
     return torch.addcmul((-mean / std).view(-1, 1, 1), inputs.float(), scale)
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact whole-number sums."""
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1, from exact integer counts."""
     counts = torch.stack([images[:, c].reshape(-1).bincount(minlength=256) for c in range(images.shape[1])]).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     total = counts.sum(1)

@@ -1,8 +1,7 @@
-"""Reading data sets from files: each reader returns the arrays of one split, checked, as uint8 images and labels.
+"""Read data sets from files: each reader returns the images and labels of one split.
 
-Images are (N, channels, height, width) uint8 tensors, labels (N,) int64. Every reader raises UserError with the file
-in its message when something is missing, truncated or of another shape. What a header claims is compared with the
-size of the file before memory is taken for it.
+Images are uint8 tensors (N, channels, height, width), labels int64 (N,). Every reader raises UserError with the file's
+name when data is missing, truncated or of the wrong shape. Sizes in file headers are checked before memory is allocated.
 """
 
 import gzip
@@ -26,19 +25,19 @@ if TYPE_CHECKING:
 Arrays = tuple[Tensor, Tensor]
 
 FASHION_FOLDERS = ("data/fashion-mnist", "data/FashionMNIST/raw", "/usr/share/datasets/fashion-mnist")
-DEFLATE = 1032  # bytes that one compressed byte can give at most, in gzip and zip files
+DEFLATE = 1032  # maximum compression ratio of gzip and zip files
 
 
 def check_size(what: str, claimed: int, stored: int | None = None) -> None:
-    """Raise UserError when `claimed` bytes cannot come from `stored` compressed ones, or do not fit this machine's memory."""
+    """Raise UserError when `claimed` bytes cannot come from `stored` compressed bytes, or exceed this machine's memory."""
     if stored is not None and claimed > DEFLATE * (stored + 64):
         raise UserError(f"{what} claims {claimed:,} bytes in a file of {stored:,}")
     if hasattr(os, "sysconf") and claimed > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-        raise UserError(f"{what} takes {claimed:,} bytes, more than this machine's memory of {memory:,}")
+        raise UserError(f"{what} needs {claimed:,} bytes, more than this machine's memory of {memory:,}")
 
 
 def digits() -> Arrays:
-    """All 1797 images of scikit-learn's digits (8x8, values 0 to 16), which have no test split of their own."""
+    """All 1797 images of scikit-learn's digits (8x8, values 0 to 16 scaled to 0 to 255). There is no test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -47,7 +46,7 @@ def digits() -> Arrays:
 
 
 def fashion_folder(root: str | None) -> Path | None:
-    """The folder that holds Fashion-MNIST's four idx files: `root`, or the first known place that has them."""
+    """The folder with Fashion-MNIST's four idx files: `root`, or the first known folder that has them; None without."""
     for folder in [root, f"{root}/FashionMNIST/raw"] if root else FASHION_FOLDERS:  # the second is torchvision's
         if any(Path(folder).glob("train-images-idx3-ubyte*")):
             return Path(folder)
@@ -55,7 +54,7 @@ def fashion_folder(root: str | None) -> Path | None:
 
 
 def fashion_mnist(root: str | None, train: bool) -> Arrays:
-    """Fashion-MNIST from idx files (gzipped or not); downloaded to data/ when no folder has them."""
+    """Fashion-MNIST from idx files (gzipped or not); downloaded to `root` or data/ when they are not found."""
     folder = fashion_folder(root)
     if folder is None:
         if root and Path(root).is_dir() and any(Path(root).iterdir()):
@@ -67,7 +66,7 @@ def fashion_mnist(root: str | None, train: bool) -> Arrays:
 
 
 def cifar(name: str, root: str | None, train: bool) -> Arrays:
-    """CIFAR-10 or CIFAR-100 through torchvision, downloaded to data/ when it is not there."""
+    """CIFAR-10 or CIFAR-100 through torchvision; downloaded to `root` or data/ when it is not there."""
     return _torchvision(name.upper(), root, train)
 
 
@@ -90,24 +89,23 @@ def npz(path: Path, split: str) -> Arrays | None:
             labels = _array(archive, f"{split}_labels", path)
         if images.ndim == 3:
             images = images[..., None]
-        # Kept in channels-first order from here on.
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """Raise an error when the names of arrays are damaged, which would otherwise be taken for a split left out."""
+    """Raise an error when array names are damaged; otherwise a damaged name would look like a missing split."""
     for member in archive.infolist():
-        archive.open(member).close()  # compares the name in the directory with the one before the array
+        archive.open(member).close()  # compares the name in the directory with the name in the local header
     with open(path, "rb") as file:
         file.seek(-22, os.SEEK_END)
         signature, count = struct.unpack("<4s6xH10x", file.read())
-    if signature == b"PK\x05\x06" and count not in (len(archive.infolist()), 0xFFFF):  # the latter: too many to say there
+    if signature == b"PK\x05\x06" and count not in (len(archive.infolist()), 0xFFFF):  # 0xFFFF: the count is elsewhere
         raise UserError(f"{path} is not a readable npz file: {len(archive.infolist())} of its {count} arrays are found")
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
-    """An array of an npz file. Its type and shape are checked before it is read."""
+    """An array of an npz file; its type and shape are checked before it is read."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
         read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
@@ -118,11 +116,13 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
         if kind != np.uint8 or len(shape) not in (3, 4):
             raise UserError(f"{where} must be uint8 of shape (N, H, W) or (N, H, W, C), got {kind} {shape}")
         if len(shape) == 4 and shape[3] not in (1, 3, 4):
-            raise UserError(f"{where} has shape {shape}: images (N, H, W, C) have 1, 3 or 4 channels, and volumes are not read")
+            raise UserError(
+                f"{where} has shape {shape}: images (N, H, W, C) need 1, 3 or 4 channels; volumes are not supported"
+            )
     elif len(shape) not in (1, 2) or math.prod(shape[1:]) != 1 or not np.issubdtype(kind, np.integer):
-        raise UserError(f"{where} must be whole numbers of shape (N,) or (N, 1), got {kind} {shape}")
+        raise UserError(f"{where} must be integers of shape (N,) or (N, 1), got {kind} {shape}")
     claimed = math.prod(shape) * kind.itemsize
-    if claimed != held:  # a shape that takes less would be read without a look at the checksum
+    if claimed != held:  # with a smaller shape the checksum would not be verified
         raise UserError(f"{path} is not a readable npz file: {name} has {held:,} bytes of data for shape {shape}")
     check_size(where, claimed, member.compress_size)
     with archive.open(member) as stream:
@@ -130,13 +130,13 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
 
 
 def class_names(folder: Path) -> list[str]:
-    """The sub-folders of an image folder, in order, without hidden ones."""
+    """The sub-folders of an image folder, sorted, without hidden ones."""
     with guarded(f"{folder} is not a readable image folder"):
         return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
 
 
 def image_folder(folder: Path, size: int) -> Arrays:
-    """Images in `folder/CLASS/*`, resized and cropped to `size` x `size`; hidden files and folders are left out."""
+    """Images in `folder/CLASS/*`, resized and cropped to `size` x `size`; hidden files and folders are ignored."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
     from torchvision.transforms import v2
 
@@ -159,26 +159,24 @@ def image_folder(folder: Path, size: int) -> Arrays:
 
 
 def _rgb(path: str) -> "Image":
-    """An image as 8-bit RGB. Of 16 bits a pixel the upper 8 are kept, as Pillow does with those of colour images."""
+    """An image as 8-bit RGB. Of 16-bit pixels the upper 8 bits are kept, as Pillow does for colour images."""
     from PIL import Image
 
     if not os.path.isfile(path):
-        raise UserError(f"{path} is not a readable image: it is no file")
+        raise UserError(f"{path} is not a readable image: not a file")
     with Image.open(path) as image:
         if image.format == "PNG":
-            image.verify()  # checksums, which are otherwise looked at for headers only
+            image.verify()  # all checksums; `open` verifies those of headers only
     with Image.open(path) as image:
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # which Pillow scales to 16 bits
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if image.mode in ("I", "F"):
-            raise UserError(
-                f"{path} has pixels of 32 bits (mode {image.mode}), and what is white is not known: save it with 8 or 16 bits"
-            )
+            raise UserError(f"{path} has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
         return image.convert("RGB")
 
 
 def _hidden(name: str) -> bool:
-    """Whether a file or folder is one that notebooks, file managers and archives leave behind."""
+    """Whether a file or folder is hidden, or metadata of macOS archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -191,12 +189,12 @@ def _idx(folder: Path, name: str, dims: int) -> Tensor:
         magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 * (1 + dims)))
         claimed = math.prod(shape)
         if magic != 0x800 + dims:
-            raise UserError(f"{path} is not a whole idx file: it begins with {magic:#x}, not {0x800 + dims:#x}")
-        check_size(f"{path} is not a whole idx file: shape {tuple(shape)}", claimed, path.stat().st_size)
+            raise UserError(f"{path} is not a valid idx file: it begins with {magic:#x}, not {0x800 + dims:#x}")
+        check_size(f"{path} is not a valid idx file: shape {tuple(shape)}", claimed, path.stat().st_size)
         raw = file.read(claimed + 1) if zipped else file.read()
     if len(raw) != claimed:
         held = "more" if len(raw) > claimed else f"{len(raw):,}"
-        raise UserError(f"{path} is not a whole idx file: {held} bytes of data for shape {tuple(shape)}")
+        raise UserError(f"{path} is not a valid idx file: {held} bytes of data for shape {tuple(shape)}")
     return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).copy()).view(shape)
 
 

@@ -1,7 +1,7 @@
 """Data sets by name, as tensors, with a seeded and stratified validation split.
 
-The test split is behind a method, `Data.test()`, and is read from disk only when that is called: nothing that
-searches or selects a model can touch it by accident.
+The test split is read from disk only when `Data.test()` is called, so that training and model selection cannot use it by
+accident.
 """
 
 from collections.abc import Callable
@@ -33,28 +33,28 @@ PREFIXES = {
 }
 
 
-MANY = 1000  # classes that need no further reason; more than that, and more than there are items, is a mistake in the labels
+MANY = 1000  # more classes than this, and than there are items, are taken for an error in the labels
 
 
 class DataSpec(Settings):
-    """Which data, and how it is split. A bare string is the name."""
+    """The data set and its split. A string is short for the name."""
 
     name: str
     """digits, fashion_mnist, cifar10, cifar100, `npz:FILE` or `image_folder:DIR`."""
     root: str | None = None
-    """Folder of the data set's files; where a download goes. Default: known places, then `data/`."""
+    """Folder of the data set's files, and of downloads. Default: known folders, then `data/`."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of the training images held out for validation, unless the data brings its own validation split."""
+    """Fraction of the training images held out for validation, unless the data has a validation split."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of the split. Apart from the run's seed, so that runs with other seeds are validated on the same images."""
+    """Seed of the split, separate from the run's seed, so that all runs use the same validation images."""
     limit: int | None = Field(default=None, ge=2)
-    """Use at most this many training images, an equal share of each class."""
+    """Maximum number of training images, in the same class proportions."""
     size: int = Field(default=32, ge=8, le=4096)
-    """Height and width that an image folder's images are resized to."""
+    """Height and width of the images of an image folder, after resizing."""
     mean: Mean = None
-    """What is subtracted from each channel of images scaled to 0..1. Default: the mean of the training images."""
+    """Mean of each channel of images scaled to 0..1, to normalise by. Default: that of the training images."""
     std: Std = None
-    """What each channel is divided by after that. Default: the standard deviation of the training images."""
+    """Standard deviation of each channel, to normalise by. Default: that of the training images."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +63,7 @@ class DataSpec(Settings):
 
     @classmethod
     def of(cls, value: Any) -> "DataSpec":
-        """A spec from a name, a mapping or a spec. Raises UserError in one line."""
+        """A spec from a name, a mapping or a spec. Raises UserError when it is invalid."""
         try:
             return cls.model_validate(value)
         except ValidationError as error:
@@ -79,7 +79,7 @@ class DataSpec(Settings):
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs (N, ...) and labels (N,) int64. Images are uint8; other inputs are floats and are used as they are."""
+    """Inputs (N, ...) and labels (N,) int64. Images are uint8; other inputs are not normalised."""
 
     inputs: Tensor
     labels: Tensor
@@ -95,7 +95,7 @@ class Split:
 
 
 class InputRange(NamedTuple):
-    """What numbers the inputs are, before they are normalised."""
+    """Type and range of the inputs before normalisation."""
 
     dtype: str  # "uint8", "float32", ...
     low: float
@@ -104,7 +104,7 @@ class InputRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready to train on: its splits, its classes, and the statistics that normalise its images."""
+    """A loaded data set: splits, classes, and the statistics to normalise images by."""
 
     name: str
     train: Split
@@ -112,7 +112,7 @@ class Data:
     classes: int
     mean: Tensor | None = None  # (channels,), of images scaled to 0..1; None: inputs are not normalised
     std: Tensor | None = None
-    spec: DataSpec | None = None  # None: handed in from Python
+    spec: DataSpec | None = None  # None: passed from Python
     _test: Callable[[], Split | None] = field(default=lambda: None, repr=False)
 
     @property
@@ -122,7 +122,7 @@ class Data:
 
     @cached_property
     def input_range(self) -> InputRange:
-        """The type of the inputs and what lies between: 0 to 255 for images, the least and the greatest of training others."""
+        """Type and range of the inputs: 0 to 255 for images, otherwise the minimum and maximum of the training inputs."""
         kind = str(self.train.inputs.dtype).removeprefix("torch.")
         if self.mean is not None:
             return InputRange(kind, 0, 255)
@@ -131,23 +131,23 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what a run is trained and validated on: inputs, labels, classes, and what images are normalised by."""
+        """SHA-256 over inputs and labels of training and validation, the number of classes, mean and std."""
         tensors = {f"{name}.{key}": value for name in ("train", "val") for key, value in vars(getattr(self, name)).items()}
         tensors |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
         return digest({**tensors, "classes": torch.tensor(self.classes)})
 
     def examples(self, count: int = 2) -> Tensor:
-        """The first `count` training inputs as the network sees them: normalised images, other inputs as floats."""
+        """The first `count` training inputs as passed to the network: normalised images, other inputs as float32."""
         return prepare(self.train.inputs[:count], self.mean, self.std)
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same data with its splits and statistics on `device`; the test split stays where it is until asked for."""
+        """The same data with its splits and statistics on `device`. The test split is not loaded."""
         moved = {name: getattr(self, name) for name in ("mean", "std")}
         moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
         return replace(self, train=self.train.to(device), val=self.val.to(device), **moved)
 
     def test(self) -> Split | None:
-        """The test split, read now; None when the data has none."""
+        """Read the test split; None when the data has none. Raises UserError when it cannot be read."""
         with guarded(f"the test split of {self.name} cannot be read"):
             split = self._test()
         if split is not None:
@@ -156,7 +156,7 @@ class Data:
 
 
 def load(spec: DataSpec | str | dict[str, Any]) -> Data:
-    """Read the training and validation images of a data set. Raises UserError that names the file at fault."""
+    """Read the training and validation images of a data set. Raises UserError with the name of the file at fault."""
     spec = DataSpec.of(spec)
     with guarded(f"{spec.name} cannot be read"):
         return _load(spec)
@@ -169,7 +169,7 @@ def _load(spec: DataSpec) -> Data:
     classes: int | None = None
     match kind:
         case "digits":
-            rest, held = _hold_out(Split(*readers.digits()), 0.2, seed=0)  # the test images never depend on a setting
+            rest, held = _hold_out(Split(*readers.digits()), 0.2, seed=0)  # the same test images with any settings
             train, test = rest, lambda: held
         case "fashion_mnist":
             train = Split(*readers.fashion_mnist(spec.root, train=True))
@@ -202,7 +202,7 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
         train, held = _hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
         return train, None, lambda: held, len(readers.class_names(folder))
     names = readers.class_names(splits[0])
-    for split in splits[1:]:  # by name alone: no test image is opened
+    for split in splits[1:]:  # compares folder names only; no test image is opened
         if split.is_dir() and (others := readers.class_names(split)) != names:
             raise UserError(f"{split} and {splits[0]} have different classes: {sorted(set(others) ^ set(names))}")
 
@@ -215,7 +215,7 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
 def assemble(
     spec: DataSpec, train: Split, val: Split | None, test: Callable[[], Split | None], classes: int | None, given: bool = False
 ) -> Data:
-    """Check what was read, hold out validation items, and measure what images are normalised by."""
+    """Check the data, split off validation items, and compute mean and std. Raises UserError for invalid data."""
     name = "given data" if given else spec.name
     if classes is None:
         classes = int(train.labels.max()) + 1 if len(train.labels) else 0
@@ -223,7 +223,7 @@ def assemble(
     _check_classes(name, train.labels, classes)
     if spec.limit is not None and spec.limit < len(train):
         if spec.limit < 2 * classes:
-            raise UserError(f"{name}: a limit of {spec.limit} leaves less than two images of each of {classes} classes")
+            raise UserError(f"{name}: a limit of {spec.limit} leaves fewer than two images for each of {classes} classes")
         train, _ = _stratify(train, len(train) - spec.limit, seed=0)
     if val is None:
         train, val = _hold_out(train, spec.val_fraction, spec.split_seed)
@@ -249,26 +249,26 @@ def _check(name: str, split: Split, classes: int, like: Split | None = None) -> 
 
 
 def _check_classes(name: str, labels: Tensor, classes: int) -> None:
-    """Raise UserError when a label would make a network of absurdly many outputs."""
+    """Raise UserError for a label so large that it must be an error."""
     if classes > max(MANY, len(labels)):
         raise UserError(
-            f"{name}: label {classes - 1} would need a network of {classes} outputs, for {len(labels)} items of "
+            f"{name}: label {classes - 1} needs {classes} outputs, but there are {len(labels)} items with "
             f"{len(labels.unique())} different labels: number the classes from 0"
         )
 
 
 def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:
-    """Raise UserError when inputs hold NaN or infinity: how many do, and the first."""
+    """Raise UserError when inputs contain NaN or infinity, with their number and the first index."""
     if not inputs.is_floating_point():
         return
     rows, found = max(1, chunk // max(1, inputs[0].numel())), list[int]()
     for start in range(0, len(inputs), rows):
         part = inputs[start : start + rows]
-        if not part.sum().isfinite():  # which is fast; a sum that overflows is looked at as well
+        if not part.sum().isfinite():  # a fast check; a finite part whose sum overflows is checked row by row too
             found += [start + row for row, values in enumerate(part) if not values.isfinite().all()]
     if found:
         raise UserError(
-            f"{name}: {len(found)} of {len(inputs)} inputs hold NaN or infinite values, the first is item {found[0]}"
+            f"{name}: {len(found)} of {len(inputs)} inputs contain NaN or infinite values; the first is item {found[0]}"
         )
 
 
@@ -277,19 +277,19 @@ def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
 
 
 def _stratify(split: Split, held: int, seed: int) -> tuple[Split, Split]:
-    """Split off `held` items, the same share of each class and at least one; both parts keep their order.
+    """Split off `held` items, the same fraction of each class and at least one; both parts keep their order.
 
-    The whole numbers come from largest remainders, so the count is exact unless there are more classes than `held`.
+    Rounded by largest remainder, so the number is exact unless there are more classes than `held`.
     """
     labels, sizes = split.labels.unique(return_counts=True)
-    shares = held * sizes.double() / len(split)
-    takes = torch.minimum(shares.floor().long().clamp(min=1), sizes - 1)
-    for index in (takes - shares).argsort(stable=True).tolist():
+    exact = held * sizes.double() / len(split)
+    takes = torch.minimum(exact.floor().long().clamp(min=1), sizes - 1)
+    for index in (takes - exact).argsort(stable=True).tolist():
         takes[index] += int(takes.sum() < held and takes[index] < sizes[index] - 1)
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for label, take in zip(labels.tolist(), takes.tolist(), strict=True):
         members = (split.labels == label).nonzero().view(-1)
         chosen[members[torch.randperm(len(members), generator=generator(seed, "split", label))][:take]] = True
     if not chosen.any() or chosen.all():
-        raise UserError(f"{len(split)} items in {len(labels)} classes are too few to hold some out")
+        raise UserError(f"{len(split)} items in {len(labels)} classes are too few for a validation or test split")
     return split.take(~chosen), split.take(chosen)

@@ -165,7 +165,7 @@ IMAGES, LABELS = arrays()
         ({"train": (IMAGES, LABELS), "val": (IMAGES, LABELS + 1)}, r"\(validation\): label 4 is outside the classes 0 to 3"),
         ({"train": (IMAGES, LABELS), "val": (IMAGES, None)}, "has no array 'val_labels'"),
         ({"train": (IMAGES, LABELS), "val": (IMAGES[:, :6], LABELS)}, r"\(validation\)"),
-        ({"train": (IMAGES[:2], LABELS[:2])}, "too few to hold some out"),
+        ({"train": (IMAGES[:2], LABELS[:2])}, "too few for a validation or test split"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
@@ -258,7 +258,7 @@ def test_a_truncated_idx_file(tmp_path, zipped, file, length):
     spec = fashion_files(tmp_path, zipped)
     path = tmp_path / (file + ".gz" * zipped)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=f"{path} is not a (readable|whole) idx file"):
+    with pytest.raises(UserError, match=f"{path} is not a (readable|valid) idx file"):
         load(spec)
 
 
@@ -274,7 +274,7 @@ def test_a_damaged_gzip_file(tmp_path):
 def test_labels_where_images_should_be(tmp_path):
     spec = fashion_files(tmp_path, False)
     (tmp_path / "train-images-idx3-ubyte").write_bytes((tmp_path / "train-labels-idx1-ubyte").read_bytes())
-    with pytest.raises(UserError, match="train-images-idx3-ubyte is not a whole idx file"):
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is not a valid idx file"):
         load(spec)
 
 
@@ -433,7 +433,7 @@ def test_statistics_can_be_set():
     for named in (from_user("digits", mean=0.5, std=0.25), load({"name": "digits", "mean": [0.5], "std": 0.25})):
         assert (named.mean.tolist(), named.std.tolist()) == ([0.5], [0.25])
         assert named.spec.model_dump(mode="json")["std"] == [0.25]
-    with pytest.raises(UserError, match="this data is loaded already: give mean and std to load_data where it is read"):
+    with pytest.raises(UserError, match="this data is already loaded: pass mean and std to load_data"):
         from_user(named, mean=[0.1], std=[0.1])
 
 
@@ -441,14 +441,14 @@ def test_statistics_can_be_set():
     ("values", "message"),
     [
         ({"mean": [0.5, 0.5], "std": [1, 1]}, r"data\.mean and data\.std have length 2; the images of digits have 1 channel"),
-        ({"mean": [0.5], "std": [0]}, r"std: images are divided by it, so every value is a finite number above 0, got 0\.0"),
+        ({"mean": [0.5], "std": [0]}, r"std: must be a finite number above 0, got 0\.0"),
         ({"mean": [0.5], "std": [-0.1]}, r"std: .*above 0, got -0\.1"),
         ({"mean": [0.5], "std": [math.inf]}, r"std\.0: input should be a finite number, got inf"),
         ({"mean": [math.nan], "std": [1]}, r"mean\.0: input should be a finite number, got nan"),
-        ({"mean": [123.7], "std": [58.4]}, r"mean: pixels are scaled to 0\.\.1 first, so every mean is .*, got 123\.7"),
+        ({"mean": [123.7], "std": [58.4]}, r"mean: must be between 0 and 1, .*, got 123\.7"),
         ({"mean": [0.5]}, "mean is set without std: set both"),
         ({"std": [0.5]}, "std is set without mean: set both"),
-        ({"mean": [0.5], "std": [0.5, 0.5]}, "mean and std have one value for each channel, got 1 and 2"),
+        ({"mean": [0.5], "std": [0.5, 0.5]}, "mean and std need one value for each channel, got 1 and 2"),
         ({"mean": ["x"], "std": [0.5]}, "mean.0: input should be a valid number"),
     ],
 )
@@ -459,7 +459,7 @@ def test_statistics_that_cannot_be(values, message):
 
 
 def test_statistics_are_for_images():
-    with pytest.raises(UserError, match=r"data\.mean and data\.std are for uint8 images .*torch\.float32 of shape \(36, 6\)"):
+    with pytest.raises(UserError, match=r"data\.mean and data\.std need uint8 images .*torch\.float32 of shape \(36, 6\)"):
         from_user((X, Y), mean=[0.5], std=[0.5])
 
 
@@ -487,7 +487,7 @@ class Uneven(Dataset):
         ((X, Y.float()), "labels must be whole numbers .*got torch.float32"),
         ((X, Y - 1), "label -1 is outside"),
         ((X[:0], Y[:0]), "is empty"),
-        ((X[:3], Y[:3]), "too few to hold some out"),
+        ((X[:3], Y[:3]), "too few for a validation or test split"),
         (TensorDataset(X[:0], Y[:0]), "is empty"),
         (DataLoader(TensorDataset(X[:0], Y[:0])), "is empty"),
         (TensorDataset(X, Y + 0.5), "labels must be whole numbers"),
@@ -555,7 +555,7 @@ def test_processes_share_every_batch(world):
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused():
-    with pytest.raises(UserError, match="a batch of 8 images cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="a batch of 8 images cannot be split equally over 3 processes"):
         batches(rank=0, world=3)
 
 

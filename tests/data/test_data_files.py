@@ -66,7 +66,7 @@ def test_sixteen_bits_that_use_the_lower_twelve_are_dark_and_not_white(tmp_path)
 def test_thirty_two_bits_are_refused_by_name(tmp_path, kind, mode):
     one_image(tmp_path, Image.fromarray(RAMP.astype(kind)), "0.tif")
     assert refusal(folder_spec(tmp_path)) == (
-        f"{tmp_path}/cat/0.tif has pixels of 32 bits (mode {mode}), and what is white is not known: save it with 8 or 16 bits"
+        f"{tmp_path}/cat/0.tif has 32-bit pixels (mode {mode}) of unknown range: save it with 8 or 16 bits"
     )
 
 
@@ -174,7 +174,7 @@ def test_an_idx_header_that_claims_too_much(tmp_path, zipped, shape):
     path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * zipped)
     raw = struct.pack(">4I", 0x803, *shape)
     path.write_bytes(gzip.compress(raw) if zipped else raw)
-    assert f"{path} is not a whole idx file: shape {shape} claims" in refusal(spec)
+    assert f"{path} is not a valid idx file: shape {shape} claims" in refusal(spec)
 
 
 @pytest.mark.parametrize("shape", [(40, 28, 28, 28), (40, 8, 8, 2), (40, 8, 8, 0)])
@@ -182,7 +182,8 @@ def test_volumes_are_no_images(tmp_path, shape):
     path = npz(tmp_path, train=(np.zeros(shape, np.uint8), np.arange(40) % 4))
     said = refusal(f"npz:{path}")
     assert (
-        said == f"{path}: train_images has shape {shape}: images (N, H, W, C) have 1, 3 or 4 channels, and volumes are not read"
+        said
+        == f"{path}: train_images has shape {shape}: images (N, H, W, C) need 1, 3 or 4 channels; volumes are not supported"
     )
 
 
@@ -191,7 +192,7 @@ def test_labels_of_absurdly_many_classes(tmp_path):
     labels = labels.astype(np.int64)
     path = npz(tmp_path, train=(images, np.where(labels == 3, 1_999_999, labels)))
     assert refusal(f"npz:{path}") == (
-        f"npz:{path}: label 1999999 would need a network of 2000000 outputs, for 40 items of 4 different labels: "
+        f"npz:{path}: label 1999999 needs 2000000 outputs, but there are 40 items with 4 different labels: "
         "number the classes from 0"
     )
     path = npz(tmp_path, train=(images, np.where(labels == 3, 999, labels)))

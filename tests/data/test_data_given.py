@@ -114,8 +114,8 @@ def test_a_sampler_that_may_repeat_an_item_is_refused(loader, name):
     with pytest.raises(UserError) as caught:
         from_user(loader)
     assert str(caught.value) == (
-        f"a DataLoader with {name} may draw an item more than once, and copies of training items would be validated on: "
-        "hand in its dataset"
+        f"a DataLoader with {name} may draw an item more than once, so the validation split could contain training items: "
+        "pass its dataset"
     )
 
 
@@ -124,7 +124,7 @@ def test_a_sampler_that_may_repeat_an_item_is_refused(loader, name):
     "data", [Subset(ITEMS, [*range(40), 3]), ConcatDataset([ITEMS, ITEMS]), Subset(ConcatDataset([ITEMS, ITEMS]), range(80))]
 )
 def test_a_dataset_that_repeats_items_is_refused(data, wrap):
-    with pytest.raises(UserError, match="holds items more than once, and copies of training items would be validated on"):
+    with pytest.raises(UserError, match="holds items more than once, so the validation split could contain training items"):
         from_user(wrap(data))
     other = TensorDataset(X + 1, Y)
     assert len(from_user(Subset(ConcatDataset([ITEMS, other]), range(5, 75))).train) == 63
@@ -181,19 +181,19 @@ HUGE[7, 2] = 1e300
     [
         (Items(IMAGE, 1), "the inputs of item 0 .*a PIL image; add torchvision.transforms.v2.PILToTensor"),
         (DataLoader(Items(IMAGE, 1), 4), "the DataLoader's collate_fn fails: .*PIL.Image.Image"),
-        ((X, WORDS), "the labels cannot be made a tensor of numbers: text; labels are class indices counted from 0"),
-        ((X, np.array(WORDS)), "the labels .*: text; labels are class indices"),
-        ((X, np.array(WORDS, object)), "the labels .*: text; labels are class indices"),
-        (Items(X[0], "cat"), "the label of item 0 .*: text; labels are class indices"),
+        ((X, WORDS), "the labels cannot be converted to a tensor: it holds text; labels must be class indices from 0"),
+        ((X, np.array(WORDS)), "the labels .*: it holds text; labels must be class indices"),
+        ((X, np.array(WORDS, object)), "the labels .*: it holds text; labels must be class indices"),
+        (Items(X[0], "cat"), "the label of item 0 .*: it holds text; labels must be class indices"),
         ((np.array([*X, 1], object)[:40], Y), r"the inputs .*: objects \(Tensor\); .*inputs arrays of one numeric type"),
-        ((list(X), Y), "the inputs cannot be made a tensor of numbers"),
+        ((list(X), Y), "the inputs cannot be converted to a tensor"),
         ((X, Y.double()), "labels must be whole numbers .*float64"),
-        ((X.to_sparse(), Y), "the inputs are sparse or nested: hand in a dense tensor"),
-        ((X.to("meta"), Y), "the inputs are on the meta device, and so have no values"),
+        ((X.to_sparse(), Y), "the inputs are sparse or nested: pass a dense tensor"),
+        ((X.to("meta"), Y), "the inputs are on the meta device, which has no values"),
         ((torch.complex(X, X), Y), "inputs must be real numbers, got torch.complex64"),
-        ((NAN, Y), "given data: 2 of 40 inputs hold NaN or infinite values, the first is item 7"),
-        ((HUGE, Y), "given data: 1 of 40 inputs hold NaN or infinite values, the first is item 7"),
-        ((X, Y * 1000), "label 3000 would need a network of 3001 outputs, for 40 items of 4 different labels"),
+        ((NAN, Y), "given data: 2 of 40 inputs contain NaN or infinite values; the first is item 7"),
+        ((HUGE, Y), "given data: 1 of 40 inputs contain NaN or infinite values; the first is item 7"),
+        ((X, Y * 1000), "label 3000 needs 3001 outputs, but there are 40 items with 4 different labels"),
         (Items(X[0]), r"every item of the data must be a pair \(inputs, label\), got tuple of 1"),
         (Items(X[0], 1, "name"), r"must be a pair \(inputs, label\), got tuple of 3"),
         (DataLoader(Items(X[0]), 4), r"must be a pair \(inputs, label\), got list of 1"),
@@ -209,13 +209,13 @@ def test_what_cannot_be_read_is_said_in_one_line(data, message):
 def test_the_training_and_validation_items_are_found_in_chunks():
     wide = torch.zeros(5, 2**21)
     wide[4, -1] = float("inf")
-    with pytest.raises(UserError, match="1 of 5 inputs hold NaN or infinite values, the first is item 4"):
+    with pytest.raises(UserError, match="1 of 5 inputs contain NaN or infinite values; the first is item 4"):
         from_user((wide, torch.zeros(5)[:, None].long()))
 
 
 @pytest.mark.parametrize("augment", ["crop", "flip", "cutout"])
 def test_augmentation_of_what_is_no_image_is_refused_before_the_first_step(tmp_path, augment):
-    with pytest.raises(UserError, match=rf"recipe.augment: {augment} is for images .*; inputs have shape \(10,\)"):
+    with pytest.raises(UserError, match=rf"recipe.augment: {augment} needs images .*; inputs have shape \(10,\)"):
         run_config(settings(augment=[augment]), tmp_path / "run", module=mlp(), data=points(60))
     assert not (tmp_path / "run").exists()
 
@@ -240,11 +240,11 @@ def one_value(*before):
 
 def test_batch_norm_on_one_item_is_refused_before_the_first_step(tmp_path):
     for recipe in ({"batch_size": 1}, {"batch_size": 1, "epochs": 1}):
-        with pytest.raises(UserError, match=r"a training batch of one item gives batch norm \(1\) one value a channel"):
+        with pytest.raises(UserError, match=r"batch norm \(1\) needs two or more values a channel"):
             run_config(settings(**recipe), tmp_path / "run", module=one_value(), data=points(60))
     assert not (tmp_path / "run").exists()
     probing = check(RunConfig, {**settings(epochs=0).dump(), "extractor": {"name": "snip", "images": 1}})
-    with pytest.raises(UserError, match=r"a training batch of one item gives batch norm \(1\) one value a channel"):
+    with pytest.raises(UserError, match=r"batch norm \(1\) needs two or more values a channel"):
         run_config(probing, module=one_value(), data=points(60))
     assert run_config(settings(batch_size=2, epochs=1), module=one_value(), data=points(60)).sha256
     assert run_config(settings(batch_size=1, epochs=0), module=one_value(), data=points(60)).sha256
