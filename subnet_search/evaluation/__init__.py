@@ -1,4 +1,4 @@
-"""Measuring a network: how right it is, how sure, how sturdy, and what it costs."""
+"""Metrics of a network: accuracy, calibration, robustness, cost and latency."""
 
 from subnet_search.evaluation.accuracy import Quality, quality
 from subnet_search.evaluation.cost import Cost, cost, layer_macs

@@ -1,4 +1,4 @@
-"""Accuracy and calibration of a classifier on one split."""
+"""Accuracy and calibration of a classifier."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from subnet_search.data import Split, prepare
 
 @dataclass(frozen=True)
 class Quality:
-    """What a classifier is worth on one split."""
+    """Metrics of a classifier on one split."""
 
-    accuracy: float  # fraction right
-    nll: float  # mean negative log-likelihood of the right class, nats
-    brier: float  # mean squared distance of the probabilities from the right one-hot vector, 0 to 2
+    accuracy: float  # fraction of correct predictions
+    nll: float  # mean negative log-likelihood of the correct class, in nats
+    brier: float  # mean squared distance of the probabilities to the one-hot label, 0 to 2
     ece: float  # expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)
 
 
@@ -24,18 +24,18 @@ class Quality:
 def logits(
     forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, std: Tensor | None, batch: int = 1000
 ) -> Tensor:
-    """The outputs (N, classes) for every input of the split, in order. The caller sets evaluation mode."""
+    """The logits (N, classes) of every input of the split, in order. The caller sets evaluation mode."""
     parts = [forward(prepare(inputs, mean, std)) for inputs in split.inputs.split(batch)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def quality(outputs: Tensor, labels: Tensor, bins: int = 15) -> Quality:
-    """Accuracy, likelihood and calibration from logits (N, classes) and labels (N,)."""
+    """Accuracy, likelihood and calibration. outputs: logits (N, classes); labels: (N,)."""
     probability = outputs.double().softmax(1)
     confidence, predicted = probability.max(1)
     right = (predicted == labels).double()
-    # Bin (i / bins, (i + 1) / bins]; a bin weighs as much as it holds, so its size cancels out.
+    # Bins are (i / bins, (i + 1) / bins]. Each gap is weighted by the bin's size, which cancels its mean.
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64, device=outputs.device).index_add_(0, index, confidence - right)
     brier = (probability - F.one_hot(labels, outputs.shape[1])).square().sum(1)

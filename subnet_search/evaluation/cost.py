@@ -1,4 +1,4 @@
-"""What a network costs: weights, and multiplications that would be left if zeros were skipped."""
+"""Cost of a network: number of weights and of multiply-accumulates, with and without zeros."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,36 +18,36 @@ from subnet_search.nets.dynamic import Gate
 
 @dataclass(frozen=True)
 class Whole:
-    """A parameter that is left whole: in no density, but in every count of parameters or operations."""
+    """A parameter that is left whole: not part of any density, but part of all counts of parameters and operations."""
 
     name: str
     why: str
     parameters: int
-    parameters_share: float  # of the parameters that count, prunable ones included
+    parameters_share: float  # fraction of the counted parameters, prunable ones included
     macs: int
-    macs_share: float  # of the network's multiply-accumulates
+    macs_share: float  # fraction of the network's multiply-accumulates
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts for one input. Multiply-accumulates (MACs) with weights that count (nets/weights.py); biases are not counted."""
+    """Counts for one input. Only counted parameters (nets/weights.py) contribute multiply-accumulates (MACs); no biases."""
 
     weights: int  # prunable weights, dead and alive
     kept: int  # prunable weights alive
     macs: int  # multiply-accumulates of the dense network
-    kept_macs: int  # those with a weight that is alive or left whole: what hardware that skips zeros would do
+    kept_macs: int  # those with weights that are alive or left whole: the operations left when zeros are skipped
     left_whole: Sequence[Whole] = ()
 
     @property
     def kept_parameters(self) -> int:
-        """Weights alive, and all of what is left whole."""
+        """Prunable weights alive, plus all parameters left whole."""
         return self.kept + sum(one.parameters for one in self.left_whole)
 
 
 def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Tensor | None = None) -> Cost:
-    """Count over one forward pass of an input of `shape`. Measured time is another matter: measure it.
+    """Count weights and multiply-accumulates in one forward pass of an input of `shape`.
 
-    What counts and has no mask is left whole. example: as for `layer_macs`.
+    Counted parameters without a mask are left whole. example: as for `layer_macs`.
     """
     parameters, reasons = dict(net.named_parameters()), left_whole(net, masks)
     shapes = {name: tuple(parameters[name].shape) for name in (*masks, *reasons)}
@@ -69,7 +69,7 @@ def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], ex
 
 
 def in_words(whole: Sequence[Whole]) -> str:
-    """What is left whole, in one line, with its shares."""
+    """One line about the parameters left whole, with their fractions of parameters and multiply-accumulates."""
     names: dict[str, list[str]] = {}
     for one in whole:
         names.setdefault(one.why, []).append(one.name)
@@ -87,9 +87,9 @@ def _listed(names: Sequence[str], shown: int = 3) -> str:
 def layer_macs(
     net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...], example: Tensor | None = None
 ) -> dict[str, int]:
-    """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: their shapes, by name.
+    """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: shapes by name.
 
-    example: two inputs (2, *shape) as the network takes them; default: of zeros.
+    example: two inputs (2, *shape); default: zeros.
     """
     owners: dict[str, list[str]] = {}
     for name in weights:
@@ -99,12 +99,12 @@ def layer_macs(
     def count(owner: str) -> Any:
         def hook(module: nn.Module, _: Any, out: Any) -> None:
             names = owners[owner]
-            if isinstance(module, nn.MultiheadAttention):  # computes with its weights itself; keys as many as queries
+            if isinstance(module, nn.MultiheadAttention):  # self-attention: as many keys as queries
                 prefix, tokens = f"{owner}." if owner else "", out[0].numel() // module.embed_dim
                 for own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
                     if prefix + own in macs:
                         macs[prefix + own] = tokens * math.prod(weights[prefix + own])
-            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # every weight once for each step of the sequence
+            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # every weight once for each time step
                 for name in names:
                     macs[name] += _steps(out) * math.prod(weights[name])
             elif isinstance(out, Tensor) and len(names) == 1 and names[0].endswith("weight") and not _looks_up(module):
@@ -136,14 +136,14 @@ def _looks_up(module: nn.Module) -> bool:
 
 
 def _steps(out: Any) -> int:
-    """Steps of sequences that a recurrent layer, or a cell, has returned the outputs of."""
+    """The number of time steps, over all sequences, in the outputs of a recurrent layer or cell."""
     out = out[0] if isinstance(out, tuple) and not isinstance(out, PackedSequence) else out
     out = out.data if isinstance(out, PackedSequence) else out
     return int(out.numel() // out.shape[-1])
 
 
 class _Operations(TorchDispatchMode):
-    """Counts the multiply-accumulates of operations that take one of some tensors, or a view of it, by its name."""
+    """Counts the multiply-accumulates of operations on the given tensors or their views, by tensor name."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -160,9 +160,9 @@ class _Operations(TorchDispatchMode):
 
 
 def _by_operation(net: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, int]:
-    """Of weights whose layers are not called, but whose tensors are computed with: by torch's own counts."""
+    """Multiply-accumulates of weights whose modules are not called, counted by torch's FLOP formulas."""
     parameters, fast = dict(net.named_parameters()), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it is one operation, which torch does not count
+    torch.backends.mha.set_fastpath_enabled(False)  # torch does not count the fused operation
     try:
         with _Operations({name: parameters[name] for name in names}) as mode:
             net(inputs)
@@ -202,7 +202,7 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
 
 
 def all_macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-accumulates of every weight that counts, prunable or left whole, for one input."""
+    """Multiply-accumulates of every counted weight, prunable or left whole, for one input of `shape`."""
     weights = prunable(net)
     names, parameters = {*weights, *left_whole(net, weights)}, net.named_parameters()
     return layer_macs(net, {name: tuple(parameter.shape) for name, parameter in parameters if name in names}, shape)

@@ -1,4 +1,4 @@
-"""Measured time: what a forward pass takes, on the machine and device at hand."""
+"""Measured latency of forward passes on this machine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ def latency(
     seconds: float = 1.0,
     passes: int = 50,
 ) -> Latency:
-    """Time forward passes of inputs (batch, *shape) in evaluation mode, on the network's device. Default: random ones.
+    """Time forward passes in evaluation mode on the network's device.
 
-    Ends after so many passes, or after `seconds` if that is sooner; at least one pass is timed after one to warm up.
-    `threads` are those of the CPU; their number, and the network's mode, are put back. Times depend on what else the
-    machine does: to compare networks, measure them in turn, with `latencies`.
+    inputs: (batch, *shape); default: random. threads: CPU threads. Ends after `passes` timed passes, or after `seconds` if
+    that is sooner; at least one pass is timed after a warm-up pass. The number of threads and the network's mode are
+    restored. To compare networks use `latencies`, since other load on the machine affects the times.
     """
     [found] = latencies([net], shape, batch, threads, inputs=inputs, seconds=seconds, passes=passes)
     return found
@@ -40,7 +40,7 @@ def latencies(
     seconds: float = 1.0,
     passes: int = 50,
 ) -> list[Latency]:
-    """Time several networks as `latency` does one, a pass of each in turn. `seconds` are those of all together."""
+    """Time several networks like `latency`, alternating one pass of each. seconds: for all networks together."""
     given = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)) if inputs is None else inputs
     modes = [net.training for net in nets]
     calls = [partial(_pass, net.eval(), _as_taken(given, net)) for net in nets]
@@ -54,7 +54,7 @@ def latencies(
 
 @contextmanager
 def on_threads(count: int | None) -> Iterator[None]:
-    """Run on so many CPU threads; the number is put back afterwards."""
+    """Use `count` CPU threads (None: no change); the number is restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -64,13 +64,13 @@ def on_threads(count: int | None) -> Iterator[None]:
 
 
 def _as_taken(inputs: Tensor, net: nn.Module) -> Tensor:
-    """Inputs on a network's device, and of its precision where they are no whole numbers."""
+    """Inputs on the network's device, floating-point inputs also in its precision."""
     like = next(net.parameters(), inputs)
     return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
 
 
 def _pass(net: nn.Module, inputs: Tensor) -> None:
-    """One pass, to the end of what it sets going on a GPU."""
+    """One forward pass, including GPU synchronisation."""
     net(inputs)
     if inputs.is_cuda:
         torch.cuda.synchronize(inputs.device)

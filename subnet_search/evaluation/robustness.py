@@ -1,11 +1,12 @@
-"""How sturdy a classifier is: uniform noise on normalised images, and common corruptions.
+"""Robustness of a classifier: uniform noise on normalised images, and common corruptions.
 
-Noise: Liebenwein, Baykal, Carter, Gifford & Rus 2021, "Lost in Pruning", arXiv:2103.03014. Networks of one accuracy
-can differ in function, and noise ~ U(-eps, eps) shows it. One draw an image.
-Corruptions: Hendrycks & Dietterich 2019, arXiv:1903.12261. **These are kinds of CIFAR-10-C, computed here: not the
-official files, so numbers cannot be put beside published ones.** Formulas and values are those of the authors'
-`make_cifar_c.py` (pixels 0..1), but posterize, which is ours; the random draws and the blur's edges differ,
-and we round to uint8 where they cut off. Kinds that need pictures or other libraries (frost, snow ...) are left out.
+Noise: Liebenwein, Baykal, Carter, Gifford & Rus 2021, "Lost in Pruning", arXiv:2103.03014: networks of equal accuracy can
+differ in their response to noise ~ U(-eps, eps). One draw for each image.
+Corruptions: Hendrycks & Dietterich 2019, arXiv:1903.12261. **They are computed here, not read from the official CIFAR-10-C
+files, so results cannot be compared with published ones.** Formulas and values are those of the authors'
+`make_cifar_c.py` (pixels 0..1), except posterize, which is ours. The random draws and the blur's edges differ, and values
+are rounded to uint8 instead of truncated. Corruptions that need images or other libraries (frost, snow ...) are not
+included.
 
 | kind           | severity         |   1  |   2  |   3  |   4  |   5  |
 |----------------|------------------|------|------|------|------|------|
@@ -34,7 +35,7 @@ from subnet_search.core.rng import generator
 from subnet_search.data import Split, prepare
 
 Forward = Callable[[Tensor], Tensor]
-BATCH = 1000  # fixed: how a random stream is cut into batches decides which image gets which numbers
+BATCH = 1000  # fixed, since the noise of an image depends on the batch size
 CORRUPTIONS: dict[str, tuple[float, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),
@@ -59,12 +60,12 @@ def noise_curve(
     levels: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Accuracy, and distance from a reference network (say, the dense one), under uniform noise: a row a level.
+    """Accuracy, and agreement with a reference network (such as the dense one), under uniform noise: a row for each level.
 
     forward, reference: normalised inputs (N, ...) to logits (N, classes); the caller sets evaluation mode.
-    levels: eps >= 0, in deviations of the data. Draws depend on `seed` and a level's place in `levels` alone.
-    Rows hold `level`, `accuracy` (fraction right), and, None without a reference, `agreement` (fraction of equal
-    predictions) and `distance` (mean L2 norm of the difference of softmax outputs, 0 to 1.41).
+    levels: eps >= 0, in standard deviations of the data. Draws depend only on `seed` and a level's index in `levels`.
+    Rows: `level`, `accuracy`, `agreement` (fraction of equal predictions) and `distance` (mean L2 norm of the difference of
+    softmax outputs, 0 to 1.41); the last two are None without a reference.
     Raises UserError for a level below 0.
     """
     rows = []
@@ -98,8 +99,8 @@ def corruption_table(
 ) -> list[dict[str, Any]]:
     """Accuracy on corrupted images: rows of `corruption`, `severity` and `accuracy`. Every call draws the same noise.
 
-    split: uint8 images (N, 1 or 3, H, W) of at least 8x8 pixels. names: default all. The rest as in `noise_curve`.
-    Raises UserError for other inputs, for a name that does not exist, and for a severity that is not one of 1 to 5.
+    split: uint8 images (N, 1 or 3, H, W) of at least 8x8 pixels. names: corruptions (None: all). Other arguments as in
+    `noise_curve`. Raises UserError for other inputs, an unknown name, or a severity that is not 1 to 5.
     """
     images, kinds = split.inputs, list(CORRUPTIONS if names is None else names)
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
@@ -108,7 +109,7 @@ def corruption_table(
     if missing := [kind for kind in kinds if kind not in CORRUPTIONS]:
         raise unknown("corruption", missing[0], CORRUPTIONS)
     if wrong := [severity for severity in severities if severity not in range(1, 6)]:
-        raise UserError(f"a severity is a whole number from 1 to 5, got {wrong[0]!r}")
+        raise UserError(f"a severity must be an integer from 1 to 5, got {wrong[0]!r}")
     rows = []
     for kind, severity in ((kind, severity) for kind in kinds for severity in severities):
         right, rng = 0, generator(0, "corruption", kind, severity, device=images.device)
@@ -120,7 +121,7 @@ def corruption_table(
 
 
 def corrupt(images: Tensor, kind: str, severity: int, rng: torch.Generator) -> Tensor:
-    """uint8 images (N, 1 or 3, H, W) with one corruption, uint8 again. The kinds of noise draw from `rng`."""
+    """Apply one corruption to uint8 images (N, 1 or 3, H, W); returns uint8 images. Noise is drawn from `rng`."""
     from torchvision.transforms.v2 import functional
 
     x, c = images.float() / 255, CORRUPTIONS[kind][severity - 1]
@@ -130,14 +131,14 @@ def corrupt(images: Tensor, kind: str, severity: int, rng: torch.Generator) -> T
         case "shot_noise":
             x = torch.poisson(x * c, generator=rng) / c
         case "impulse_noise":
-            draw = torch.empty_like(x).uniform_(generator=rng)  # pepper and salt, half each, channel by channel
+            draw = torch.empty_like(x).uniform_(generator=rng)  # half 0, half 1, for each channel separately
             x = x.masked_fill(draw < c / 2, 0).masked_fill(draw >= 1 - c / 2, 1)
         case "speckle_noise":
             x = x + x * c * torch.empty_like(x).normal_(generator=rng)
         case "gaussian_blur":
-            x = functional.gaussian_blur(x, 2 * int(4 * c + 0.5) + 1, c)  # cut off at four deviations
+            x = functional.gaussian_blur(x, 2 * int(4 * c + 0.5) + 1, c)  # truncated at four standard deviations
         case "brightness":
-            value = x.amax(1, keepdim=True)  # all channels in proportion: hue and saturation stay
+            value = x.amax(1, keepdim=True)  # V of HSV; scaling all channels keeps hue and saturation
             brighter = (value + c).clamp(max=1)
             x = torch.where(value > 0, x * brighter / value, brighter)
         case "contrast":

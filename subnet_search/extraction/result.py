@@ -39,7 +39,7 @@ def subnetworks(
         record["test_error"] = problem
         if test is not None:
             record["test_accuracy"] = evaluate(supernet, here, test).accuracy
-        found.append(_settled(supernet, origin.model_copy(update={"extractor": named(method)}), record))
+        found.append(_folded(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
 
 
@@ -87,16 +87,16 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "asked": supernet.extractor.target_density,
         "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
-        "explored": supernet.explored(),
+        "exploration_rate": supernet.exploration_rate(),
     }
 
 
-def _settled(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
+def _folded(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
     """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
     units = supernet.final()
     masks = supernet.weight_masks(units)
     before = {name: weight.detach().clone() for name, weight in supernet.weights.items()}
-    supernet.settle(units)
+    supernet.fold_gates(units)
     subnet = Subnetwork.of(supernet.net, masks, supernet.factors(units), origin, record)
     with torch.no_grad():
         for name, weight in supernet.weights.items():

@@ -26,7 +26,7 @@ from subnet_search.structure.units_of_network import units_of
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
-from subnet_search.training.distributed import one_goes_ahead, rank_and_world
+from subnet_search.training.distributed import local_first, rank_and_world
 
 EXAMPLES = 8  # inputs of a run that are kept
 
@@ -56,7 +56,7 @@ class RunSession:
         self.config, self.folder = config, folder
         handed_in = (("network", module is not None), ("data", data is not None and data.spec is None))
         self.handed_in = [key for key, given in handed_in if given]  # what no file says how to come by
-        self.data = data or one_goes_ahead(lambda: load(config.data))
+        self.data = data or local_first(lambda: load(config.data))
         net, spec = make_network(config, module, init, self.data)
         self.origin = origin_of(config, spec, init, self.data)
         if folder.keeps_subnetwork:

@@ -1,4 +1,4 @@
-"""Training: the supernet that holds a topology, the recipe, and the only loop."""
+"""Training: the supernet (a network with its topology), the recipe, and the training loop."""
 
 from subnet_search.training.checkpoint import Epoch
 from subnet_search.training.loop import Outcome, train

@@ -1,4 +1,4 @@
-"""A trial before training: what would fail at the first step, or at the second, is said before the run begins."""
+"""Two training passes before a run, so that a network that cannot be trained is reported at once."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from subnet_search.data import Data
 from subnet_search.nets import check_logits
 from subnet_search.training.supernet import Supernet
 
-TRIES = 2  # a network that carries its graph from one batch to the next fails at the second
+PASSES = 2  # a network that keeps its graph from one batch to the next fails at the second
 
 
-def try_out(supernet: Supernet, data: Data) -> None:
-    """Pass two of the training inputs forward and backward in training mode; all is put back afterwards.
+def check_trainable(supernet: Supernet, data: Data) -> None:
+    """Run forward and backward passes of two training inputs in training mode; the network's state is restored.
 
-    data: on the supernet's device. Raises UserError when the network cannot be trained as it is: one that returns more
-    than logits, that fails, or whose weights no gradient reaches.
+    data: on the supernet's device. Raises UserError when the network does not return logits, when a pass fails, or when no
+    gradient reaches the weights.
     """
     net, device = supernet.net, supernet.device
     name = type(net).__name__
@@ -30,7 +30,7 @@ def try_out(supernet: Supernet, data: Data) -> None:
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
             net.train()
-            for _ in range(TRIES):
+            for _ in range(PASSES):
                 _pass(net, weights, inputs, labels, data.classes, name)
     finally:
         net.train(was_training)
@@ -40,19 +40,20 @@ def try_out(supernet: Supernet, data: Data) -> None:
 
 
 def _pass(net: nn.Module, weights: dict[str, Tensor], inputs: Tensor, labels: Tensor, classes: int, name: str) -> None:
-    logits = _said(name, lambda: functional_call(net, weights, (inputs,)))
+    logits = _guarded(name, lambda: functional_call(net, weights, (inputs,)))
     check_logits(logits, classes, name, " in training mode too")
     loss = F.cross_entropy(logits.float(), labels)
     if not loss.requires_grad:
-        raise UserError(f"no gradient reaches the weights of {name}: its forward pass detaches them, or switches gradients off")
-    _said(name, lambda: torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
+        raise UserError(f"no gradient reaches the weights of {name}: its forward pass detaches them, or disables gradients")
+    _guarded(name, lambda: torch.autograd.grad(loss, list(weights.values()), allow_unused=True))
 
 
-def _said(name: str, call: Any) -> Any:
+def _guarded(name: str, call: Any) -> Any:
+    """Call, and turn exceptions of the network into UserError."""
     try:
         return call()
-    except (MemoryError, torch.OutOfMemoryError):  # no fault of the network
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a user's forward pass raises
+    except Exception as error:  # anything that a user's forward pass raises
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(f"{name} cannot be trained on this data: {type(error).__name__}: {reason}") from error

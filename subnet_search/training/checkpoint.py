@@ -1,4 +1,4 @@
-"""A checkpoint: everything between two steps that is not a function of (config, seed, step)."""
+"""Checkpoints: the state of a run that is not a function of (config, seed, step)."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,30 +15,30 @@ from subnet_search.training.supernet import Supernet
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is known at the end of an epoch. Validation uses the `finish` topology."""
+    """Metrics at the end of an epoch. Validation uses the topology that `Extractor.finish` returns."""
 
-    epoch: int  # from 1
+    epoch: int  # counted from 1
     step: int  # steps done
-    train_loss: float  # mean over the epoch's steps, penalty included
+    train_loss: float  # mean over the epoch's steps, with penalties
     val_accuracy: float
     val_loss: float  # mean negative log-likelihood
-    density: float  # of the `finish` topology: of prunable weights
+    density: float  # of prunable weights, in the validated topology
     lr: float  # at the epoch's last step
-    seconds: float  # of training, since the start of the run, over all resumes
-    reached: bool = True  # whether the topology is as sparse as was asked for
+    seconds: float  # training time since the start of the run, over all resumes
+    reached: bool = True  # whether the target density is reached
 
 
 @dataclass
 class Progress:
-    """Where a run stands, apart from its tensors."""
+    """The state of a run, except its tensors."""
 
     step: int = 0  # steps done
     history: list[Epoch] = field(default_factory=list)
-    best: int | None = None  # epoch of the best validation accuracy, once the topology is as sparse as it will be
+    best: int | None = None  # epoch of the best validation accuracy since the target density was reached
     seconds: float = 0.0
     passes: tuple[int, int] = (0, 0)  # forward and backward
-    probe_steps: int = 0  # the first steps of the run, which looking at gradients before training was worth
-    rate_origin: int = 0  # the step at which the learning rate's schedule would have begun
+    probe_steps: int = 0  # cost of gradients before training, in steps; so many first steps are not trained
+    rate_origin: int = 0  # step that counts as the start of the learning rate schedule
 
 
 def save_checkpoint(
@@ -50,9 +50,9 @@ def save_checkpoint(
     best: dict[str, Tensor],
     run: str | None = None,
 ) -> None:
-    """Write the whole state of a run to one file, atomically. Raises RunError when the disk is full.
+    """Write the state of a run to one file, atomically. Raises RunError when it cannot be written.
 
-    run   what the run's folder calls it: a checkpoint is of no use to another
+    run: id of the run in its folder; only the same run can load the checkpoint
     """
     tensors = {**supernet.state(), "losses": losses}
     tensors |= {f"best.{name}": value for name, value in best.items()}
@@ -70,15 +70,14 @@ def load_checkpoint(
     losses: Tensor,
     run: str | None = None,
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """Put a run back to where it was saved; returns its progress and its best state.
+    """Restore a run from a checkpoint; returns its progress and the tensors of its best epoch.
 
-    `make_optimizer` is called once the supernet learns what it learned then.
-
-    Raises UserError for a missing or damaged file, or one that belongs to another run than `run` (None: to any).
+    make_optimizer: called after the supernet's learned tensors are restored. run: id of the run (None: not checked).
+    Raises UserError for a missing or damaged file, or one of another run.
     """
     tensors, header = load_tensors(path, "checkpoint")
     if run is not None and header.get("run") != run:
-        raise UserError(f"{path} is a checkpoint of another run: the folder's own was replaced; remove it to begin again")
+        raise UserError(f"{path} is a checkpoint of another run: remove it to start again")
     try:
         progress = _progress(header["progress"])
         supernet.load_state(tensors)
@@ -92,7 +91,7 @@ def load_checkpoint(
                 key, _, owner = rest.partition(".")
                 parameter = learned[owner]
                 optimizer.state[parameter][key] = value.to(parameter.device) if value.shape == parameter.shape else value
-    except Exception as error:  # whatever tensors of another network, or a header of another kind, make torch raise
+    except Exception as error:  # tensors of another network, or an invalid header, can raise anything
         raise UserError(f"{path} is a checkpoint of another run: {(str(error).splitlines() or [''])[0]}") from error
     return progress, best
 

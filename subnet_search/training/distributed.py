@@ -1,8 +1,8 @@
-"""Training on several processes at once: each takes its part of every batch, and gradients are averaged.
+"""Data-parallel training: each process computes on its shard of every batch, and gradients are averaged.
 
-Every draw is a function of (seed, step) and everything learned from data is averaged, so all ranks select the same
-topology without talking about it; `check_equal` looks whether they did. What only one of them can know (a free folder,
-a validation accuracy, a signal) is told to all, so that they decide alike.
+All random draws are functions of (seed, step), and gradients are averaged, so all ranks select the same topology without
+communication; `check_equal` verifies it. Values that only one rank has (a free folder, a validation accuracy, a signal)
+are sent to all ranks, so that all make the same decisions.
 """
 
 import os
@@ -20,13 +20,13 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.tensor_files import digest
 
 if dist.is_available():
-    # Its functions have the group of all processes as a default value. Imported later, by an optimizer say, it keeps that
-    # group and its threads alive to the end of the interpreter, where they abort it now and then.
+    # Its functions have the default process group as a default argument. When it is imported after the group is made, as by
+    # an optimizer, it keeps the group's threads alive until the interpreter exits, which sometimes aborts the process.
     import torch.distributed.nn
 
-ASK_EVERY = 10  # steps between two questions whether to stop; one costs about as much as a tenth of a small step
-SMALL = 2**18  # elements; smaller tensors are averaged together, since every message costs the same
-LEAVE_WITHIN = 30  # seconds
+ASK_EVERY = 10  # steps between two checks whether any rank should stop; a check costs about a tenth of a small step
+SMALL = 2**18  # elements; smaller tensors are averaged in one message, since the cost is per message
+EXIT_TIMEOUT = 30  # seconds
 
 T = TypeVar("T")
 
@@ -40,10 +40,10 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def process_group() -> Iterator[bool]:
-    """Join the processes that torchrun started, until the block ends; yields whether this one speaks for all.
+    """Join the process group that torchrun set up; yields whether this process is rank 0. Does nothing for one process.
 
-    The others' output goes nowhere. An error is told by the first process that meets it, and by no other.
-    On a machine with GPUs, "cuda" is from here on that of the local rank. Alone, nothing happens.
+    Output of other ranks is discarded. An error is printed only by the first process that fails. On machines with GPUs the
+    default CUDA device is the one of the local rank. Raises UserError when torchrun's variables are incomplete.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield True
@@ -52,36 +52,36 @@ def process_group() -> Iterator[bool]:
 
     gpus = torch.cuda.device_count()
     try:
-        with _in_touch():
+        with _communication():
             store, rank, world = next(rendezvous("env://"))
             if (local := int(os.environ.get("LOCAL_RANK", rank))) < gpus:
                 torch.cuda.set_device(local)
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world)
     except ValueError as error:
-        raise UserError(f"WORLD_SIZE is set, but not all else that torchrun sets: {error}") from error
+        raise UserError(f"WORLD_SIZE is set, but other variables of torchrun are missing: {error}") from error
     streams = sys.stdout, sys.stderr
-    nowhere = open(os.devnull, "w")  # noqa: SIM115  the last words of a process go there after the block
+    devnull = open(os.devnull, "w")  # noqa: SIM115  also used after the block, until the process exits
     if rank > 0:
-        sys.stdout = sys.stderr = nowhere
+        sys.stdout = sys.stderr = devnull
     try:
         yield rank == 0
-    except BaseException:  # whatever it is: one process tells it, and all leave
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left, perhaps in mid-sentence
+    except BaseException:  # the first process that fails prints the error, and all exit
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to the others, perhaps while they print
         first = False
-        with suppress(RuntimeError):  # the store is gone, and with it whoever could hear
+        with suppress(RuntimeError):  # the store has already closed
             first = store.add("failed", 1) == 1
-        sys.stdout, sys.stderr = streams if first else (nowhere, nowhere)
+        sys.stdout, sys.stderr = streams if first else (devnull, devnull)
         # Skip `destroy_process_group`: NCCL may block after a failure, even at exit.
         if hasattr(signal, "alarm"):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(LEAVE_WITHIN)
+            signal.alarm(EXIT_TIMEOUT)
         raise
     dist.destroy_process_group()
     sys.stdout, sys.stderr = streams
 
 
 def launcher() -> str:
-    """The words that start a command on as many processes as this one."""
+    """The command prefix that starts subnet-search on the same number of processes."""
     world = rank_and_world()[1]
     if world == 1:
         return "subnet-search"
@@ -90,21 +90,21 @@ def launcher() -> str:
     return f"torchrun {machines}--nproc-per-node {local} -m subnet_search"
 
 
-def check_shares(batch_size: int, device: str) -> None:
-    """Raise UserError when processes cannot share a batch equally, or cannot have a GPU each."""
+def check_shards(batch_size: int, device: str) -> None:
+    """Raise UserError when a batch cannot be split equally over the processes, or there is not a GPU for each."""
     world = rank_and_world()[1]
     if world == 1:
         return
     if batch_size % world:
         below = batch_size - batch_size % world
         fitting = " or ".join(str(size) for size in (below, below + world) if size)
-        raise UserError(f"a batch of {batch_size} images cannot be shared equally by {world} processes; {fitting} can")
+        raise UserError(f"a batch of {batch_size} images cannot be split equally over {world} processes; {fitting} can")
     if torch.device(device).type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", world)), torch.cuda.device_count()
         if torch.device(device).index is not None:
-            raise UserError(f"recipe.device: {device} would be shared by {local} processes; with cuda each takes its own")
+            raise UserError(f"recipe.device: {local} processes cannot share {device}; set cuda, so that each uses its own GPU")
         if local > gpus:
-            raise UserError(f"{local} processes need as many GPUs, and there are {gpus}; or -s recipe.device=cpu")
+            raise UserError(f"{local} processes need {local} GPUs, found {gpus}; or set -s recipe.device=cpu")
 
 
 def average(tensors: Iterable[Tensor]) -> None:
@@ -114,7 +114,7 @@ def average(tensors: Iterable[Tensor]) -> None:
         return
     tensors = list(tensors)
     small = [tensor for tensor in tensors if tensor.numel() < SMALL]
-    with _in_touch():
+    with _communication():
         for tensor in tensors:
             if tensor.numel() >= SMALL:
                 dist.all_reduce(tensor)
@@ -128,26 +128,26 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; it is called there alone. Its UserError or RunError is raised on all."""
+    """Call `make` on rank 0 and return its result on every rank. Its UserError or RunError is raised on every rank."""
     rank, world = rank_and_world()
     if world == 1:
         return make()
-    told: list[Any] = [None, None]
+    sent: list[Any] = [None, None]  # result, error
     if rank == 0:
         try:
-            told[0] = make()
+            sent[0] = make()
         except (UserError, RunError) as error:
-            told[1] = error
-    with _in_touch():
-        dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    value: T = told[0]
+            sent[1] = error
+    with _communication():
+        dist.broadcast_object_list(sent)
+    if sent[1] is not None:
+        raise sent[1]
+    value: T = sent[0]
     return value
 
 
-def one_goes_ahead(make: Callable[[], T]) -> T:
-    """What `make` gives on each rank, called on one process of every machine first: it may download what all then read."""
+def local_first(make: Callable[[], T]) -> T:
+    """Call `make` on every rank, first on one process of each machine, which may download files for the others."""
     rank, world = rank_and_world()
     if world == 1:
         return make()
@@ -164,40 +164,41 @@ def one_goes_ahead(make: Callable[[], T]) -> T:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank: the same answer on all, and none goes on before all have asked."""
+    """Whether the flag is set on any rank. Also a barrier: no rank returns before all have called it."""
     if rank_and_world()[1] == 1:
         return flag
     found = torch.tensor([float(flag)])
-    with _in_touch():
+    with _communication():
         dist.all_reduce(found)
     return found.item() > 0
 
 
 def time_to_stop(should_stop: Callable[[], bool], step: int) -> bool:
-    """Whether any rank has been asked to stop. With several ranks they ask each other every few steps."""
+    """Whether any rank should stop. With several ranks this is checked every `ASK_EVERY` steps."""
     return (rank_and_world()[1] == 1 or step % ASK_EVERY == 0) and any_rank(should_stop())
 
 
 def check_equal(tensors: Callable[[], Mapping[str, Tensor]], step: int) -> None:
-    """Raise RunError on every rank, naming the first that differs, unless all ranks hold the same tensors."""
+    """Raise RunError on every rank, with the first that differs, unless all ranks hold the same tensors."""
     if rank_and_world()[1] > 1:
         hashes = _from_all(digest(tensors()))
         for rank, found in enumerate(hashes):
             if found != hashes[0]:
-                raise RunError(f"process {rank} holds another network than process 0 after step {step}; they must be the same")
+                raise RunError(f"the networks of process {rank} and process 0 differ after step {step}")
 
 
 def _from_all(value: T) -> list[T]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in rank order."""
     found: list[Any] = [None] * rank_and_world()[1]
-    with _in_touch():
+    with _communication():
         dist.all_gather_object(found, value)
     return found
 
 
 @contextmanager
-def _in_touch() -> Iterator[None]:
+def _communication() -> Iterator[None]:
+    """Turn errors of torch.distributed into RunError."""
     try:
         yield
     except RuntimeError as error:
-        raise RunError(f"lost touch with another process: {str(error).splitlines()[0].split('. ')[0]}") from error
+        raise RunError(f"lost the connection to another process: {str(error).splitlines()[0].split('. ')[0]}") from error

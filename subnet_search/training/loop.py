@@ -1,4 +1,4 @@
-"""The only training loop: every extractor, every run and every resume goes through it."""
+"""The training loop of all extractors, runs and resumes."""
 
 import logging
 import time
@@ -22,13 +22,13 @@ from subnet_search.extractors.base import Change, only_begins, raised_intervals
 from subnet_search.nets import left_whole
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
-from subnet_search.training.check_trainable import try_out
+from subnet_search.training.check_trainable import check_trainable
 from subnet_search.training.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
 from subnet_search.training.distributed import (
     any_rank,
     average,
     check_equal,
-    check_shares,
+    check_shards,
     from_first,
     rank_and_world,
     time_to_stop,
@@ -39,20 +39,20 @@ from subnet_search.training.probe import Probe
 from subnet_search.training.supernet import Passes, Supernet
 
 log = logging.getLogger(__name__)
-ASKED = 0.01  # of a density: what is further off is said
-NAN_CHECK_EVERY = 50  # steps; looking at a loss on a GPU waits for it
+DENSITY_TOLERANCE = 0.01  # relative; a larger deviation from the density asked for is logged
+NAN_CHECK_EVERY = 50  # steps; reading a loss from a GPU synchronises
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training run came to. The supernet holds the tensors."""
+    """The result of a training run; the tensors are in the supernet."""
 
     history: list[Epoch]
-    val: Quality  # of the topology and weights that were kept
-    epoch: int  # the epoch that was kept: the last, or the best with early stopping; 0 when nothing was trained
-    steps: int  # of the run, those included that went into looking at gradients before training
-    probe_steps: int  # the latter
-    raised_intervals: dict[str, int]  # between changes, in steps, where the fraction asked for was too short
+    val: Quality  # of the kept topology and weights
+    epoch: int  # the kept epoch: the last, or the best with early stopping; 0 without training
+    steps: int  # steps of the run, `probe_steps` included
+    probe_steps: int  # cost of gradients before training, in steps
+    raised_intervals: dict[str, int]  # in steps: intervals between changes that were raised to the minimum
     seconds: float
 
 
@@ -69,22 +69,22 @@ def train(
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Train what the supernet's extractor learns, for the recipe's epochs.
+    """Train the supernet with its extractor for the recipe's epochs.
 
-    A checkpoint goes to `checkpoint` every `recipe.checkpoint_every` epochs and when `should_stop` says so; with
-    `resume` the run goes on from there, to the same bits as if it had never stopped. Its checkpoints say the run's `name`,
-    and one of another name is refused.
-    `on_begin` is told the topology of an extractor that never changes it, before the first step and after a resume.
-    Raises RunError with the step when the loss is not finite, and Interrupted when stopped: on all ranks alike.
+    A checkpoint is written to `checkpoint` every `recipe.checkpoint_every` epochs, and when `should_stop` returns True.
+    With `resume` the run continues from it, with results identical to the bit. name: id of the run, stored in checkpoints;
+    a checkpoint of another run is refused.
+    on_begin: called with the weight masks before the first step and after a resume, for extractors that never change them.
+    Raises, on all ranks, RunError with the step when the loss is not finite, and Interrupted when stopped.
     """
     keep_freed_memory()
     recipe, device = supernet.recipe, supernet.device
     rank, world = rank_and_world()
     data = data.to(device)
     batches = Batches(data.train, data.mean, data.std, recipe.batch_size, seed, recipe.augment, rank, world)
-    check_shares(batches.batch_size, recipe.device)
+    check_shards(batches.batch_size, recipe.device)
     if recipe.epochs:
-        try_out(supernet, data)
+        check_trainable(supernet, data)
     run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None, name)
     progress, total = run.progress, run.total
     gpus = [device] if device.type == "cuda" else []
@@ -104,13 +104,13 @@ def train(
                 on_step(clock)
             if progress.step % batches.steps_per_epoch == 0:
                 epoch = run.end_epoch()
-                if on_epoch:  # before the checkpoint: what a resume does not repeat has been told
+                if on_epoch:  # before the checkpoint, since a resume does not repeat the call
                     on_epoch(epoch)
                 if epoch.epoch % recipe.checkpoint_every == 0 or progress.step == total:
                     run.save()
             if should_stop and time_to_stop(should_stop, progress.step):
                 run.save()
-                any_rank(True)  # no rank leaves before the checkpoint is written
+                any_rank(True)  # a barrier: no rank exits before the checkpoint is written
                 raise Interrupted(f"stopped after step {progress.step} of {total}")
         check_equal(supernet.state, progress.step)
     return run.outcome()
@@ -119,9 +119,10 @@ def train(
 def training_step(
     supernet: Supernet, optimizer: torch.optim.Optimizer, batches: Batches, clock: Clock, learned: list[Tensor]
 ) -> tuple[Tensor, Change | None]:
-    """One step: forward, backward, the optimizer's step, and then what the extractor changes. Also returns the loss.
+    """One training step; returns the loss and the extractor's change, which is not yet applied.
 
-    An extractor with `replaces_step` is asked before the optimizer: its change takes the place of the optimizer's step.
+    `Extractor.step` is called after the optimizer's step. With `replaces_step` it is called before, and a change replaces
+    the optimizer's step.
     """
     supernet.net.train()
     extractor = supernet.extractor
@@ -138,10 +139,10 @@ def training_step(
     loss.backward()
     supernet.passes += (0, 1)
     loss = loss.detach()
-    average(_of_this_rank(supernet, learned, loss))
-    supernet.watch_gradients()
-    # Features are those of this rank's part of the batch: the first rank's count.
-    ask = from_first if extractor.looks_at(clock) else _here
+    average(_to_average(supernet, learned, loss))
+    supernet.update_momentum()
+    # Features are of this rank's shard of the batch, so rank 0 decides.
+    ask = from_first if extractor.looks_at(clock) else _on_this_rank
     with torch.no_grad():
         change = ask(lambda: extractor.step(supernet, clock)) if extractor.replaces_step else None
         if change is None:
@@ -155,9 +156,8 @@ def training_step(
 def _optimize(supernet: Supernet, optimizer: torch.optim.Optimizer) -> None:
     """The optimizer's step; dead weights and their optimizer state are zero afterwards.
 
-    Where the extractor is asked for a change next, gradients stay dense, for dead weights to grow by: what the optimizer
-    made of them is zeroed. For optimizers that treat every weight by itself, which all of the recipe's do, that gives
-    the same bits as gradients masked before, and needs no copy of them.
+    If the extractor may make a change next, it needs dense gradients to grow weights by: then the results for dead weights
+    are zeroed instead of their gradients. For elementwise optimizers (all of the recipe's) the bits are the same.
     """
     changes = type(supernet.extractor).step is not Extractor.step and not supernet.extractor.replaces_step
     if not changes:
@@ -167,12 +167,12 @@ def _optimize(supernet: Supernet, optimizer: torch.optim.Optimizer) -> None:
         supernet.mask_weights(optimizer)
 
 
-def _here(question: Callable[[], Change | None]) -> Change | None:
-    return question()
+def _on_this_rank(make: Callable[[], Change | None]) -> Change | None:
+    return make()
 
 
-def _of_this_rank(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iterator[Tensor]:
-    """What came out of this rank's part of a batch: gradients, running statistics, the loss."""
+def _to_average(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iterator[Tensor]:
+    """The tensors to average over ranks: gradients, running statistics, the loss."""
     yield from (parameter.grad for parameter in learned if parameter.grad is not None)
     yield from (buffer for buffer in supernet.net.buffers() if buffer.is_floating_point())
     yield loss
@@ -181,7 +181,7 @@ def _of_this_rank(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> It
 def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
     """The quality of the `finish` topology on a split of `data`; both on the supernet's device.
 
-    Every rank must ask: the first measures, and all get its numbers.
+    Must be called on every rank; rank 0 computes the result.
     """
     supernet.net.eval()
     return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.std), split.labels))
@@ -193,12 +193,12 @@ def _warn_once(text: str) -> None:
 
 
 class Run:
-    """A training run under way: the state that a checkpoint holds, and what happens in a step and between epochs."""
+    """A training run: the state in a checkpoint, and the operations of steps and epochs."""
 
     def __init__(
         self, supernet: Supernet, data: Data, batches: Batches, seed: int, checkpoint: Path | None, name: str | None = None
     ) -> None:
-        self.name = name  # of the run
+        self.name = name  # id of the run, stored in checkpoints
         self.supernet, self.extractor, self.data, self.checkpoint = supernet, supernet.extractor, data, checkpoint
         self.batches, self.per_epoch = batches, batches.steps_per_epoch
         self.total = supernet.recipe.epochs * self.per_epoch
@@ -208,28 +208,28 @@ class Run:
             supernet.units.check(density)
         self.raised = raised_intervals(self.extractor, self.start)
         for name, steps in self.raised.items():
-            _warn_once(f"{name} is raised to {steps} steps: in a run of {self.total} steps it would be shorter")
-        self._warn_of_whole()
-        self.anchor_at = self.extractor.rewinds_to(self.start)
+            _warn_once(f"{name} is raised to {steps} steps, the minimum in a run of {self.total} steps")
+        self._warn_left_whole()
+        self.rewind_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
         self.losses = torch.zeros(self.per_epoch, device=supernet.device)  # of this epoch's steps
         self.progress, self.best = Progress(), dict[str, Tensor]()
         self.collapsed: set[str] = set()
-        self._renew_optimizer()
+        self._make_optimizer()
         self.started = time.monotonic()
 
     def begin(self) -> None:
-        """Make the extractor's first change. Raises UserError when its probes are worth more steps than there are."""
+        """Make the extractor's first change. Raises UserError when its probes cost more steps than the run has."""
         probe = Probe(self.supernet, self.data)
         with torch.no_grad(), self._finite_at_first():
             change = self.extractor.begin(self.supernet, self.start, probe)
         if self.total and probe.steps > self.total:
             raise UserError(
-                f"{self.extractor.name} looks at gradients worth {probe.steps} training steps, and the run has {self.total}"
+                f"the gradients of {self.extractor.name} before training cost {probe.steps} steps, but the run has {self.total}"
             )
         self.progress.probe_steps = probe.steps if self.total else 0
         self.make(change)
-        if self.total and not self.extractor.replaces_step:  # what falls on no step: before the first
+        if self.total and not self.extractor.replaces_step:  # a change that is due before the first step
             with torch.no_grad(), self._finite_at_first():
                 first = self.extractor.step(self.supernet, self.start)
             if first:
@@ -240,12 +240,14 @@ class Run:
         try:
             yield
         except NotANumber as error:
-            raise UserError(f"{self.extractor.name}: {error} before training: are the data and weights finite?") from error
+            raise UserError(
+                f"{self.extractor.name}: {error} before training: check that data and weights are finite"
+            ) from error
 
     def step(self, clock: Clock) -> None:
-        """One training step with the change that comes after it, or one that was spent on probing."""
-        if clock.step == self.anchor_at:
-            self.supernet.drop_anchor()
+        """One training step and its change; without training for the first `probe_steps` steps."""
+        if clock.step == self.rewind_at:
+            self.supernet.keep_rewind_state()
         loss, change = torch.zeros(()), None
         if clock.step >= self.progress.probe_steps:
             factor = self.supernet.recipe.rate((clock.step - self.progress.rate_origin) / max(1, self.rate_steps - 1))
@@ -256,12 +258,12 @@ class Run:
                 loss, change = training_step(self.supernet, self.optimizer, self.batches, clock, self.learned)
             except NotANumber as error:
                 raise RunError(f"{error} at step {clock.step + 1}: try a lower learning rate") from error
-        self._note(loss)
+        self._record(loss)
         if change:
             self.make(change)
 
     def restore(self, path: Path) -> None:
-        self.progress, self.best = load_checkpoint(path, self.supernet, self._renew_optimizer, self.losses, self.name)
+        self.progress, self.best = load_checkpoint(path, self.supernet, self._make_optimizer, self.losses, self.name)
         self.supernet.passes = Passes(*self.progress.passes)
         self.started = time.monotonic() - self.progress.seconds
 
@@ -271,10 +273,10 @@ class Run:
             save_checkpoint(self.checkpoint, self.progress, self.supernet, self.optimizer, self.losses, self.best, self.name)
 
     def end_epoch(self) -> Epoch:
-        """Validate, and remember the state if it is the best so far and early stopping may go back to it."""
-        self._look_for_nan()
+        """Validate, and keep the state if it is the best so far (for early stopping)."""
+        self._check_nan()
         history, masks = self.progress.history, self.supernet.final()
-        self._look_for_collapse(masks)
+        self._check_collapse(masks)
         val = evaluate(self.supernet, self.data, self.data.val)
         trained = self.per_epoch - min(self.per_epoch, max(0, self.progress.probe_steps - len(history) * self.per_epoch))
         epoch = Epoch(
@@ -302,41 +304,41 @@ class Run:
         return patience is not None and best is not None and len(self.progress.history) - best >= patience
 
     def outcome(self) -> Outcome:
-        """The result, of the best state where early stopping kept one."""
+        """The result; with early stopping, of the best epoch, which is restored."""
         epoch, progress = len(self.progress.history), self.progress
         if self.best and progress.best:
             self.supernet.load_state(self.best)
             epoch = progress.best
         masks = self.supernet.final()
-        self._look_for_collapse(masks)
-        self._compare_with_asked(masks)
+        self._check_collapse(masks)
+        self._check_density(masks)
         val = evaluate(self.supernet, self.data, self.data.val)
         seconds = time.monotonic() - self.started
         return Outcome(progress.history, val, epoch, progress.step, progress.probe_steps, self.raised, seconds)
 
     def make(self, change: Change) -> None:
-        """A change, and what it means for the optimizer and its rates. Raises UserError or RunError for a layer that dies."""
+        """Apply a change to network, optimizer and schedule. Raises UserError or RunError for forbidden layer collapse."""
         learned = self.supernet.learns
         if change.survivors is not None:
             self.supernet.apply(Change(change.survivors))
             self.supernet.mask_weights(self.optimizer)
         self.supernet.apply(change)
         if self.supernet.learns != learned or change.rewind in ("weights", "both") or change.reset_optimizer:
-            self._renew_optimizer()
+            self._make_optimizer()
         elif change.masks is not None and not self.supernet.relevance:
             self.supernet.mask_weights(self.optimizer)
         if change.rewind in ("schedule", "both"):
             self.progress.rate_origin = self.progress.step - change.schedule_to
         if not self.supernet.relevance:
-            self._look_for_collapse(self.supernet.masks)
+            self._check_collapse(self.supernet.masks)
 
-    def _renew_optimizer(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         self.optimizer = make_optimizer(self.supernet, self.supernet.recipe)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.learned = list(self.supernet.learned().values())
         return self.optimizer
 
-    def _note(self, loss: Tensor) -> None:
+    def _record(self, loss: Tensor) -> None:
         """Count a step and keep its loss. Raises RunError when a loss of this epoch is not finite."""
         index = self.progress.step % self.per_epoch
         self.losses[index] = loss
@@ -347,35 +349,36 @@ class Run:
                 step = self.progress.step - index + int(bad[0])
                 raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
 
-    def _warn_of_whole(self) -> None:
-        """Say what no density counts, with its share."""
+    def _warn_left_whole(self) -> None:
+        """Log the parameters that are left whole, which no density counts."""
         net = self.supernet.net
         if left_whole(net, self.supernet.weights):
             counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, self.data.examples())
             _warn_once(in_words(counted.left_whole))
 
-    def _compare_with_asked(self, masks: Masks) -> None:
-        """Say where a density was missed by more than 1 % of it, and by more than one unit where units are counted."""
+    def _check_density(self, masks: Masks) -> None:
+        """Log a density that deviates from the one asked for by more than 1 %, and by more than one unit."""
         asked, units = self.extractor.target_density, self.supernet.units
         if asked is None:
             return
         reached = units.cost(masks)
-        if abs(reached - asked) > max(ASKED * asked, 1 / masks.numel if units.exact else 0.0):
+        if abs(reached - asked) > max(DENSITY_TOLERANCE * asked, 1 / masks.numel if units.exact else 0.0):
             log.warning(
-                "%s was asked for a density of %g, and reached %.4g: its units are too large to come nearer",
+                "%s: the density is %.4g instead of %g, since its units are too large for a closer value",
                 self.extractor.name,
-                asked,
                 reached,
+                asked,
             )
 
-    def _look_for_nan(self) -> None:
-        """Raise RunError when the last step has made something that is learned not a number: no loss has met it yet."""
+    def _check_nan(self) -> None:
+        """Raise RunError when a learned tensor contains NaN after the last step, which no loss has shown yet."""
         for name, tensor in self.supernet.learned().items():
             if bool(tensor.detach().isnan().any()):
                 what = name.removeprefix("net.").replace("relevance.", "the relevance of ")
                 raise RunError(f"{what} is not a number after step {self.progress.step}: try a lower learning rate")
 
-    def _look_for_collapse(self, masks: Masks) -> None:
+    def _check_collapse(self, masks: Masks) -> None:
+        """Log layers without any weight, each once; raises UserError or RunError instead without `allow_collapse`."""
         dead = [name for name, mask in masks.items() if name not in self.collapsed and not mask.any()]
         if not dead:
             return

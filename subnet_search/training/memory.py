@@ -1,4 +1,4 @@
-"""Keep freed memory for the next step, instead of giving it back to the system and faulting it in again."""
+"""Keep freed memory in the process for the next training step."""
 
 import ctypes
 import sys
@@ -9,10 +9,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 @cache
 def keep_freed_memory() -> None:
-    """Ask glibc to reuse large freed blocks, once a process; elsewhere nothing happens.
+    """Make glibc reuse large freed blocks; once for each process, and only on Linux with glibc.
 
-    A CPU training step frees and takes the same large tensors again and again. By default glibc hands them back to
-    the kernel each time, which costs up to a third of a step in page faults (benchmarks/step_time.py measures it).
+    Every CPU training step allocates and frees the same large tensors. By default glibc returns them to the kernel, and the
+    page faults cost up to a third of a step (benchmarks/step_time.py).
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

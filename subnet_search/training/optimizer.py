@@ -1,4 +1,4 @@
-"""The optimizer of a run."""
+"""Make the optimizer of a run."""
 
 import torch
 
@@ -7,9 +7,9 @@ from subnet_search.training.supernet import Supernet
 
 
 def make_optimizer(supernet: Supernet, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over what is learned. Relevance has its own rate and decay; rescaling factors no decay.
+    """The recipe's optimizer for all learned tensors. Relevance has its own rate and decay; rescaling factors no decay.
 
-    While relevance alone is learned (with its rescaling factors) the optimizer is `relevance_optimizer`, where that is set.
+    While only relevance (with rescaling factors) is learned, it is `relevance_optimizer`, if set.
     """
     relevance, scales = list(supernet.relevance.values()), list(supernet.scales.values())
     apart = {id(parameter) for parameter in (*relevance, *scales)}

@@ -1,4 +1,4 @@
-"""A probe: looks at gradients before the first training step, and counts what that costs."""
+"""Gradients before the first training step, with their cost counted in steps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,19 +20,19 @@ Tensors = Mapping[str, Tensor]
 
 
 class Probe:
-    """Gradients of the loss on training batches, at any values of the prunable weights. See `extractors.base.Probe`."""
+    """Gradients of the loss on training batches for given prunable weights. Implements `extractors.base.Probe`."""
 
     def __init__(self, supernet: Supernet, data: Data) -> None:
         self.supernet, self.data = supernet, data
-        self._images = 0  # times they were passed backward, which is never less often than forward
+        self._images = 0  # images passed backward, which are at least as many as those passed forward
 
     @property
     def steps(self) -> int:
-        """Training steps that the passes are worth: images passed backward, in batches of the recipe's size."""
+        """The cost in training steps: images passed backward, divided by the batch size, rounded up."""
         return math.ceil(self._images / min(self.supernet.recipe.batch_size, len(self.data.train)))
 
     def gradients(self, weights: Tensors, index: int = 0, images: int | None = None) -> dict[str, Tensor]:
-        """The gradient of the loss for every weight."""
+        """The gradient of the loss for every weight, of the weights' shapes."""
         with self._network():
             values = _leaves(weights)
             found = _gradients(F.cross_entropy(*self._logits(values, index, images)), values)
@@ -41,7 +41,7 @@ class Probe:
     def hessian_gradients(
         self, weights: Tensors, temperature: float = 1.0, index: int = 0, images: int | None = None
     ) -> dict[str, Tensor]:
-        """The product of the loss's Hessian with its gradient: the gradient of <stop(g), g>."""
+        """The product H g of the loss's Hessian with its gradient g: the gradient of <stop(g), g>."""
         with self._network():
             values = _leaves(weights)
             logits, labels = self._logits(values, index, images)
@@ -54,7 +54,7 @@ class Probe:
         return self._counted(found, images, backward=2)
 
     def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
-        """The gradient of sum f(1; |theta|) for |w|, in double precision: products over many layers overflow a float."""
+        """The gradient of sum f(1; |theta|) with respect to |w| (SynFlow), in float64: float32 overflows in deep networks."""
         net = self.supernet.net
         with self._network():
             net.eval()
@@ -85,7 +85,7 @@ class Probe:
 
     @contextmanager
     def _network(self) -> Iterator[None]:
-        """Training mode, with gradients; running statistics are put back afterwards."""
+        """Training mode with gradients enabled; buffers are restored afterwards."""
         net = self.supernet.net
         before = {name: buffer.clone() for name, buffer in net.named_buffers()}
         net.train()
@@ -101,7 +101,7 @@ def _leaves(weights: Tensors) -> dict[str, Tensor]:
 
 
 def _gradients(value: Tensor, weights: dict[str, Tensor], keep_graph: bool = False) -> dict[str, Tensor]:
-    """d value / d weights; zeros for a layer that the forward pass does not use."""
+    """d value / d weights; zeros for weights that the forward pass does not use."""
     inputs = list(weights.values())
     found = torch.autograd.grad(value, inputs, create_graph=keep_graph, allow_unused=True, materialize_grads=True)
     return dict(zip(weights, found, strict=True))

@@ -1,8 +1,7 @@
-"""The supernet: an ordinary dense network, with the topology that an extractor is giving it.
+"""The supernet: a dense network with the topology that its extractor maintains.
 
-Weights learned: dead weights are exact zeros in the dense tensor and their optimizer state is zero, so the forward pass
-costs nothing extra.
-Relevance learned, alone or with the weights: the forward pass runs on effective weights s * w * gate.
+While weights are learned, dead weights and their optimizer state are zero in the dense tensors, so the forward pass is the
+network's own. While relevance is learned, alone or with the weights, the forward pass uses effective weights s * w * gate.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +23,11 @@ from subnet_search.topology.units import Units
 from subnet_search.training.recipe import Recipe
 
 FACTORS: Mapping[str, Callable[[Tensor], Tensor]] = {"dynamic": rescale.dynamic, "fan_in": rescale.fan_in}
-MOMENTUM = 0.9  # of the running mean of gradients that some extractors grow by
+MOMENTUM = 0.9  # of the running mean of gradients, which some extractors grow weights by
 
 
 class Passes(NamedTuple):
-    """Passes of a batch through the network while it is trained or probed; validation is not counted."""
+    """Numbers of forward and backward passes of a batch, in training and probes; validation is not counted."""
 
     forward: int = 0
     backward: int = 0
@@ -38,32 +37,35 @@ class Passes(NamedTuple):
 
 
 class Supernet:
-    """A network, its topology, and what is learned: `weights`, `relevance` and `scales`, all by parameter name."""
+    """A network, its topology, and the learned tensors `weights`, `relevance` and `scales`, all by parameter name."""
 
     def __init__(self, net: nn.Module, extractor: Extractor, recipe: Recipe, seed: int, units: Units | None = None) -> None:
-        """units: what lives and dies as one; default: every weight by itself."""
+        """units: the groups of weights that are kept or pruned together; default: single weights.
+
+        Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
+        """
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.extractor, self.recipe, self.seed = extractor, recipe, seed
         self.weights: dict[str, Tensor] = dict(prunable(net))
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(
-                f"{extractor.name} trains weights, and all that could be pruned are frozen (requires_grad=False): let some "
-                "learn, or take a method that learns relevance alone, such as gumbel or edge_popup"
+                f"{extractor.name} trains weights, but all prunable weights are frozen (requires_grad=False): unfreeze some, "
+                "or use a method that learns only relevance, such as gumbel or edge_popup"
             )
         self.units = units or Units({name: weight.shape for name, weight in self.weights.items()})
         everything = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.units.shapes.items()}
-        self.masks = Masks(everything).to(self.device)  # the topology of units in force, as the last change set it
-        self.gates = self.units.gates(self.masks)  # what that says of every weight while it is looked for
+        self.masks = Masks(everything).to(self.device)  # the current topology of units, set by the last change
+        self.gates = self.units.gates(self.masks)  # weight masks during the search; pruned units may regrow
         self.relevance: dict[str, Tensor] = {}
         self.scales: dict[str, Tensor] = {}
         self.momentum: dict[str, Tensor] = {}
-        self.memory: dict[str, Tensor] = {}  # what changes have kept
-        self.features: dict[str, Tensor] = {}  # of the step, where the extractor looks at them
+        self.memory: dict[str, Tensor] = {}  # tensors that changes have stored for later steps
+        self.features: dict[str, Tensor] = {}  # activations of the step, if the extractor needs them
         self.saliency: dict[str, Tensor] = {}  # of the step's inputs for the filters of dynamic layers
-        self.ever_alive: dict[str, Tensor] = {}  # one bit a weight, where the recipe asks for it
+        self.ever_alive: dict[str, Tensor] = {}  # packed bits of the units that were ever alive, with `recipe.explored`
         self.passes = Passes()
-        self.anchor: dict[str, Tensor] = {}  # the network's state at the step that rewinding goes back to
+        self.rewind_state: dict[str, Tensor] = {}  # the network's state at the step to rewind to
         self._trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self.learns: Learned = "weights"
         self.learn(extractor.learns)
@@ -77,12 +79,12 @@ class Supernet:
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """The gradient of every prunable weight; zeros where the loss does not depend on it."""
+        """The gradient of every prunable weight; zeros for weights without a gradient."""
         return {n: torch.zeros_like(w) if w.grad is None else w.grad for n, w in self.weights.items()}
 
     @property
     def norms(self) -> dict[str, Tensor]:
-        """The scales of batch norms behind each group of channels: (norms, channels)."""
+        """The scales (gamma) of the batch norms of each group of channels: (norms, channels)."""
         return norms(self.net, self.units)
 
     @property
@@ -91,52 +93,52 @@ class Supernet:
         return device
 
     def final(self) -> Masks:
-        """The topology of units to keep and to evaluate: where relevance is learned, the one it stands for now."""
+        """The topology of units to keep and to evaluate: of the current relevance, if relevance is learned."""
         with torch.no_grad():
             return self.extractor.finish(self) if self.relevance else self.masks
 
     def weight_masks(self, units: Masks) -> Masks:
-        """The masks of the weights of a topology of units."""
+        """The weight masks of a topology of units."""
         return Masks(self.units.expand(units))
 
     def forward(self, inputs: Tensor, clock: Clock) -> Tensor:
-        """Logits (batch, classes) for a training step: with a sampled topology where relevance is learned."""
+        """Logits (batch, classes) for a training step, with sampled gates if relevance is learned."""
         self.passes += Passes(forward=1)
         effective = self._effective(self._learner().sample(self, clock)) if self.relevance else {}
         self.features, self.saliency = {}, {}
         if self.extractor.dynamic:
             with noting_saliency(self.net, self.saliency):
-                return self._run(effective, inputs)
+                return self._forward(effective, inputs)
         if self.extractor.looks_at(clock):
             with watched(self.net, self.units, self.features):
-                return self._run(effective, inputs, self._plain_call)  # a compiled network would not notice who looks
-        return self._run(effective, inputs)
+                return self._forward(effective, inputs, self._plain_call)  # a compiled network would skip the hooks
+        return self._forward(effective, inputs)
 
     def evaluator(self) -> Callable[[Tensor], Tensor]:
-        """A function from inputs to logits with the `finish` topology, computed once. Call it without gradients."""
+        """A function from inputs to logits with the `final` topology, computed once. Call it without gradients."""
         effective = self.effective_weights(self.final()) if self.relevance else {}
-        return lambda inputs: self._run(effective, inputs)
+        return lambda inputs: self._forward(effective, inputs)
 
     @torch.no_grad()
     def dense(self, inputs: Tensor) -> Tensor:
-        """Logits (batch, classes) of all weights as they are, without gradients; running statistics stay as they are."""
+        """Logits (batch, classes) with all weights, without gradients; running statistics are not changed."""
         self.passes += Passes(forward=1)
-        return self._run({name: buffer.clone() for name, buffer in self.net.named_buffers()}, inputs)
+        return self._forward({name: buffer.clone() for name, buffer in self.net.named_buffers()}, inputs)
 
     @torch.no_grad()
     def effective_weights(self, masks: Masks) -> dict[str, Tensor]:
-        """The weights that the network computes with under `masks`, of units: s * w * gate."""
+        """The effective weights s * w * gate under `masks` of units."""
         return self._effective(self._learner().gates(self, masks))
 
     @torch.no_grad()
     def factors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The rescaling of every layer under `masks`: a scalar or (out, 1, ...); empty without rescaling."""
+        """The rescaling factors under `masks` of units: a scalar or (out, 1, ...) for each layer; empty without rescaling."""
         found = {name: self._factor(name, mask.float()) for name, mask in self.units.gates(masks).items()}
         return {name: factor.detach() for name, factor in found.items() if factor is not None}
 
     @torch.no_grad()
-    def settle(self, masks: Masks) -> None:
-        """Put gates that are neither 0 nor 1 into the weights, so that masks, weights and factors say it all."""
+    def fold_gates(self, masks: Masks) -> None:
+        """Multiply gates other than 0 and 1 into the weights, so that the network is given by masks, weights and factors."""
         if self.relevance:
             gates = self._learner().gates(self, masks)
             if any(not torch.equal(gate, masks[name].to(gate.dtype)) for name, gate in gates.items()):
@@ -147,7 +149,7 @@ class Supernet:
     def learn(self, what: Learned, masks: Masks | None = None) -> None:
         """Learn weights, relevance or both from now on.
 
-        Relevance that is given up is settled in the weights, under `masks` or those that it stands for.
+        When relevance is no longer learned, effective weights under `masks` (default: the final topology) replace the weights.
         """
         self.learns = what
         for parameter in self._trainable:
@@ -170,10 +172,10 @@ class Supernet:
 
     @torch.no_grad()
     def apply(self, change: Change) -> None:
-        """Take on a change, but for the optimizer's part in it. Dropped weights become zero; grown ones begin at zero."""
+        """Apply a change, except its effects on the optimizer. Dropped weights become zero; grown weights start at zero."""
         if change.rewind in ("weights", "both"):
             for name, value in self.net.state_dict().items():
-                value.copy_(self.anchor[name])
+                value.copy_(self.rewind_state[name])
         for name, value in (change.weights or {}).items():
             self.weights[name].copy_(value)
         for name, value in (change.relevance or {}).items():
@@ -184,30 +186,33 @@ class Supernet:
         if change.masks is not None or change.rewind in ("weights", "both"):
             self._set(self.masks if change.masks is None else change.masks)
         elif not self.ever_alive:
-            self._explore()
+            self._record_alive()
         if change.learn and change.learn != self.learns:
             self.learn(change.learn, change.masks)
 
-    def explored(self) -> float | None:
-        """The fraction of weights that were alive at any time (Liu et al. 2021, arXiv:2102.02887); None: not recorded."""
+    def exploration_rate(self) -> float | None:
+        """The in-time exploration rate: the fraction of units that were ever alive; None if it is not recorded.
+
+        Source: Liu et al. 2021, arXiv:2102.02887 (in-time over-parameterisation, ITOP).
+        """
         if not self.ever_alive:
             return None
         return sum(int(unpack(b, self.masks[n].shape).sum()) for n, b in self.ever_alive.items()) / self.masks.numel
 
-    def drop_anchor(self) -> None:
-        """Keep the network's state as it is now, for a change to go back to."""
-        self.anchor = {name: value.clone() for name, value in self.net.state_dict().items()}
+    def keep_rewind_state(self) -> None:
+        """Copy the network's state, for a later rewind."""
+        self.rewind_state = {name: value.clone() for name, value in self.net.state_dict().items()}
 
     @torch.no_grad()
-    def watch_gradients(self) -> None:
-        """Add this step's gradients to their running mean, where the extractor asks for one."""
+    def update_momentum(self) -> None:
+        """Update the running mean of gradients, if the extractor needs one."""
         gradients = self.gradients if self.momentum else {}
         for name, mean in self.momentum.items():
             mean.lerp_(gradients[name], 1 - MOMENTUM)
 
     @torch.no_grad()
     def mask_weights(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero dead weights and their optimizer state: after a step on dense gradients, and after a change."""
+        """Zero dead weights and their optimizer state, after a step with dense gradients or a change."""
         if not self.relevance:
             for name, weight in self.weights.items():
                 state = [value for value in optimizer.state.get(weight, {}).values() if isinstance(value, Tensor)]
@@ -215,28 +220,28 @@ class Supernet:
                     tensor.mul_(self.gates[name])
 
     def mask_gradients(self) -> None:
-        """Zero the gradients of dead weights: the last thing before the optimizer's step, where nothing else needs them."""
+        """Zero the gradients of dead weights, right before the optimizer's step."""
         if not self.relevance:
             for name, weight in self.weights.items():
                 if weight.grad is not None:
                     weight.grad.mul_(self.gates[name])
 
     def learned(self) -> dict[str, Tensor]:
-        """Everything the optimizer moves, by a name that is unique over weights, relevance and scales."""
+        """All tensors that the optimizer updates; names begin with net., relevance. or scale."""
         named = {f"net.{name}": p for name, p in self.net.named_parameters() if p.requires_grad}
         return (
             named | {f"relevance.{n}": p for n, p in self.relevance.items()} | {f"scale.{n}": p for n, p in self.scales.items()}
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that a resumed run needs, by name; `load_state` puts them back."""
+        """All tensors needed to resume, by name; for `load_state`."""
         state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         state["learns"] = torch.tensor(get_args(Learned).index(self.learns))
         state |= {name: value.detach() for name, value in self.learned().items() if name not in state}
         kept = {
             "mask": self.masks,
             "momentum": self.momentum,
-            "anchor": self.anchor,
+            "rewind_state": self.rewind_state,
             "ever": self.ever_alive,
             "memory": self.memory,
         }
@@ -244,13 +249,14 @@ class Supernet:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises KeyError or RuntimeError when it is another network's."""
+        """Restore tensors that `state` returned. Raises KeyError or RuntimeError when they are of another network."""
         self.learn(get_args(Learned)[int(state["learns"])])
-        self.anchor = {n.removeprefix("anchor."): t.to(self.device) for n, t in state.items() if n.startswith("anchor.")}
-        self.ever_alive = {n.removeprefix("ever."): t for n, t in state.items() if n.startswith("ever.")}
-        self.memory = {n.removeprefix("memory."): t.to(self.device) for n, t in state.items() if n.startswith("memory.")}
+        rewind = _with_prefix("rewind_state.", state) or _with_prefix("anchor.", state)  # the name before 0.1.0
+        self.rewind_state = {name: tensor.to(self.device) for name, tensor in rewind.items()}
+        self.ever_alive = _with_prefix("ever.", state)
+        self.memory = {name: tensor.to(self.device) for name, tensor in _with_prefix("memory.", state).items()}
         for name, value in self.state().items():
-            if name != "learns" and not name.startswith(("mask.", "anchor.", "ever.", "memory.")):
+            if name != "learns" and not name.startswith(("mask.", "rewind_state.", "ever.", "memory.")):
                 value.copy_(state[name])
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
         self.gates = self.units.gates(self.masks)
@@ -258,7 +264,7 @@ class Supernet:
     def _plain_call(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
         return functional_call(self.net, effective, (inputs,))  # type: ignore[no-any-return]
 
-    def _run(self, effective: dict[str, Tensor], inputs: Tensor, call: Callable[..., Tensor] | None = None) -> Tensor:
+    def _forward(self, effective: dict[str, Tensor], inputs: Tensor, call: Callable[..., Tensor] | None = None) -> Tensor:
         if self.recipe.channels_last and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
@@ -293,10 +299,14 @@ class Supernet:
         if not self.relevance:
             for name, weight in self.weights.items():
                 weight.mul_(self.gates[name])
-        self._explore()
+        self._record_alive()
 
-    def _explore(self) -> None:
-        """Remember what lives now, where the recipe asks for it."""
+    def _record_alive(self) -> None:
+        """Add the units that are alive to those that were ever alive, with `recipe.explored`."""
         if self.recipe.explored and not self.relevance:
             bits = {name: pack(mask) for name, mask in self.masks.items()}
             self.ever_alive = {name: bit | self.ever_alive.get(name, bit) for name, bit in bits.items()}
+
+
+def _with_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -132,12 +132,12 @@ def test_a_probe_batch_larger_than_the_data(name, epochs, tmp_path):
 )
 def test_probes_worth_more_than_the_run(extractor, worth, tmp_path):
     said = refused(tmp_path, extractor)
-    assert said == f"{extractor['name']} looks at gradients worth {worth} training steps, and the run has 18"
+    assert said == f"the gradients of {extractor['name']} before training cost {worth} steps, but the run has 18"
 
 
 def test_two_passes_in_a_run_of_one_step(tmp_path):
     said = refused(tmp_path, "grasp", epochs=1, batch_size=270)
-    assert said == "grasp looks at gradients worth 2 training steps, and the run has 1"
+    assert said == "the gradients of grasp before training cost 2 steps, but the run has 1"
 
 
 class Scale(nn.Module):

@@ -278,7 +278,7 @@ def test_a_unit_needs_no_quotes(tmp_path):
 def test_a_mistake_in_the_statistics_names_its_line(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("data:\n  name: digits\n  mean: [0.5]\n  std: [0]\n")
-    with pytest.raises(UserError, match=r"^data\.std: images are divided by it, .* got 0\.0 \(.*run\.yaml, line 4\)$"):
+    with pytest.raises(UserError, match=r"^data\.std: must be .* got 0\.0 \(.*run\.yaml, line 4\)$"):
         read_config(RunConfig, path)
     with pytest.raises(UserError, match=r"^data: mean is set without std: set both$"):
         read_config(RunConfig, None, ["data.mean=[0.5]"])

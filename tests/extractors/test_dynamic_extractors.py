@@ -583,7 +583,7 @@ def test_the_running_mean_of_gradients_by_hand():
     for gradient, mean in ((1.0, 0.1), (2.0, 0.29), (-1.0, 0.161)):  # 9/10 of what was, and 1/10 of what is
         for weight in net.weights.values():
             weight.grad = torch.full_like(weight, gradient)
-        net.watch_gradients()
+        net.update_momentum()
         for value in net.momentum.values():
             torch.testing.assert_close(value, torch.full_like(value, mean))
 
@@ -591,14 +591,14 @@ def test_the_running_mean_of_gradients_by_hand():
 def test_the_running_mean_is_of_dense_gradients():
     net, run = under_way("rigl by momentum")
     expected = {key: torch.zeros_like(weight) for key, weight in net.weights.items()}
-    watch = net.watch_gradients
+    watch = net.update_momentum
 
     def watched():
         for key, weight in net.weights.items():
             expected[key] = 0.9 * expected[key] + 0.1 * weight.grad
         watch()
 
-    net.watch_gradients = watched
+    net.update_momentum = watched
     for step, _ in stepped(net, run):
         if step == 11:
             break
@@ -666,30 +666,30 @@ def test_explored_is_the_fraction_that_was_ever_alive(extractor):
     run = Run(net, data, Batches(data.train, None, None, 20, 3), 3, None)
     with torch.random.fork_rng():
         run.begin()
-    ever, first = net.masks, net.explored()
+    ever, first = net.masks, net.exploration_rate()
     assert first == net.masks.density
     for _, masks in stepped(net, run):
         ever = ever | masks
-        assert net.explored() == ever.density
-    assert net.explored() > first
+        assert net.exploration_rate() == ever.density
+    assert net.exploration_rate() > first
 
 
 def test_explored_of_a_fixed_topology_is_its_density():
     subnet = run_config(configured("random", explored=True), module=mlp(), data=points())
-    assert subnet.metrics["explored"] == subnet.density
+    assert subnet.metrics["exploration_rate"] == subnet.density
 
 
 @pytest.mark.parametrize("name", ["gmp", "granet", "ac_dc", "magnitude", "lottery"])
 def test_a_run_that_begins_dense_has_explored_everything(name):
-    assert run_config(configured(name, explored=True), module=mlp(), data=points()).metrics["explored"] == 1
+    assert run_config(configured(name, explored=True), module=mlp(), data=points()).metrics["exploration_rate"] == 1
 
 
 def test_explored_is_not_recorded_unless_asked_for():
-    assert run_config(configured("set"), module=mlp(), data=points()).metrics["explored"] is None
+    assert run_config(configured("set"), module=mlp(), data=points()).metrics["exploration_rate"] is None
 
 
 def test_explored_survives_a_resume(tmp_path):
     settings = configured({"name": "set", "every": 7}, explored=True)
     whole = run_config(settings, tmp_path / "whole", module=mlp(), data=points())
     resumed = stopped_and_resumed(settings, tmp_path / "resumed", 50)
-    assert resumed.metrics["explored"] == whole.metrics["explored"] > whole.density
+    assert resumed.metrics["exploration_rate"] == whole.metrics["exploration_rate"] > whole.density

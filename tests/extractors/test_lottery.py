@@ -84,7 +84,7 @@ def test_rewound_weights_of_eight(rewind):
     whole = supernet({"name": "lottery", "rewind": rewind}, net, epochs=8)
     data = points(40, inputs=4, classes=2)
     run = Run(whole, data, Batches(data.train, None, None, 20, 0), 0, None)
-    whole.drop_anchor()
+    whole.keep_rewind_state()
     with torch.no_grad():
         net[0].weight.mul_(-3).add_(1)
         net[0].bias.add_(2)
@@ -306,15 +306,15 @@ def test_momentum_begins_afresh_after_weights_are_rewound(rewind, optimizer, mon
 @pytest.mark.parametrize(("rewind", "kept"), [("none", False), ("weights", True), ("both", True)])
 def test_the_anchor_is_kept_from_its_step_on(rewind, kept):
     seen = []
-    whole, _ = trained(rewinding(rewind, 5), on_step=lambda whole, step: seen.append(bool(whole.anchor)))
+    whole, _ = trained(rewinding(rewind, 5), on_step=lambda whole, step: seen.append(bool(whole.rewind_state)))
     assert seen == [kept and step >= 5 for step in range(36)]
-    assert any(name.startswith("anchor.") for name in whole.state()) is kept
+    assert any(name.startswith("rewind_state.") for name in whole.state()) is kept
 
 
 @pytest.mark.parametrize("name", ["magnitude", "gmp", "random", "rigl", "ac_dc"])
 def test_nothing_is_kept_where_nothing_rewinds(name):
     whole, _ = trained(name)
-    assert whole.anchor == {}
+    assert whole.rewind_state == {}
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_killed_in_a_round_and_resumed(rewind, stop, tmp_path):
     with pytest.raises(Interrupted, match=f"step {stop} of 24"):
         train(part, pictures(), 0, checkpoint=path, on_step=seen.append, should_stop=lambda: len(seen) == stop)
     with safe_open(path, "pt") as file:
-        anchored = "anchor.0.weight" in file.keys()  # noqa: SIM118  a file, not a mapping
+        anchored = "rewind_state.0.weight" in file.keys()  # noqa: SIM118  a file, not a mapping
         assert anchored == (stop > 3) or rewind in ("none", "schedule")
     rest = train(again, pictures(), 0, checkpoint=path, resume=True)
     assert again.state().keys() == whole.state().keys()

@@ -168,7 +168,7 @@ def test_a_raised_interval_is_recorded_and_warned_of_once(caplog):
         records = [run_config(settings, module=mlp(), data=points(340)).summary() for _ in range(2)]
     assert [record["raised_intervals"] for record in records] == [{"set.every": 10}] * 2
     assert [text for text in caplog.messages if "set.every" in text] == [
-        "set.every is raised to 10 steps: in a run of 60 steps it would be shorter"
+        "set.every is raised to 10 steps, the minimum in a run of 60 steps"
     ]
     settings = settings.model_copy(update={"extractor": create({"name": "set", "every": 2})})
     assert run_config(settings, module=mlp(), data=points(340)).summary()["raised_intervals"] == {}

@@ -14,7 +14,7 @@ from subnet_search.extraction.config_file import check, read_config
 from subnet_search.extraction.extract import run
 from subnet_search.extractors import Clock
 from subnet_search.training import train
-from subnet_search.training.distributed import any_rank, average, check_equal, check_shares, from_first, one_goes_ahead
+from subnet_search.training.distributed import any_rank, average, check_equal, check_shards, from_first, local_first
 from subnet_search.training.probe import Probe
 from subnet_search.training.recipe import processors
 
@@ -98,7 +98,7 @@ def one_unprepared(rank, folder):
     def make():
         raise UserError(f"not here, says {rank}")
 
-    return one_goes_ahead(make)
+    return local_first(make)
 
 
 PROBING = {
@@ -137,13 +137,13 @@ SCENES = {
     "any": lambda rank, folder: [any_rank(rank == 1), any_rank(False)],
     "first": lambda rank, folder: from_first(lambda: f"told by {rank}"),
     "mistaken": one_mistaken,
-    "ahead": lambda rank, folder: one_goes_ahead(lambda: rank),
+    "ahead": lambda rank, folder: local_first(lambda: rank),
     "unprepared": one_unprepared,
     "strangers": lambda rank, folder: train(supernet("redraw", mlp(seed=rank), epochs=1, batch_size=40), points(), 0),
     "equal": lambda rank, folder: check_equal(lambda: {"a": torch.ones(2)}, 7),
-    "uneven": lambda rank, folder: check_shares(7, "cpu"),
-    "one gpu": lambda rank, folder: check_shares(8, "cuda:0"),
-    "no gpus": lambda rank, folder: check_shares(8, "cuda") if not torch.cuda.is_available() else None,
+    "uneven": lambda rank, folder: check_shards(7, "cpu"),
+    "one gpu": lambda rank, folder: check_shards(8, "cuda:0"),
+    "no gpus": lambda rank, folder: check_shards(8, "cuda") if not torch.cuda.is_available() else None,
 }
 
 
@@ -245,7 +245,8 @@ def test_a_run_has_one_folder(seen):
     config = read_config(RunConfig, f"{first['folder']}/config.yaml")
     assert config.recipe.processes == 2
     with pytest.raises(
-        UserError, match="processes is 2, and 1 runs: start it with torchrun --nproc-per-node 2 -m subnet_search"
+        UserError,
+        match="processes is 2, but the number of processes is 1: start with torchrun --nproc-per-node 2 -m subnet_search",
     ):
         run(config, first["folder"], resume=True)
     alone = read_config(RunConfig, f"{first['folder']}/config.yaml", ["recipe.processes=1"])
@@ -254,7 +255,7 @@ def test_a_run_has_one_folder(seen):
 
 
 def test_a_probe_that_cannot_be_shared(seen):
-    assert seen["probe"] == ["UserError: a batch of 1 images cannot be shared equally by 2 processes"] * 2
+    assert seen["probe"] == ["UserError: a batch of 1 images cannot be split equally over 2 processes"] * 2
 
 
 def test_processors_are_shared_by_the_processes_of_a_machine(monkeypatch):
@@ -280,15 +281,16 @@ def test_what_one_rank_knows_is_told_to_all(seen):
 
 
 def test_ranks_that_differ_are_named(seen):
-    text = "RunError: process 1 holds another network than process 0 after step 0; they must be the same"
+    text = "RunError: the networks of process 1 and process 0 differ after step 0"
     assert seen["strangers"] == [text] * 2
     assert seen["equal"] == [None, None]
 
 
 def test_what_cannot_be_shared_is_refused(seen):
-    assert seen["uneven"] == ["UserError: a batch of 7 images cannot be shared equally by 2 processes; 6 or 8 can"] * 2
+    assert seen["uneven"] == ["UserError: a batch of 7 images cannot be split equally over 2 processes; 6 or 8 can"] * 2
     assert (
-        seen["one gpu"] == ["UserError: recipe.device: cuda:0 would be shared by 2 processes; with cuda each takes its own"] * 2
+        seen["one gpu"]
+        == ["UserError: recipe.device: 2 processes cannot share cuda:0; set cuda, so that each uses its own GPU"] * 2
     )
     if not torch.cuda.is_available():
-        assert seen["no gpus"] == ["UserError: 2 processes need as many GPUs, and there are 0; or -s recipe.device=cpu"] * 2
+        assert seen["no gpus"] == ["UserError: 2 processes need 2 GPUs, found 0; or set -s recipe.device=cpu"] * 2

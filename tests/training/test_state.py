@@ -146,13 +146,13 @@ MISTAKES = {
     "empty": (lambda p, n: other(p / "a.pt", {"model": {}}), r"a\.pt is not a state dict: model is empty$"),
     "settings": (
         lambda p, n: other(p / "a.pt", {"state_dict": n.state_dict(), "args": argparse.Namespace(lr=0.1)}),
-        r"is not a state dict: it holds an object of argparse\.Namespace, which is not loaded; save net\.state_dict\(\)",
+        r"is not a state dict: it contains an object of type argparse\.Namespace; save only net\.state_dict\(\)",
     ),
     "module": (
         lambda p, n: other(p / "a.pt", nn.Linear(2, 2)),
-        r"object of torch\.nn\.modules\.linear\.Linear, .* save net\.state_dict\(\)",
+        r"object of type torch\.nn\.modules\.linear\.Linear; save only net\.state_dict\(\)",
     ),
-    "trap": (lambda p, n: other(p / "a.pt", Trap()), r"a\.pt is not a state dict: it .*; save net\.state_dict\(\)"),
+    "trap": (lambda p, n: other(p / "a.pt", Trap()), r"a\.pt is not a state dict: it .*; save only net\.state_dict\(\)"),
     "damaged": (lambda p, n: text(p / "a.pt"), r"a\.pt is not a "),
     "damaged too": (lambda p, n: text(p / "a.safetensors"), r"a\.safetensors is not a readable state dict"),
     "suffix": (
@@ -172,7 +172,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, net, digits, kind):
 
 
 def test_a_state_leaves_no_room_for_an_initialisation(tmp_path):
-    with pytest.raises(UserError, match=r"network\.state gives the weights, so network\.init can only be keep"):
+    with pytest.raises(UserError, match=r"network\.init must be keep when network\.state is set"):
         check(ss.RunConfig, {"network": {"name": "lenet5", "state": "a.pt", "init": "signed_constant"}})
 
 

@@ -145,7 +145,7 @@ def test_a_process_that_is_killed_ends_the_run():
     subprocess.run(["kill", "-9", children[-1]], check=True)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert [line for line in ours(said) if line.startswith("error: lost touch with another process")] == ours(said)[-1:]
+    assert [line for line in ours(said) if line.startswith("error: lost the connection to another process")] == ours(said)[-1:]
     assert Path("runs/extract/checkpoint/state.safetensors").is_file()
 
 
@@ -154,5 +154,5 @@ def test_half_of_what_torchrun_sets(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     done = subprocess.run([sys.executable, *TORCHRUN[3:]], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: WORLD_SIZE is set, but not all else that torchrun sets: ")
+    assert done.stderr.startswith("error: WORLD_SIZE is set, but other variables of torchrun are missing: ")
     assert done.stderr.count("\n") == 1

@@ -142,8 +142,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     if record.get("raised_intervals"):
         raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
         rows["raised intervals"] = f"{', '.join(raised)}, as the run is short"
-    if record.get("explored") is not None:
-        rows["ever alive"] = f"{percent(record['explored'])} of the weights"
+    rate = record.get("exploration_rate", record.get("explored"))  # the name before 0.1.0
+    if rate is not None:
+        rows["ever alive"] = f"{percent(rate)} of the weights"
     if record.get("collapsed"):
         rows["no weight left in"] = ", ".join(record["collapsed"])
     if record.get("bytes"):
