@@ -1,4 +1,4 @@
-"""Masks in a file, alone or in a subnetwork's: one bit a weight."""
+"""Masks in a file of their own or in a subnetwork file, packed to one bit for each weight."""
 
 import math
 from collections.abc import Mapping
@@ -19,20 +19,23 @@ def save_masks(path: Path, masks: Masks) -> None:
 
 
 def load_masks(path: Path) -> Masks:
-    """The masks in a file that `save_masks` or `Subnetwork.save` wrote. Raises UserError when it is missing or damaged."""
+    """The masks in a file of `save_masks` or `Subnetwork.save`. Raises UserError when it is missing or damaged."""
     tensors, header = load_tensors(path, "mask file")
-    return Masks(unpacked(path, tensors, header, "mask." if "origin" in header else ""))
+    return Masks(unpack_masks(path, tensors, header, "mask." if "origin" in header else ""))
 
 
-def unpacked(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """The masks in a file that was read, by the shapes that its header claims. Raises UserError when they do not fit."""
+def unpack_masks(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """Unpack the masks in a file's tensors to the shapes in its header. Raises UserError when these do not match.
+
+    prefix: of the masks' names in the file. path: for the error message.
+    """
     try:
         shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
         for name, shape in shapes.items():
             if not all(type(size) is int and size >= 0 for size in shape):
                 raise ValueError(f"the shape of {name} is {list(shape)}")
-            if -(-math.prod(shape) // 8) != tensors[prefix + name].numel():  # before room is made for it
+            if -(-math.prod(shape) // 8) != tensors[prefix + name].numel():  # before memory is allocated
                 raise ValueError(f"{tensors[prefix + name].numel()} bytes do not hold a mask of shape {shape}")
         return {name: unpack(tensors[prefix + name], shape) for name, shape in shapes.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} holds no masks: {error}") from error
+        raise UserError(f"{path} contains no valid masks: {error}") from error

@@ -1,8 +1,8 @@
-"""The artifact: one safetensors file that holds a subnetwork and where it came from.
+"""The subnetwork and its file: one safetensors file with masks, weights, and the settings of the run.
 
-Masks are packed to one bit a weight, and only the weights that live are stored. A subnetwork of untrained weights can
-leave those out too (`weights="seed"`): they are made again from the seed and checked against the hash, so the file
-costs about one bit a weight. Reading a file runs no code, and imports, downloads and opens nothing that the file names.
+Masks are packed to one bit for each weight, and only alive weights are stored. For untrained weights these can be left out
+too (`weights="seed"`): they are generated from the seed and verified by a hash. Reading a file runs no code, and does not
+import, download or open anything named in the file.
 """
 
 import os
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from subnet_search.artifact.mask_file import unpacked
+from subnet_search.artifact.mask_file import unpack_masks
 from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.tensor_files import damaged, digest, header_of, load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, own_copy, read_state
@@ -25,26 +25,26 @@ from subnet_search.structure.compact import compact
 from subnet_search.topology.masks import Masks, pack
 
 FORMAT = 2  # 1: without a hash over the header
-INPUTS = "inputs.safetensors"  # beside a subnetwork in its run folder: a few inputs of the run, as the network sees them
-DOWNLOADS = ("weights", "pretrained")  # how the options begin that make a factory fetch something
+INPUTS = "inputs.safetensors"  # in the run folder, next to the subnetwork: a few inputs of the run, as passed to the network
+DOWNLOADS = ("weights", "pretrained")  # prefixes of factory options that download weights
 Weights = Literal["values", "seed"]
 
 
 class Origin(BaseModel):
-    """Where a subnetwork came from: enough to find it again."""
+    """The settings of the run that found a subnetwork, sufficient to reproduce it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    network: NetworkSpec | None  # None: a module handed in from Python
-    init: str  # how its weights began; `keep`: as they were handed in
+    network: NetworkSpec | None  # None: a module passed from Python
+    init: str  # weight initialisation; `keep`: the weights that were passed
     init_density: float | None
     shape: tuple[int, ...]  # of one input
     classes: int = Field(ge=1)
-    dtype: str = "float32"  # of inputs, as the network sees them
-    low: float | None = None  # the least and the greatest value of an input, as the network sees it; None: not known
+    dtype: str = "float32"  # of inputs, as passed to the network
+    low: float | None = None  # minimum and maximum of inputs, as passed to the network; None: unknown
     high: float | None = None
-    data: dict[str, Any] | None  # None: data handed in from Python
-    mean: tuple[float, ...] | None  # what images, scaled to 0..1, are normalised by, for each channel; None: they are not
+    data: dict[str, Any] | None  # None: data passed from Python
+    mean: tuple[float, ...] | None  # mean of each channel of images scaled to 0..1; None: inputs are not normalised
     std: tuple[float, ...] | None
     extractor: dict[str, Any]
     unit: str
@@ -56,7 +56,7 @@ class Origin(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _earlier_names(cls, values: Any) -> Any:
-        """Files of before 0.1.0 have `deviation` for `std`."""
+        """Files from before 0.1.0 have `deviation` instead of `std`."""
         if isinstance(values, Mapping) and "deviation" in values and "std" not in values:
             return {**values, "std": values["deviation"]}
         return values
@@ -65,38 +65,38 @@ class Origin(BaseModel):
     @classmethod
     def _a_type(cls, value: str) -> str:
         if not isinstance(getattr(torch, value, None), torch.dtype):
-            raise ValueError(f"there is no type {value!r} of tensors")
+            raise ValueError(f"{value!r} is not a torch dtype")
         return value
 
     @property
     def normalisation(self) -> dict[str, Any] | None:
-        """What is done to an input before the network reads it, in plain values. None: inputs are used as they are."""
+        """The normalisation of inputs in plain values. None: inputs are not normalised."""
         if self.mean is None or self.std is None:
             return None
         return {"pixels": "0 to 1 (8-bit values / 255)", "mean": list(self.mean), "std": list(self.std)}
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the network's factory, without those by which something would be downloaded."""
+        """The options of the network's factory, without those that download weights."""
         options = self.network.options if self.network else {}
         return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
 
     def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
-        """The dense network by its name. Raises UserError when it is not one of ours or torchvision's.
+        """Build the dense network by its name. Raises UserError when it is not one of ours or torchvision's.
 
-        shapes   those of its state dict where they are known: another network is refused before it takes any memory
+        shapes   of its state dict, if known: a network that does not match is refused before memory is allocated
         """
         spec = self.network
         if spec is None or not is_ours(spec.name):
-            name = spec.name if spec else "handed in from Python"
+            name = spec.name if spec else "passed from Python"
             raise UserError(
-                f"the network of this file ({name}) is not built from the file: hand it in, subnetwork.on(net), "
+                f"the network of this file ({name}) cannot be built by name: pass it, subnetwork.on(net), "
                 f"or --network package.module:factory"
             )
         spec = spec.model_copy(update={"init": "keep", "options": self.options, "state": None})
         if shapes is not None:
             own = None
-            with suppress(Exception), torch.device("meta"):  # some networks look at values while they are made
+            with suppress(Exception), torch.device("meta"):  # fails for networks that read values while they are built
                 net = build(spec, self.shape, self.classes, 0)
                 own = _shapes(self.with_gates(net))
             if own is not None:
@@ -109,9 +109,9 @@ class Origin(BaseModel):
         return make_dynamic(net, self.shape) if self.dynamic else net
 
     def inputs(self, batch: int) -> Tensor:
-        """Random inputs (batch, *shape), the same each time: of the run's type, evenly between its least and greatest value.
+        """Random inputs (batch, *shape) of the run's dtype, uniform over its range; the same on every call.
 
-        Normal ones, as normalised images are about, where an older file does not say what the run's inputs were.
+        Normally distributed for older files, which do not contain the range.
         """
         rng, shape = torch.Generator().manual_seed(0), (batch, *self.shape)
         dtype = getattr(torch, self.dtype)
@@ -129,20 +129,20 @@ def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
 def _check_shapes(own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> None:
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name] != state[name]]
     if wrong:
-        raise UserError(f"this subnetwork belongs to another network: {wrong[0]} differs ({len(wrong)} in all)")
+        raise UserError(f"this subnetwork is of another network: {wrong[0]} differs ({len(wrong)} tensors in all)")
 
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """A topology with the weights it was found in (or trained to), their scales, and everything else of the network."""
+    """A topology with its weights, rescaling factors, and all other tensors of the network."""
 
     masks: Masks
-    weights: Mapping[str, Tensor]  # of the prunable parameters, dense; dead ones are zero
+    weights: Mapping[str, Tensor]  # the prunable parameters, dense; dead weights are zero
     scales: Mapping[str, Tensor]  # rescaling factors: scalars or (out, 1, ...)
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
-    metrics: Mapping[str, Any]  # what the run measured: accuracies, steps, seconds ...
-    examples: Tensor | None = field(default=None, repr=False, compare=False)  # a few of the run's inputs; never in the file
+    metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
+    examples: Tensor | None = field(default=None, repr=False, compare=False)  # a few inputs of the run; not in the file
 
     @classmethod
     def of(
@@ -160,60 +160,59 @@ class Subnetwork:
         return self.masks.density
 
     def effective_weights(self) -> dict[str, Tensor]:
-        """The weights the network computes with: s * w * z by parameter name."""
+        """The effective weights s * w * z by parameter name, of the parameters' shapes."""
         return {name: w * self.scales[name] if name in self.scales else w for name, w in self.weights.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that decides the logits, by the names of the network: effective weights, other parameters, buffers."""
+        """The state dict of the masked network: effective weights, other parameters, buffers."""
         return {**self.state, **self.effective_weights()}
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that decides the logits."""
+        """SHA-256 of `state_dict()`."""
         return digest(self.state_dict())
 
     def network(self) -> nn.Module:
-        """The masked network, built from its name. Raises UserError when it is not one of ours or torchvision's."""
+        """Build the masked network by its name. Raises UserError when it is not one of ours or torchvision's."""
         return self.on(self.origin.build({name: tuple(value.shape) for name, value in self.state_dict().items()}))
 
     def inputs(self, batch: int) -> Tensor:
-        """Inputs (batch, *shape) to try the network on: the run's own, over and over, where they are at hand, else random."""
+        """Inputs (batch, *shape) for tests: those of the run, repeated, if available; otherwise random."""
         if self.examples is None:
             return self.origin.inputs(batch)
         return self.examples[torch.arange(batch) % len(self.examples)]
 
     def on(self, net: nn.Module) -> nn.Module:
-        """A copy of `net`, dense and ordinary, with this subnetwork's effective weights; dead ones are zero.
+        """A copy of `net` with this subnetwork's effective weights; dead weights are zero.
 
         Raises UserError when `net` has other parameters or other shapes.
         """
         if any(map(is_lazy, net.parameters())):
-            raise UserError("this network has lazy layers that have no weights yet: run it once on an example")
+            raise UserError("this network has uninitialised lazy layers: run it once on an example")
         out = self.origin.with_gates(own_copy(net))
         state, own = self.state_dict(), out.state_dict()
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
-        own.update(state)  # not the tensors alone: some modules look at the version that comes with a state
+        own.update(state)  # keeps the version metadata of `state_dict`, which some modules read
         out.load_state_dict(own)
         check_output(out, self.origin.shape, self.origin.classes, example=self.inputs(2))
         return out
 
     def compact(self, example: Tensor | None = None, net: nn.Module | None = None) -> nn.Module:
-        """The masked network without the channels that nothing reads: smaller, plain, dense. See `deploy.compact`.
+        """The masked network without the channels that no weight reads: smaller and dense. See `structure/compact.py`.
 
-        example   inputs (batch, ...) as the network takes them; default: the run's, or random ones. net: as for `on`
-
-        Raises UserError when no channel can go, or network or example are others; RunError when what is left says
-        something else than the masked network.
+        example: inputs (batch, ...); default: those of the run, or random. net: as for `on`.
+        Raises UserError when no channel can be removed, or when net or example do not fit; RunError when the outputs differ
+        from the masked network's.
         """
         shape = self.origin.shape
         if example is not None and (not isinstance(example, Tensor) or tuple(example.shape[1:]) != shape):
             got = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"is a {type(example).__name__}"
-            raise UserError(f"the example {got}; this network takes {('batch', *shape)}")
+            raise UserError(f"the example {got}; this network needs {('batch', *shape)}")
         masked = self.network() if net is None else self.on(net)
         return compact(masked.eval(), self.inputs(2) if example is None else example)
 
     def summary(self) -> dict[str, Any]:
-        """The record of the run: see the run folder's summary.json."""
+        """The record of the run, as in summary.json of the run folder."""
         return {
             "extractor": self.origin.extractor["name"],
             "network": self.origin.network.name if self.origin.network else None,
@@ -231,16 +230,16 @@ class Subnetwork:
         """Bytes of all parameters and buffers of the dense network."""
         return sum(t.numel() * t.element_size() for t in (*self.weights.values(), *self.state.values()))
 
-    def remade(self) -> dict[str, Tensor]:
-        """The initial weights, made again from the seed. Raises UserError when they were not made from one."""
+    def initial_weights(self) -> dict[str, Tensor]:
+        """The initial weights, generated from the seed. Raises UserError when they were passed (`init` is keep)."""
         if self.origin.init == "keep":
-            raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
-        return _remake(self.origin, {name: tuple(mask.shape) for name, mask in self.masks.items()})
+            raise UserError("the weights of this network were not generated from a seed: save them with weights='values'")
+        return _initial_weights(self.origin, {name: tuple(mask.shape) for name, mask in self.masks.items()})
 
     def save(self, path: str | os.PathLike[str], weights: Weights = "values") -> int:
         """Write the file, atomically, and return its size in bytes.
 
-        weights="seed" stores no prunable weights. Raises UserError when they were trained or not made from a seed,
+        weights="seed" stores no prunable weights. Raises UserError when these were trained or not generated from a seed,
         RunError when the file cannot be written.
         """
         tensors = {f"mask.{name}": pack(mask) for name, mask in self.masks.items()}
@@ -249,9 +248,9 @@ class Subnetwork:
         if weights == "values":
             tensors |= {f"kept.{name}": w[self.masks[name]] for name, w in self.weights.items()}
         else:
-            remade = self.remade()
-            if any(not torch.equal(_pruned(remade[n], self.masks[n]), w) for n, w in self.weights.items()):
-                raise UserError("these weights were trained, so no seed makes them: save them with weights='values'")
+            initial = self.initial_weights()
+            if any(not torch.equal(_pruned(initial[n], self.masks[n]), w) for n, w in self.weights.items()):
+                raise UserError("trained weights cannot be generated from a seed: save them with weights='values'")
         header = {
             "format": FORMAT,
             "weights": weights,
@@ -270,12 +269,12 @@ class Subnetwork:
         path = Path(path)
         tensors, header = load_tensors(path, "subnetwork file")
         if type(header.get("format")) is not int or not isinstance(header.get("shapes"), dict) or "origin" not in header:
-            raise UserError(f"{path} is not a subnetwork file: its header is of another kind")
+            raise UserError(f"{path} is not a subnetwork file: its header is not one")
         if header["format"] > FORMAT:
             raise UserError(
                 f"{path} has format {header['format']}, newer than the {FORMAT} this version reads: update subnet-search"
             )
-        masks = Masks(unpacked(path, tensors, header, "mask."))
+        masks = Masks(unpack_masks(path, tensors, header, "mask."))
         with guarded(damaged(path, "subnetwork file")):
             groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mask", "scale", "state", "kept")}
             for name, tensor in tensors.items():
@@ -283,8 +282,8 @@ class Subnetwork:
                 groups[kind][rest] = tensor
             origin = Origin.model_validate(header["origin"])
             if header["weights"] == "seed":
-                remade = _remake(origin, {name: tuple(mask.shape) for name, mask in masks.items()})
-                weights = {name: _pruned(weight, masks[name]) for name, weight in remade.items()}
+                initial = _initial_weights(origin, {name: tuple(mask.shape) for name, mask in masks.items()})
+                weights = {name: _pruned(weight, masks[name]) for name, weight in initial.items()}
             else:
                 weights = {name: _filled(mask, groups["kept"][name]) for name, mask in masks.items()}
             examples = _examples(path.with_name(INPUTS), origin)
@@ -292,13 +291,13 @@ class Subnetwork:
             same = found.sha256 == header["sha256"]
         if not same:
             raise UserError(
-                f"{path}: the effective weights do not match the hash (made on another kind of machine, or changed)"
+                f"{path}: the effective weights do not match the hash (file changed, or weights differ on this platform)"
             )
         return found
 
 
 def state_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file: that of a subnetwork, or one that torch or safetensors wrote. Raises UserError."""
+    """The state dict in a subnetwork file, or in a file of torch or safetensors. Raises UserError for other files."""
     path = Path(path)
     header = header_of(path)
     if "origin" in header:
@@ -306,18 +305,18 @@ def state_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return load_tensors(path, "state dict")[0] if "network" in header else read_state(path)
 
 
-def holds(path: Path, key: str) -> bool:
-    """Whether a file is one of `files.save_tensors`, with this key in its header: `origin` in a subnetwork's."""
+def has_header_key(path: Path, key: str) -> bool:
+    """Whether a file was written by `save_tensors` with this key in its header, such as `origin` of a subnetwork."""
     return key in header_of(path)
 
 
 def save_examples(path: Path, inputs: Tensor) -> None:
-    """Keep a few inputs of a run, as the network sees them: what is exported later is checked with them."""
+    """Save a few inputs of a run, as passed to the network, for checking exports."""
     save_tensors(path, {"inputs": inputs}, {"format": FORMAT})
 
 
 def _examples(path: Path, origin: Origin) -> Tensor | None:
-    """The inputs in a file, None where there are none that fit the origin."""
+    """The inputs in a file; None when it is missing or does not match the origin."""
     with suppress(UserError, KeyError):
         inputs = load_tensors(path, "file of inputs")[0]["inputs"]
         if len(inputs) and tuple(inputs.shape[1:]) == origin.shape and inputs.dtype == getattr(torch, origin.dtype):
@@ -326,16 +325,16 @@ def _examples(path: Path, origin: Origin) -> Tensor | None:
 
 
 def _filled(mask: Tensor, kept: Tensor) -> Tensor:
-    """The weights of one tensor, dense. Raises ValueError unless there is one for each that lives."""
+    """The dense weight tensor from its alive weights. Raises ValueError when their number does not match the mask."""
     if kept.shape != (int(mask.count_nonzero()),):
-        raise ValueError(f"{tuple(kept.shape)} weights are kept where {int(mask.count_nonzero())} live")
+        raise ValueError(f"{tuple(kept.shape)} weights are stored, but {int(mask.count_nonzero())} are alive")
     return torch.zeros(mask.shape, dtype=kept.dtype).masked_scatter_(mask, kept)
 
 
 def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
-    """Dead weights as +0: a product would leave -0 for negative ones, which hashes differently."""
+    """The weight with dead elements +0: a product with the mask would give -0 for negative ones, and another hash."""
     return weight.masked_fill(~mask, 0)
 
 
-def _remake(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _initial_weights(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density) for name, shape in shapes.items()}
