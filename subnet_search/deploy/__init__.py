@@ -1,1 +1,1 @@
-"""What can be made of a subnetwork: files that are smaller or faster, with measured proof."""
+"""Export subnetworks to smaller or faster formats, with measured sizes and latencies."""

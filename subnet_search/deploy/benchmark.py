@@ -1,4 +1,4 @@
-"""What a network weighs and takes beside the dense one it came from, and what would be faster where it is not."""
+"""Compare an exported network with the dense one: weights, operations, latency; and advice when it is not faster."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,33 +17,33 @@ from subnet_search.evaluation.latency import latencies
 from subnet_search.nets import gated_layers, prunable
 from subnet_search.structure.compact import compact
 
-BATCHES = (1, 16, 256)  # that are measured
-FASTER = 1.05  # a speedup below this is none
+BATCHES = (1, 16, 256)  # measured batch sizes
+FASTER = 1.05  # minimum ratio of medians for `faster` or `slower`
 
 
 def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Prunable weights and multiply-accumulates (MACs) for one input of `shape`, of the dense network and of the exported.
+    """Prunable weights and multiply-accumulates (MACs) for one input of `shape`, of the dense and the exported network.
 
-    masked: the dense network with zeros; plain: what is left of it, of dense layers; runs: the same, some layers sparse
-    weights, macs: that are stored, and done; kept, kept_macs: those of a weight that is not zero
+    masked: the dense network with zeros. plain: the exported network with dense layers. runs: the exported network.
+    `weights` and `macs` are stored and computed; `kept` and `kept_macs` are those of nonzero weights.
     """
     before, after = (cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, shape) for net in (masked, plain))
-    share = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
+    stored = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
     return {
         "dense_weights": before.weights,
-        "weights": sum(round(share.get(name, 1) * weight.numel()) for name, weight in prunable(plain).items()),
+        "weights": sum(round(stored.get(name, 1) * weight.numel()) for name, weight in prunable(plain).items()),
         "kept": after.kept,
         "dense_macs": before.macs,
         "dense_kept_macs": before.kept_macs,
-        "macs": sum(round(share.get(name, 1) * macs) for name, macs in all_macs(plain, shape).items()),
+        "macs": sum(round(stored.get(name, 1) * macs) for name, macs in all_macs(plain, shape).items()),
         "kept_macs": after.kept_macs,
     }
 
 
 def without_dead(masked: nn.Module, subnetwork: Subnetwork) -> nn.Module:
-    """What is timed of a masked network: where channels are the units, it without those that nothing reads."""
+    """The network to time for a subnetwork: with channels as units, the compact network; otherwise the masked network."""
     if subnetwork.origin.unit == "channel":
-        with suppress(UserError, RunError):  # none is gone, or they cannot be taken out: then they take their time
+        with suppress(UserError, RunError):  # no channel can be removed: time the masked network
             return compact(masked, subnetwork.inputs(2).to(next(masked.parameters()).device))
     return masked
 
@@ -55,11 +55,11 @@ def measured(
     threads: int = 1,
     seconds: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """A row for every batch size, 1, 16, 256 and `batch`: milliseconds of each network, a pass of each in turn.
+    """Latency of several networks, timed alternately: a row for each of the batch sizes 1, 16, 256 and `batch`.
 
-    nets: `dense`, `exported`, and others; `speedup` is of the former two. `verdict` is `faster` or `slower` where that is
-    beyond the spread of both, `as fast` where there is next to no difference, and else `unsure`.
-    inputs: gives as many as it is asked for
+    nets: `dense`, `exported`, and others. inputs: a function from the batch size to inputs (batch, ...).
+    Rows: `batch`, `threads`, a `Latency` (milliseconds) for each network, `speedup` (dense / exported), `faster`, and
+    `verdict` as by `compared`.
     """
     rows = []
     for size in sorted({*BATCHES, batch}):
@@ -82,7 +82,10 @@ def measured(
 
 
 def compared(dense: Latency, exported: Latency) -> str:
-    """Whether one is faster than the other, in a word: by their medians, and only where their quartiles are apart."""
+    """The exported network is `faster`, `slower`, `as fast` or `unsure`.
+
+    By the ratio of medians; `faster` and `slower` only when the quartile ranges do not overlap.
+    """
     speedup = dense.median / exported.median
     if speedup >= FASTER and exported.high < dense.low:
         return "faster"
@@ -92,7 +95,7 @@ def compared(dense: Latency, exported: Latency) -> str:
 
 
 def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str:
-    """Which unit or format would be faster, for a subnetwork found by `unit` that is not as `to`."""
+    """Advice for a subnetwork of `unit` that is not faster when exported to `to`: which unit or format would be faster."""
     if gated_layers(masked):
         return (
             "filters that an input does not choose save time at batch 1, where layers are large; unit=channel does at any batch"
@@ -101,14 +104,14 @@ def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str
     pointwise = sum(count for name, count in macs.items() if masked.get_parameter(name).shape[2:].numel() == 1)
     if unit == "channel":
         if to in ("compact", "onnx"):
-            return "too few channels went for layers of this size: a lower density or round_to=16 would be faster"
-        return "--to compact takes out the channels that went, which is what is faster"
+            return "too few channels were removed for layers of this size: try a lower density or round_to=16"
+        return "use --to compact, which removes the pruned channels"
     if 2 * pointwise < sum(macs.values()):
-        return "weights that are zero make a convolution no faster: unit=channel and --to compact would"
+        return "zero weights do not make a convolution faster: use unit=channel and --to compact"
     alive = sum(int(weight.count_nonzero()) for weight in weights.values()) / sum(w.numel() for w in weights.values())
     if alive > 0.2 or to in ("csr", "bsr"):
         return (
-            "sparse layers are faster where they are large and nine in ten of their weights are zero; "
-            "unit=channel and --to compact would be at other densities too"
+            "sparse layers are faster only if they are large and about 90 % of their weights are zero; "
+            "otherwise use unit=channel and --to compact"
         )
-    return "zeros make a dense layer no faster: where it is large, --to csr would, or unit=block:16 and --to bsr"
+    return "zero weights do not make a dense layer faster: for large layers use --to csr, or unit=block:16 and --to bsr"

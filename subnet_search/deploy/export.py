@@ -1,4 +1,4 @@
-"""A subnetwork as a file that is smaller or faster: tried before it is written, measured beside the dense network."""
+"""Export a subnetwork to a smaller or faster file: verified before it is written, and timed against the dense network."""
 
 import json
 import os
@@ -29,22 +29,22 @@ from subnet_search.structure.compact import compact, difference_between
 from subnet_search.topology.units import parse
 
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
-TOLERANCE = 1e-4  # between the logits, relative to the largest
+TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
 HALF_TOLERANCE = 1e-2  # the same for 2:4, whose layers are in half precision
-TRIED = 7  # inputs that both are given
+CHECKED = 7  # inputs for the comparison
 _Front = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What was made of the masked network."""
+    """The exported forms of a masked network."""
 
-    plain: nn.Module  # of dense layers alone, channels taken out
-    runs: nn.Module  # what the file holds
-    beside: Mapping[str, nn.Module] = field(default_factory=dict)  # what else is measured; `dense`: instead of the masked one
-    model: bytes = b""  # of ONNX
+    plain: nn.Module  # with dense layers only, channels removed
+    runs: nn.Module  # the network in the file
+    beside: Mapping[str, nn.Module] = field(default_factory=dict)  # others to time; `dense` replaces the masked network
+    model: bytes = b""  # serialised ONNX model
     layers: tuple[Choice, ...] = ()
-    whole: str | None = None  # why no channel was taken out
+    whole: str | None = None  # reason why no channel was removed
 
 
 def export(
@@ -60,28 +60,28 @@ def export(
     normalise: bool = False,
     seconds: float = 3.0,
 ) -> dict[str, Any]:
-    """Write a subnetwork as a file for other programs to run, and return what was measured.
+    """Export a subnetwork to the file `out` and return a record of sizes, operations and latencies.
 
-    to            compact: channels that nothing reads are taken out; csr, bsr, 2:4: linear and 1x1 layers are sparse where
-                  that is faster; onnx: a model for ONNX Runtime, of the compact network where there is one;
-                  state-dict: the masked network's tensors, by its own names and in its own shapes
+    to            compact: channels that no weight reads are removed; csr, bsr, 2:4: linear and 1x1 layers are sparse where
+                  that is faster; onnx: a model for ONNX Runtime, compact if possible; state-dict: the masked network's
+                  tensors, with its names and shapes
     network       as for `evaluate`: needed when the file's network is not one of ours or torchvision's
-    data          to recalibrate on, where those of the run were handed in from Python
-    batch         decides which layers are sparse; measured beside 1, 16 and 256
-    threads       of the CPU, while anything is measured
-    recalibrate   so many batches of training data give batch norm its statistics anew
-    normalise     the exported network normalises its inputs itself, pixels scaled to 0..1; not for state-dict
-    seconds       for measuring one batch size; at least two passes are run
+    data          for `recalibrate`, when the data of the run was passed from Python
+    batch         batch size for choosing sparse layers; also timed, in addition to 1, 16 and 256
+    threads       CPU threads while timing
+    recalibrate   number of training batches to compute new batch norm statistics from; 0: keep them
+    normalise     the exported network normalises its inputs (pixels scaled to 0..1) itself; not for state-dict
+    seconds       time for one batch size; at least two passes are run
 
-    `input` in what is returned says how an input is prepared for the exported network; the mean and std are in its file too.
-    Nothing is written before the result runs and says what the masked network says, within 1e-4 of the largest logit
-    (2:4: 1e-2): on inputs of the run where its folder has them, else on random ones of their type and range. Raises
-    UserError when the subnetwork cannot be had in this form, RunError when the result says something else or cannot be
-    written; an earlier file stays as it was.
+    `input` in the record describes how to prepare an input; mean and std are in the file too.
+    The file is written only if the logits equal the masked network's within 1e-4 of the largest logit (2:4: 1e-2), on
+    inputs of the run if its folder has them, otherwise on random inputs of their dtype and range. Raises UserError when the
+    subnetwork cannot be exported in this format, RunError when the logits differ or the file cannot be written; an
+    existing file is then unchanged.
     """
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
     if data is not None and not recalibrate:
-        raise UserError("data are to recalibrate batch norm on: say on how many batches of them, recalibrate=20")
+        raise UserError("data is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
     path, shape = Path(out), subnetwork.origin.shape
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
@@ -89,7 +89,7 @@ def export(
         _recalibrate(masked, subnetwork, data, recalibrate)
     if to == "2:4" and torch.cuda.is_available():
         masked.cuda()
-    front = partial(normalised, origin=subnetwork.origin) if normalise else _as_it_is
+    front = partial(normalised, origin=subnetwork.origin) if normalise else _unchanged
     made = _make(subnetwork, masked, to, batch, threads, front)
     runs = made.runs if to == "onnx" else front(made.runs)
     nets = {"dense": front(masked), **made.beside, "exported": runs}
@@ -100,7 +100,7 @@ def export(
         "normalise": normalise,
         "normalisation": subnetwork.origin.normalisation,
         **{key: subnetwork.metrics.get(key) for key in ("val_accuracy", "test_accuracy")},  # of the run
-        "difference": _same(masked, runs, to, subnetwork, normalise),
+        "difference": _check_outputs(masked, runs, to, subnetwork, normalise),
         "recalibrated": recalibrate,
         "whole": made.whole,
         "layers": [asdict(choice) for choice in made.layers],
@@ -117,14 +117,14 @@ def export(
     return {**record, "bytes": path.stat().st_size, "file": str(path)}
 
 
-def _as_it_is(net: nn.Module) -> nn.Module:
+def _unchanged(net: nn.Module) -> nn.Module:
     return net
 
 
 def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> None:
-    """Raise UserError for what does not depend on the network."""
+    """Raise UserError for invalid arguments."""
     if not isinstance(subnetwork, Subnetwork):
-        raise UserError(f"a subnetwork is exported, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
+        raise UserError(f"export needs a subnetwork, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     if subnetwork.origin.dynamic and to not in ("state-dict", "onnx"):
@@ -134,7 +134,7 @@ def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> N
         )
     if normalise and to == "state-dict":
         raise UserError(
-            "a state dict has the network's own tensors alone, so normalise is for the other formats; "
+            "normalise is not possible for state-dict, which has only the network's own tensors; "
             "mean and std are in the file's metadata"
         )
     if normalise:
@@ -145,7 +145,7 @@ def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> N
 
 
 def _check_writable(path: Path) -> None:
-    """Raise UserError or RunError for a file that could not be written in the end."""
+    """Raise UserError or RunError when the file cannot be written, before any work."""
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder: name the file to write")
@@ -168,25 +168,25 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
         case "csr":
             return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
         case "bsr":
-            why = "its blocks would not stay whole without some of their rows and columns"
+            why = "removing channels would break up its blocks"
             return _sparse(subnetwork, masked, why, "bsr", batch, threads)
         case _:
-            why = "its groups of four would not stay whole without some of their columns"
+            why = "removing channels would break up its groups of four"
             return _sparse(subnetwork, masked, why, "2:4", batch, threads)
 
 
 def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front) -> _Made:
-    """front: what is put before the network, and before those that it is measured beside."""
+    """front: adds the normalisation to the network and to those it is compared with."""
     example = subnetwork.inputs(2)
     (small, whole), plain = _smaller(subnetwork, masked), opened(masked)
-    model = to_onnx(front(small), example, _metadata(subnetwork, front is not _as_it_is))
+    model = to_onnx(front(small), example, _metadata(subnetwork, front is not _unchanged))
     dense = model if small is plain else to_onnx(front(plain), example)  # both are timed in ONNX Runtime
     beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": front(plain)}
     return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
 
 
 def _metadata(subnetwork: Subnetwork, built_in: bool) -> dict[str, str]:
-    """How an input is prepared, for a reader of the model who has nothing else."""
+    """Metadata of the ONNX model: how to prepare an input."""
     found = {"input": how_to_prepare(subnetwork.origin, built_in)}
     if subnetwork.origin.mean is not None:
         found |= {key: json.dumps(getattr(subnetwork.origin, key)) for key in ("mean", "std")}
@@ -207,7 +207,7 @@ def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: K
 
 
 def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
-    """The compact network; or the masked one as it is, and why it cannot be smaller (None where inputs choose the filters)."""
+    """The compact network and None; or the masked network and the reason (None for dynamic networks, which keep all)."""
     if subnetwork.origin.dynamic:
         return masked, None
     try:
@@ -216,8 +216,8 @@ def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str 
         return masked, str(error)
 
 
-class _Fed(nn.Module):
-    """A network given pixels scaled to 0..1, which are prepared as a run prepares its images."""
+class _Prepared(nn.Module):
+    """A network that takes pixels scaled to 0..1 and normalises them as in training, to compare with `normalised`."""
 
     def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -228,26 +228,24 @@ class _Fed(nn.Module):
         return self.net(prepare(255 * x, x.new_tensor(self.mean), x.new_tensor(self.std)))  # type: ignore[no-any-return]
 
 
-def _same(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork, normalise: bool) -> float:
-    """The greatest difference of what both say, relative to the largest logit. Raises RunError when it is too great."""
+def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork, normalise: bool) -> float:
+    """The largest difference of logits, relative to the largest logit. Raises RunError when it is too large."""
     origin = subnetwork.origin
-    inputs: Tensor = subnetwork.inputs(TRIED).to(next(masked.parameters()).device)
+    inputs: Tensor = subnetwork.inputs(CHECKED).to(next(masked.parameters()).device)
     if normalise:
         mean, std = (inputs.new_tensor(values).view(-1, 1, 1) for values in statistics(origin))
-        inputs, masked = (inputs * std + mean).clamp(0, 1), _Fed(masked, *statistics(origin))
+        inputs, masked = (inputs * std + mean).clamp(0, 1), _Prepared(masked, *statistics(origin))
     try:
         difference = difference_between(masked, runs, inputs)
-    except AttributeError as error:  # of a sparse layer's weight
-        raise UserError(f"this network cannot be had as {to}, its forward pass reads weights of its layers: {error}") from error
+    except AttributeError as error:  # a sparse layer has no `weight`
+        raise UserError(f"cannot export to {to}: the forward pass reads weights of its layers directly: {error}") from error
     if not difference <= (HALF_TOLERANCE if to == "2:4" else TOLERANCE):
-        raise RunError(
-            f"nothing is written: the logits as {to} differ from the masked network's by {difference:.2g} of the largest"
-        )
+        raise RunError(f"not exported: the logits of {to} differ from the masked network's by {difference:.2g} of the largest")
     return difference
 
 
 def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int) -> None:
-    """Give batch norm the mean statistics of so many training batches."""
+    """Set batch norm statistics to their mean over this number of training batches. Raises UserError without batch norm."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
@@ -257,7 +255,7 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # every batch counts the same
+        norm.momentum = None  # cumulative mean
         norm.train()
     with torch.no_grad():
         for step in range(batches):
@@ -277,5 +275,5 @@ def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, r
         case to:
             metrics, normalise = {**subnetwork.summary(), "export": record}, record["normalise"]
             deployed = Deployed.of(made.runs, masked, subnetwork.origin, to, metrics, normalise)
-            _same(masked.cpu(), deployed.on(masked), to, subnetwork, normalise)  # as whoever loads it will build it
+            _check_outputs(masked.cpu(), deployed.on(masked), to, subnetwork, normalise)  # rebuilt as when it is loaded
             deployed.save(path)

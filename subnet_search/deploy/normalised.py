@@ -1,4 +1,4 @@
-"""How inputs are prepared for a network: in words, and as a part of the network itself."""
+"""Normalisation of inputs, as a description and as a module in front of the network."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from subnet_search.core.errors import UserError
 
 
 class Normalised(nn.Module):
-    """A network that normalises first: pixels scaled to 0..1, (batch, channels, height, width), to what it returns.
+    """A network that first normalises its inputs: images (batch, channels, height, width) scaled to 0..1.
 
     mean, std: one number for each channel.
     """
@@ -31,19 +31,19 @@ class Normalised(nn.Module):
 
 
 def statistics(origin: Origin) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std of a run's images. Raises UserError when inputs were used as they are."""
+    """The mean and std of a run's images. Raises UserError when inputs were not normalised."""
     if origin.mean is None or origin.std is None:
-        raise UserError("the inputs of this run were used as they are, so there is no normalisation to build in (normalise)")
+        raise UserError("normalise: the inputs of this run were not normalised")
     return origin.mean, origin.std
 
 
 def normalised(network: nn.Module, origin: Origin) -> Normalised:
-    """The network behind the normalisation of its run. Raises UserError when inputs were used as they are."""
+    """The network with the normalisation of its run in front. Raises UserError when inputs were not normalised."""
     return Normalised(network, *statistics(origin))
 
 
 def how_to_prepare(origin: Origin, built_in: bool) -> str:
-    """What an input of the network is, in one line; `built_in`: the network normalises by itself."""
+    """One line on how to prepare an input. built_in: the network includes the normalisation."""
     kind = f"float32 (N, {', '.join(map(str, origin.shape))})"
     if origin.mean is None or origin.std is None:
         return f"{kind}: values as in the data, not normalised"

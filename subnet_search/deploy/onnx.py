@@ -1,4 +1,4 @@
-"""A network as an ONNX model, and as ONNX Runtime runs it."""
+"""Export to ONNX, and run with ONNX Runtime."""
 
 import importlib
 import io
@@ -17,10 +17,10 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def to_onnx(net: nn.Module, example: Tensor, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The model of a network in evaluation mode, by torch's dynamo exporter: `input` (batch, ...), any batch, to `logits`.
+    """The serialised ONNX model of a network in evaluation mode: `input` (batch, ...) with any batch size, to `logits`.
 
-    example: inputs of two items or more; metadata: texts for the model's `metadata_props`. Raises UserError when a package
-    is missing, or the network cannot be exported.
+    example: at least two inputs; metadata: for the model's `metadata_props`. Raises UserError when a package is missing, or
+    the network cannot be exported.
     """
     for name in NEEDED:
         try:
@@ -45,7 +45,7 @@ def to_onnx(net: nn.Module, example: Tensor, metadata: Mapping[str, str] | None 
         for key, value in (metadata or {}).items():
             model.metadata_props.add(key=key, value=value)
         return bytes(model.SerializeToString())
-    except Exception as error:  # whatever the exporter meets in a user's forward pass
+    except Exception as error:  # a user's forward pass can make the exporter raise anything
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"this network cannot be exported to ONNX: {reason.strip()}") from error
     finally:
@@ -65,9 +65,9 @@ class OnnxNetwork(nn.Module):
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises UserError where the model does not run, as one does not that the exporter gave a batch size of its own."""
+        """Raises UserError when the model does not run, as when the exporter fixed the batch size."""
         try:
             [logits] = self.session.run(None, {"input": x.numpy()})
-        except Exception as error:  # ONNX Runtime has its own kinds, by the package's version
+        except Exception as error:  # exception types of ONNX Runtime depend on its version
             raise UserError(f"the ONNX model does not run at batch {len(x)}: {' '.join(str(error).split())}") from error
         return torch.from_numpy(logits)

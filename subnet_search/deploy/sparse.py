@@ -1,4 +1,4 @@
-"""A network whose layers are sparse where that is faster, which is measured layer by layer."""
+"""Make layers sparse where that is faster, measured for each layer."""
 
 import copy
 from collections.abc import Callable
@@ -12,46 +12,46 @@ from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.timing import in_turn
-from subnet_search.deploy.sparse_layers import Dense, Kind, Sparse, put, sparse_form
+from subnet_search.deploy.sparse_layers import Dense, Kind, Sparse, replace_layer, sparse_form
 
-BLOCK = 16  # the size of BSR's blocks, where the unit gives none
+BLOCK = 16  # block size of BSR for units other than blocks
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured of one layer, milliseconds for one pass, and the form it has now."""
+    """Measured milliseconds for one pass of a layer, and the form that was chosen."""
 
     layer: str
     density: float  # fraction of its weights that are not zero
     dense: float
     sparse: float
-    kept: str  # "dense", or the kind of sparse
+    kept: str  # the chosen form: "dense", or the sparse kind
 
 
 def sparsify(
     net: nn.Module, kind: Kind, example: Tensor, block: int = BLOCK, threads: int = 1, measure: bool = True
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
-    """A copy of a network whose linear and 1x1 layers are sparse where that is faster, and what was measured of each.
+    """A copy of a network with sparse linear and 1x1 layers where that is faster, and the measurements of each layer.
 
-    What is zero is left out. Each layer is timed with what reaches it when `example` (batch, ...) passes through, so the
-    batch of the example decides; without `measure` every layer becomes sparse.
-    Raises UserError when there is no layer of that kind, or none is faster.
+    example: inputs (batch, ...); each layer is timed with the activations it gets from them, so the choice depends on the
+    batch size. measure=False makes every layer sparse.
+    Raises UserError when there is no such layer, or none is faster.
     """
-    inputs = _reached(net, example)
+    inputs = _layer_inputs(net, example)
     if kind == "2:4":
         patterned = {name: x for name, x in inputs.items() if _has_pattern(net.get_submodule(name))}
         inputs = {name: x for name, x in patterned.items() if _fits(net.get_submodule(name))}
         if not patterned:
-            raise UserError("no linear layer of this network has two of every four weights: unit=2:4 finds such weights")
+            raise UserError("no linear layer of this network has 2:4 sparsity: find such a subnetwork with unit=2:4")
         if not inputs:
             raise UserError(
-                "2:4 is for layers whose inputs and outputs are multiples of 64, and none of those with such weights is: "
+                "2:4 needs layers whose inputs and outputs are multiples of 64; these have 2:4 sparsity, but not these sizes: "
                 + ", ".join(patterned)
             )
         if not example.is_cuda:
-            raise UserError("2:4 is for the sparse tensor cores of an NVIDIA GPU, and none is here; csr and bsr are for CPUs")
+            raise UserError("2:4 needs an NVIDIA GPU with sparse tensor cores; for CPUs use csr or bsr")
     if not inputs:
-        raise UserError(f"{kind} is for linear layers and 1x1 convolutions, and this network has none with zeros in it")
+        raise UserError(f"{kind} needs linear layers or 1x1 convolutions with zero weights, and this network has none")
     out, choices = copy.deepcopy(net), list[Choice]()
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -69,15 +69,15 @@ def sparsify(
     if all(choice.kept == "dense" for choice in choices):
         best = min(choices, key=lambda choice: choice.sparse / choice.dense)
         raise UserError(
-            f"no layer is faster as {kind} at batch {len(example)}, beyond the spread of its times: the nearest, layer "
-            f"{best.layer} of density {best.density:.2g}, takes {best.sparse:.3g} ms, and {best.dense:.3g} ms as it is"
+            f"no layer is significantly faster as {kind} at batch {len(example)}: the best, {best.layer} of density "
+            f"{best.density:.2g}, takes {best.sparse:.3g} ms, dense {best.dense:.3g} ms"
         )
     return out, tuple(choices)
 
 
 @torch.no_grad()
-def _reached(net: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What reaches each layer that can be sparse and has zeros, by its first name."""
+def _layer_inputs(net: nn.Module, example: Tensor) -> dict[str, Tensor]:
+    """The inputs of each layer that can be sparse and has zeros, by its first name."""
     inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in net.named_modules() if _can_be_sparse(module) and _has_zeros(module.weight)}
 
@@ -96,7 +96,7 @@ def _reached(net: nn.Module, example: Tensor) -> dict[str, Tensor]:
 
 
 def _can_be_sparse(module: nn.Module) -> TypeGuard[Dense]:
-    """Exactly the plain layers: a derived one may do more than multiply."""
+    """Linear layers and plain 1x1 convolutions; subclasses are excluded, since they may compute something else."""
     if type(module) is nn.Linear:
         return True
     return (
@@ -112,7 +112,7 @@ def _has_zeros(weight: Tensor) -> bool:
 
 
 def _has_pattern(layer: nn.Module) -> bool:
-    """Whether a linear layer has at most two of every four weights."""
+    """Whether a linear layer has at most two nonzeros in every four weights."""
     if type(layer) is not nn.Linear:
         return False
     groups = F.pad(layer.weight.detach().ne(0), (0, -layer.in_features % 4)).reshape(-1, 4)
@@ -120,14 +120,14 @@ def _has_pattern(layer: nn.Module) -> bool:
 
 
 def _fits(layer: Any) -> bool:
-    """Whether a GPU can multiply with a linear layer of these sizes as 2:4."""
+    """Whether the sizes of a linear layer are supported by 2:4 kernels."""
     return not (layer.out_features % 64 or layer.in_features % 64)
 
 
 def _times(layer: Dense, sparse: nn.Module, kind: Kind, x: Tensor) -> tuple[float, float, bool]:
-    """Milliseconds dense and sparse, and whether sparse is faster beyond their spread."""
+    """Milliseconds dense and sparse, and whether sparse is faster with quartile ranges that do not overlap."""
     dense: Callable[[Tensor], Tensor] = layer
-    if kind == "2:4":  # what it has to beat is the dense layer in its own precision
+    if kind == "2:4":  # compare with the dense layer in half precision
         weight, bias = layer.weight.detach().half(), None if layer.bias is None else layer.bias.detach().half()
         dense = lambda inputs: F.linear(inputs.half(), weight, bias).to(inputs.dtype)  # noqa: E731
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def _pass(layer: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
 
 def _replace(net: nn.Module, name: str, new: Sparse) -> None:
-    """Put a layer in the place of another, under every name it has."""
+    """Replace a layer by another, under all of its names."""
     old = net.get_submodule(name)
     for place in [place for place, module in net.named_modules(remove_duplicate=False) if module is old]:
-        put(net, place, new)
+        replace_layer(net, place, new)

@@ -1,8 +1,8 @@
-"""Layers that hold only the weights that live: plain modules for linear layers and 1x1 convolutions.
+"""Sparse linear layers and 1x1 convolutions for inference; only nonzero weights are stored.
 
-`csr` stores single weights with int32 indices, 8 bytes each; `bsr` stores square blocks. Both compute feature-major,
-`W @ x.T`, which is several times as fast as a linear layer with a sparse weight. `2:4` is what sparse tensor cores
-multiply with (Mishra et al. 2021, arXiv:2104.08378). They are for inference: nothing in them learns.
+`csr` stores single weights with int32 indices, 8 bytes each; `bsr` stores square blocks. Both compute `W @ x.T`, which is
+several times as fast as a linear layer with a sparse weight. `2:4` is the format of sparse tensor cores (Mishra et al.
+2021, arXiv:2104.08378).
 """
 
 import warnings
@@ -18,13 +18,13 @@ from subnet_search.topology.masks import pack, unpack
 
 Kind = Literal["csr", "bsr", "2:4"]
 Dense = nn.Linear | nn.Conv2d
-_quiet = partial(warnings.catch_warnings, action="ignore")  # torch says, once a process, that such tensors are new to it
+_quiet = partial(warnings.catch_warnings, action="ignore")  # torch warns that sparse CSR tensors are in beta
 
 
 class Compressed(nn.Module):
-    """A matrix (rows, columns) of which `stored` numbers or blocks are kept, and a bias. block: 1 for CSR, else BSR's size.
+    """A sparse matrix (rows, columns) with `stored` elements or blocks, and a bias. block: 1 for CSR, otherwise the BSR size.
 
-    values: (stored,) or (stored, block, block); crow, where each row of them begins, and col, their columns: int32.
+    values: (stored,) or (stored, block, block). crow: start of each row in `values`; col: column of each value; int32.
     """
 
     crow: Tensor
@@ -40,7 +40,7 @@ class Compressed(nn.Module):
         self.register_buffer("col", torch.zeros(stored, dtype=torch.int32))
 
     def settings(self) -> dict[str, Any]:
-        """What the constructor takes to make a layer of this form."""
+        """The constructor's arguments for a layer of this form."""
         sizes = {"rows": self.rows, "columns": self.columns, "stored": len(self.col), "block": self.block}
         return {**sizes, "bias": self.bias is not None}
 
@@ -50,16 +50,16 @@ class Compressed(nn.Module):
 
     @property
     def multiplied(self) -> float:
-        """The fraction of the dense layer's multiplications that are done."""
+        """The fraction of the dense layer's multiplications that is computed."""
         return self.values.numel() / (self.rows * self.columns)
 
     def check(self) -> None:
-        """Raise UserError for indices that are those of no such matrix: by them, memory of others would be read."""
+        """Raise UserError for invalid indices, which would read memory out of bounds."""
         try:
             with _quiet():
                 self._matrix(check=True)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"the indices of a sparse layer are wrong: {str(error).splitlines()[0]}") from error
+            raise UserError(f"the indices of a sparse layer are invalid: {str(error).splitlines()[0]}") from error
 
     def _matrix(self, check: bool = False) -> Tensor:
         rows, columns = (-(-size // self.block) * self.block for size in (self.rows, self.columns))
@@ -67,7 +67,7 @@ class Compressed(nn.Module):
         return make(self.crow, self.col, self.values, (rows, columns), check_invariants=check)  # 3 us: nothing is copied
 
     def _multiply(self, x: Tensor) -> Tensor:
-        """The matrix times columns (columns, N), plus the bias: (rows, N)."""
+        """The matrix times x (columns, N), plus the bias: (rows, N)."""
         if missing := -self.columns % self.block:
             x = F.pad(x, (0, 0, 0, missing))
         out = (self._matrix() @ x)[: self.rows]
@@ -75,7 +75,7 @@ class Compressed(nn.Module):
 
 
 class SparseLinear(Compressed):
-    """A linear layer, (..., columns) to (..., rows). Its outputs lie feature-major in memory, as the next one wants them."""
+    """A linear layer, (..., columns) to (..., rows). Outputs are feature-major in memory, as the next sparse layer needs."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self._multiply(x.reshape(-1, self.columns).T).T
@@ -98,9 +98,9 @@ class SparseConv1x1(Compressed):
 
 
 class SemiStructuredLinear(nn.Module):
-    """A linear layer of which two of every four weights are stored, in half precision, for the sparse tensor cores of a GPU.
+    """A linear layer with 2:4 sparsity in half precision, for sparse tensor cores. On a CPU it uses the dense matrix.
 
-    values: (rows, columns / 2); bits: which they are, one a weight, packed. On a CPU it computes with the dense matrix.
+    values: (rows, columns / 2); bits: the packed mask of stored weights.
     """
 
     bits: Tensor
@@ -112,16 +112,16 @@ class SemiStructuredLinear(nn.Module):
         self.values = nn.Parameter(torch.zeros(rows, columns // 2, dtype=torch.half), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(rows, dtype=torch.half), requires_grad=False) if bias else None
         self.register_buffer("bits", torch.zeros(rows * columns // 8, dtype=torch.uint8))
-        self._unfolded: Tensor | None = None  # made of the above at the first pass on a device
+        self._unfolded: Tensor | None = None  # the weight on the current device, made in the first pass
 
     def settings(self) -> dict[str, Any]:
-        """What the constructor takes to make a layer of this form."""
+        """The constructor's arguments for a layer of this form."""
         return {"rows": self.rows, "columns": self.columns, "bias": self.bias is not None}
 
     def check(self) -> None:
-        """Raise UserError when the bits are not two of every four."""
+        """Raise UserError unless the mask has two of every four weights."""
         if not bool((self._mask().view(-1, 4).sum(1) == 2).all()):
-            raise UserError("a 2:4 layer of the file is not two of every four")
+            raise UserError("a 2:4 layer of the file does not have two of every four weights")
 
     def _mask(self) -> Tensor:
         return unpack(self.bits.cpu(), (self.rows, self.columns))
@@ -140,13 +140,13 @@ FORMS: dict[str, type[Sparse]] = {form.__name__: form for form in (SparseLinear,
 
 @torch.no_grad()
 def sparse_form(layer: Dense, kind: Kind, block: int) -> Sparse:
-    """A linear layer, or a 1x1 convolution without groups and padding, with nothing stored for its zeros."""
+    """The sparse form of a linear layer, or of a 1x1 convolution without groups and padding."""
     matrix, has_bias = layer.weight.detach().flatten(1), layer.bias is not None
     rows, columns = matrix.shape
     new: Sparse
     if kind == "2:4":
         groups = matrix.reshape(-1, 4)
-        # Two of each group: those that live, and of dead ones the first.
+        # Two of each group: the nonzeros, and then the first zeros.
         first = groups.ne(0).int().argsort(dim=1, descending=True, stable=True)[:, :2]
         chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, first, True)
         new = SemiStructuredLinear(rows, columns, has_bias)
@@ -169,12 +169,12 @@ def sparse_form(layer: Dense, kind: Kind, block: int) -> Sparse:
     return new.to(matrix.device).eval()
 
 
-def put(net: nn.Module, name: str, layer: Sparse) -> None:
-    """Put a sparse layer in the place of a dense one."""
+def replace_layer(net: nn.Module, name: str, layer: Sparse) -> None:
+    """Replace the dense layer `name` by a sparse one."""
     net.set_submodule(name, layer)
     owner = net.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, nn.TransformerEncoderLayer):
-        owner.activation_relu_or_gelu = 0  # so that it calls its layers, and does not read their weights itself
+        owner.activation_relu_or_gelu = 0  # the encoder layer then calls its layers, without its fused fast path
 
 
 def _pair(stride: Any) -> tuple[int, int]:

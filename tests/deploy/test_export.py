@@ -130,7 +130,7 @@ def test_indices_that_lead_elsewhere_are_found():
     layer = sparse_form(linear([[0, 5.0, 0], [7, 0, 8]]), "csr", 16)
     layer.check()
     layer.col[0] = 3
-    with pytest.raises(UserError, match="the indices of a sparse layer are wrong"):
+    with pytest.raises(UserError, match="the indices of a sparse layer are invalid"):
         layer.check()
 
 
@@ -171,7 +171,7 @@ def test_layers_are_sparse_where_that_was_faster(monkeypatch):
 def test_no_layer_is_faster(monkeypatch):
     fixed_times(monkeypatch, 2.0, 2.5, 2.0)
     with pytest.raises(
-        UserError, match=r"no layer is faster as csr at batch 4, beyond .*: the nearest, layer once of density .* takes 2 ms"
+        UserError, match=r"no layer is significantly faster as csr at batch 4: the best, once of density .* takes 2 ms"
     ):
         sparsify(Mixed(), "csr", torch.randn(4, 1, 8, 8))
 
@@ -211,7 +211,7 @@ def test_torchs_own_encoder_calls_sparse_layers(tmp_path, always_sparse):
 
 def test_weights_that_are_read_otherwise(tmp_path, always_sparse):
     subnet = ss.extract(Reading(), points(), "magnitude", density=0.5, scope="uniform", recipe=SHORT)
-    with pytest.raises(UserError, match="cannot be had as csr, its forward pass reads weights of its layers"):
+    with pytest.raises(UserError, match="cannot export to csr: the forward pass reads weights of its layers"):
         export(subnet, "csr", tmp_path / "file", network=Reading(), seconds=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -219,17 +219,19 @@ def test_weights_that_are_read_otherwise(tmp_path, always_sparse):
 @pytest.mark.parametrize("kind", ["csr", "bsr"])
 def test_a_network_without_such_layers(kind):
     net = nn.Sequential(thinned(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(4 * 36, 3))
-    with pytest.raises(UserError, match=f"{kind} is for linear layers and 1x1 convolutions, and this network has none"):
+    with pytest.raises(
+        UserError, match=f"{kind} needs linear layers or 1x1 convolutions with zero weights, and this network has none"
+    ):
         sparsify(net, kind, torch.randn(4, 1, 8, 8))
 
 
 def test_two_of_four_without_such_masks_and_without_a_gpu():
-    with pytest.raises(UserError, match="no linear layer of this network has two of every four weights"):
+    with pytest.raises(UserError, match="no linear layer of this network has 2:4 sparsity"):
         sparsify(nn.Sequential(thinned(nn.Linear(64, 64), 0.9)), "2:4", torch.randn(4, 64))
     net = nn.Sequential(nn.Linear(64, 64))
     with torch.no_grad():
         net[0].weight.view(-1, 4)[:, ::2] = 0
-    with pytest.raises(UserError, match="2:4 is for the sparse tensor cores of an NVIDIA GPU, and none is here"):
+    with pytest.raises(UserError, match="2:4 needs an NVIDIA GPU with sparse tensor cores"):
         sparsify(net, "2:4", torch.randn(4, 64))
 
 
@@ -238,7 +240,7 @@ def test_two_of_four_of_other_sizes():
     with torch.no_grad():
         for layer in net:
             layer.weight[:, ::2] = 0
-    with pytest.raises(UserError, match="are multiples of 64, and none of those with such weights is: 0, 1"):
+    with pytest.raises(UserError, match="are multiples of 64; these have 2:4 sparsity, but not these sizes: 0, 1"):
         sparsify(net, "2:4", torch.randn(4, 66))
 
 
@@ -269,11 +271,13 @@ def test_what_is_counted():
 
 def test_advice():
     convs, full = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)), nn.Sequential(nn.Linear(8, 8))
-    assert "make a convolution no faster: unit=channel and --to compact" in advice("weight", "state-dict", convs, (1, 8, 8))
-    assert "--to compact takes out the channels" in advice("channel", "state-dict", convs, (1, 8, 8))
+    assert "do not make a convolution faster: use unit=channel and --to compact" in advice(
+        "weight", "state-dict", convs, (1, 8, 8)
+    )
+    assert "use --to compact, which removes the pruned channels" in advice("channel", "state-dict", convs, (1, 8, 8))
     assert "too few channels" in advice("channel", "compact", convs, (1, 8, 8))
-    assert "nine in ten of their weights are zero" in advice("weight", "onnx", full, (8,))
-    assert "--to csr would" in advice("weight", "onnx", nn.Sequential(thinned(full[0])), (8,))
+    assert "about 90 % of their weights are zero" in advice("weight", "onnx", full, (8,))
+    assert "use --to csr" in advice("weight", "onnx", nn.Sequential(thinned(full[0])), (8,))
 
 
 # The file, and what is written to it
@@ -334,7 +338,7 @@ def test_a_sparse_file(weights, to, tmp_path, always_sparse):
     if to == "csr":
         assert record["weights"] == record["kept"]
     else:
-        assert record["whole"] == "its blocks would not stay whole without some of their rows and columns"
+        assert record["whole"] == "removing channels would break up its blocks"
 
 
 def test_a_state_dict_is_what_the_network_loads(channels, tmp_path):
@@ -389,7 +393,7 @@ def test_what_cannot_be_smaller_is_exported_as_it_is(tmp_path, always_sparse):
     net = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 3))
     subnet = ss.extract(net, points(), "magnitude", density=0.9, scope="uniform", recipe=SHORT)
     record = export(subnet, "csr", tmp_path / "file", network=net, seconds=0)
-    assert "there is no channel to take out" in record["whole"]
+    assert "no channel can be removed" in record["whole"]
 
 
 def test_batch_norm_recalibrated(channels, tmp_path):
@@ -428,16 +432,16 @@ def test_other_networks_and_other_files(channels, weights, tmp_path):
     subnet, net = channels
     path = tmp_path / "small"
     export(subnet, "compact", path, network=net, seconds=0)
-    with pytest.raises(UserError, match="belongs to another network"):
+    with pytest.raises(UserError, match="is of another network"):
         load_deployed(path, weights[1])
-    with pytest.raises(UserError, match="belongs to another network"):
+    with pytest.raises(UserError, match="is of another network"):
         load_deployed(path, nn.Sequential(*conv_bn(), nn.Linear(3, 3)))
-    with pytest.raises(UserError, match="handed in from Python"):
+    with pytest.raises(UserError, match="passed from Python"):
         load_deployed(path)
     subnet.save(tmp_path / "subnetwork")
     assert isinstance(read_artifact(path), Deployed)
     assert isinstance(read_artifact(tmp_path / "subnetwork"), ss.Subnetwork)
-    with pytest.raises(UserError, match="is not an exported network: subnet-search export makes one"):
+    with pytest.raises(UserError, match="is not an exported network: make one with subnet-search export"):
         load_deployed(tmp_path / "subnetwork")
     with pytest.raises(UserError, match="is not a subnetwork file"):
         ss.Subnetwork.load(path)
@@ -462,7 +466,7 @@ def test_indices_of_a_file_are_not_trusted(weights, tmp_path, always_sparse):
     found = Deployed.load(tmp_path / "file")
     found.tensors["0.col"][0] = 10_000
     found.save(tmp_path / "file")  # with a hash that fits
-    with pytest.raises(UserError, match="the indices of a sparse layer are wrong"):
+    with pytest.raises(UserError, match="the indices of a sparse layer are invalid"):
         load_deployed(tmp_path / "file", net)
 
 
@@ -470,11 +474,11 @@ def test_indices_of_a_file_are_not_trusted(weights, tmp_path, always_sparse):
     ("to", "options", "error", "said"),
     [
         ("compcat", {}, UserError, "unknown format 'compcat': did you mean 'compact'"),
-        ("compact", {"network": None}, UserError, "handed in from Python.*--network package.module:factory"),
-        ("2:4", {}, UserError, "2:4 is for layers whose inputs and outputs are multiples of 64"),
-        ("csr", {}, UserError, "no layer is faster as csr at batch 16.*unit=channel and --to compact would"),
+        ("compact", {"network": None}, UserError, "passed from Python.*--network package.module:factory"),
+        ("2:4", {}, UserError, "2:4 needs layers whose inputs and outputs are multiples of 64"),
+        ("csr", {}, UserError, "no layer is significantly faster as csr at batch 16.*use unit=channel and --to compact"),
         ("compact", {"recalibrate": 1}, UserError, "no batch norm to recalibrate"),
-        ("compact", {"data": "digits"}, UserError, "data are to recalibrate batch norm on: say on how many batches"),
+        ("compact", {"data": "digits"}, UserError, "data is only used to recalibrate batch norm: set the number of batches"),
         ("compact", {"recalibrate": -1}, UserError, "recalibrate must be at least 0, got -1"),
         ("csr", {"batch": 0}, UserError, "batch must be at least 1, got 0"),
         ("csr", {"threads": 0}, UserError, "threads must be at least 1, got 0"),
@@ -494,7 +498,7 @@ def test_mistakes_leave_an_earlier_file_alone(to, options, error, said, weights,
 def test_a_result_that_says_something_else_is_not_written(channels, tmp_path, monkeypatch):
     subnet, net = channels
     monkeypatch.setattr("subnet_search.deploy.export.compact", lambda masked, example: conv_bn())
-    with pytest.raises(RunError, match="nothing is written: the logits as compact differ from the masked network's by"):
+    with pytest.raises(RunError, match="not exported: the logits of compact differ from the masked network's by"):
         export(subnet, "compact", tmp_path / "file", network=net, seconds=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -511,7 +515,7 @@ def test_an_output_that_cannot_be_written(channels, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is a device: name the file to write"):
         export(subnet, "compact", tmp_path / "pipe", network=net)
-    with pytest.raises(UserError, match=r"a subnetwork is exported, ss\.Subnetwork\.load\(path\), got str"):
+    with pytest.raises(UserError, match=r"export needs a subnetwork, ss\.Subnetwork\.load\(path\), got str"):
         export("subnetwork.safetensors", "compact", tmp_path / "small", network=net)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
@@ -532,11 +536,11 @@ def test_a_full_disk(channels, tmp_path, monkeypatch):
 
 def test_an_example_of_the_wrong_shape(channels):
     subnet, net = channels
-    with pytest.raises(UserError, match=r"the example has shape \(2, 3, 8, 8\); this network takes \('batch', 1, 8, 8\)"):
+    with pytest.raises(UserError, match=r"the example has shape \(2, 3, 8, 8\); this network needs \('batch', 1, 8, 8\)"):
         subnet.compact(torch.zeros(2, 3, 8, 8), net)
-    with pytest.raises(UserError, match="the example has no items"):
+    with pytest.raises(UserError, match="the example is empty"):
         subnet.compact(torch.zeros(0, 1, 8, 8), net)
-    with pytest.raises(UserError, match="the outputs of this network are not all finite"):
+    with pytest.raises(UserError, match="the outputs of this network are not finite"):
         subnet.compact(torch.full((2, 1, 8, 8), torch.nan), net)
 
 

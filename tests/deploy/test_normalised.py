@@ -134,7 +134,7 @@ def test_a_state_dict_says_how_it_is_fed(folder, tmp_path):
         header = json.loads(file.metadata()["header"])
     assert {key: header["normalisation"][key] for key in STATISTICS} == STATISTICS
     assert header["input"] == record["input"]
-    with pytest.raises(UserError, match=r"^a state dict has the network's own tensors alone.*mean and std are in the file"):
+    with pytest.raises(UserError, match=r"^normalise is not possible for state-dict.*mean and std are in the file"):
         export(subnet, "state-dict", tmp_path / "other", normalise=True, seconds=0)
     assert not (tmp_path / "other").exists()
 
@@ -142,7 +142,7 @@ def test_a_state_dict_says_how_it_is_fed(folder, tmp_path):
 def test_a_file_that_normalises_is_judged_as_the_one_that_does_not(folder, tmp_path):
     subnet = ss.Subnetwork.load(folder / "run/subnetwork.safetensors")
     name = f"npz:{folder / 'coloured.npz'}"  # outside of this folder, so the file alone does not have it read
-    with pytest.raises(UserError, match=f"names data outside of this folder: .* --data {name}"):
+    with pytest.raises(UserError, match=f"names data outside the current folder: .* --data {name}"):
         ss.evaluate(subnet)
     records = []
     for normalise in (False, True):
@@ -182,7 +182,7 @@ def test_the_normalisation_is_tried_before_anything_is_written(folder, tmp_path,
     monkeypatch.setattr(Normalised, "forward", lambda self, x: right(self, x + 0.1))
     export(subnet, "compact", tmp_path / "file", seconds=0)
     for to in ("compact", "onnx"):
-        with pytest.raises(RunError, match=f"nothing is written: the logits as {to} differ from the masked network's by"):
+        with pytest.raises(RunError, match=f"not exported: the logits of {to} differ from the masked network's by"):
             export(subnet, to, tmp_path / "other", normalise=True, seconds=0)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -194,7 +194,7 @@ def test_inputs_that_are_used_as_they_are(tmp_path):
     record = export(subnet, "compact", tmp_path / "file", network=net, seconds=0)
     assert record["input"] == "float32 (N, 10): values as in the data, not normalised"
     assert difference_between(load_deployed(tmp_path / "file", net), subnet.on(net), torch.randn(3, 10)) < 1e-5
-    with pytest.raises(UserError, match="inputs of this run were used as they are, so there is no normalisation to build in"):
+    with pytest.raises(UserError, match="normalise: the inputs of this run were not normalised"):
         export(subnet, "compact", tmp_path / "other", network=net, normalise=True, seconds=0)
     assert not (tmp_path / "other").exists()
 

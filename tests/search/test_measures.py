@@ -151,7 +151,7 @@ def test_unknown_measures_are_told_the_nearest(gumbel):
 def test_a_network_of_the_users_own():
     settings = config({"name": "random", "density": 0.5}, OWN)
     subnet = run(settings, data=DATA)
-    with pytest.raises(UserError, match="hand it in"):
+    with pytest.raises(UserError, match="pass it"):
         measure(["robustness"], subnet, DATA)
     net = build(settings.network, DATA.shape, DATA.classes, 0)
     assert measure(["robustness", "val_accuracy"], subnet, DATA, net)["robustness"] > 0.1
@@ -304,7 +304,7 @@ def test_evaluate_times_what_is_in_the_file_beside_the_dense_network(tmp_path, m
         assert (record["compacted"], record["faster"]) == (compacted, subnet is not weights)
         assert (record["advice"] is None) == record["faster"]
     assert timed[0] == timed[2]
-    assert "unit=channel and --to compact would" in evaluate(weights, data=DATA, latency=True)["advice"]
+    assert "use unit=channel and --to compact" in evaluate(weights, data=DATA, latency=True)["advice"]
 
 
 def test_evaluate_measures_milliseconds_at_three_batch_sizes(gumbel):
