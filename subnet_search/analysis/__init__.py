@@ -1,1 +1,1 @@
-"""Analyses of masks and of pruning, and their plots."""
+"""Analyses of masks and of pruning, and plots."""

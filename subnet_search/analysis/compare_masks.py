@@ -1,4 +1,4 @@
-"""What topologies look like side by side: densities by layer, dead outputs, and overlap beside that of chance."""
+"""Compare masks: layer densities, dead outputs, and overlap relative to random masks."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from subnet_search.topology.masks import Masks, alive
 
 
 def chance_overlap(masks_a: Masks, masks_b: Masks) -> float:
-    """The Jaccard index that random masks with the same number of weights in every layer would have.
+    """The expected Jaccard index of two random masks with the same number of weights in every layer.
 
-    Of a and b weights kept among n, a * b / n are expected in both and a + b - a * b / n in either; these are added up
-    over layers (the ratio of the means, which for thousands of weights is the mean of the ratio).
+    With a and b kept weights of n, a * b / n are expected in both masks and a + b - a * b / n in at least one. These are
+    summed over layers: the ratio of means, which for thousands of weights is close to the mean of the ratio.
     """
     both = either = 0.0
     for name, mask in masks_a.items():
@@ -25,9 +25,9 @@ def chance_overlap(masks_a: Masks, masks_b: Masks) -> float:
 
 
 def topology_record(masks: Masks) -> dict[str, Any]:
-    """Densities, layers without any weight (`collapsed`), and outputs without any in each layer.
+    """Densities, layers without any weight (`collapsed`), and outputs without any weight (`dead_outputs`).
 
-    An output is a row of the tensor: a neuron or a filter. `dead_outputs` leaves out layers in which none is dead.
+    An output is a row of the weight tensor: a neuron or a filter. `dead_outputs` has only layers with dead outputs.
     """
     dead = {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}
     return {
@@ -43,10 +43,10 @@ def topology_record(masks: Masks) -> dict[str, Any]:
 
 
 def compare_topologies(files: Sequence[Path]) -> dict[str, Any]:
-    """The topologies in subnetwork or mask files: a record of each (`files`), and of each pair (`overlaps`).
+    """Compare the masks in subnetwork or mask files: a record for each file (`files`) and each pair (`overlaps`).
 
-    A pair's `overlap` is the Jaccard index, `chance` what `chance_overlap` gives; both are None for different networks.
-    Raises UserError for a file that cannot be read.
+    `overlap` is the Jaccard index of a pair, `chance` its expectation by `chance_overlap`; both are None for different
+    networks. Raises UserError for a file that cannot be read.
     """
     found = [load_masks(path) for path in files]
     overlaps = []

@@ -1,13 +1,12 @@
-"""Pruning plasticity: how well a network in training recovers from being pruned.
+"""Pruning plasticity: how well a network recovers when it is pruned during training.
 
 Liu et al. 2021, "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration", arXiv:2106.10404, section 3.
-One dense run is pruned at several points and rates, over all layers by |w|, and trained on for some epochs: what does it
-win back? With regeneration every layer then drops a part of its weights and grows as many where |gradient| is largest,
-in the same step and at the same density (zero-cost neuroregeneration). Accuracy is that of the validation images.
+One dense run is pruned at several points and rates, over all layers by |w|, and each pruned network is trained for some more
+epochs. With regeneration every layer also drops a fraction of its weights and grows as many where |gradient| is largest, in
+the same step and at the same density (zero-cost neuroregeneration). Accuracy is measured on the validation split.
 
-A run is a function of (configuration, seed, step). So a branch is the dense run's checkpoint, resumed under an extractor
-that makes one change at that step: its batches and learning rates are those of the dense run at the same steps.
-What is pruned and grown in one change begins at zero; its momentum is kept.
+A branch resumes the dense run's checkpoint with an extractor that makes one change at that step, so its batches and learning
+rates are those of the dense run. Weights that are pruned and grown in the same change start at zero and keep their momentum.
 """
 
 import copy
@@ -40,7 +39,7 @@ from subnet_search.training.loop import evaluate
 
 
 class Prune(Extractor):
-    """Train all weights; at one step drop the smallest, and perhaps swap some of the rest. Not registered: no method."""
+    """Train all weights; at one step drop the smallest, and optionally regrow some. For this analysis only: not registered."""
 
     name = "plasticity"
     paper = Paper(
@@ -52,14 +51,14 @@ class Prune(Extractor):
     )
     paradigm = Paradigm("by magnitude, during training", "trained", "in one step", True)
 
-    replaces_step = True  # it looks at gradients of the very weights that it prunes
+    replaces_step = True  # the gradients must be of the weights before the optimizer's step
 
     at: int | None = None
-    """The step; None: never."""
+    """The step of the change; None: never."""
     density: float = 1.0
     """Fraction of prunable weights kept."""
     regrow: float = 0.0
-    """Fraction of each layer's kept weights that is swapped."""
+    """Fraction of each layer's kept weights to drop and regrow."""
 
     def step(self, net: Network, clock: Clock) -> Change | None:
         if clock.step != self.at:
@@ -74,34 +73,34 @@ class Prune(Extractor):
 
 @dataclass(frozen=True)
 class Branch:
-    """One network that is pruned on its way."""
+    """One network that is pruned during training."""
 
-    at: float  # the point of the run, as a fraction
+    at: float  # when it is pruned, as a fraction of the run
     step: int  # the same in steps
-    end: int  # the step at which it is judged
-    rate: float  # fraction of all weights that are pruned
-    regrow: float  # fraction of each layer's kept weights that is regenerated; 0: none
+    end: int  # the step at which it is evaluated
+    rate: float  # fraction of all weights to prune
+    regrow: float  # fraction of each layer's kept weights to regenerate; 0: none
     epochs: int  # from `step` to `end`
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to prune, and when. Every branch without regeneration has a twin with it, unless `regrow` is 0."""
+    """The branches to run: all combinations of `at` and `rates`, without and (unless `regrow` is 0) with regeneration."""
 
-    at: tuple[float, ...]  # points of the run, from 0 to 1
+    at: tuple[float, ...]  # when to prune, as fractions of the run, 0 to 1
     rates: tuple[float, ...]  # fractions of all weights to prune, between 0 and 1
     epochs: int  # to train after pruning
     regrow: float = 0.5  # fraction of each layer's kept weights to regenerate
 
     def branches(self, epochs: int, per_epoch: int) -> list[Branch]:
-        """The branches of a run of so many epochs. Raises UserError for one that would go beyond its end."""
+        """The branches of a run of `epochs`. Raises UserError for invalid values, and for branches beyond the run's end."""
         for what, values in (("a point of the run", self.at), ("regrow", (self.regrow,))):
             if bad := [value for value in values if not 0 <= value <= 1]:
                 raise UserError(f"{what} is a fraction from 0 to 1, got {bad[0]:g}")
         if bad := [rate for rate in self.rates if not 0 < rate < 1]:
             raise UserError(f"a pruning rate is a fraction between 0 and 1, got {bad[0]:g}")
         if not 1 <= self.epochs <= epochs:
-            raise UserError(f"cannot train on for {self.epochs} epochs in a run of {epochs}")
+            raise UserError(f"cannot train for {self.epochs} epochs after pruning in a run of {epochs} epochs")
         total, more = epochs * per_epoch, self.epochs * per_epoch
         if late := [at for at in self.at if round(at * total) + more > total]:
             last = math.floor(1000 * (1 - more / total)) / 1000
@@ -129,20 +128,19 @@ def plasticity(
     on_branch: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the configuration's network dense, branch off as planned, and return a record of every branch.
+    """Train the configuration's network dense, run the planned branches, and return a record of every branch.
 
-    The configuration's extractor is not used, nor the settings that come with it: only recipe keys that were set count.
-    Early stopping is off, since every branch is compared with the dense run at one step. `module` and `data` take the
-    place of those that the configuration names.
+    The configuration's extractor and its published settings are not used. Early stopping is off, since every branch is
+    compared with the dense run at the same step. `module` and `data` replace those of the configuration.
 
-    The folder `out` holds config.yaml and plasticity.json. What is in it is not run again: a call that was stopped, or
-    that asks for more branches of the same configuration, goes on from there.
-    on_step gets the steps done and those to do, on_branch every new record.
+    The folder `out` gets config.yaml and plasticity.json. A call that was stopped, or that adds branches to the same
+    configuration, continues from these files.
+    on_step: called with the number of steps done and of all steps; on_branch: with every new record.
     Records: `at`, `step`, `rate`, `regrow`, `epochs`, `density`; validation accuracies `accuracy_before` pruning,
     `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned), and
     `accuracy_unpruned` of the dense run at the same step with the `accuracy_difference` (after - unpruned).
 
-    Raises UserError for a plan that the run is too short for, and for a folder of another configuration.
+    Raises UserError when the run is too short for the plan, and for a folder of another configuration.
     """
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
@@ -163,7 +161,7 @@ def plasticity(
 
 
 class _Experiment:
-    """The dense run and its branches in a folder: what is known so far, and how to find out more."""
+    """The dense run and its branches in a folder, with the results so far."""
 
     def __init__(
         self,
@@ -178,9 +176,9 @@ class _Experiment:
         self.config, self.net, self.data, self.folder = config, net, data, folder
         self.name, self.on_step, self.should_stop = name, on_step, should_stop
         self.done, self.to_do = 0, 0  # steps of this call
-        known = _read(folder / "plasticity.json")
-        self.unpruned: dict[int, float] = {int(step): accuracy for step, accuracy in known["unpruned"].items()}
-        self.records: list[dict[str, Any]] = known["branches"]
+        results = _load_results(folder / "plasticity.json")
+        self.unpruned: dict[int, float] = {int(step): accuracy for step, accuracy in results["unpruned"].items()}
+        self.records: list[dict[str, Any]] = results["branches"]
 
     def run(self, branches: list[Branch], on_branch: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
         missing = [branch for branch in branches if self._record(branch) is None]
@@ -194,12 +192,12 @@ class _Experiment:
         return [record for branch in branches if (record := self._record(branch))]
 
     def _train_dense(self, branches: list[Branch]) -> None:
-        """Note the dense run's accuracy wherever a branch begins or ends, and keep a checkpoint where it begins."""
+        """Train the dense run; record its accuracy where branches start and end, and keep checkpoints where they start."""
         points = {branch.step for branch in branches if branch.step and not self._file(branch.step).is_file()}
         stops = points | {step for branch in branches for step in (branch.step, branch.end) if step not in self.unpruned}
         path, supernet = self._file("dense"), self._supernet(Prune())
         done = load_tensors(path, "checkpoint")[1]["progress"]["step"] if path.is_file() else 0
-        if any(0 < stop <= done for stop in stops):  # a point that the run is past
+        if any(0 < stop <= done for stop in stops):  # the checkpoint is after a needed step: start again
             path.unlink()
             done = 0
         self.to_do += max(stops, default=done) - done
@@ -220,11 +218,11 @@ class _Experiment:
         supernet = self._supernet(prune, checkpoint_every=max(1, self.config.recipe.epochs))
         pruned = []
 
-        def look(clock: Clock) -> None:
+        def measure_pruned(clock: Clock) -> None:
             if clock.step == branch.step:
                 pruned.append(self._accuracy(supernet))
 
-        self._train(supernet, path, branch.end, look)
+        self._train(supernet, path, branch.end, measure_pruned)
         after, unpruned = self._accuracy(supernet), self.unpruned[branch.end]
         return {
             **asdict(branch),
@@ -237,15 +235,17 @@ class _Experiment:
             "accuracy_difference": after - unpruned,
         }
 
-    def _train(self, supernet: Supernet, checkpoint: Path, stop: int, look: Callable[[Clock], None] | None = None) -> None:
-        """Train on from the checkpoint to step `stop`. Raises Interrupted when that was asked for on the way."""
+    def _train(
+        self, supernet: Supernet, checkpoint: Path, stop: int, after_step: Callable[[Clock], None] | None = None
+    ) -> None:
+        """Train from the checkpoint to step `stop`. Raises Interrupted when `should_stop` returns True before."""
         reached = 0
 
-        def watch(clock: Clock) -> None:
+        def count_step(clock: Clock) -> None:
             nonlocal reached
             reached, self.done = clock.step + 1, self.done + 1
-            if look:
-                look(clock)
+            if after_step:
+                after_step(clock)
             if self.on_step:
                 self.on_step(self.done, self.to_do)
 
@@ -261,7 +261,7 @@ class _Experiment:
                 checkpoint=checkpoint,
                 name=self.name,
                 resume=True,
-                on_step=watch,
+                on_step=count_step,
                 should_stop=stopping,
             )
         except Interrupted:
@@ -286,14 +286,14 @@ class _Experiment:
         write_atomically(self.folder / "plasticity.json", json.dumps(content, indent=2).encode())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _load_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"unpruned": {}, "branches": []}
     try:
-        known: dict[str, Any] = json.loads(path.read_text())
-        return {"unpruned": known["unpruned"], "branches": known["branches"]}
+        results: dict[str, Any] = json.loads(path.read_text())
+        return {"unpruned": results["unpruned"], "branches": results["branches"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}; remove it to begin again") from error
+        raise UserError(f"{path} is damaged: {error}; remove it to start again") from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -198,7 +198,7 @@ def test_another_configuration_is_refused(tmp_path):
             Plan((0.5, 0.9), (0.5,), 2),
             r"2 epochs after 0\.9 of the run are beyond its end \(8 epochs\): the last point can be 0\.75",
         ),
-        (Plan((0.5,), (0.5,), 9), "cannot train on for 9 epochs in a run of 8"),
+        (Plan((0.5,), (0.5,), 9), "cannot train for 9 epochs after pruning in a run of 8"),
         (Plan((1.5,), (0.5,), 1), r"a point of the run is a fraction from 0 to 1, got 1\.5"),
         (Plan((0.5,), (1.0,), 1), "a pruning rate is a fraction between 0 and 1, got 1"),
         (Plan((0.5,), (0.5,), 1, regrow=2), "regrow is a fraction from 0 to 1, got 2"),
