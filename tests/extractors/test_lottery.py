@@ -75,7 +75,7 @@ def test_gmp_of_eight_weights():
 
 @pytest.mark.parametrize("rewind", ["weights", "both"])
 def test_rewound_weights_of_eight(rewind):
-    # One layer that held 1 to 8 at the anchor and trained on; a pruning keeps the even ones, at their values then.
+    # One layer that held 1 to 8 at the rewind step and trained on; a pruning keeps the even ones, at their values then.
     net = torch.nn.Sequential(torch.nn.Linear(4, 2))
     anchor = torch.arange(1.0, 9.0).view(2, 4)
     with torch.no_grad():
@@ -304,11 +304,19 @@ def test_momentum_begins_afresh_after_weights_are_rewound(rewind, optimizer, mon
 
 
 @pytest.mark.parametrize(("rewind", "kept"), [("none", False), ("weights", True), ("both", True)])
-def test_the_anchor_is_kept_from_its_step_on(rewind, kept):
+def test_the_rewind_state_is_kept_from_its_step_on(rewind, kept):
     seen = []
     whole, _ = trained(rewinding(rewind, 5), on_step=lambda whole, step: seen.append(bool(whole.rewind_state)))
     assert seen == [kept and step >= 5 for step in range(36)]
     assert any(name.startswith("rewind_state.") for name in whole.state()) is kept
+
+
+def test_a_state_with_the_name_before_0_1_0_is_read():
+    whole, _ = trained(rewinding("weights", 5))
+    again = supernet(rewinding("weights", 5), mlp(), epochs=4, batch_size=30)
+    again.load_state({name.replace("rewind_state.", "anchor."): value for name, value in whole.state().items()})
+    assert again.rewind_state.keys() == whole.rewind_state.keys() != set()
+    assert all(torch.equal(again.state()[name], value) for name, value in whole.state().items())
 
 
 @pytest.mark.parametrize("name", ["magnitude", "gmp", "random", "rigl", "ac_dc"])
@@ -322,7 +330,7 @@ def test_nothing_is_kept_where_nothing_rewinds(name):
     [*[("both", stop) for stop in (2, 3, 4, 10, 11, 14, 20)], *[(rewind, 14) for rewind in ("none", "weights", "schedule")]],
 )
 def test_killed_in_a_round_and_resumed(rewind, stop, tmp_path):
-    """The anchor is laid at step 3, the network pruned at 10 and 17: before, at and after each."""
+    """The rewind state is saved at step 3, the network pruned at 10 and 17: before, at and after each."""
     recipe = {**SETTINGS, "schedule": "cosine", "augment": ("flip",)}
     whole, part, again = (supernet(rewinding(rewind, 3), conv(), **recipe) for _ in range(3))
     outcome = train(whole, pictures(), 0)
