@@ -60,7 +60,7 @@ def normalisation(
             f"{inputs.dtype} of shape {tuple(inputs.shape)}, which are not normalised"
         )
     if len(mean) != inputs.shape[1]:
-        raise UserError(f"data.mean and data.std have length {len(mean)}, but images of {name} have {inputs.shape[1]} channels")
+        raise UserError(f"data.mean and data.std have length {len(mean)}; the images of {name} have {inputs.shape[1]} channels")
     return torch.tensor(mean), torch.tensor(std)
 
 

@@ -122,7 +122,7 @@ def check_storable(config: RunConfig, init: str) -> None:
         return
     method = type(config.extractor)
     if init == "keep":
-        raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
+        raise UserError("the weights of this network were not generated from a seed: save them with weights='values'")
     if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
         how = "trains" if trains_weights(method) else "changes"
         raise UserError(f"{config.extractor.name} {how} weights, so no seed makes them: save them with weights='values'")

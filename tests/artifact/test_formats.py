@@ -315,7 +315,7 @@ def test_sizes_are_checked_before_there_is_room_for_them(tmp_path, named):
     tensors, header = load_tensors(tmp_path / "file", "file")
     for shape in (5, [2**40, 2**40], [-1, 64], ["a"], [300.0, 64]):
         save_tensors(tmp_path / "shape", tensors, {**header, "shapes": {**header["shapes"], "1.weight": shape}})
-        with pytest.raises(UserError, match="shape holds no masks"):
+        with pytest.raises(UserError, match="shape contains no valid masks"):
             Subnetwork.load(tmp_path / "shape")
 
 

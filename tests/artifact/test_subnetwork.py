@@ -187,7 +187,7 @@ def test_a_network_handed_in_is_handed_in_again(tmp_path, digits):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     subnet = ss.extract(net, digits, "random", density=0.5, recipe=ONE_EPOCH)
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
-    with pytest.raises(UserError, match="weights of this network were not made from a seed"):
+    with pytest.raises(UserError, match="weights of this network were not generated from a seed"):
         subnet.save(tmp_path / "net.safetensors", "seed")
     subnet.save(tmp_path / "net.safetensors")
     loaded = ss.Subnetwork.load(tmp_path / "net.safetensors")

@@ -105,7 +105,7 @@ def test_a_link_to_nothing_is_named(tmp_path):
 def test_images_that_would_not_fit_memory(tmp_path, monkeypatch):
     pictures(tmp_path)
     monkeypatch.setattr(os, "sysconf", lambda name: 10)
-    assert "at data.size 8 takes 3,840 bytes, more than this machine's memory of 100" in refusal(folder_spec(tmp_path))
+    assert "at data.size 8 needs 3,840 bytes, more than this machine's memory of 100" in refusal(folder_spec(tmp_path))
 
 
 def test_a_picture_of_too_many_pixels(tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_header_for_less_than_there_is(tmp_path):
 def test_what_deflate_cannot_give(tmp_path):
     with pytest.raises(UserError, match=r"the shape claims 10,000,000,000,000 bytes in a file of 1,000,000"):
         readers.check_size("the shape", 10**13, 10**6)
-    with pytest.raises(UserError, match=r"the shape takes 10,000,000,000,000,000 bytes, more than this machine's memory"):
+    with pytest.raises(UserError, match=r"the shape needs 10,000,000,000,000,000 bytes, more than this machine's memory"):
         readers.check_size("the shape", 10**16)
     readers.check_size("the shape", 10**6, 10**6)
 

@@ -185,7 +185,7 @@ HUGE[7, 2] = 1e300
         ((X, np.array(WORDS)), "the labels .*: it holds text; labels must be class indices"),
         ((X, np.array(WORDS, object)), "the labels .*: it holds text; labels must be class indices"),
         (Items(X[0], "cat"), "the label of item 0 .*: it holds text; labels must be class indices"),
-        ((np.array([*X, 1], object)[:40], Y), r"the inputs .*: objects \(Tensor\); .*inputs arrays of one numeric type"),
+        ((np.array([*X, 1], object)[:40], Y), r"the inputs .*: it holds objects \(Tensor\); .*arrays of one numeric type"),
         ((list(X), Y), "the inputs cannot be converted to a tensor"),
         ((X, Y.double()), "labels must be whole numbers .*float64"),
         ((X.to_sparse(), Y), "the inputs are sparse or nested: pass a dense tensor"),

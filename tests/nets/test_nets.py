@@ -67,7 +67,7 @@ def test_building_leaves_the_global_generator_alone(name):
 
 @pytest.mark.parametrize("shape", [(12,), (28, 28)])
 def test_our_networks_take_images_only(shape):
-    with pytest.raises(UserError, match="conv2 takes images"):
+    with pytest.raises(UserError, match="conv2 needs images"):
         made("conv2", shape)
 
 
@@ -125,7 +125,7 @@ def test_a_network_without_prunable_weights():
 def test_a_network_with_tied_weights():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight = net[0].weight
-    with pytest.raises(UserError, match=r"shares one weight tensor under two names, '1\.weight'"):
+    with pytest.raises(UserError, match=r"shares one weight tensor under two names; one of them is '1\.weight'"):
         prunable(net)
 
 
@@ -287,7 +287,7 @@ def test_a_factorys_weights_are_kept_and_come_from_the_seed(own_module):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("{own}:large", {}, "{own} has no 'large'"),
+        ("{own}:large", {}, "{own} has no function 'large'"),
         ("{own}:small", {"depth": 3}, "does not accept.*depth"),
         ("{own}:number", {}, "returned int, not a torch.nn.Module"),
         ("{own}_of_another:small", {}, "cannot import '{own}_of_another'"),

@@ -396,7 +396,7 @@ class Twofold(nn.Module):
         (Branching(), (3,), r"the layers that run depend on its inputs \(a, b not always\)"),
         (Twofold(), (3,), "to remove channels, a network must return one tensor, not tuple"),
         (nn.DataParallel(Residual()), (3, 4, 4), "cannot trace the channels of DataParallel: pass the original module"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "the channels of this network cannot be traced: .*shapes"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "cannot trace the channels of this network: .*shapes"),
     ],
 )
 def test_networks_that_cannot_be_traced(net, shape, said):
@@ -632,7 +632,7 @@ def test_nothing_to_take_out():
     with pytest.raises(UserError, match="no channel can be removed: each is read by a nonzero weight"):
         compact(Residual(), torch.randn(2, 3, 4, 4))
     with pytest.raises(
-        UserError, match=r"drops some\); 0\.weight: they pass through LayerNorm, whose channels cannot be removed$"
+        UserError, match=r"prunes whole channels\); 0\.weight: they pass through LayerNorm, whose channels cannot be removed$"
     ):
         compact(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 4)), torch.randn(2, 3))
 

@@ -212,6 +212,6 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 def test_a_mistake_leaves_no_folder_behind(tmp_path):
     settings = RunConfig(network="lenet5", extractor=create("random"))
-    with pytest.raises(UserError, match="lenet5 takes images"):
+    with pytest.raises(UserError, match="lenet5 needs images"):
         run_config(settings, tmp_path / "run", data=points())
     assert not (tmp_path / "run").exists()

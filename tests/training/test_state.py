@@ -178,7 +178,7 @@ def test_a_state_leaves_no_room_for_an_initialisation(tmp_path):
 
 def test_weights_that_no_seed_makes_are_refused_before_training(tmp_path, net, digits):
     settings = config(saved(net, tmp_path / "net.pt"), epochs=3, weights="seed")
-    with pytest.raises(UserError, match="weights of this network were not made from a seed"):
+    with pytest.raises(UserError, match="weights of this network were not generated from a seed"):
         run(settings, tmp_path / "run", data=digits, on_step=pytest.fail)
     assert not (tmp_path / "run").exists()
 
