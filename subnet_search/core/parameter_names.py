@@ -1,4 +1,4 @@
-"""Names of the parameters of a study: the key of the run that one sets, and the condition under which it does."""
+"""Parameter names of a study: a configuration key, and the condition under which the parameter is searched."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ CONDITION = " @"  # between a key and its condition, in the name of a parameter 
 
 
 def parameter_name(key: str, condition: str) -> str:
-    """The name of a parameter: the key of the run that it sets, with the condition under which it does, if any."""
+    """The parameter name of a configuration key, with its condition, if any."""
     return f"{key}{CONDITION}{condition}" if condition else key
 
 
 def key_and_condition(parameter: str) -> tuple[str, str]:
-    """The two parts of a parameter's name; the condition is empty for one that is always searched."""
+    """Split a parameter name into key and condition; the condition is empty if the parameter is always searched."""
     key, _, condition = parameter.partition(CONDITION)
     return key, condition
 
 
 def by_key(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of parameters by the keys of the run that they set."""
+    """Parameter values by configuration key."""
     return {key_and_condition(name)[0]: value for name, value in parameters.items()}

@@ -51,7 +51,16 @@ from subnet_search.topology.scores import (
     saliency,
     scales,
 )
-from subnet_search.topology.select import LayerDensities, allocate, count, keep_by_layer, keep_global, layer_name, sampled, top_k
+from subnet_search.topology.select import (
+    LayerDensities,
+    allocate,
+    count,
+    keep_by_layer,
+    keep_global,
+    layer_name,
+    sampled,
+    top_k,
+)
 from subnet_search.topology.units import EVERY_KIND, Units
 
 __all__ = [
