@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -261,10 +262,10 @@ def test_an_empty_study_a_finished_one_and_one_that_was_left():
 
 def test_a_worker_that_is_gone_is_said_to_be():
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-    worker = {**this_process("x"), "pid": process.pid, "started": "0"}
+    worker = replace(this_process("x"), pid=process.pid, started="0")
     process.communicate(b"")
     assert is_dead(worker)
-    record = overview(study_of(trial("RUNNING", worker=worker)))
+    record = overview(study_of(trial("RUNNING", worker=asdict(worker))))
     assert record["workers"][0]["gone"] is True
     assert record["status"] == "interrupted (no live worker)"
 

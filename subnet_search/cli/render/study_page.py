@@ -5,7 +5,6 @@ from typing import Any
 
 from subnet_search.cli.render import format, tables
 from subnet_search.cli.render.tables import plain
-from subnet_search.search.storage.records import key_and_condition
 
 Row = Mapping[str, Any]
 
@@ -181,6 +180,8 @@ def _lines(values: Mapping[str, Any]) -> str:
 
 def _searched(space: Mapping[str, str]) -> str:
     """Keys with their domains, and in brackets the condition under which there is such a parameter."""
+    from subnet_search.search.storage.records import key_and_condition
+
     parts = [(*key_and_condition(name), domain) for name, domain in space.items()]
     widest = max((len(key) for key, _, _ in parts), default=0)
     return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)

@@ -92,9 +92,10 @@ def cell(column: str, value: Any) -> str:
 
 
 def by_key(params: Any) -> dict[str, Any]:
-    """Parameters by the keys of a run: the conditions in their names left out."""
-    values = params if isinstance(params, Mapping) else dict.fromkeys(params)
-    return by_key(values)
+    """Parameters by the keys of a run, without the conditions in their names."""
+    from subnet_search.search.storage import records
+
+    return records.by_key(params if isinstance(params, Mapping) else dict.fromkeys(params))
 
 
 def plain(text: str) -> None:

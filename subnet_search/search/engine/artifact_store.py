@@ -1,7 +1,6 @@
 """Files of trials for people and workers on other machines, by Optuna's artifact store: a folder, or an S3 bucket.
 
 While a trial runs, its newest checkpoint is copied to the store under a fixed name, so that a worker elsewhere can go on
-from subnet_search.search.storage.records import TrialRecord
 from it. When it ends, the files of its run folder are uploaded: Optuna's dashboard shows them, and `fetch` brings them
 back. What a trial finds never depends on the store: whatever is wrong with it, or with a copy, is logged, and costs at
 most the steps again.
