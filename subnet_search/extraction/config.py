@@ -99,7 +99,7 @@ class RunConfig(Settings):
         if "density" not in type(extractor).model_fields:
             raise UserError(f"{extractor.name} has no density to reach a target with")
         if "density" in extractor.model_fields_set and extractor.density not in target.values():
-            raise UserError("extractor.density and target both say how much is kept: leave one of them out")
+            raise UserError("extractor.density and target both set the density: remove one of them")
         return target
 
     @model_validator(mode="after")

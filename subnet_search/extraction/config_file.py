@@ -22,7 +22,7 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
 
     Raises UserError: one line that names the file, the line, the key, and what would be right.
     """
-    found = Document({}) if path is None else _read(Path(path))
+    found = Document({}) if path is None else _read_yaml(Path(path))
     values, places = found.values, found.places
     for override in overrides:
         key, separator, text = (part.strip() for part in override.partition("="))
@@ -97,7 +97,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path) -> Document:
+def _read_yaml(path: Path) -> Document:
     """What a file of keys and values holds."""
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.6)

@@ -39,7 +39,7 @@ def subnetworks(
         record["test_error"] = problem
         if test is not None:
             record["test_accuracy"] = evaluate(supernet, here, test).accuracy
-        found.append(_settled(supernet, origin.model_copy(update={"extractor": named(method)}), record))
+        found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
 
 
@@ -91,7 +91,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     }
 
 
-def _settled(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
+def _subnetwork(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
     """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
     units = supernet.final()
     masks = supernet.weight_masks(units)

@@ -90,7 +90,7 @@ class RunFolder:
         return self.path if rank_and_world()[0] == 0 else None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the folder while a run is under way in it: one at a time. Nothing is left of the lock when its process ends.
 
         Raises UserError, at once, when another run has the folder.
@@ -99,7 +99,7 @@ class RunFolder:
             yield
             return
         lock = FileLock(self.path / LOCK, timeout=0)
-        from_first(partial(_hold, lock, self.path, self.leased))
+        from_first(partial(_acquire, lock, self.path, self.leased))
         try:
             yield
         finally:
@@ -113,7 +113,7 @@ class RunFolder:
     def check_free(self) -> None:
         """Raise UserError when a run is under way in the folder: before any work. `held` decides."""
         if self.path is not None and not self.leased and from_first((self.path / LOCK).exists):
-            with self.held():
+            with self.locked():
                 pass
 
     def prepare(self, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
@@ -135,7 +135,7 @@ class RunFolder:
         return from_first(lambda: _finished(path, weights, densities)) if path else None
 
     @contextlib.contextmanager
-    def no_trace_of_mistakes(self) -> Iterator[None]:
+    def removed_on_user_error(self) -> Iterator[None]:
         """Take the folder away again when what was asked for turns out to be impossible before any training."""
         try:
             yield
@@ -193,7 +193,7 @@ class RunFolder:
         return subnet
 
 
-def _hold(lock: FileLock, folder: Path, leased: bool) -> None:
+def _acquire(lock: FileLock, folder: Path, leased: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

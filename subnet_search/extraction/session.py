@@ -54,8 +54,8 @@ class RunSession:
         densities: Sequence[float] = (),
     ) -> None:
         self.config, self.folder = config, folder
-        handed_in = (("network", module is not None), ("data", data is not None and data.spec is None))
-        self.handed_in = [key for key, given in handed_in if given]  # what no file says how to come by
+        given = (("network", module is not None), ("data", data is not None and data.spec is None))
+        self.given = [key for key, given in given if given]  # what no file says how to come by
         self.data = data or one_goes_ahead(lambda: load(config.data))
         net, spec = make_network(config, module, init, self.data)
         self.origin = origin_of(config, spec, init, self.data)
@@ -87,12 +87,12 @@ class RunSession:
     ) -> Subnetwork:
         """Train, and write what comes out of it; or return what the folder holds, of a run that is complete."""
         folder, config = self.folder, self.config
-        with folder.held():
-            plain = {**config.dump(), **dict.fromkeys(self.handed_in)}
+        with folder.locked():
+            plain = {**config.dump(), **dict.fromkeys(self.given)}
             name = folder.prepare(plain, resume, self.identity)
             if resume and (done := folder.finished(config.weights, self.learners)):
                 return done
-            with folder.no_trace_of_mistakes():
+            with folder.removed_on_user_error():
                 examples = self.data.examples(EXAMPLES).cpu()
                 folder.save_examples(examples)
                 outcome = train(

@@ -169,9 +169,13 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
 @pytest.mark.parametrize(
     ("text", "line", "part"),
     [
-        ("space:\n  recipe.lr: {float: [0.1, x]}", 3, "space.recipe.lr: float takes numbers as its ends, got 'x'"),
-        ("space:\n  recipe.epochs:\n    int: [1.5, 3]", 3, "space.recipe.epochs: int takes whole numbers as its ends, got 1.5"),
-        ("space:\n  recipe.epochs: {int: [yes, 3]}", 3, "whole numbers as its ends, got True"),
+        ("space:\n  recipe.lr: {float: [0.1, x]}", 3, "space.recipe.lr: float takes numbers as low and high, got 'x'"),
+        (
+            "space:\n  recipe.epochs:\n    int: [1.5, 3]",
+            3,
+            "space.recipe.epochs: int takes whole numbers as low and high, got 1.5",
+        ),
+        ("space:\n  recipe.epochs: {int: [yes, 3]}", 3, "whole numbers as low and high, got True"),
         ("space:\n  recipe.lr: {float: [1, 2], log: maybe}", 3, "space.recipe.lr: log is true or false, got 'maybe'"),
         ("space:\n  recipe.lr: {float: [-1, 1]}", 3, "space: recipe.lr: input should be greater than 0, got -1"),
         ("space:\n  recipe.lr: {float: [0.1, .inf]}", 3, "space.recipe.lr.float.1: input should be a finite number"),
@@ -197,8 +201,8 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
             "unknown extractor \"{'name': 'x'}\"",
         ),
         ("space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}", 3, "space.recipe.lr: it takes `when: {key: value}`"),
-        ("space:\n  seed: {int: [1, 2]}", 3, "space.seed: every trial has a seed of its own"),
-        ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer is true, or a list of layers"),
+        ("space:\n  seed: {int: [1, 2]}", 3, "space.seed cannot be searched: each trial's seed is derived"),
+        ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer takes true, or a list of layers"),
         (f"{SPACE}sampler: tpee", 3, "unknown sampler 'tpee'"),
         (f"{SPACE}objective: [density, x]", 3, "unknown objective 'x'"),
         (f"{SPACE}constraints: {{density: low}}", 3, "the constraint on density"),

@@ -218,7 +218,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from subnet_search.extraction.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+with RunFolder(Path(sys.argv[1])).locked():
     (Path(sys.argv[1]) / ".metrics.jsonl.1.tmp").write_text("half")
     print("held", flush=True)
     time.sleep(60)
@@ -229,13 +229,13 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run is under way"), RunFolder(folder).held():
+    with pytest.raises(UserError, match="another run is under way"), RunFolder(folder).locked():
         pass
-    with RunFolder(folder, leased=True).held():  # whoever has a lease goes on
+    with RunFolder(folder, leased=True).locked():  # whoever has a lease goes on
         assert (folder / ".metrics.jsonl.1.tmp").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert [path.name for path in folder.iterdir()] == [".lock"]  # what it had half written is gone too
     assert not folder.exists()
 

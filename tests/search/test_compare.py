@@ -16,7 +16,7 @@ from subnet_search.extractors import Extractor, registry
 from subnet_search.extractors.base import Published
 from subnet_search.extractors.methods.random import Random
 from subnet_search.search.queries.queries import trial_rows
-from subnet_search.search.queries.study_summary import overview
+from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
@@ -228,8 +228,8 @@ def test_many_failures_in_a_row_do_not_stop_the_rest(flawed):
     [
         (lambda: grid(("gumbell",)), "unknown extractor 'gumbell': did you mean 'gumbel'"),
         (lambda: grid(densities=(1.4,)), "edge_popup at density 1.4: extractor.density: .*less than or equal to 1"),
-        (lambda: grid(("undense",)), "undense has no density to set, so it cannot be compared at 0.3"),
-        (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "find their topology before training, and edge_popup"),
+        (lambda: grid(("undense",)), "undense has no density, so it cannot be compared at 0.3"),
+        (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "prune before training, which edge_popup"),
         (lambda: complete(grid(network="lenet5")), "the study 'toy' .*run.network.name was lenet_300_100, now lenet5"),
         (lambda: complete(grid(seed=1)), "run.seed was 0, now 1"),
     ],
@@ -294,7 +294,7 @@ def test_rows_are_means_and_spreads():
 def test_a_comparison_looks_like_a_study():
     study, _ = complete(grid())
     assert trial_params(study)[0] == {"arm": "edge_popup", "extractor.density": 0.3, "seed": 0}
-    record = overview(study)
+    record = summarise_study(study)
     assert record["space"] == {"arm": "edge_popup | random | dense", "extractor.density": "0.3 | 1", "seed": "0"}
     assert record["budget"] == 3
     assert record["sampler"] is None

@@ -61,7 +61,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
 
 @needs_ray
 def test_a_gpu_and_a_half_is_no_share(tmp_path):
-    with pytest.raises(UserError, match=r"a whole number of GPUs, or a fraction of one: not 1.5$"):
+    with pytest.raises(UserError, match=r"--gpus-per-trial takes a whole number or a fraction below 1, got 1.5$"):
         on_ray("sqlite:///studies.db", gpus=1.5)
 
 
@@ -69,7 +69,7 @@ def test_a_gpu_and_a_half_is_no_share(tmp_path):
 def test_an_address_where_no_cluster_is():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening, and nobody else can
-        with pytest.raises(UserError, match=r"^no Ray cluster answers at 127.0.0.1:\d+: .*refused$"):
+        with pytest.raises(UserError, match=r"^cannot connect to a Ray cluster at 127.0.0.1:\d+: .*refused$"):
             on_ray("sqlite:///studies.db", address=f"127.0.0.1:{taken.getsockname()[1]}")
 
 
@@ -77,10 +77,10 @@ def test_an_address_where_no_cluster_is():
     ("nodes", "job", "message"),
     [
         ([node(8), node(4, 2)], {"gpus": 0.25}, None),
-        ([node(8), node(4, 2)], {"gpus": 4}, "takes 4 GPU and 1 CPU, and no node has that: the largest has 2 and 4"),
+        ([node(8), node(4, 2)], {"gpus": 4}, "needs 4 GPU and 1 CPU, but the largest node has 2 GPU and 4 CPU"),
         ([node(8), node(0, 1)], {"gpus": 1}, "the largest has 1 and 0"),  # not half here and half there
         ([node(2), node(64, 8, alive=False)], {"cpus": 3}, "the largest has 0 and 2"),
-        ([node(2), node(2, host="elsewhere")], {}, r"SQLite is for one machine, .* others \(elsewhere\): give a --storage"),
+        ([node(2), node(2, host="elsewhere")], {}, r"SQLite supports one machine, .* others \(elsewhere\): give a --storage"),
         ([node(2), node(2, host="elsewhere", alive=False)], {}, None),
         ([node(2), node(2, host="elsewhere")], {"url": "postgresql://me:hush@host/studies"}, None),
     ],
@@ -163,7 +163,7 @@ def test_one_that_fails_while_others_finish_is_told_of():
 
 def test_when_nobody_is_left_the_study_has_failed():
     _, wait = follow(["5 trials failed in a row", LOST])
-    with pytest.raises(RunError, match=r"^no worker is left: The actor is dead because its node has died\.$"):
+    with pytest.raises(RunError, match=r"^all workers failed, the last: The actor is dead because its node has died\.$"):
         wait()
 
 
@@ -238,7 +238,7 @@ def test_a_stop_leaves_trials_that_go_on_from_their_checkpoint():
     def once_a_trial_is_under_way():
         return any(trial.intermediate_values for trial in running(study))
 
-    with pytest.raises(Interrupted, match="stopped; the trials under way wait to go on"):
+    with pytest.raises(Interrupted, match="stopped; the running trials are queued to resume"):
         on_ray("sqlite:///studies.db", workers=os.cpu_count() + 1, should_stop=once_a_trial_is_under_way)
     trials = study.get_trials()
     assert {trial.state.name for trial in trials} == {"WAITING"}

@@ -32,7 +32,7 @@ def config(**values):
         ({"target": {"flops": 1.5}}, "less than or equal to 1"),
         (
             {"target": {"flops": 0.5}, "extractor": {"name": "gmp", "density": 0.3}},
-            r"extractor\.density and target both say how much is kept: leave one of them out",
+            r"extractor\.density and target both set the density: remove one of them",
         ),
     ],
 )

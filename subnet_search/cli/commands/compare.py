@@ -74,7 +74,7 @@ def compare(
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
     grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
-    record = _run(grid, storage, workers, quiet=json)
+    record = _run_grid(grid, storage, workers, quiet=json)
     if not json:
         _table(record, seeds)
     record["plot"] = _plot(record, plot or Path("runs/compare") / f"{file_name(name)}.html")
@@ -108,14 +108,14 @@ def sanity(
     from subnet_search.search.studies.method_grid import sanity_grid
 
     grid = sanity_grid(name or f"sanity-{config.stem}", read_config(RunConfig, config, set_ or ()), seeds)
-    record = _run(grid, storage, workers, quiet=json)
+    record = _run_grid(grid, storage, workers, quiet=json)
     if json:
         format.print_json(record)
     else:
         _table(record, seeds)
 
 
-def _run(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
+def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
     """Run the cells that are still to be run. Raises RunError when not one cell of the grid is complete then."""
     from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal

@@ -57,10 +57,10 @@ def export(
     if json:
         format.print_json(record)
     else:
-        _tell(record)
+        _print_export(record)
 
 
-def _tell(record: dict[str, Any]) -> None:
+def _print_export(record: dict[str, Any]) -> None:
     rows = [
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),

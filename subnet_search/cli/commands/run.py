@@ -53,10 +53,10 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _tell(subnet.summary(), subnet.origin.unit, folder, json)
+            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
 
 
-def _tell(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
+def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
     if json:
         format.print_json(record)
     else:

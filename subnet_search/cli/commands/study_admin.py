@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from subnet_search.cli.commands.study_run import Name, Storage, reads
+from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
 from subnet_search.cli.commands.study_show import _study as find
 from subnet_search.cli.commands.study_show import studies as studies
 from subnet_search.cli.render import format
@@ -14,7 +14,7 @@ from subnet_search.core.errors import UserError
 
 
 @studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
-@reads
+@one_line_errors
 def retry(
     name: Name,
     numbers: Annotated[list[int] | None, typer.Argument(metavar="[N]...", help="Failed trials [default: all].")] = None,
@@ -37,13 +37,13 @@ def retry(
     trials = ", ".join(f"{old} as trial {new}" for old, new in done.queued.items())
     if len(done.queued) > 5:
         trials = f"{len(done.queued)} trials, as {min(done.queued.values())} to {max(done.queued.values())}"
-    more = done.places if done.places > plain_spec(study).get("trials", 0) else None
+    more = done.counting if done.counting > plain_spec(study).get("trials", 0) else None
     command = format.command("study run", name, trials=more, storage=storage)
     format.console.print(f"queued {trials}; run them with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study reap quickstart")
-@reads
+@one_line_errors
 def reap(
     name: Name,
     now: Annotated[
@@ -56,7 +56,7 @@ def reap(
     Workers do this too. One on another machine is gone when it gives no sign of life for five heartbeats, so that long
     it is watched.
     """
-    from subnet_search.search.studies.admin import reap as free
+    from subnet_search.search.studies.admin import release_lost_trials
 
     with format.errors.status("looking for workers") as status:
 
@@ -69,7 +69,7 @@ def reap(
             told.append(left)
 
         told: list[float] = []
-        trials = free(find(name, storage), now=now, watch=watch)
+        trials = release_lost_trials(find(name, storage), now=now, watch=watch)
     for trial in trials:
         failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "waits to go on"
         format.console.print(f"trial {trial.number} {failed}", markup=False, soft_wrap=True)
@@ -78,7 +78,7 @@ def reap(
 
 
 @studies.command(epilog="Example: subnet-search study stop quickstart --now")
-@reads
+@one_line_errors
 def stop(
     name: Name,
     now: Annotated[bool, typer.Option("--now", help="Interrupt the trials under way, at a checkpoint.")] = False,
@@ -96,7 +96,7 @@ def stop(
 
 
 @studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
-@reads
+@one_line_errors
 def delete(
     name: Name,
     files: Annotated[
@@ -127,13 +127,13 @@ def delete(
 
 
 @studies.command(epilog="Example: subnet-search study export quickstart --out quickstart.json")
-@reads
+@one_line_errors
 def export(
     name: Name,
     out: Annotated[Path | None, typer.Option(help="The file [default: NAME.json].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a study to one JSON file, which `study import` reads into any storage."""
+    """Write a study to one JSON file, which `study import` one_line_errors into any storage."""
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.storage.transfer import write_export
 
@@ -143,7 +143,7 @@ def export(
 
 
 @studies.command("import", epilog="Example: subnet-search study import quickstart.json --storage postgresql://me@host/studies")
-@reads
+@one_line_errors
 def import_(
     file: Annotated[Path, typer.Argument(help="What `study export` wrote.")],
     name: Annotated[str | None, typer.Option(help="Another name for it.")] = None,

@@ -59,7 +59,7 @@ def run(
     from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.queries import trial_rows
-    from subnet_search.search.queries.study_summary import overview
+    from subnet_search.search.queries.study_summary import summarise_study
     from subnet_search.search.storage.retry import PATIENCE, patiently
     from subnet_search.search.studies.launcher import Cluster, find_spec, prepare_study, run_study
 
@@ -89,11 +89,11 @@ def run(
         same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
         again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
         raise Interrupted(f"{stop}; go on with: {again}") from stop
-    record = patiently(overview, study)
+    record = patiently(summarise_study, study)
     if json:
         format.print_json(record)
     else:
-        study_page.overview(record, storage)
+        study_page.summarise_study(record, storage)
 
 
 @studies.command(epilog="Example: subnet-search study worker quickstart --storage postgresql://me@host/studies")
@@ -151,7 +151,7 @@ def extract(
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
     from subnet_search.search.storage.study_folder import file_name
-    from subnet_search.search.studies.reproduce import pick_trial, train_again
+    from subnet_search.search.studies.reproduce import pick_trial, retrain_trial
 
     wanted = {one for one in (number, trial) if one is not None}
     if len(wanted) + best > 1:
@@ -162,7 +162,7 @@ def extract(
     options = {"out": folder, "storage": storage, "allow_import": allow_import}
     command = format.command("study extract", name, chosen.number, resume=True, **options)
     with follow_run(json, command) as callbacks:
-        again = train_again(
+        again = retrain_trial(
             chosen, folder, resume=resume, study=study, weights=weights, allow_imports=allow_import or (), **callbacks
         )
     if json:
@@ -180,8 +180,8 @@ def extract(
     format.subnetwork_summary(again.subnetwork.summary(), again.subnetwork.origin.unit)
 
 
-def reads(command: Callable[Options, None]) -> Callable[Options, None]:
-    """A command that reads a study: whatever is wrong with what it reads is said in one line."""
+def one_line_errors(command: Callable[Options, None]) -> Callable[Options, None]:
+    """A command that one_line_errors a study: whatever is wrong with what it one_line_errors is said in one line."""
 
     @functools.wraps(command)
     def guarded_command(*values: Options.args, **options: Options.kwargs) -> None:

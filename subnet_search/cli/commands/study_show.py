@@ -7,7 +7,7 @@ import typer
 
 from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json
-from subnet_search.cli.commands.study_run import Name, Storage, reads
+from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
 from subnet_search.cli.commands.study_run import studies as studies
 from subnet_search.cli.render import format, study_page, tables
 from subnet_search.core.errors import UserError
@@ -23,7 +23,7 @@ Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw 
 
 
 @studies.command("list", epilog="Example: subnet-search study list --json")
-@reads
+@one_line_errors
 def list_(storage: Storage = None, json: Json = False) -> None:
     """All studies in a storage."""
     from subnet_search.search.queries.queries import list_studies
@@ -42,22 +42,22 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 
 
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
-@reads
+@one_line_errors
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     """A study on one page."""
-    from subnet_search.search.queries.study_summary import overview
+    from subnet_search.search.queries.study_summary import summarise_study
 
-    record = overview(_snapshot(name, storage))
+    record = summarise_study(_snapshot(name, storage))
     if json:
         format.print_json(record)
     else:
-        study_page.overview(record, storage)
+        study_page.summarise_study(record, storage)
 
 
 @studies.command(
     epilog='Example: subnet-search study trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10'
 )
-@reads
+@one_line_errors
 def trials(
     name: Name,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Order by a column; missing values come last.")] = None,
@@ -99,7 +99,7 @@ def trials(
 
 
 @studies.command(epilog="Example: subnet-search study trial quickstart 7")
-@reads
+@one_line_errors
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.")],
@@ -117,7 +117,7 @@ def trial(
 
 
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
-@reads
+@one_line_errors
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """The best trial over its seeds, or the Pareto front."""
     from subnet_search.search.queries.queries import need_ranked, ranked_row
@@ -132,7 +132,7 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
 
 
 @studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
-@reads
+@one_line_errors
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one, for the same objective.")],
@@ -140,17 +140,17 @@ def compare(
     json: Json = False,
 ) -> None:
     """Two studies side by side, also after equal work."""
-    from subnet_search.search.queries.study_diff import versus
+    from subnet_search.search.queries.study_diff import diff_studies
 
-    record = versus(_snapshot(a, storage), _snapshot(b, storage))
+    record = diff_studies(_snapshot(a, storage), _snapshot(b, storage))
     if json:
         format.print_json(record)
     else:
-        study_page.versus(record)
+        study_page.diff_studies(record)
 
 
 @studies.command(epilog="Example: subnet-search study pareto quickstart --objectives val_accuracy,density --plot front.html")
-@reads
+@one_line_errors
 def pareto(
     name: Name,
     objectives: Annotated[
@@ -180,11 +180,11 @@ def pareto(
         format.print_json([row for row in rows if row["front"]])
     else:
         tables.front([row for row in rows if row["front"]], names, len(rows))
-    _tell(plot)
+    _print_plot(plot)
 
 
 @studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
-@reads
+@one_line_errors
 def importance(
     name: Name,
     evaluator: Annotated[str, typer.Option(help="pedanova: what sets the best apart; fanova: variance.")] = "pedanova",
@@ -221,7 +221,7 @@ def importance(
     else:
         study_page.importance(record, name, storage=storage)
     if record["importances"]:
-        _tell(plot)
+        _print_plot(plot)
 
 
 def _study(name: str, storage: str | None) -> Any:
@@ -236,6 +236,6 @@ def _snapshot(name: str, storage: str | None) -> "Snapshot":
     return Snapshot(_study(name, storage))
 
 
-def _tell(plot: Path | None) -> None:
+def _print_plot(plot: Path | None) -> None:
     if plot:
         format.errors.print(f"plot: {plot}", markup=False, soft_wrap=True)

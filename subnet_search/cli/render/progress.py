@@ -146,7 +146,7 @@ class _StudyWatch:
 
 
 def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    own = (row for row in rows if row["repeats"] is None and row["known"] is None)
+    own = (row for row in rows if row["repeats"] is None and row["imported"] is None)
     return [row for row in own if row["state"] in ("COMPLETE", "PRUNED")]
 
 

@@ -20,7 +20,7 @@ def states(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
 
 
-def overview(record: Row, storage: str | None = None) -> None:
+def summarise_study(record: Row, storage: str | None = None) -> None:
     """A study on one page. storage: where it was asked for, if that was said."""
     lines = {
         "state": _progress(record),
@@ -31,7 +31,7 @@ def overview(record: Row, storage: str | None = None) -> None:
         **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
         "trials": states(record["states"]),
         "spent": _spent(record),
-        "at work": "\n".join(map(_at_work, record["workers"])),
+        "at work": "\n".join(map(_worker, record["workers"])),
         "interruptions": _lost(record["interruptions"]),
         "failed": _counted(record["failures"]),
         "stopped early": _counted(record["stopped_early"]),
@@ -126,7 +126,7 @@ def trial(record: Row, name: str) -> None:
             plain(text.rstrip())
 
 
-def versus(record: Row) -> None:
+def diff_studies(record: Row) -> None:
     """Two studies side by side."""
     pair, names = record["studies"], record["objective"]
     heads = {"a": pair[0]["name"], "b": pair[1]["name"]}
@@ -227,7 +227,7 @@ def _spent(record: Row) -> str:
     return f"{steps}, {format.seconds(record['seconds'])} of training{elapsed}" if record["states"] else ""
 
 
-def _at_work(worker: Row) -> str:
+def _worker(worker: Row) -> str:
     where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "a worker"
     last = f", last {format.cell('', worker['last'])}" if "last" in worker else ""
     return f"{where}: trial {worker['trial']}{last}{'; the worker is gone' if worker['gone'] else ''}"
