@@ -103,7 +103,7 @@ def test_extract_again_takes_another_folder_and_gives_the_same():
         "runs/extract-2/subnetwork.safetensors",
     )
     assert first["sha256"] == second["sha256"]
-    assert "runs/extract already holds a run" in mistake("extract", *FAST, "--out", "runs/extract")
+    assert "runs/extract already has a run" in mistake("extract", *FAST, "--out", "runs/extract")
 
 
 def test_people_get_a_table_and_progress_on_standard_error():
@@ -226,9 +226,9 @@ def test_methods_and_data():
         (["extract", "-s", "data=digit"], "did you mean 'digits'"),
         (["extract", "-s", "extractor=gumbell"], "did you mean 'gumbel'"),
         (["extract", "-s", "recpe.lr=1"], "unknown key 'recpe': did you mean 'recipe'"),
-        (["extract", "-s", "recipe.lr"], "an override is key=value, got 'recipe.lr'"),
+        (["extract", "-s", "recipe.lr"], "-s takes KEY=VALUE, got 'recipe.lr'"),
         (["extract", "-s", "recipe.device=cuda:9"], "the device 'cuda:9' is not available here"),
-        (["extract", "--resume"], "there is no run to resume in runs/extract"),
+        (["extract", "--resume"], "no run to resume in runs/extract"),
         (["extract", "--weights", "all"], "weights: input should be 'values' or 'seed', got 'all' (-s weights)"),
         (["extract", "--bar"], "No such option: --bar"),
         (["extrct"], "No such command 'extrct'"),

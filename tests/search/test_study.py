@@ -344,7 +344,7 @@ def test_a_trial_trained_again_is_the_same_subnetwork(tmp_path):
 def test_bytes_that_cannot_be_measured_cost_no_training():
     """The size of a file that is to hold a seed which will not make its weights."""
     run = {**RUN, "extractor": "magnitude", "weights": "seed"}
-    with pytest.raises(RunError, match="magnitude trains weights, so no seed makes them"):
+    with pytest.raises(RunError, match="magnitude trains weights, so a seed cannot generate them"):
         ss.run_study(spec(objective="bytes", run=run, space={"recipe.lr": {"float": [0.01, 0.1]}}, trials=5))
     assert not list(Path("runs").rglob("metrics.jsonl"))
 
@@ -354,7 +354,7 @@ def test_a_trial_trained_again_is_stored_the_other_way(tmp_path):
     study = ss.run_study(spec())
     trial = best_trials(study)[0]
     trial.user_attrs["config"] |= {"weights": "seed", "extractor": {"name": "magnitude"}}
-    with pytest.raises(UserError, match="magnitude trains weights, so no seed makes them"):
+    with pytest.raises(UserError, match="magnitude trains weights, so a seed cannot generate them"):
         retrain_trial(trial, tmp_path / "again", on_step=pytest.fail)
     assert not (tmp_path / "again").exists()
     assert retrain_trial(trial, tmp_path / "again", weights="values").subnetwork.metrics["bytes"]

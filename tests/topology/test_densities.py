@@ -132,7 +132,7 @@ def test_a_finished_run_is_only_looked_at(tmp_path):
         again = found("gumbel", tmp_path, densities=densities, resume=True, on_step=steps.append)
         assert again.summary() == first.summary()
     assert steps == []
-    with pytest.raises(UserError, match=r"is finished, and was not asked for density 0.3 then: choose another folder"):
+    with pytest.raises(UserError, match=r"is finished and has no density 0.3: choose another folder"):
         found("gumbel", tmp_path, densities=(0.2, 0.3), resume=True)
 
 
@@ -156,7 +156,7 @@ def test_methods_that_train_weights_afterwards_cannot():
     class Afterwards(Half):
         paradigm = Paradigm("learned", "trained", "fixed", True)
 
-    with pytest.raises(UserError, match="Afterwards has no learned relevance to choose other densities by when it ends"):
+    with pytest.raises(UserError, match="Afterwards cannot give several densities from one run"):
         found(Afterwards())
 
 
