@@ -119,7 +119,7 @@ def check_storable(config: RunConfig, init: str) -> None:
         raise UserError("the weights of this network were not made from a seed: save them with weights='values'")
     if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
         how = "trains" if trains_weights(method) else "changes"
-        raise UserError(f"{config.extractor.name} {how} weights, so a seed cannot generate them: save them with weights='values'")
+        raise UserError(f"{config.extractor.name} {how} weights, so a seed cannot generate them: use weights='values'")
 
 
 def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:

@@ -355,7 +355,7 @@ def test_conditional_parameters_share_a_column():
         (["--filter", "density<few"], "density is a number, got 'few'"),
         (["--sort", "accuracy"], "unknown column 'accuracy': did you mean 'val_accuracy'"),
         (["--columns", "number,nmber"], "unknown column 'nmber': did you mean 'number'"),
-        (["--csv", "--json"], "--csv or --json, not both"),
+        (["--csv", "--json"], "use either --csv or --json"),
     ],
 )
 def test_wrong_questions_about_trials_are_one_line(capsys, words, message):
@@ -379,8 +379,8 @@ def test_trials_as_a_table_as_csv_and_as_json(capsys, monkeypatch):
     assert lines[1].split() == ["0", "COMPLETE", "80.00", "%", "0.1", "yes", "-"]
     assert len(lines) == 15
     assert max(map(len, lines[:13])) <= 60
-    assert lines[-1] == "12 trials; no room for seconds, lr, reason (--columns, --csv)"
-    assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no such trials\n"
+    assert lines[-1] == "12 trials; hidden columns: seconds, lr, reason (use --columns or --csv)"
+    assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no trial matches the filters\n"
 
 
 # Fronts
@@ -473,7 +473,7 @@ def test_fanova_says_what_it_left_out(capsys):
     assert (branch["left_out"], set(branch["importances"])) == ([], {"recipe.lr", "extractor", "extractor.every @rigl"})
     assert branch["trials"] < 60
     text = said(capsys, "study", "importance", "toy", "--evaluator", "fanova")
-    assert "Left out, since not every trial has them: extractor.every @rigl" in text
+    assert "Left out, because not every trial has them: extractor.every @rigl" in text
 
 
 def test_importance_for_another_measure_and_for_a_front():
@@ -589,7 +589,7 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
         assert text in " ".join(page.split())
     assert "the mean of 3 seeds (80.00 % to 84.00 %)" in said(capsys, "study", "best", "toy")
     text = said(capsys, "study", "trial", "toy", 4)
-    for part in ("the loss is nan at step 12", "The end of its log", "last", "Traceback ..."):
+    for part in ("the loss is nan at step 12", "End of the log", "last", "Traceback ..."):
         assert part in text
 
 
@@ -600,7 +600,7 @@ def test_latency_is_in_milliseconds_and_a_broken_constraint_is_said(capsys):
     kept = create_trial(value=0.8, user_attrs={"latency": 0.4}, constraints={"latency": -0.1}, **shared)
     study_of(kept, create_trial(value=0.9, user_attrs={"latency": 0.75}, constraints=broken, **shared), spec=bounds)
     page = " ".join(said(capsys, "study", "show", "toy").split())
-    assert "constraints latency <= 0.5 (broken by 1 of 2 complete trials)" in page
+    assert "constraints latency <= 0.5 (violated by 1 of 2 complete trials)" in page
     assert "Best: trial 0" in page
     assert "latency 0.4 ms" in page
     assert "latency 0.4 ms" in " ".join(said(capsys, "study", "best", "toy").split())
@@ -612,8 +612,8 @@ def test_latency_is_in_milliseconds_and_a_broken_constraint_is_said(capsys):
     assert "0.75 ms" in said(capsys, "study", "trials", "toy")
     study_of(create_trial(value=0.9, constraints=broken, **shared), name="none", spec=bounds)
     page = said(capsys, "study", "show", "none")
-    assert "broken by 1 of 1 complete trials" in " ".join(page.split())
-    assert "No complete trial keeps the constraints, so none is the best." in page
+    assert "violated by 1 of 1 complete trials" in " ".join(page.split())
+    assert "No complete trial satisfies the constraints, so there is no best trial." in page
     fastest = study_of(create_trial(value=0.75, **shared), name="fastest", objective=("latency",), spec=bounds)
     assert best_ranked(fastest)[0].mean == (0.75,)
     assert "0.75 ms" in said(capsys, "study", "best", "fastest")
@@ -627,7 +627,7 @@ def test_a_trial_that_ends_says_what_it_measured_and_what_it_breaks():
         {"unit @granet|synflow": CategoricalDistribution(["2:4", "weight"])},
     )
     one = create_trial(value=0.9, user_attrs=attrs, constraints={"latency": 0.25}, params=params, distributions=distributions)
-    text = "validation 90.00 %, density 0.500, latency 0.75 ms, breaks the constraint on latency  (unit=2:4)"
+    text = "validation 90.00 %, density 0.500, latency 0.75 ms, violates the constraint on latency  (unit=2:4)"
     assert ending(trial_row(one)) == f"complete: {text}"
 
 

@@ -168,7 +168,7 @@ def test_words_are_the_same_everywhere():
 
 def test_a_stopped_study_begins_nothing_until_it_is_run(capsys):
     ss.run_study(spec(trials=1), storage=URL)
-    assert command(capsys, "stop", "toy") == "toy begins no more trials. Go on with: subnet-search study run toy\n"
+    assert command(capsys, "stop", "toy") == "toy starts no more trials. Continue with: subnet-search study run toy\n"
     assert run_worker("toy", URL, trials=3) == []
     assert len(ss.run_study(spec(), storage=URL, trials=3).trials) == 3
 
@@ -189,7 +189,7 @@ def test_a_trial_under_way_stops_at_a_checkpoint_and_goes_on_to_the_same_end(cap
     said = command(capsys, "stop", "toy", "--now")
     worker.join(60)
     assert ran == [[]]  # it ended as a worker of a finished study does
-    assert "trial 0 will stop at a checkpoint" in said
+    assert "trial 0 will write a checkpoint and stop" in said
     [trial] = study.trials
     assert (trial.state, trial.user_attrs["interruptions"][0]["why"]) == (TrialState.WAITING, "the study was stopped")
     assert (trial.last_step or 0) < 80
@@ -215,8 +215,8 @@ def gone():
 
 def test_a_dead_process_of_this_machine_is_found_at_once(capsys):
     claimed(pid=gone())
-    assert command(capsys, "reap", "toy") == "trial 0 waits to go on\n"
-    assert command(capsys, "reap", "toy") == "no trial of toy has lost its worker\n"
+    assert command(capsys, "reap", "toy") == "trial 0 was requeued\n"
+    assert command(capsys, "reap", "toy") == "no running trial of toy has a dead worker\n"
 
 
 def test_a_living_process_of_this_machine_is_left_alone():
@@ -260,7 +260,7 @@ def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
 
 def test_a_worker_elsewhere_is_given_up_at_once_when_told(capsys):
     study, lease = claimed(heartbeat=100, host="elsewhere")
-    assert command(capsys, "reap", "toy", "--now") == "trial 0 waits to go on\n"
+    assert command(capsys, "reap", "toy", "--now") == "trial 0 was requeued\n"
     [past] = study.trials[0].user_attrs["interruptions"]
     assert not past["died"]
     assert past["why"].endswith("on elsewhere was declared dead by `study reap --now`")
@@ -323,7 +323,7 @@ def test_trials_of_dead_workers_hinder_nobody():
 
 def test_deleting_asks(capsys, monkeypatch):
     prepare_study(spec(), URL)
-    assert "delete toy and its 0 trials? There is nobody to ask here: say --yes" in command(capsys, "delete", "toy", code=2)
+    assert "delete toy and its 0 trials? Standard input is not a terminal: confirm with --yes" in command(capsys, "delete", "toy", code=2)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(SystemExit) as ended:
         main(["study", "delete", "toy"])

@@ -656,7 +656,7 @@ def test_a_trial_is_named_by_its_number(capsys):
         for place, words in enumerate((["1"], ["--trial", "1"]))
     ]
     assert [(record["trial"], record["same"]) for record in found] == [(1, True)] * 2
-    refused = "one trial is trained again: give its number, or --best"
+    refused = "give either a trial number or --best"
     assert refused in command(capsys, "study", "extract", "toy", 1, "--best", code=2)
     assert refused in command(capsys, "study", "extract", "toy", 1, "--trial", 0, code=2)
     assert "has no trial 98: it has 2" in command(capsys, "study", "extract", "toy", 98, code=2)
@@ -665,7 +665,7 @@ def test_a_trial_is_named_by_its_number(capsys):
 def test_advice_names_the_storage_and_quotes(capsys):
     prepare_study(spec(name="a b"), "sqlite:///my.db")
     said = command(capsys, "study", "stop", "a b", "--storage", "sqlite:///my.db")
-    assert said.endswith("Go on with: subnet-search study run 'a b' --storage sqlite:///my.db\n")
+    assert said.endswith("Continue with: subnet-search study run 'a b' --storage sqlite:///my.db\n")
 
 
 @pytest.mark.parametrize("name", ["x.pdf", "x.png", "x", "html"])

@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     words = [*overrides([*SMALL, *METHODS["rigl"], "recipe.epochs=40"])]
     whole = json.loads(on_two(*words, "--out", "whole", "--json").stdout)
     (said,) = stopped(signal.SIGTERM, *words, "--json")
-    found = re.fullmatch(r"stopped after step (\d+) of 280; go on with: torchrun (.*) extract (--resume --out part)", said)
+    found = re.fullmatch(r"stopped after step (\d+) of 280; continue with: torchrun (.*) extract (--resume --out part)", said)
     assert found
     assert int(found[1]) % 10 == 0
     assert found[2] == "--nproc-per-node 2 -m subnet_search"

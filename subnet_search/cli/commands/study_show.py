@@ -1,4 +1,4 @@
-"""The commands that look into studies. They read the storage and nothing else."""
+"""Commands that read studies."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 Filter = Annotated[
     list[str] | None,
-    typer.Option("--filter", metavar="CONDITION", help='As in "density<=0.1", extractor=rigl or "reason~nan"; several: all.'),
+    typer.Option(
+        "--filter",
+        metavar="CONDITION",
+        help='Such as "density<=0.1", extractor=rigl or "reason~nan" (contains); repeat for several.',
+    ),
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw it into this file.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a plot to this file.")]
 
 
 @studies.command("list", epilog="Example: subnet-search study list --json")
 @one_line_errors
 def list_(storage: Storage = None, json: Json = False) -> None:
-    """All studies in a storage."""
+    """List the studies in a storage."""
     from subnet_search.search.queries.queries import list_studies
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
 
@@ -33,7 +37,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
     if json:
         format.print_json(rows)
     elif rows:
-        columns = {"name": "study", "states": "trials", "objective": "for", "best": "best", "started": "started"}
+        columns = {"name": "study", "states": "trials", "objective": "objective", "best": "best", "started": "started"}
         best = [format.cell(row["objective"][0], row["best"]) for row in rows]
         told = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
         format.table(told, columns)
@@ -44,7 +48,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
 @one_line_errors
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """A study on one page."""
+    """Show a summary of a study: space, progress, failures, best trial."""
     from subnet_search.search.queries.study_summary import summarise_study
 
     record = summarise_study(_snapshot(name, storage))
@@ -60,25 +64,27 @@ def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
 @one_line_errors
 def trials(
     name: Name,
-    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Order by a column; missing values come last.")] = None,
-    desc: Annotated[bool, typer.Option("--desc", help="The highest first.")] = False,
+    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column; missing values come last.")] = None,
+    desc: Annotated[bool, typer.Option("--desc", help="Sort in descending order.")] = False,
     filter_: Filter = None,
-    columns: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Show these [default: as many as fit].")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values [default: of all columns].")] = False,
+    columns: Annotated[
+        str | None, typer.Option(metavar="COLUMN,...", help="Columns to show [default: as many as fit].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show at most this many trials.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with all columns unless --columns is given.")] = False,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """The trials of a study as a table.
+    """Show the trials of a study as a table.
 
-    Columns are number, state, the objectives, everything that trials recorded (density, steps, seconds, reason, ...) and
-    the parameters, by their keys or the last part of them: recipe.lr or lr.
+    Columns: number, state, objectives, recorded values (density, steps, seconds, reason, ...) and parameters, by their full
+    key or its last part: recipe.lr or lr.
     """
     from subnet_search.search.queries.queries import trial_row
     from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
 
     if csv and json:
-        raise UserError("--csv or --json, not both")
+        raise UserError("use either --csv or --json")
     study = _snapshot(name, storage)
     rows = flat_rows(study)
     known = columns_of(rows) or ["number", "state"]
@@ -106,7 +112,7 @@ def trial(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Everything about one trial, and the end of its log."""
+    """Show everything stored about a trial, and the end of its log."""
     from subnet_search.search.queries.queries import trial_details
 
     record = trial_details(_study(name, storage), number)
@@ -119,7 +125,7 @@ def trial(
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
 @one_line_errors
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """The best trial over its seeds, or the Pareto front."""
+    """Show the best trial by the mean over its seeds, or the Pareto front."""
     from subnet_search.search.queries.queries import need_ranked, ranked_row
     from subnet_search.search.storage.ranking import objectives
 
@@ -135,11 +141,11 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
 @one_line_errors
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one, for the same objective.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another study with the same objectives.")],
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Two studies side by side, also after equal work."""
+    """Compare two studies: budgets, best trials, and the best after equal numbers of trials and steps."""
     from subnet_search.search.queries.study_diff import diff_studies
 
     record = diff_studies(_snapshot(a, storage), _snapshot(b, storage))
@@ -155,15 +161,17 @@ def pareto(
     name: Name,
     objectives: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="Recorded measures [default: the study's objectives, or its one and density]."),
+        typer.Option(
+            metavar="NAME,NAME", help="Recorded metrics [default: the study's objectives, or its objective and density]."
+        ),
     ] = None,
     plot: Plot = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """The Pareto front over any measures that trials recorded.
+    """Show the Pareto front over any metrics that trials recorded.
 
-    A value is the mean over a trial's seeds. Trials that break a constraint are kept, and marked.
+    Values are means over a trial's seeds. Trials that violate a constraint are included and marked.
     """
     from subnet_search.search.storage.ranking import default_names, front
 
@@ -187,18 +195,20 @@ def pareto(
 @one_line_errors
 def importance(
     name: Name,
-    evaluator: Annotated[str, typer.Option(help="pedanova: what sets the best apart; fanova: variance.")] = "pedanova",
+    evaluator: Annotated[
+        str, typer.Option(help="pedanova: difference between the best and the other trials; fanova: explained variance.")
+    ] = "pedanova",
     objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Any recorded measure [default: the study's objective].")
+        str | None, typer.Option(metavar="NAME", help="Any recorded metric [default: the study's objective].")
     ] = None,
     filter_: Filter = None,
     plot: Plot = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Which parameters matter, by an evaluator of Optuna's.
+    """Show the importance of parameters, by one of Optuna's evaluators.
 
-    With --filter, among some of the trials alone: --filter extractor=rigl for the parameters of one method.
+    With --filter, only the matching trials are used: --filter extractor=rigl gives the parameters of one method.
     """
     from subnet_search.search.queries.importance import importance as evaluate
     from subnet_search.search.queries.trial_table import columns_of, flat_rows, select
@@ -215,7 +225,7 @@ def importance(
     if plot and record["importances"]:
         from subnet_search.analysis.plots import importance as draw
 
-        draw(record, plot, f"{name}: what matters for {record['objective'] or 'the Pareto front'}")
+        draw(record, plot, f"{name}: importance for {record['objective'] or 'the Pareto front'}")
     if json:
         format.print_json(record)
     else:
