@@ -28,11 +28,12 @@ def plasticity(
     plot: Annotated[bool, typer.Option(help="Also write plasticity.html to the folder.")] = True,
     json: Json = False,
 ) -> None:
-    """Measure pruning plasticity: the accuracy that a network recovers after pruning.
+    """Measure the accuracy recovered after pruning.
 
-    Liu et al. 2021 (arXiv:2106.10404). One dense run is pruned by magnitude at several times and rates, with and without
-    regrowing weights, and each branch is trained further. CONFIG gives the network, the data and the recipe; published
-    settings of its extractor are not used. With --out, branches that are in the folder are not run again.
+    Pruning plasticity, as in Liu et al. 2021 (arXiv:2106.10404). One dense run is pruned by magnitude at several times and
+    rates, with and without regrowing weights, and each branch is trained further. CONFIG gives the network, the data and
+    the recipe; published settings of its extractor are not used. With --out, branches that are in the folder are not run
+    again.
     """
     from subnet_search.analysis.plasticity import Plan
     from subnet_search.analysis.plasticity import plasticity as run
@@ -65,9 +66,10 @@ def masks(
     files: Annotated[list[Path], typer.Argument(help="Files of subnetworks or masks.")],
     json: Json = False,
 ) -> None:
-    """Compare masks: densities and dead outputs by layer, and overlap.
+    """Compare the masks of several files.
 
-    The overlap of each pair of files is the Jaccard index, shown with its expected value for random masks.
+    Prints densities and dead outputs by layer, and overlaps. The overlap of each pair of files is the Jaccard index, shown
+    with its expected value for random masks.
     """
     from subnet_search.analysis.compare_masks import compare_topologies
 
@@ -86,9 +88,7 @@ def masks(
     dead = {f"dead {name}": f"dead outputs {name}" for name in names if any(row[f"dead {name}"] for row in rows)}
     format.table(rows, {"layer": "layer", "weights": "weights", **{f"density {n}": f"density {n}" for n in names}, **dead})
     if record["overlaps"]:
-        format.console.print(
-            "\nOverlap: weights kept in both / weights kept in either; by chance: expected for random masks"
-        )
+        format.console.print("\nOverlap: weights kept in both / weights kept in either; by chance: expected for random masks")
         pairs = [f"{a} and {b}" for a, b in itertools.combinations(names, 2)]
         rows = [{"pair": pair, **one} for pair, one in zip(pairs, record["overlaps"], strict=True)]
         format.table(rows, {"pair": "pair", "overlap": "overlap", "chance": "by chance"})

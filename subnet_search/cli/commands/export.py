@@ -34,7 +34,7 @@ def export(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
 ) -> None:
-    """Write a subnetwork as a smaller or faster file, and measure its size and speed.
+    """Write a smaller or faster file, and measure it.
 
     compact removes dead channels; csr, bsr and 2:4 (GPU) store linear and 1x1 convolution layers as sparse matrices if that
     is faster; onnx is for ONNX Runtime; state-dict holds the masked weights in the shapes of the dense network.

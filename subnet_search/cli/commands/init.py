@@ -24,7 +24,10 @@ def shipped() -> dict[Path, Path]:
 
 
 def init(folder: Annotated[Path, typer.Argument(help="Target folder; created if it does not exist.")] = Path()) -> None:
-    """Copy example configurations, studies and extractors into a folder. Existing files are not overwritten."""
+    """Copy the package's examples into a folder.
+
+    These are configurations, studies and extractors. Existing files are not overwritten.
+    """
     for place in (folder, *(folder / name for name in PATTERNS)):
         if os.path.lexists(place) and not place.is_dir():
             raise UserError(f"{place} is a file: choose a folder")

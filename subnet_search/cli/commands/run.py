@@ -88,7 +88,10 @@ def evaluate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Measure accuracy, calibration, robustness and cost of a subnetwork or an exported network."""
+    """Measure accuracy and cost of a subnetwork file.
+
+    Prints accuracy, calibration and cost, and with options robustness and speed. Exported networks can be measured too.
+    """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
@@ -138,7 +141,10 @@ def methods(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all methods as Markdown.")] = False,
     json: Json = False,
 ) -> None:
-    """List the methods, or describe one: paper, formula, hyperparameters and their domains."""
+    """List the methods, or describe one.
+
+    A description has the paper, formula, hyperparameters and their search domains.
+    """
     from subnet_search.extractors import describe as registry
     from subnet_search.extractors.describe import catalogue, describe, published_lines
 
@@ -185,7 +191,10 @@ def methods(
 def data(
     name: Annotated[str | None, typer.Argument(help="Data set to describe [default: list all].")] = None, json: Json = False
 ) -> None:
-    """List the data sets and whether they are downloaded, or describe one: splits and statistics."""
+    """List the data sets, or describe one.
+
+    The list shows which are downloaded; a description has the splits and statistics.
+    """
     from subnet_search.data import catalogue, describe
 
     if name is None:

@@ -22,9 +22,10 @@ def retry(
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Queue failed trials again with the same configuration and seed, for example after fixing a bug.
+    """Queue failed trials again.
 
-    Each retry is a new trial. A failed trial can be retried once.
+    Each retry is a new trial with the same configuration and seed, for example after fixing a bug. A failed trial can be
+    retried once.
     """
     from subnet_search.search.storage.records import plain_spec
     from subnet_search.search.studies.admin import retry as again
@@ -53,10 +54,10 @@ def reap(
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """Requeue running trials whose worker is dead; the next worker resumes them from their checkpoints.
+    """Requeue running trials whose worker is dead.
 
-    Workers also do this. A worker on another machine counts as dead after five missed heartbeats, so the command waits that
-    long.
+    The next worker resumes them from their checkpoints. Workers also do this automatically. A worker on another machine
+    counts as dead after five missed heartbeats, so the command waits that long.
     """
     from subnet_search.search.studies.admin import release_lost_trials
 
@@ -88,7 +89,10 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Also interrupt running trials, after a checkpoint.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Stop a study: its workers, on all machines, start no more trials and exit."""
+    """Stop a study on all machines.
+
+    Its workers start no more trials and exit. `study run` continues the study.
+    """
     from subnet_search.search.studies.admin import stop as end
 
     running = end(find(name, storage), now)
@@ -139,7 +143,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write [default: NAME.json].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a study to one JSON file, which `study import` one_line_errors into any storage."""
+    """Write a study to a file for `study import`."""
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.storage.transfer import write_export
 
@@ -155,7 +159,7 @@ def import_(
     name: Annotated[str | None, typer.Option(help="New name of the study.")] = None,
     storage: Storage = None,
 ) -> None:
-    """Add a study from a file to a storage, to read or continue it."""
+    """Add a study from a file to a storage."""
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
     from subnet_search.search.storage.read import study_states
     from subnet_search.search.storage.transfer import import_study
@@ -172,7 +176,10 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 chooses a free one.")] = 8080,
     storage: Storage = None,
 ) -> None:
-    """Serve optuna-dashboard for browsers on this machine only, until Ctrl-C."""
+    """Serve optuna-dashboard until Ctrl-C.
+
+    Only browsers on this machine can open it.
+    """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.dashboard import dashboard as server_of
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage

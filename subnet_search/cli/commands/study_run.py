@@ -11,7 +11,7 @@ from subnet_search.cli.commands._options import Json, Set
 from subnet_search.cli.render import format, study_page
 from subnet_search.core.errors import Interrupted, UserError, unknown
 
-studies = typer.Typer(help="Search methods and hyperparameters with Optuna, and read the results.", no_args_is_help=True)
+studies = typer.Typer(help="Search methods and hyperparameters with Optuna.", no_args_is_help=True)
 Options = ParamSpec("Options")
 
 Name = Annotated[str, typer.Argument(help="The study's name.")]
@@ -110,7 +110,10 @@ def worker(
     wait: Wait = 0,
     json: Json = False,
 ) -> None:
-    """Run trials of a stored study in this process until the study is finished; any number of workers can join."""
+    """Run trials of a stored study in this process.
+
+    It ends when the study is finished. Any number of workers can run on any machines.
+    """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.engine.worker import run_worker
 
@@ -146,7 +149,10 @@ def extract(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Train a trial again to write its subnetwork, and check that it is the same as the trial's."""
+    """Train a trial again to write its subnetwork file.
+
+    Checks that the subnetwork is identical to the trial's.
+    """
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best

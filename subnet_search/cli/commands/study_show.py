@@ -48,7 +48,10 @@ def list_(storage: Storage = None, json: Json = False) -> None:
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
 @one_line_errors
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """Show a summary of a study: space, progress, failures, best trial."""
+    """Show a summary of a study.
+
+    It has the search space, progress, failures, best trials and important parameters.
+    """
     from subnet_search.search.queries.study_summary import summarise_study
 
     record = summarise_study(_snapshot(name, storage))
@@ -125,7 +128,10 @@ def trial(
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
 @one_line_errors
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """Show the best trial by the mean over its seeds, or the Pareto front."""
+    """Show the best trial, or the Pareto front.
+
+    Trials are ranked by the mean over their seeds.
+    """
     from subnet_search.search.queries.queries import need_ranked, ranked_row
     from subnet_search.search.storage.ranking import objectives
 
@@ -145,7 +151,10 @@ def compare(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Compare two studies: budgets, best trials, and the best after equal numbers of trials and steps."""
+    """Compare two studies.
+
+    Prints budgets, best trials, the best value after equal numbers of trials and steps, and different settings.
+    """
     from subnet_search.search.queries.study_diff import diff_studies
 
     record = diff_studies(_snapshot(a, storage), _snapshot(b, storage))
@@ -206,7 +215,9 @@ def importance(
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Show the importance of parameters, by one of Optuna's evaluators.
+    """Show the importance of each parameter.
+
+    It is computed by one of Optuna's evaluators.
 
     With --filter, only the matching trials are used: --filter extractor=rigl gives the parameters of one method.
     """
