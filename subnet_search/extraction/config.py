@@ -87,7 +87,7 @@ class RunConfig(Settings):
         unit, extractor = info.data.get("unit"), info.data.get("extractor")
         own = extractor is not None and extractor.paradigm.units[0] == "channel"
         if round_to is not None and unit != "channel" and not (own and unit == "weight"):
-            raise UserError(f"round_to needs unit: channel, got unit: {unit}")
+            raise UserError(f"needs unit: channel, got unit: {unit}")
         return round_to
 
     @field_validator("target")

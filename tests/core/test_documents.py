@@ -200,12 +200,16 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
             5,
             "unknown extractor \"{'name': 'x'}\"",
         ),
-        ("space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}", 3, "space.recipe.lr: it takes `when: {key: value}`"),
+        (
+            "space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}",
+            3,
+            "space.recipe.lr: a condition takes `when: {key: value}`",
+        ),
         ("space:\n  seed: {int: [1, 2]}", 3, "space.seed cannot be searched: each trial's seed is derived"),
         ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer takes true, or a list of layers"),
         (f"{SPACE}sampler: tpee", 3, "unknown sampler 'tpee'"),
         (f"{SPACE}objective: [density, x]", 3, "unknown objective 'x'"),
-        (f"{SPACE}constraints: {{density: low}}", 3, "the constraint on density"),
+        (f"{SPACE}constraints: {{density: low}}", 3, "a constraint is one of"),
     ],
 )
 def test_a_mistake_in_a_study_names_file_line_and_key(text, line, part):

@@ -555,7 +555,7 @@ def test_runs_that_differ_are_told_and_other_objectives_refused():
         {"key": "run.network.name", "a": None, "b": "conv2"},
     ]
     a, b = study_of(name="a"), study_of(name="b", objective=("density",))
-    with pytest.raises(UserError, match="'a' is for val_accuracy, 'b' for density"):
+    with pytest.raises(UserError, match="'a' has val_accuracy, 'b' has density"):
         diff_studies(Snapshot(a), Snapshot(b))
     assert diff_studies(Snapshot(a), Snapshot(study_of(name="c")))["at_equal_trials"] == []
 

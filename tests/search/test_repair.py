@@ -20,7 +20,6 @@ import subnet_search as ss
 from subnet_search.cli import main
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config_file import check
-from subnet_search.search.engine import heartbeat, history, scheduler
 from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_runner import run_trial
 from subnet_search.search.engine.worker import run_worker
@@ -29,7 +28,6 @@ from subnet_search.search.queries.queries import best_trials
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
 from subnet_search.search.storage.optuna_private import models
-from subnet_search.search.studies import admin
 from subnet_search.search.studies.admin import check_idle, delete_study, release_lost_trials, retry
 from subnet_search.search.studies.launcher import prepare_study
 
@@ -156,11 +154,6 @@ def test_the_command_says_how_to_run_them(capsys):
     assert command(capsys, "retry", "toy", 0) == "toy has no failed trial to retry\n"
     assert "only failed trials can be retried" in command(capsys, "retry", "toy", 1, code=2)
     assert "did you mean 'toy'" in command(capsys, "retry", "tou", code=2)
-
-
-def test_words_are_the_same_everywhere():
-    assert (admin.IMPORTED, admin.WITHDRAWN, admin.STOPPED) == (history.IMPORTED, scheduler.WITHDRAWN, scheduler.STOPPED)
-    assert admin.NOW == heartbeat.NOW
 
 
 # Stopping

@@ -195,7 +195,7 @@ def test_values_by_key_become_parameters_by_name():
         ),
         (
             {"network": {"choice": ["lenet5", "conv2"]}, "recipe.lr": {"when": "lenet5", "float": [1, 2]}},
-            "it takes `when: {key: value}`",
+            "a condition takes `when: {key: value}`",
         ),
         ({"recipe.lr": 0.1}, "nothing is searched"),
         ({"density_per_layer": "yes", "recipe.lr": {"float": [1, 2]}}, "takes true, or a list of layers"),
@@ -210,7 +210,7 @@ def test_values_by_key_become_parameters_by_name():
         ),
         (
             {"unit": {"choice": ["channel", "2:4"]}, "round_to": {"choice": [1, 8]}},
-            r"the unit is 2:4 \(in trials with unit 2:4\); restrict the key with `when: {unit: ...}`",
+            r"got unit: 2:4 \(in trials with unit 2:4\); restrict the key with `when: {unit: ...}`",
         ),
         ({"unit": {"choice": ["weight", "2:3:4"]}}, "unit"),
         (
@@ -231,7 +231,10 @@ def test_values_by_key_become_parameters_by_name():
             {"extractor.density": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
             "extractor.density and target.flops both",
         ),
-        ({"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}}, "target.units and target.flops both say"),
+        (
+            {"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
+            "target.units and target.flops both set the density",
+        ),
         (
             {"target.flops": {"float": [0.1, 1]}, "extractor.density": {"float": [0.1, 1]}},
             "target.flops and extractor.density both set the density: remove one of them",
@@ -258,7 +261,7 @@ def test_a_pruner_with_several_objectives_is_shown_the_constrained_form():
         ({"objective": ["val_accuracy", "val_accuracy"]}, "give at least one metric, each once"),
         ({"pruner": "rungs"}, "rungs needs several objectives"),
         ({"pruner": "wilcoxon"}, "set repeats to 2 or more"),
-        ({"constraints": {"density": "0.1"}}, "the constraint on density is one of"),
+        ({"constraints": {"density": "0.1"}}, "a constraint is one of"),
         ({"constraints": {"flop": "<= 1"}}, "unknown measure 'flop': did you mean 'flops'"),
         ({"duplicates": "keep"}, "duplicates"),
     ],

@@ -76,9 +76,9 @@ def test_values_of_some_keys_are_tried_first_and_the_rest_is_drawn():
         ({}, "enqueue, item 2: it has no values"),
         ({"study": "odl", "best": 2}, "enqueue, item 2: unknown study 'odl': did you mean 'old'"),
         ({"study": "old", "bets": 2}, r"enqueue, item 2: takes `study` \(a name\) and `best` \(a whole number, 1 or more\)"),
-        ({"study": "old", "best": 0}, "enqueue, item 2: it takes `study`"),
-        ({"study": "old", "best": True}, "enqueue, item 2: it takes `study`"),
-        ({"study": 3}, "enqueue, item 2: it takes `study`"),
+        ({"study": "old", "best": 0}, "enqueue, item 2: takes `study`"),
+        ({"study": "old", "best": True}, "enqueue, item 2: takes `study`"),
+        ({"study": 3}, "enqueue, item 2: takes `study`"),
         ({"study": "new"}, "enqueue, item 2: a study cannot import its own results"),
         ({"study": "old.json"}, "enqueue, item 2: cannot read old.json: No such file"),
     ],
@@ -145,7 +145,7 @@ def test_results_of_another_study_are_known_and_do_not_count(caplog):
     )
     with caplog.at_level(logging.WARNING):
         study = prepare_study(spec(imports=["old"]), URL)
-    assert "imports: 2 results of 'old' cannot be used, 2 can: 1 with recipe.lr where" in caplog.text
+    assert "imports: 2 results of 'old' cannot be used, 2 can: 1 with recipe.lr outside" in caplog.text
     assert "1 of another method (snip)" in caplog.text
     first, second = study.trials
     assert (first.params, first.values) == ({"recipe.lr": 0.1, "recipe.momentum": 0.9}, [0.7])
@@ -190,9 +190,9 @@ def test_the_objectives_and_constraints_are_this_studys(caplog):
     [
         (["old"], {"constraints": {"latency": "<= 3"}}, "imports: no usable result in 'old': 1 without latency"),
         (["old"], {"space": {"recipe.lr": {"float": [1, 2]}}}, "1 with recipe.lr outside this study's domain"),
-        (["old"], {"space": {"network.init": {"choice": ["signed_constant"]}}}, "1 with network.init where"),
+        (["old"], {"space": {"network.init": {"choice": ["signed_constant"]}}}, "1 with network.init outside"),
         (["empty"], {}, "imports: no usable result in 'empty': it has no complete trial"),
-        (["new"], {}, "results of its own"),
+        (["new"], {}, "import its own results"),
         (["nil"], {}, "unknown study 'nil'"),
         (["nil.json"], {}, "cannot read nil.json"),
     ],

@@ -26,7 +26,7 @@ def config(**values):
     [
         ({"unit": "filter"}, "a unit is weight, channel, n:m such as 2:4, or block:size such as block:16, got 'filter'"),
         ({"unit": "channel", "extractor": "cht"}, "cht does not support 'channel', only weight"),
-        ({"round_to": 8}, "round_to needs unit: channel, got unit: weight"),
+        ({"round_to": 8}, "round_to: needs unit: channel, got unit: weight"),
         ({"target": {"flops": 0.5, "parameters": 0.5}}, "at most 1 item"),
         ({"target": {"macs": 0.5}}, "target"),
         ({"target": {"flops": 1.5}}, "less than or equal to 1"),

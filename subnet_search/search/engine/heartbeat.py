@@ -6,10 +6,8 @@ from contextlib import contextmanager
 
 from subnet_search.core.errors import RunError
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
-from subnet_search.search.storage.records import STOPPED
+from subnet_search.search.storage.records import NOW, STOPPED
 from subnet_search.search.storage.retry import patiently
-
-NOW = "now"  # value of the study attribute `stopped` that also interrupts running trials
 
 
 @contextmanager

@@ -21,6 +21,7 @@ REPEATS = "repeats"  # number of the trial that this one repeats with a new seed
 RETRIES = "retries"  # number of the failed trial that this one retries
 WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
 STOPPED = "stopped"  # whether the workers of a study start no more trials
+NOW = "now"  # value of STOPPED that also interrupts running trials
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 CONDITION = " @"  # separates key and condition in the name of a conditional parameter
 

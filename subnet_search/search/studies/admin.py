@@ -18,12 +18,11 @@ from subnet_search.search.storage.leases import PATIENCE, is_dead, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
 from subnet_search.search.storage.read import read_trials
-from subnet_search.search.storage.records import REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
+from subnet_search.search.storage.records import NOW, REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 from subnet_search.search.storage.write import insert_trials
 
-NOW = "now"  # value of the study attribute `stopped` that also interrupts running trials, as in heartbeat.py
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # attributes that a retry copies from the failed trial
 
 
