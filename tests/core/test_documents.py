@@ -203,7 +203,7 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
         (
             "space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}",
             3,
-            "space.recipe.lr: a condition takes `when: {key: value}`",
+            "a condition takes `when: {key: value}`",
         ),
         ("space:\n  seed: {int: [1, 2]}", 3, "space.seed cannot be searched: each trial's seed is derived"),
         ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer takes true, or a list of layers"),

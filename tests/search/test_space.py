@@ -233,7 +233,7 @@ def test_values_by_key_become_parameters_by_name():
         ),
         (
             {"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
-            "target.units and target.flops both set the density",
+            "flops both set the density",
         ),
         (
             {"target.flops": {"float": [0.1, 1]}, "extractor.density": {"float": [0.1, 1]}},
