@@ -23,25 +23,25 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
     Raises UserError: one line with the file, the line, the key and the valid values.
     """
     found = Document({}) if path is None else _read_yaml(Path(path))
-    values, places = found.values, found.places
+    values, locations = found.values, found.places
     for override in overrides:
         key, separator, text = (part.strip() for part in override.partition("="))
         if not separator or not key or "@" in key or "://" in key:
             raise UserError(f"-s takes KEY=VALUE, got {override!r}")
         put(values, key, read_text(text, f"the value of -s {key}").values)
-        places = {name: place for name, place in places.items() if not name.startswith(f"{key}.")}
-        places[key] = f"-s {key}"  # without the value: it may be a secret
-    return check(model, typed(values, model), places)
+        locations = {name: location for name, location in locations.items() if not name.startswith(f"{key}.")}
+        locations[key] = f"-s {key}"  # without the value: it may be a secret
+    return check(model, typed(values, model), locations)
 
 
-def check(model: type[M], values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> M:
-    """Validate `values` as a `model`. Raises UserError with the first error, and its file and line if `places` has the key."""
-    places = places or {}
-    with reading(places.get("", "the settings")):
+def check(model: type[M], values: Mapping[str, Any], locations: Mapping[str, str] | None = None) -> M:
+    """Validate `values` as a `model`. Raises UserError with the first error, with its file and line from `locations`."""
+    locations = locations or {}
+    with reading(locations.get("", "the settings")):
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            raise UserError(_describe(model, values, error, places)) from error
+            raise UserError(_describe(model, values, error, locations)) from error
 
 
 def typed(value: Any, kind: Any = None) -> Any:
@@ -110,7 +110,7 @@ def _read_yaml(path: Path) -> Document:
     return found
 
 
-def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, places: Mapping[str, str]) -> str:
+def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, locations: Mapping[str, str]) -> str:
     """The first validation error in one line."""
     problem, mistake = error.errors()[0], invalid(error)
     path = [str(part) for part in problem["loc"]]
@@ -121,8 +121,8 @@ def _describe(model: type[BaseModel], values: Mapping[str, Any], error: Validati
         hint = f"did you mean {near[0]!r}? " if near else ""
         message = f"unknown key {'.'.join(path)!r}: {hint}valid: {', '.join(valid)}"
     path = mistake.key.split(".")
-    place = next((places[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in places), None)
-    where = f" ({place})" if place else ""
+    location = next((locations[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in locations), None)
+    where = f" ({location})" if location else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{message}{where}{more}"
 

@@ -201,8 +201,8 @@ def _acquire(lock: FileLock, folder: Path, leased: bool) -> None:
             raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
         log.warning("cannot lock %s (%s): make sure that no other run uses it", folder, error.strerror)
     else:
-        for place in (folder, folder / CHECKPOINT.parent):
-            remove_temporary(place)
+        for parent in (folder, folder / CHECKPOINT.parent):
+            remove_temporary(parent)
 
 
 def _prepare(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:

@@ -157,7 +157,7 @@ def test_a_trial_that_is_not_there():
     study = toy()
     assert find_trial(study, 11).number == 11
     for number in (12, -1):
-        with pytest.raises(UserError, match=f"the study 'toy' has no trial {number}: it has 12, counted from 0"):
+        with pytest.raises(UserError, match=f"the study 'toy' has no trial {number}: it has 12, numbered from 0"):
             find_trial(study, number)
 
 
@@ -232,7 +232,7 @@ def test_studies_in_a_list():
 
 def test_a_study_under_way():
     record = summarise_study(toy())
-    assert record["status"] == "under way"
+    assert record["status"] == "running"
     assert (record["budget"], record["finished"], record["repeated"], record["imported"]) == (6, 4, 4, 1)
     assert (record["steps"], record["seconds"]) == (220, 6.0)
     assert record["space"] == {"recipe.lr": "0.01 to 1, log"}
@@ -250,7 +250,7 @@ def test_an_empty_study_a_finished_one_and_one_that_was_left():
     study = study_of(name="empty")
     study.set_user_attr("space", {"recipe.lr": "0.01 to 1, log"})
     empty = summarise_study(study)
-    assert (empty["status"], empty["states"], empty["best"], empty["elapsed"]) == ("not begun", {}, [], None)
+    assert (empty["status"], empty["states"], empty["best"], empty["elapsed"]) == ("not started", {}, [], None)
     assert empty["space"] == {"recipe.lr": "0.01 to 1, log"}
     done = study_of(*[trial(value=0.1)] * 6, name="done")
     assert summarise_study(done)["status"] == "finished"

@@ -316,9 +316,7 @@ def test_trials_of_dead_workers_hinder_nobody():
 
 def test_deleting_asks(capsys, monkeypatch):
     prepare_study(spec(), URL)
-    assert "delete toy and its 0 trials? Standard input is not a terminal: confirm with --yes" in command(
-        capsys, "delete", "toy", code=2
-    )
+    assert "use --yes to delete toy and its 0 trials" in command(capsys, "delete", "toy", code=2)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(SystemExit) as ended:
         main(["study", "delete", "toy"])

@@ -129,8 +129,8 @@ def _verdict(record: dict[str, Any]) -> str:
     found: dict[str, list[str]] = {}
     for row in record["latency"]:
         found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))
-    told = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
-    return told if record["faster"] or not record["advice"] else f"{told}: {record['advice']}"
+    text = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
+    return text if record["faster"] or not record["advice"] else f"{text}: {record['advice']}"
 
 
 def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def init(folder: Annotated[Path, typer.Argument(help="Target folder; created if 
 
     These are configurations, studies and extractors. Existing files are not overwritten.
     """
-    for place in (folder, *(folder / name for name in PATTERNS)):
-        if os.path.lexists(place) and not place.is_dir():
-            raise UserError(f"{place} is a file: choose a folder")
+    for path in (folder, *(folder / name for name in PATTERNS)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path} is a file: choose a folder")
     written = 0
     for name, source in shipped().items():
         target = folder / name

@@ -69,11 +69,11 @@ def reap(
             )
             if format.errors.is_terminal:
                 status.update(words)
-            elif not told:
+            elif not waits:
                 format.errors.print(words, markup=False, soft_wrap=True)
-            told.append(left)
+            waits.append(left)
 
-        told: list[float] = []
+        waits: list[float] = []
         trials = release_lost_trials(find(name, storage), now=now, watch=watch)
     for trial in trials:
         failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "was requeued"
@@ -128,9 +128,7 @@ def delete(
     with_files = f" with their run folders in {folder}" if files and folder.is_dir() else ""
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(
-                f"delete {name} and its {count} trials{with_files}? Standard input is not a terminal: confirm with --yes"
-            )
+            raise UserError(f"standard input is not a terminal: use --yes to delete {name} and its {count} trials{with_files}")
         typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
     deleted = [str(path) for path in delete_study(study, force=force, files=files)]
     format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)

@@ -39,8 +39,8 @@ def list_(storage: Storage = None, json: Json = False) -> None:
     elif rows:
         columns = {"name": "study", "states": "trials", "objective": "objective", "best": "best", "started": "started"}
         best = [format.cell(row["objective"][0], row["best"]) for row in rows]
-        told = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
-        format.table(told, columns)
+        shown = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
+        format.table(shown, columns)
     else:
         format.console.print("no studies yet (start one with: subnet-search study run)")
 
@@ -90,14 +90,14 @@ def trials(
         raise UserError("use either --csv or --json")
     study = _snapshot(name, storage)
     rows = flat_rows(study)
-    known = columns_of(rows) or ["number", "state"]
-    wanted = [find_column(word.strip(), known) for word in columns.split(",")] if columns else None
-    rows = select(rows, filter_ or (), known)
+    available = columns_of(rows) or ["number", "state"]
+    wanted = [find_column(word.strip(), available) for word in columns.split(",")] if columns else None
+    rows = select(rows, filter_ or (), available)
     if sort or desc:
-        rows = arrange(rows, find_column(sort or "number", known), desc)
+        rows = arrange(rows, find_column(sort or "number", available), desc)
     rows = rows[:limit]
     if csv:
-        tables.csv([{key: row.get(key) for key in wanted or known} for row in rows], wanted or known)
+        tables.csv([{key: row.get(key) for key in wanted or available} for row in rows], wanted or available)
     elif json and wanted:
         tables.json_rows({key: row.get(key) for key in wanted} for row in rows)
     elif json:

@@ -24,7 +24,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
     """Print the summary of a study. storage: the --storage option, for the printed commands."""
     lines = {
         "status": _progress(record),
-        "searched over": _searched(record["space"]),
+        "search space": _searched(record["space"]),
         "objective": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
         "constraints": "\n".join(_constraint(name, bound, record) for name, bound in record["constraints"].items()),
         "run": _run(record),
@@ -110,7 +110,7 @@ def trial(record: Row, name: str) -> None:
         "seeds": "\n".join(f"{one['seed']}: {format.cell('', one['values'])}" for one in record.get("seeds", ())),
         "repeated by": "\n".join(_repeat(one) for one in record.get("repeated", ())),
         "interruptions": "\n".join(f"{one['why']} ({one['host']} {one['pid']})" for one in record["interruptions"]),
-        "reports": ", ".join(f"{step}: {format.cell('', value)}" for step, value in record["reports"].items()),
+        "intermediate values": ", ".join(f"{step}: {format.cell('', value)}" for step, value in record["reports"].items()),
     }
     title = f"Trial {record['number']} of {name}"
     format.pairs({key: value for key, value in shown.items() if value not in (None, "", {}, [])}, title=title)
@@ -158,7 +158,7 @@ def diff_studies(record: Row) -> None:
 
 def importance(record: Row, name: str, at_most: int | None = None, storage: str | None = None) -> None:
     """Print importances with bars, and a line with evaluator, number of trials and meaning."""
-    head = f"Importance by {record['evaluator']}, N = {record['trials']:,}"
+    head = f"Importance ({record['evaluator']}, {record['trials']:,} trials)"
     shares = list(record["importances"].items())
     plain(f"{head}: {record['meaning'] if shares else record['note']}")
     widest = max((len(param) for param, _ in shares[:at_most]), default=0)
@@ -222,9 +222,9 @@ def _named(options: Row) -> str:
 
 
 def _spent(record: Row) -> str:
-    elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} of elapsed time"
+    elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} elapsed"
     steps = f"{record['steps']:,}{_of(record['budget_steps'])} training steps"
-    return f"{steps}, {format.seconds(record['seconds'])} of training{elapsed}" if record["states"] else ""
+    return f"{steps}, {format.seconds(record['seconds'])} training time{elapsed}" if record["states"] else ""
 
 
 def _worker(worker: Row) -> str:

@@ -59,12 +59,12 @@ class Scheduler:
         """The study's lock: no other worker starts or ends a trial meanwhile."""
         return exclusive(self.storage, self.study.study_name)
 
-    def next(self, begin: bool = True) -> TrialLease | Literal["wait", "done"]:
+    def next(self, start_new: bool = True) -> TrialLease | Literal["wait", "done"]:
         """The next trial to run. "wait": try again later; "done": the study is finished or stopped.
 
-        begin   False: only resume trials that were started before
+        start_new   False: only resume trials that were started before
         """
-        while (found := patiently(self._next, begin)) is None:
+        while (found := patiently(self._next, start_new)) is None:
             pass
         return found
 
@@ -73,7 +73,7 @@ class Scheduler:
         with self.alone():
             return self._release_lost(self.reader.trials())
 
-    def _next(self, begin: bool) -> TrialLease | Literal["wait", "done"] | None:
+    def _next(self, start_new: bool) -> TrialLease | Literal["wait", "done"] | None:
         with self.alone():
             stopped = self._is_stopped()
             trials = self.reader.trials()
@@ -87,15 +87,15 @@ class Scheduler:
             waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
             for trial in waiting:
                 record = TrialRecord(trial)
-                allowed = (below_budget or record.repeats is not None) and (begin or record.began)
+                allowed = (below_budget or record.repeats is not None) and (start_new or record.began)
                 if allowed and self._history_complete(trials, trial.number):
                     return self._start_queued(trial, trials)
             full = self.spec.compares or len(counting) >= self.budget or self._steps_spent(trials)
-            if not full and begin:
+            if not full and start_new:
                 return self._draw_trial(trials) if self._history_complete(trials, len(trials)) else "wait"
-            if running or (waiting and below_budget and begin):
+            if running or (waiting and below_budget and start_new):
                 return "wait"
-            return None if begin and self._repeat_best(trials) else "done"
+            return None if start_new and self._repeat_best(trials) else "done"
 
     def _is_stopped(self) -> bool:
         """Whether the study was stopped. Raises RunError if it was deleted; SQLite may have reused its id for another study."""

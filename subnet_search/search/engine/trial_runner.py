@@ -153,13 +153,13 @@ class _Trial:
             "seed": config.seed,
         }
 
-    def _constrain(self, known: dict[str, float], when: str) -> None:
+    def _constrain(self, metrics: dict[str, float], when: str) -> None:
         """Store the constraints whose values are certain; a violated one ends the trial."""
         for bound in self.spec.bounds:
-            if bound.name in known:
-                self.lease.constrain(bound.name, bound.violation(known[bound.name]))
-                if bound.violation(known[bound.name]) > 0:
-                    raise _Pruned(f"{bound} is violated {when}: {known[bound.name]:.4g}")
+            if bound.name in metrics:
+                self.lease.constrain(bound.name, bound.violation(metrics[bound.name]))
+                if bound.violation(metrics[bound.name]) > 0:
+                    raise _Pruned(f"{bound} is violated {when}: {metrics[bound.name]:.4g}")
 
     def _check_topology(self, masks: Masks) -> None:
         self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
@@ -186,8 +186,8 @@ class _Trial:
             if not last and self.pruner != "none" and self.lease.in_memory.should_prune():
                 raise _Pruned(f"{self.spec.pruner['name']} stopped it after epoch {epoch.epoch}", now)
         if epoch.epoch in self.rungs and not last:
-            known = {**at_epoch(epoch), "density": epoch.density}
-            self.rung_values[str(epoch.epoch)] = [known[name] for name in self.spec.objective if name in known]
+            metrics = {**at_epoch(epoch), "density": epoch.density}
+            self.rung_values[str(epoch.epoch)] = [metrics[name] for name in self.spec.objective if name in metrics]
             self.lease.note(rungs=self.rung_values)
             if is_behind(self.lease, self.spec, str(epoch.epoch), self.rung_values[str(epoch.epoch)]):
                 raise _Pruned(f"pruned by rank at rung {epoch.epoch}", now)

@@ -70,7 +70,7 @@ def run_worker(
     while True:
         if should_stop():
             raise Interrupted("stopped between trials")
-        lease = scheduler.next(begin=time.monotonic() < deadline)
+        lease = scheduler.next(start_new=time.monotonic() < deadline)
         if lease == "done":
             return ran
         if lease == "wait":
@@ -143,8 +143,8 @@ def _latched(should_stop: Callable[[], bool]) -> Callable[[], bool]:
     return held
 
 
-def _warn_of_versions(begun: dict[str, str]) -> None:
-    changed = [f"{key} {begun[key]}, here {now}" for key, now in versions().items() if begun.get(key, now) != now]
+def _warn_of_versions(started: dict[str, str]) -> None:
+    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
     if changed:
         log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
 

@@ -73,7 +73,7 @@ def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
     found = read_trials(study, first=number, last=number) if 0 <= number <= MOST else []
     if not found:
         count = study_states(study._storage)[study.study_name].total()
-        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0")
+        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, numbered from 0")
     return found[0]
 
 

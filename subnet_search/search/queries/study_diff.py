@@ -88,13 +88,13 @@ def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
 
 def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sign: float) -> list[dict[str, Any]]:
     """Best value of both studies at fractions of the work that both have done."""
-    place = ("trials", "steps").index(key)
-    done = min(course[-1][place] if course else 0 for course in courses)
+    column = ("trials", "steps").index(key)
+    done = min(course[-1][column] if course else 0 for course in courses)
     rows = []
     for work in dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done):
         best = []
         for course in courses:
-            reached = bisect_right([point[place] for point in course], work)
+            reached = bisect_right([point[column] for point in course], work)
             cost = course[reached - 1][2] if reached else float("inf")
             best.append(None if cost == float("inf") else sign * cost)
         rows.append({key: work, "a": best[0], "b": best[1]})

@@ -67,11 +67,11 @@ def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTri
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
     if any(not is_dead(TrialRecord(trial).worker) for trial in running):
-        return "stopping" if study.user_attrs.get(STOPPED) else "under way"
+        return "stopping" if study.user_attrs.get(STOPPED) else "running"
     if study.user_attrs.get(STOPPED):
         return "stopped"
     if not trials:
-        return "not begun"
+        return "not started"
     compares = bool(spec) and not spec["space"]
     spent = spec.get("steps") and steps_spent(trials) >= spec["steps"]
     done = compares or spent or _finished(trials, compares) >= spec.get("trials", 0)
@@ -119,8 +119,8 @@ def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 def _elapsed(trials: Iterable[FrozenTrial]) -> float | None:
     """Seconds from the start of the first trial to the end of the last; None if no trial has ended."""
     times = [(trial.datetime_start, trial.datetime_complete) for trial in trials if TrialRecord(trial).imported_from is None]
-    begun, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
-    return (max(ended) - min(begun)).total_seconds() if begun and ended else None
+    started, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
+    return (max(ended) - min(started)).total_seconds() if started and ended else None
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:

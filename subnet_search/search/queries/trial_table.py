@@ -53,9 +53,9 @@ def select(rows: Sequence[Row], conditions: Sequence[str], columns: Sequence[str
 
 def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[Row]:
     """The rows sorted by a column, those without a value last."""
-    known = [row for row in rows if row.get(column) is not None]
-    known.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
-    return [*known, *(row for row in rows if row.get(column) is None)]
+    present = [row for row in rows if row.get(column) is not None]
+    present.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
+    return [*present, *(row for row in rows if row.get(column) is None)]
 
 
 def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:

@@ -166,7 +166,7 @@ class Space:
         """Check that both ends of every domain make a valid run with every method and unit."""
         keys = {entry.key for entry in self.entries}
         for entry in self.entries:
-            with blaming(entry.place):
+            with blaming(entry.spec_key):
                 for key in entry.when:
                     if key not in keys:
                         raise UserError(f"space.{entry.key}: `when` refers to {key!r}, which the space does not search or set")
@@ -178,7 +178,7 @@ class Space:
                 both = f"space: {' and '.join(amounts)} both set the density: remove one of them"
                 raise UserError(both, f"space.{amounts[0]}")
         for entry in self.searched:
-            with blaming(entry.place):
+            with blaming(entry.spec_key):
                 for value in entry.domain.bounds() if entry.domain else ():
                     self._check_value(entry, value)
 

@@ -30,7 +30,7 @@ class Entry:
     domain: Domain | None = None
     value: Any = None
     when: When = field(default_factory=dict)
-    place: str = ""
+    spec_key: str = ""
     """Dotted key in the spec, for error messages."""
 
     @property
@@ -73,30 +73,30 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
     targeted = run.target is not None or any(key.partition(".")[0] == TARGET for key in given)
     if wanted is None:
         return
-    place = f"space.{METHOD}"
+    spec_key = f"space.{METHOD}"
     if not (isinstance(wanted, Mapping) and "choice" in wanted):
-        yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted, place)
+        yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted, spec_key)
         return
     choice = wanted["choice"]
     if len(wanted) > 1 or not isinstance(choice, list | Mapping) or not choice:
         raise UserError(
             "space.extractor: `choice` takes a list of methods, or a mapping from methods to their searched hyperparameters",
-            place,
+            spec_key,
         )
     for index, method in enumerate(choice):
-        with blaming(f"{place}.choice.{index if isinstance(choice, list) else method}"):
+        with blaming(f"{spec_key}.choice.{index if isinstance(choice, list) else method}"):
             get_extractor(method)
     spaces = (
         dict.fromkeys(choice, "all") if isinstance(choice, list) else {k: "all" if v is None else v for k, v in choice.items()}
     )
-    yield Entry(METHOD, OneOf(*spaces), place=place)
+    yield Entry(METHOD, OneOf(*spaces), spec_key=spec_key)
     for method, space in spaces.items():
-        at = f"{place}.choice.{method}"
+        at = f"{spec_key}.choice.{method}"
         yield from _hyperparameters(get_extractor(method), space, {METHOD: (method,)}, shared, targeted, at)
 
 
 def _hyperparameters(
-    method: type[Extractor], wanted: Any, when: When, shared: set[str], targeted: bool, place: str
+    method: type[Extractor], wanted: Any, when: When, shared: set[str], targeted: bool, spec_key: str
 ) -> Iterator[Entry]:
     """Entries for `all` declared domains of a method, a list of names, or a mapping from names to a domain, a value or null.
 
@@ -108,15 +108,15 @@ def _hyperparameters(
     elif isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
         wanted = dict.fromkeys(wanted)
     elif not isinstance(wanted, Mapping):
-        raise UserError("space.extractor takes `all`, a list of hyperparameters, or hyperparameters with domains", place)
+        raise UserError("space.extractor takes `all`, a list of hyperparameters, or hyperparameters with domains", spec_key)
     for name, value in wanted.items():
-        with blaming(f"{place}.{name}"):
+        with blaming(f"{spec_key}.{name}"):
             if name not in method.model_fields:
                 raise unknown(f"hyperparameter of {method.name}", name, own)
             if value is None and name not in own:
                 raise UserError(f"space.extractor.{name}: {method.name} declares no domain for it: give one")
             if name not in shared:
-                yield from entries_of(f"{METHOD}.{name}", own[name] if value is None else value, when, f"{place}.{name}")
+                yield from entries_of(f"{METHOD}.{name}", own[name] if value is None else value, when, f"{spec_key}.{name}")
 
 
 def layer_entries(given: Mapping[str, Any]) -> list[Entry]:
@@ -125,24 +125,24 @@ def layer_entries(given: Mapping[str, Any]) -> list[Entry]:
         return []  # the layers are filled in when the study is created
     if not isinstance(layers, list) or not all(isinstance(layer, str | int) for layer in layers):
         raise UserError(f"space.{LAYERS} takes true, or a list of layers", f"space.{LAYERS}")
-    return [Entry(f"{LAYERS}.{layer}", LAYER_DENSITY, place=f"space.{LAYERS}") for layer in layers]
+    return [Entry(f"{LAYERS}.{layer}", LAYER_DENSITY, spec_key=f"space.{LAYERS}") for layer in layers]
 
 
-def entries_of(key: str, value: Any, when: When | None = None, place: str = "") -> list[Entry]:
-    """Entries of one item of the space. `place` is its dotted key in the spec."""
-    place = place or f"space.{key}"
+def entries_of(key: str, value: Any, when: When | None = None, spec_key: str = "") -> list[Entry]:
+    """Entries of one item of the space. `spec_key` is its dotted key in the spec."""
+    spec_key = spec_key or f"space.{key}"
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and "when" in item for item in value):
-        return [e for index, item in enumerate(value) for e in entries_of(key, item, when, f"{place}.{index}")]
-    with blaming(place):
+        return [e for index, item in enumerate(value) for e in entries_of(key, item, when, f"{spec_key}.{index}")]
+    with blaming(spec_key):
         if isinstance(value, Mapping) and "when" in value:
             given, rest = value["when"], {name: inner for name, inner in value.items() if name != "when"}
             if not isinstance(given, Mapping) or not given or not rest or [] in given.values():
                 raise UserError(f"space.{key}: a condition takes `when: {{key: value}}` and a domain or `value:`")
             conditions = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in given.items()}
             inner = rest["value"] if set(rest) == {"value"} else rest
-            return entries_of(key, inner, {**(when or {}), **conditions}, place)
+            return entries_of(key, inner, {**(when or {}), **conditions}, spec_key)
         domain = _domain(key, value)
-        return [Entry(key, domain, None if domain else value, when or {}, place)]
+        return [Entry(key, domain, None if domain else value, when or {}, spec_key)]
 
 
 def _domain(key: str, value: Any) -> Domain | None:

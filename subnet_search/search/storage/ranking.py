@@ -152,7 +152,7 @@ NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes
 def objectives(study: optuna.Study) -> list[str]:
     """The names of a study's values."""
     count = len(study.directions)
-    return study.metric_names or (["value"] if count == 1 else [f"value_{place}" for place in range(count)])
+    return study.metric_names or (["value"] if count == 1 else [f"value_{index}" for index in range(count)])
 
 
 def parameters(trial: FrozenTrial) -> dict[str, Any]:

@@ -191,9 +191,9 @@ def _record(kind: type[Value], values: Any) -> Value | None:
     """A record from stored values; None if one is missing or has another type. Unknown values are ignored."""
     if not isinstance(values, dict):
         return None
-    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
+    stored = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
     try:
-        return _adapter(kind).validate_python(known)  # type: ignore[no-any-return, arg-type]
+        return _adapter(kind).validate_python(stored)  # type: ignore[no-any-return, arg-type]
     except ValidationError:
         return None
 

@@ -97,8 +97,8 @@ def guarded(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[No
 def in_one_line(error: BaseException) -> str:
     """An error in one line of limited length, without passwords."""
     origin, text = _origin(error), scrub(_reason(error))
-    told = isinstance(origin, UserError | RunError | OptunaError | SQLAlchemyError | OSError)
-    return textwrap.shorten(text if told else f"{type(origin).__name__}: {text}", LONGEST_REASON, placeholder=" ...")
+    readable = isinstance(origin, UserError | RunError | OptunaError | SQLAlchemyError | OSError)
+    return textwrap.shorten(text if readable else f"{type(origin).__name__}: {text}", LONGEST_REASON, placeholder=" ...")
 
 
 def _reason(error: BaseException) -> str:

@@ -155,7 +155,7 @@ def _failed_trials(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[Fr
 def _select(study: optuna.Study, trials: Sequence[FrozenTrial], numbers: Sequence[int]) -> list[FrozenTrial]:
     for number in numbers:
         if not 0 <= number < len(trials):
-            raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {len(trials)}, counted from 0")
+            raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {len(trials)}, numbered from 0")
         if trials[number].state != TrialState.FAIL:
             raise UserError(f"only failed trials can be retried; trial {number} is {trials[number].state.name}")
     return [trials[number] for number in dict.fromkeys(numbers)]

@@ -337,8 +337,8 @@ def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, float | None] | None:
-    known = [value for value in values if value is not None]
-    if not known:
+    present = [value for value in values if value is not None]
+    if not present:
         return None
-    deviation = stdev(known) if len(known) > 1 else None
-    return {"mean": fmean(known), "low": min(known), "high": max(known), "deviation": deviation}
+    deviation = stdev(present) if len(present) > 1 else None
+    return {"mean": fmean(present), "low": min(present), "high": max(present), "deviation": deviation}

@@ -218,7 +218,7 @@ def _wait_for_workers(ray: Any, under_way: dict[Any, Any], should_stop: Callable
         if stopped:  # repeated, because a restarted worker does not know about it
             _kill_unanswered(ray, under_way, {run: worker.stop.remote() for run, worker in under_way.items()}, STOP_SECONDS)
     if stopped:
-        raise Interrupted("stopped; the trials under way wait to go on")
+        raise Interrupted("stopped; the running trials are queued to resume")
     if not finished:
         raise RunError(f"all workers failed, the last: {failures[-1]}")
     return failures
@@ -244,8 +244,8 @@ def _failure_of(ray: Any, run: Any) -> str | None:
 def _in_one_line(error: BaseException) -> str:
     """Ray's error message in one line, without traceback and actor details."""
     text = str(error).strip() or type(error).__name__
-    told = text.splitlines()[-1] if "Traceback" in text or "actor_id" in text else text
-    return textwrap.shorten(told, 250, placeholder=" ...")
+    message = text.splitlines()[-1] if "Traceback" in text or "actor_id" in text else text
+    return textwrap.shorten(message, 250, placeholder=" ...")
 
 
 class StudyWorker:
