@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from subnet_search.extractors.base import Change as Change
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
+    from subnet_search.search.studies.comparison import compare as compare
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
 _HOMES = {
     "Change": ("extractors.base", "Change"),
+    "compare": ("search.studies.comparison", "compare"),
     "Data": ("data", "Data"),
     "evaluate": ("extraction.evaluate", "evaluate"),
     "export": ("deploy.export", "export"),
@@ -84,6 +86,7 @@ __all__ = [
     "StudySpec",
     "Subnetwork",
     "UserError",
+    "compare",
     "evaluate",
     "export",
     "extract",

@@ -4,6 +4,7 @@ import subnet_search
 
 NAMES = """
 Change
+compare
 Data
 evaluate
 export

@@ -7,6 +7,7 @@ import threading
 import pytest
 import yaml
 
+import subnet_search as ss
 from subnet_search.cli import main
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.extraction.config import RunConfig
@@ -326,6 +327,10 @@ def test_the_commands(file, capsys, tmp_path, flawed):
     assert [row["complete"] for row in record["rows"]] == [3, 2, 3]
     assert len(record["cells"]) == 9
     assert len({cell["sha256"] for cell in record["cells"] if cell["state"] == "COMPLETE"}) == 8
+    again = ss.compare(file, ["edge_popup", "flawed"], [0.3], name="compare-toy")
+    assert {row["label"]: row["val_accuracy"] for row in again["rows"]} == {
+        row["label"]: row["val_accuracy"] for row in record["rows"]
+    }
     if record["plot"]:
         assert (tmp_path / record["plot"]).is_file()
     sane = json.loads(said(capsys, "sanity", file, "-s", "extractor={name: snip, density: 0.3}", "--seeds", 1, "--json").out)

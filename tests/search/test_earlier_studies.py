@@ -1,8 +1,8 @@
 """A study begun by version 0.1.0 before its modules moved to folders by layer: it is read, and goes on to the same trials.
 
 `golden/format2/study` was written at commit 6666b45, with one worker: three trials are complete, one failed, four were
-stopped by the pruner or by a constraint, and trial 8 waits with a checkpoint after two of its four epochs. `export.json` is
-its export; `undisturbed.json` has the trials of the same study without an interruption, one of them a repeat of the best.
+stopped by the pruner or by a constraint, and trial 8 waits with a checkpoint after two of its four epochs.
+`undisturbed.json` has the trials of the same study without an interruption, one of them a repeat of the best.
 (Its database was made smaller by SQLite's VACUUM.)
 """
 
@@ -80,9 +80,10 @@ def test_it_goes_on(capsys):
     assert command(capsys, "retry", "golden", 1)
 
 
-def test_its_export_is_imported_and_goes_on(capsys):
+def test_it_is_exported_and_imported_and_goes_on(capsys):
+    command(capsys, "export", "golden", "golden.db")
     shutil.rmtree("runs")
-    command(capsys, "import", STUDY / "export.json")
+    command(capsys, "import", "golden.db")
     assert from_json(capsys, "show", "golden")["states"] == STATES
     command(capsys, "run", "golden", *ALLOW)
     assert trials(capsys) == EXPECTED

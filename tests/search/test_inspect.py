@@ -420,14 +420,23 @@ def test_a_front_is_of_means_over_seeds():
     assert (row["val_accuracy"], row["seeds"]) == (pytest.approx(0.82), 3)
 
 
+def traces(page):
+    """What is drawn in a page of plotly's."""
+    return json.JSONDecoder().raw_decode(page, page.index("[", page.index("Plotly.newPlot(")))[0]
+
+
 def test_a_front_drawn(capsys, tmp_path):
     pytest.importorskip("plotly")
     points()
     shown = said(capsys, "study", "pareto", "toy", "--objectives", "val_accuracy,density", "--plot", tmp_path / "front.html")
     assert "On the Pareto front: 3 of 4 complete trials" in shown
     page = (tmp_path / "front.html").read_text()
-    assert "Pareto front" in page
-    assert "trials that break a constraint" in page
+    drawn = {trace["name"]: (trace["x"], trace["y"]) for trace in traces(page)}
+    assert {name: sorted(zip(*points, strict=True)) for name, points in drawn.items()} == {
+        "trials": [(0.2, 0.8)],
+        "Pareto front": [(0.1, 0.8), (0.5, 0.9), (0.9, 0.95)],
+        "trials that break a constraint": [(0.9, 0.95)],
+    }
     words = ["study", "pareto", "toy", "--objectives", "val_accuracy,density,latency", "--plot", tmp_path / "f.html"]
     assert "a plot shows two measures" in said(capsys, *words, code=2)
 
@@ -474,6 +483,17 @@ def test_fanova_says_what_it_left_out(capsys):
     assert branch["trials"] < 60
     text = said(capsys, "study", "importance", "toy", "--evaluator", "fanova")
     assert "Left out, because not every trial has them: extractor.every @rigl" in text
+
+
+@pytest.mark.parametrize("more", [[], ["--evaluator", "fanova"], ["--objective", "density"]])
+def test_importance_drawn(capsys, tmp_path, more):
+    pytest.importorskip("plotly")
+    searched()
+    record = from_json(capsys, "study", "importance", "toy", "--plot", tmp_path / "bars.html", *more)
+    [bars] = traces((tmp_path / "bars.html").read_text())
+    assert dict(zip(bars["y"], bars["x"], strict=True)) == pytest.approx(record["importances"])
+    assert bars["y"][-1] == next(iter(record["importances"]))  # the largest on top
+    assert bars["name"] == f"{record['evaluator']}, 60 trials: {record['meaning']}"
 
 
 def test_importance_for_another_measure_and_for_a_front():

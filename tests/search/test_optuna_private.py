@@ -5,7 +5,7 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy import inspect
 
-from subnet_search.search.storage.optuna_private import METRIC_NAMES, CachedStorage, StudyInfo, models
+from subnet_search.search.storage.optuna_private import METRIC_NAMES, CachedStorage, models
 
 TABLES = {
     models.StudyModel: ("study_id", "study_name"),
@@ -46,7 +46,6 @@ def test_the_attributes_of_studies_and_storages():
     assert study.ask()._trial_id >= 0
     study.set_metric_names(["accuracy"])
     assert study._storage.get_study_system_attrs(study._study_id) == {METRIC_NAMES: ["accuracy"]}
-    assert vars(StudyInfo()).keys() >= {"trials"}
 
 
 def test_the_version():

@@ -368,12 +368,12 @@ def test_a_link_to_a_folder_is_not_followed():
 
 def test_the_commands_that_move_a_study(capsys):
     study = ss.run_study(spec(trials=2), storage=URL)
-    assert command(capsys, "export", "toy").startswith("toy.json (")
-    assert "the storage has a study 'toy' already" in command(capsys, "import", "toy.json", code=2)
-    said = command(capsys, "import", "toy.json", "--name", "copy")
+    assert command(capsys, "export", "toy").startswith("toy.db (")
+    assert "the storage has a study 'toy' already" in command(capsys, "import", "toy.db", code=2)
+    said = command(capsys, "import", "toy.db", "--name", "copy")
     assert said == "copy with 2 trials; go on with: subnet-search study run copy\n"
     assert load_study("copy", open_storage(URL)).trials[1].values == study.trials[1].values
-    command(capsys, "import", "toy.json", "--storage", "sqlite:///new/other.db")
+    command(capsys, "import", "toy.db", "--storage", "sqlite:///new/other.db")
     command(capsys, "run", "toy", "--storage", "sqlite:///new/other.db", "--trials", 3)
     moved = load_study("toy", open_storage("sqlite:///new/other.db"))
     assert ss.run_study(spec(), storage=URL, trials=3).trials[2].values == moved.trials[2].values
@@ -426,13 +426,7 @@ def test_the_dashboard_shows_a_study_as_we_know_it(served):
     assert shown["note"]["body"] == note(study)
     assert "Looks for the highest **val_accuracy**, where density <= 0.1." in shown["note"]["body"]
     plots = {plot["id"]: json.loads(plot["graph_object"])["data"] for plot in shown["plotly_graph_objects"]}
-    over = {data["name"]: (data["x"], data["y"]) for data in plots["trials"]}
-    assert over == {
-        "complete": ([0], [0.5]),
-        "breaks a constraint": ([1], [0.9]),
-        "failed": ([2], [0.5]),
-        "best so far": ([0], [0.5]),
-    }
+    assert plots.keys() == {"density"}
     assert (plots["density"][0]["x"], plots["density"][0]["marker"]["symbol"]) == ([0.1, 0.3], ["circle", "circle-open"])
 
 

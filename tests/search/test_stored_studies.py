@@ -7,6 +7,7 @@ import random
 import re
 import sqlite3
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -29,7 +30,7 @@ from subnet_search.search.storage import connect
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
 from subnet_search.search.storage.records import plain_spec
 from subnet_search.search.storage.study_folder import file_name, folder_of, rebased
-from subnet_search.search.storage.transfer import FORMAT, _sha256, export_study, import_study, study_in, write_export
+from subnet_search.search.storage.transfer import import_study, study_in, write_export
 from subnet_search.search.storage.trust import imports_of, imports_of_spec
 from subnet_search.search.studies.admin import delete_study
 from subnet_search.search.studies.launcher import find_spec, prepare_study
@@ -95,7 +96,7 @@ def test_a_name_is_no_path(tmp_path, capsys):
     folder = folder_of(study)
     assert (folder / "0000" / "config.yaml").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
-    assert command(capsys, "study", "export", "../../../outside/x").startswith(f"{file_name('../../../outside/x')}.json (")
+    assert command(capsys, "study", "export", "../../../outside/x").startswith(f"{file_name('../../../outside/x')}.db (")
     done = command(capsys, "study", "delete", "../../../outside/x", "--yes")
     assert done == f"deleted ../../../outside/x with its 1 trials, {folder}\n"
     assert not folder.exists()
@@ -359,8 +360,8 @@ def test_a_stored_study_downloads_no_data_to_a_folder_that_it_names(capsys, monk
 
 
 def test_an_imported_study_is_asked_about_too(trap, capsys):
-    write_export(prepare_study(own(), URL), "toy.json")
-    command(capsys, "study", "import", "toy.json", "--name", "new")
+    write_export(prepare_study(own(), URL), "toy.db")
+    command(capsys, "study", "import", "toy.db", "--name", "new")
     assert "the study 'new' imports trap_of_tests:make" in command(capsys, "study", "run", "new", code=2)
     assert not trap()
 
@@ -373,8 +374,8 @@ def test_an_imported_study_does_not_say_where_artifacts_go(artifacts, kept, capl
     study = prepare_study(spec(), URL)
     study.set_user_attr("spec", json.dumps({**plain_spec(study), "artifacts": artifacts}))
     study.set_user_attr("folder", str(tmp_path / "outside-01234567"))
-    write_export(study, "toy.json")
-    read = import_study("toy.json", open_storage("sqlite:///other.db", create=True))
+    write_export(study, "toy.db")
+    read = import_study("toy.db", open_storage("sqlite:///other.db", create=True))
     assert plain_spec(read)["artifacts"] == kept
     assert ("and here in no place" in caplog.text) == (kept is None)
     assert folder_of(read).parent == Path("runs/trials")
@@ -390,7 +391,7 @@ LOOKS = (
     lambda name, url: study_show.trials(name, storage=url),
     lambda name, url: study_show.trial(name, 0, storage=url),
     lambda name, url: study_show.best(name, storage=url),
-    lambda name, url: study_admin.export(name, out=Path("again.json"), storage=url),
+    lambda name, url: study_admin.export(name, Path("again.db"), storage=url),
 )
 
 
@@ -405,7 +406,7 @@ def looked_at(capsys, url="sqlite:///bad.db", name="toy", by=LOOKS):
 
 @pytest.fixture(scope="module")
 def a_study(tmp_path_factory):
-    """A small study of every kind of trial: its SQLite file as bytes, and its export as text."""
+    """A small study of every kind of trial: its SQLite file, and its export, as bytes."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -425,26 +426,25 @@ def a_study(tmp_path_factory):
             )
         study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"reason": "no"}))
         study.add_trial(create_trial(state=TrialState.RUNNING, params={"recipe.lr": 1.0}, distributions=lr, user_attrs=worker))
-        text = json.dumps(export_study(study))
+        write_export(study, "export.db")
         rdb(study._storage).engine.dispose()
         database = sqlite3.connect("s.db", isolation_level=None)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode=DELETE")
         database.execute("VACUUM")
         database.close()
-        return (folder / "s.db").read_bytes(), text
+        return (folder / "s.db").read_bytes(), (folder / "export.db").read_bytes()
 
 
 def test_the_study_of_these_tests_can_be_read(a_study, capsys):
     Path("bad.db").write_bytes(a_study[0])
     assert looked_at(capsys) == []
-    Path("whole.json").write_text(a_study[1])
-    assert len(study_in("whole.json").trials) == 5
+    Path("whole.db").write_bytes(a_study[1])
+    assert len(study_in("whole.db").trials) == 5
 
 
-@pytest.mark.parametrize("seed", range(15))
-def test_a_damaged_database_is_one_line(seed, a_study, capsys):
-    draw, content = random.Random(seed), bytearray(a_study[0])
+def damaged(content, seed):
+    draw, content = random.Random(seed), bytearray(content)
     match seed % 3:
         case 0:  # a few bytes
             for _ in range(20):
@@ -454,7 +454,12 @@ def test_a_damaged_database_is_one_line(seed, a_study, capsys):
             content[place : place + 4096] = draw.randbytes(4096)
         case 2:  # cut off
             del content[draw.randrange(len(content)) :]
-    Path("bad.db").write_bytes(content)
+    return content
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_damaged_database_is_one_line(seed, a_study, capsys):
+    Path("bad.db").write_bytes(damaged(a_study[0], seed))
     for line in looked_at(capsys, by=LOOKS[:2]):
         assert "bad.db" in line or "'toy'" in line
 
@@ -463,33 +468,33 @@ def cells(table, column, value, where="1"):
     return f"UPDATE {table} SET {column} = {value} WHERE {where}"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        cells("study_user_attributes", "value_json", "'[]'", "key = 'spec'"),
-        cells("study_user_attributes", "value_json", "'\"[]\"'", "key = 'spec'"),
-        cells("study_user_attributes", "value_json", "'\"{}\"'", "key = 'spec'"),
-        cells("study_user_attributes", "value_json", "'\"{'", "key = 'spec'"),
-        cells("study_user_attributes", "value_json", "'7'"),
-        cells("trial_user_attributes", "value_json", "'7'"),
-        cells("trial_user_attributes", "value_json", "'{'", "key = 'config'"),
-        cells("trial_user_attributes", "value_json", "'\"x\"'"),
-        cells("trial_values", "value", "NULL"),
-        cells("trial_values", "value_type", "'NAN'"),
-        cells("trial_values", "objective", "3"),
-        cells("trial_params", "distribution_json", "'{}'"),
-        cells("trial_params", "param_value", "'x'"),
-        cells("trials", "state", "'GONE'"),
-        cells("trials", "number", "number + 7"),
-        cells("trials", "datetime_start", "'yesterday'"),
-        cells("study_directions", "direction", "'UP'"),
-        "DROP TABLE trial_params",
-        "ALTER TABLE trials RENAME COLUMN number TO place",
-        cells("version_info", "schema_version", "99"),
-        cells("alembic_version", "version_num", "'v99'"),
-        "DELETE FROM studies",
-    ],
-)
+LIES = [
+    cells("study_user_attributes", "value_json", "'[]'", "key = 'spec'"),
+    cells("study_user_attributes", "value_json", "'\"[]\"'", "key = 'spec'"),
+    cells("study_user_attributes", "value_json", "'\"{}\"'", "key = 'spec'"),
+    cells("study_user_attributes", "value_json", "'\"{'", "key = 'spec'"),
+    cells("study_user_attributes", "value_json", "'7'"),
+    cells("trial_user_attributes", "value_json", "'7'"),
+    cells("trial_user_attributes", "value_json", "'{'", "key = 'config'"),
+    cells("trial_user_attributes", "value_json", "'\"x\"'"),
+    cells("trial_values", "value", "NULL"),
+    cells("trial_values", "value_type", "'NAN'"),
+    cells("trial_values", "objective", "3"),
+    cells("trial_params", "distribution_json", "'{}'"),
+    cells("trial_params", "param_value", "'x'"),
+    cells("trials", "state", "'GONE'"),
+    cells("trials", "number", "number + 7"),
+    cells("trials", "datetime_start", "'yesterday'"),
+    cells("study_directions", "direction", "'UP'"),
+    "DROP TABLE trial_params",
+    "ALTER TABLE trials RENAME COLUMN number TO place",
+    cells("version_info", "schema_version", "99"),
+    cells("alembic_version", "version_num", "'v99'"),
+    "DELETE FROM studies",
+]
+
+
+@pytest.mark.parametrize("statement", LIES)
 def test_a_database_that_lies_is_one_line(statement, a_study, capsys):
     Path("bad.db").write_bytes(a_study[0])
     with sqlite3.connect("bad.db") as database:
@@ -537,44 +542,48 @@ def test_a_database_that_another_program_keeps_locked(a_study, capsys, monkeypat
     holder.close()
 
 
-def mutated(value, draw):
-    """A copy of plain values with one of them changed: left out, of another type, out of range, or doubled."""
-    paths = []
-
-    def walk(inner, path):
-        paths.append(path)
-        for key, one in inner.items() if isinstance(inner, dict) else enumerate(inner) if isinstance(inner, list) else ():
-            walk(one, (*path, key))
-
-    walk(value, ())
-    out = json.loads(json.dumps(value))
-    *way, last = draw.choice(paths[1:])
-    inner = out
-    for key in way:
-        inner = inner[key]
-    kind = draw.randrange(5)
-    if kind == 0:
-        del inner[last]
-    else:
-        odd = [None, -1, 2**70, 1e308, "", "x", [], {}, True, [[]], {"non_finite": "nan"}, "../../x", "\0", {"name": 3}]
-        inner[last] = draw.choice(odd) if kind < 4 else [inner[last], inner[last]]
-    return out
+@pytest.mark.parametrize("seed", range(15))
+def test_a_damaged_export_is_one_line_or_whole(seed, a_study):
+    Path("whole.db").write_bytes(a_study[1])
+    Path("bad.db").write_bytes(damaged(a_study[1], seed))
+    if refused := read_twice():
+        assert all("bad.db" in line and "\n" not in line for line in refused)
+    else:  # nothing that belongs to the study was hit
+        assert str(study_in("bad.db").trials) == str(study_in("whole.db").trials)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_an_export_that_lies_is_one_line(seed, a_study, capsys):
-    """Its hash is right: somebody has made it."""
+def read_twice():
+    """What reading bad.db is refused with, in memory and into a storage; nothing is left there."""
+    storage = open_storage("sqlite:///there.db", create=True)
+    refused = [line for line in (_said(lambda: study_in("bad.db")), _said(lambda: import_study("bad.db", storage))) if line]
+    assert bool(refused) != bool(optuna.get_all_study_names(storage))
+    return refused
+
+
+def odd_cell(database, seed):
+    """Change a cell of a database to a value that is out of range, of another type, or missing."""
     draw = random.Random(seed)
-    content = mutated(json.loads(a_study[1])["study"], draw)
-    Path("bad.json").write_text(json.dumps({"format": FORMAT, "version": 1, "sha256": _sha256(content), "study": content}))
-    storage = open_storage("sqlite:///bad.db", create=True)
-    for read in (lambda: study_in("bad.json"), lambda: import_study("bad.json", storage)):
-        if refused := _said(read):
-            assert "bad.json" in refused
-            assert "\n" not in refused
-            assert optuna.get_all_study_names(storage) == []
-    for name in optuna.get_all_study_names(storage):
-        looked_at(capsys, name=name, by=LOOKS[1:2])
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    filled = [name for name in tables if database.execute(f"SELECT count(*) FROM {name}").fetchone()[0]]
+    table = draw.choice(filled)
+    column = draw.choice([row[1] for row in database.execute(f"PRAGMA table_info({table})")])
+    [(row,)] = database.execute(f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1")
+    odd = [-1, 2**62, 1e308, "", "x", "[]", "{}", '{"name": 3}', "\0", b"\xff", "null", "7", '"../../x"']
+    with suppress(sqlite3.IntegrityError):
+        database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (draw.choice(odd), row))
+
+
+@pytest.mark.parametrize("lie", [*LIES, *range(20)])
+def test_an_export_that_lies_is_one_line(lie, a_study, capsys):
+    """It has no checksum: somebody has made it."""
+    Path("bad.db").write_bytes(a_study[1])
+    with sqlite3.connect("bad.db") as database:
+        database.execute(lie) if isinstance(lie, str) else odd_cell(database, lie)
+        database.execute("PRAGMA user_version = 0")
+    database.close()
+    assert all("bad.db" in line and "\n" not in line for line in read_twice())
+    for name in optuna.get_all_study_names("sqlite:///there.db"):
+        looked_at(capsys, "sqlite:///there.db", name=name, by=LOOKS[1:2])
 
 
 def _said(call):
@@ -586,11 +595,11 @@ def _said(call):
     return ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "7", "\udc80", '{"format": []}', '{"a":' * 3000, '{"format": "x"}'])
-def test_what_is_no_export(text):
-    Path("bad.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"bad\.json is not a study that `study export` wrote, or is damaged"):
-        study_in("bad.json")
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"\x80", b"SQLite format 3\0", b"x" * 5000])
+def test_what_is_no_export(content):
+    Path("bad.db").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.db is not a study that `study export` wrote, or is damaged"):
+        study_in("bad.db")
 
 
 def test_numbers_that_are_none_are_shown(a_study, capsys):
@@ -606,8 +615,8 @@ def test_numbers_that_are_none_are_shown(a_study, capsys):
     assert "inf" in command(capsys, "study", "trial", "toy", 2, "--storage", "sqlite:///bad.db")
     rows = json.loads(command(capsys, "study", "trials", "toy", "--json", "--storage", "sqlite:///bad.db"))
     assert [str(row["values"]) for row in rows[:3]] == ["[nan]", "[0.25]", "[inf]"]
-    write_export(study, "nan.json")
-    read = import_study("nan.json", open_storage("sqlite:///other.db", create=True))
+    write_export(study, "nan.db")
+    read = import_study("nan.db", open_storage("sqlite:///other.db", create=True))
     assert [trial.state.name for trial in read.trials[:3]] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 

@@ -80,7 +80,7 @@ def test_values_of_some_keys_are_tried_first_and_the_rest_is_drawn():
         ({"study": "old", "best": True}, "enqueue, item 2: takes `study`"),
         ({"study": 3}, "enqueue, item 2: takes `study`"),
         ({"study": "new"}, "enqueue, item 2: a study cannot import its own results"),
-        ({"study": "old.json"}, "enqueue, item 2: cannot read old.json: No such file"),
+        ({"study": "old.db"}, "enqueue, item 2: cannot read old.db: No such file"),
     ],
 )
 def test_an_item_that_cannot_be_is_named_and_leaves_no_study(item, message):
@@ -106,9 +106,9 @@ def test_the_best_of_another_study_come_with_what_was_set_there():
 
 
 def test_what_this_study_does_not_look_at_is_left_out_and_told(caplog):
-    write_export(source(trial(5, 0.9), trial(5, 0.8), trial(0.1, 0.7, method="snip")), "old.json")
+    write_export(source(trial(5, 0.9), trial(5, 0.8), trial(0.1, 0.7, method="snip")), "old.db")
     with caplog.at_level(logging.WARNING):
-        study = prepare_study(spec(enqueue=[{"study": "old.json", "best": 3}]), URL)
+        study = prepare_study(spec(enqueue=[{"study": "old.db", "best": 3}]), URL)
     assert queued(study) == [{"recipe.momentum": 0.9}]  # the second would be the same once more
     assert (
         "enqueue, item 1: left out, not in this study's space: recipe.lr 5.0 of trial 0; recipe.lr 5.0 of trial 1;"
@@ -194,7 +194,7 @@ def test_the_objectives_and_constraints_are_this_studys(caplog):
         (["empty"], {}, "imports: no usable result in 'empty': it has no complete trial"),
         (["new"], {}, "import its own results"),
         (["nil"], {}, "unknown study 'nil'"),
-        (["nil.json"], {}, "cannot read nil.json"),
+        (["nil.db"], {}, "cannot read nil.db"),
     ],
 )
 def test_sources_of_which_nothing_fits_are_refused(imports, more, message):
@@ -218,9 +218,9 @@ def test_a_study_that_is_not_ours_is_known_by_its_metric_names():
 
 
 def test_a_file_and_a_study_that_already_knows_another_are_sources_too():
-    write_export(source(trial(0.1, 0.7)), "old.json")
-    prepare_study(spec("middle", imports=["old.json"]), URL).add_trial(trial(0.2, 0.8))
-    sources = {"last": ["middle"], "both": ["old.json", "middle"]}
+    write_export(source(trial(0.1, 0.7)), "old.db")
+    prepare_study(spec("middle", imports=["old.db"]), URL).add_trial(trial(0.2, 0.8))
+    sources = {"last": ["middle"], "both": ["old.db", "middle"]}
     for name, imports in sources.items():  # nothing is known twice
         study = prepare_study(spec(name, imports=imports), URL)
         assert [t.values for t in study.trials] == [[0.7], [0.8]]

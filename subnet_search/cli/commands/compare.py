@@ -8,7 +8,7 @@ import typer
 from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json, Set
 from subnet_search.cli.render import format
-from subnet_search.core.errors import Interrupted, RunError, UserError
+from subnet_search.core.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from subnet_search.search.studies.method_grid import Grid
@@ -121,7 +121,8 @@ def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> d
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.queries import trial_rows
     from subnet_search.search.spec.study_spec import spec_of
-    from subnet_search.search.studies.method_grid import prepare_grid, run_grid, table_rows
+    from subnet_search.search.studies.comparison import comparison_record
+    from subnet_search.search.studies.method_grid import prepare_grid, run_grid
 
     url = storage or grid.spec.storage
     study = prepare_grid(grid, url)
@@ -130,9 +131,7 @@ def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> d
             cells = run_grid(grid, url, workers, should_stop)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; continue with the same command") from stop
-    if not any(cell["state"] == "COMPLETE" for cell in cells):
-        raise RunError(f"all {len(cells)} runs failed, the first: {cells[0]['reason']}")
-    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": table_rows(cells), "cells": cells}
+    return comparison_record(grid, cells)
 
 
 def _table(record: dict[str, Any], seeds: int) -> None:

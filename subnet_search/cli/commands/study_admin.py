@@ -134,26 +134,29 @@ def delete(
     format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
 
 
-@studies.command(epilog="Example: subnet-search study export quickstart --out quickstart.json")
+@studies.command(epilog="Example: subnet-search study export quickstart quickstart.db")
 @one_line_errors
 def export(
     name: Name,
-    out: Annotated[Path | None, typer.Option(help="File to write [default: NAME.json].")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="File to write [default: NAME.db].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a study to a file for `study import`."""
+    """Write a study to a SQLite file.
+
+    Optuna and its dashboard can open the file, and `study import` adds it to any storage.
+    """
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.storage.transfer import write_export
 
-    path = out or Path(f"{file_name(name)}.json")
+    path = file or Path(f"{file_name(name)}.db")
     write_export(find(name, storage), path)
     format.console.print(f"{path} ({format.size(path.stat().st_size)})", markup=False, soft_wrap=True)
 
 
-@studies.command("import", epilog="Example: subnet-search study import quickstart.json --storage postgresql://me@host/studies")
+@studies.command("import", epilog="Example: subnet-search study import quickstart.db --storage postgresql://me@host/studies")
 @one_line_errors
 def import_(
-    file: Annotated[Path, typer.Argument(help="File from `study export`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.db", help="File from `study export`.")],
     name: Annotated[str | None, typer.Option(help="New name of the study.")] = None,
     storage: Storage = None,
 ) -> None:

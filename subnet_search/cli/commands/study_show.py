@@ -190,9 +190,9 @@ def pareto(
     names = [word.strip() for word in objectives.split(",")] if objectives else default_names(study)
     rows = front(study, names)
     if plot:
-        from subnet_search.analysis.plots import pareto as draw
+        from subnet_search.search.queries.figures import pareto as draw
 
-        draw(rows, names, plot, f"{name}: {' and '.join(names)}")
+        draw(study, rows, names, plot, f"{name}: {' and '.join(names)}")
     if json:
         format.print_json([row for row in rows if row["front"]])
     else:
@@ -234,9 +234,9 @@ def importance(
         study = Snapshot(study, [trial for trial in study.get_trials() if trial.number in kept])
     record = evaluate(study, evaluator, objective)
     if plot and record["importances"]:
-        from subnet_search.analysis.plots import importance as draw
+        from subnet_search.search.queries.figures import importance as draw
 
-        draw(record, plot, f"{name}: importance for {record['objective'] or 'the Pareto front'}")
+        draw(study, record, plot, f"{name}: importance for {record['objective'] or 'the Pareto front'}")
     if json:
         format.print_json(record)
     else:

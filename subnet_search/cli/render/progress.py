@@ -14,8 +14,8 @@ from rich.text import Text
 
 from subnet_search.cli.render import format
 from subnet_search.cli.render.signals import stop_on_signal
-from subnet_search.cli.render.tables import by_key
 from subnet_search.core.errors import Interrupted
+from subnet_search.core.parameter_names import by_key
 
 PLAIN_SECONDS = 10.0  # between two plain lines of a run
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from subnet_search.cli.render import format, tables
 from subnet_search.cli.render.tables import plain
+from subnet_search.core.parameter_names import by_key, key_and_condition
 
 Row = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     for key in ("val_accuracy", "test_accuracy", "density", *row["measured"], "steps", "seconds"):
         if key not in shown and found[key] is not None:
             shown[key] = format.cell(key, found[key])
-    params = {key: format.cell("", value) for key, value in tables.by_key(row["params"]).items()}
+    params = {key: format.cell("", value) for key, value in by_key(row["params"]).items()}
     format.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
 
@@ -96,7 +97,7 @@ def trial(record: Row, name: str) -> None:
     shown = {
         **{key: record[key] for key in ("state", "reason")},
         **{WORDS.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
-        **tables.by_key(record["params"]),
+        **by_key(record["params"]),
         **{
             WORDS.get(key, key): tables.cell(key, value)
             for key, value in record.items()
@@ -180,8 +181,6 @@ def _lines(values: Mapping[str, Any]) -> str:
 
 def _searched(space: Mapping[str, str]) -> str:
     """Keys with their domains, and in brackets their conditions."""
-    from subnet_search.search.storage.records import key_and_condition
-
     parts = [(*key_and_condition(name), domain) for name, domain in space.items()]
     widest = max((len(key) for key, _, _ in parts), default=0)
     return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)

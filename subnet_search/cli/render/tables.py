@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subnet_search.cli.render import format
+from subnet_search.core.parameter_names import by_key
 
 if TYPE_CHECKING:
     from subnet_search.search.storage.read import Snapshot
@@ -27,7 +28,7 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
     if not rows:
         plain("no trial matches the filters" if study.get_trials() else "no trials yet")
         return
-    params = by_key(key for trial in study.get_trials() for key in parameters(trial))
+    params = by_key(dict.fromkeys(key for trial in study.get_trials() for key in parameters(trial)))
     bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
     usual = dict.fromkeys((*FIRST, *objectives(study), *bounds, *MEASURED, *params, "reason"))
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
@@ -89,13 +90,6 @@ def json_rows(rows: Iterable[Row]) -> None:
 def cell(column: str, value: Any) -> str:
     """`format.cell`, but identifiers such as seeds without thousands separators."""
     return str(value) if column in ("seed", "number", "repeats") and value is not None else format.cell(column, value)
-
-
-def by_key(params: Any) -> dict[str, Any]:
-    """Parameters by the keys of a run, without the conditions in their names."""
-    from subnet_search.search.storage import records
-
-    return records.by_key(params if isinstance(params, Mapping) else dict.fromkeys(params))
 
 
 def plain(text: str) -> None:

@@ -1,9 +1,9 @@
 """The visible history of a trial: an in-memory Optuna study for its sampler and pruner.
 
-Optuna draws a trial from all results available at that moment, so parallel studies are not reproducible. Here trial n sees
-the results of trials up to n - `parallel`, and the trials after those as running. What is drawn and when it is pruned then
-depends only on the trial number, not on the number of workers or their failures. (With `parallel: null`, a trial sees all
-finished trials, as in Optuna.)
+Optuna's samplers and pruners use all results available at that moment, so the order in which workers finish would change
+what is drawn, and Optuna has no option to hide trials from them. Here trial n sees the results of trials up to
+n - `parallel`, and the trials after those as running. What is drawn and when it is pruned then depends only on the trial
+number. (With `parallel: null`, a trial sees all finished trials, as in Optuna.)
 """
 
 import copy

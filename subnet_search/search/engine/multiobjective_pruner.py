@@ -1,4 +1,4 @@
-"""Pruning with several objectives, which Optuna's pruners do not support.
+"""Pruning with several objectives. Optuna's pruners support one: `Trial.report` raises NotImplementedError for several.
 
 Rungs are at epoch `min_resource`, then at `reduction_factor` times as many, and so on. A trial continues if it is among
 the best 1 / `reduction_factor` of the earlier trials at the rung, ranked by how many trials dominate it in the objectives

@@ -1,40 +1,38 @@
 """optuna-dashboard over a storage, for this machine alone, with what it cannot know of our studies.
 
-It runs inside this process, so that no URL with a password stands on a command line. What the dashboard is shown beside
-the storage's own content (constraints in the form it reads, the best trial that keeps them, two plots that follow the
-study) is made up as it asks; nothing but a note on a study that has none is written.
+It runs inside this process, so that no URL with a password stands on a command line. `optuna_dashboard.run_server` does not
+do: it answers pages of other sites too, and prints tracebacks. What the dashboard is shown beside the storage's own content
+(constraints in the form it reads, the best trial that keeps them, a plot that follows the study) is computed for each
+request; nothing but a note on a study that has none is written.
 """
 
 import io
 import json
 import logging
-import math
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Container, Iterable, Sequence
 from socketserver import ThreadingMixIn
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import yaml
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.analysis.plots import COLOURS, PERCENT, REFERENCE, SYMBOLS
+from subnet_search.analysis.plots import COLOURS, PERCENT, SYMBOLS
 from subnet_search.core.errors import UserError
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import rdb, scrub
-from subnet_search.search.storage.optuna_private import CachedStorage, FrozenStudy, StudyInfo
+from subnet_search.search.storage.optuna_private import CachedStorage, FrozenStudy
 from subnet_search.search.storage.ranking import is_feasible, objectives, rank
-from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.records import plain_spec
 from subnet_search.search.storage.retry import in_one_line
 
 HOST = "127.0.0.1"
 CONSTRAINTS = "constraints"  # system attribute: a list, as the dashboard reads it; Optuna writes one attribute for each
-PLOT = "dashboard:plot_data:"
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +114,7 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
             optuna_dashboard.save_note(study, note(study))
     shown = _Shown(database)
     if name:
-        shown.get_all_trials(studies[0]._study_id, deepcopy=False)  # so that the first page has its plots
+        shown.get_all_trials(studies[0]._study_id, deepcopy=False)  # so that the first page has its plot
     app = optuna_dashboard.wsgi(shown, artifact_store=_artifacts(studies))
     try:
         server = make_server(HOST, port, app, Server, _Quiet)
@@ -164,17 +162,16 @@ def note(study: optuna.Study) -> str:
 class _Shown(CachedStorage):
     """A storage as the dashboard is shown it."""
 
+    def __init__(self, database: RDBStorage) -> None:
+        super().__init__(database)
+        self.seen: set[int] = set()  # studies that somebody has looked at
+
     def get_all_studies(self) -> list[FrozenStudy]:
-        """With plots for those that somebody has looked at."""
+        """With a plot for those that somebody has looked at."""
         studies = super().get_all_studies()
         for study in studies:
-            with self._lock:
-                seen = self._studies.get(study._study_id)
-                trials = [trial for _, trial in sorted(seen.trials.items())] if seen else []
-            if trials:
-                names = study.system_attrs.get("study:metric_names") or ["value"]
-                for key, figure in _figures(trials, names[0], study.directions[0]).items():
-                    study.system_attrs[f"{PLOT}{key}:0"] = json.dumps(figure)
+            if study._study_id in self.seen:
+                study.system_attrs.update(_plot(self.get_all_trials(study._study_id, deepcopy=False)))
         return studies
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -183,93 +180,62 @@ class _Shown(CachedStorage):
         best = rank(study)
         return best[0].trial if best else super().get_best_trial(study_id)
 
-    def _read_trials_from_remote_storage(self, study_id: int) -> None:
-        """At first all of them, fast; then those that changed."""
-        with self._lock:
-            known = study_id in self._studies and self._studies[study_id].trials
-        if not known:
-            trials = read_trials(optuna.load_study(study_name=self.get_study_name_from_id(study_id), storage=self._backend))
-            with self._lock:
-                study = self._studies.setdefault(study_id, StudyInfo())
-                self._add_trials_to_cache(study_id, trials)
-                study.unfinished_trial_ids = {trial._trial_id for trial in trials if not trial.state.is_finished()}
-                ended = (trial._trial_id for trial in trials if trial.state.is_finished())
-                study.last_finished_trial_id = max(ended, default=-1)
-        super()._read_trials_from_remote_storage(study_id)
-
-    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """With their constraints as the dashboard reads them."""
+        trials = super().get_all_trials(study_id, deepcopy, states)
         for trial in trials:
             if CONSTRAINTS not in trial.system_attrs and trial.constraints:
                 trial.system_attrs[CONSTRAINTS] = list(trial.constraints.values())
-        super()._add_trials_to_cache(study_id, trials)
+        self.seen.add(study_id)
+        return trials
 
 
-def _figures(trials: Sequence[FrozenTrial], name: str, direction: StudyDirection) -> dict[str, dict[str, Any]]:
-    """Plots by their ids, as plotly's JSON."""
+def _plot(trials: Iterable[FrozenTrial]) -> dict[str, str]:
+    """Validation accuracy over density, which the dashboard cannot plot, as attributes of a study."""
+    from optuna_dashboard import save_plotly_graph_object
+
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    measured = [trial for trial in complete if {"density", "val_accuracy"} <= trial.user_attrs.keys()]
-    return {"trials": _over_trials(trials, name, direction)} | ({"density": _over_density(measured)} if measured else {})
-
-
-def _over_trials(trials: Iterable[FrozenTrial], name: str, direction: StudyDirection) -> dict[str, Any]:
-    """The objective over the trials: complete ones, those stopped early at their last value, failed ones at the bottom."""
-    kinds: dict[str, list[tuple[FrozenTrial, float]]] = {"stopped early": [], "breaks a constraint": [], "complete": []}
-    failed = []
-    for trial in trials:
-        if trial.state == TrialState.COMPLETE:
-            kinds["complete" if is_feasible(trial) else "breaks a constraint"].append((trial, trial.values[0]))
-        elif trial.state == TrialState.PRUNED and trial.last_step is not None:
-            kinds["stopped early"].append((trial, trial.intermediate_values[trial.last_step]))
-        elif trial.state == TrialState.FAIL:
-            failed.append(trial)
-    kinds = {kind: [point for point in points if math.isfinite(point[1])] for kind, points in kinds.items()}
-    kinds["failed"] = [(t, min((y for points in kinds.values() for _, y in points), default=0.0)) for t in failed]
-    kept = kinds["complete"]
-    best = accumulate((value for _, value in kept), max if direction == StudyDirection.MAXIMIZE else min)
-    line = {"type": "scatter", "mode": "lines", "name": "best so far", "line": {**REFERENCE, "shape": "hv"}}
-    return {
-        "data": [
-            *(_points(kind, points, place) for place, (kind, points) in enumerate(kinds.items()) if points),
-            {**line, "x": [trial.number for trial, _ in kept], "y": list(best)},
-        ],
-        "layout": _layout(f"{name} over trials", {"title": {"text": "trial"}}, _axis(name)),
-    }
+    if not (measured := [trial for trial in complete if {"density", "val_accuracy"} <= trial.user_attrs.keys()]):
+        return {}
+    aside = optuna.create_study()  # in memory: nothing is written to the study itself
+    figure = SimpleNamespace(to_json=lambda: json.dumps(_over_density(measured)))  # plotly need not be installed
+    save_plotly_graph_object(aside, figure, graph_object_id="density")
+    found: dict[str, str] = aside._storage.get_study_system_attrs(aside._study_id)
+    return found
 
 
 def _over_density(trials: Iterable[FrozenTrial]) -> dict[str, Any]:
-    """Validation accuracy of complete trials over density, by method; hollow where a constraint is broken."""
-    methods: dict[str, list[tuple[FrozenTrial, float]]] = {}
+    """Plotly's JSON of validation accuracy over density, by method; hollow where a constraint is broken."""
+    methods: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        method = trial.user_attrs.get("config", {}).get("extractor", {}).get("name", "complete")
-        methods.setdefault(method, []).append((trial, trial.user_attrs["val_accuracy"]))
-    data = [_points(method, points, place) for place, (method, points) in enumerate(sorted(methods.items()))]
-    for shown, (_, points) in zip(data, sorted(methods.items()), strict=True):
-        symbol = shown["marker"]["symbol"]
-        shown["x"] = [trial.user_attrs["density"] for trial, _ in points]
-        shown["marker"]["symbol"] = [symbol if is_feasible(trial) else f"{symbol}-open" for trial, _ in points]
-    across = {**_axis("density"), "type": "log", "dtick": "D2"}
-    return {"data": data, "layout": _layout("validation accuracy over density", across, _axis("val_accuracy"))}
+        methods.setdefault(trial.user_attrs.get("config", {}).get("extractor", {}).get("name", "complete"), []).append(trial)
+    return {
+        "data": [_points(method, points, place) for place, (method, points) in enumerate(sorted(methods.items()))],
+        "layout": {
+            "title": {"text": "validation accuracy over density"},
+            "xaxis": {"title": {"text": "density"}, "tickformat": PERCENT, "type": "log", "dtick": "D2"},
+            "yaxis": {"title": {"text": "val_accuracy"}, "tickformat": PERCENT},
+            "legend": {"orientation": "h", "y": -0.25},
+            "showlegend": True,
+        },
+    }
 
 
-def _points(name: str, points: Sequence[tuple[FrozenTrial, float]], place: int) -> dict[str, Any]:
-    size = 8 if len(points) < 300 else 4
-    reasons = (trial.user_attrs.get("reason", "") for trial, _ in points)
+def _points(name: str, trials: Sequence[FrozenTrial], place: int) -> dict[str, Any]:
+    symbol = SYMBOLS[place % len(SYMBOLS)]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
-        "x": [trial.number for trial, _ in points],
-        "y": [value for _, value in points],
-        "text": [f"trial {trial.number}<br>{reason}" for (trial, _), reason in zip(points, reasons, strict=True)],
+        "x": [trial.user_attrs["density"] for trial in trials],
+        "y": [trial.user_attrs["val_accuracy"] for trial in trials],
+        "text": [f"trial {trial.number}" for trial in trials],
         "hovertemplate": "%{y}<br>%{text}<extra></extra>",
-        "marker": {"color": COLOURS[place % len(COLOURS)], "symbol": SYMBOLS[place % len(SYMBOLS)], "size": size},
+        "marker": {
+            "color": COLOURS[place % len(COLOURS)],
+            "symbol": [symbol if is_feasible(trial) else f"{symbol}-open" for trial in trials],
+            "size": 8 if len(trials) < 300 else 4,
+        },
     }
-
-
-def _axis(name: str) -> dict[str, Any]:
-    return {"title": {"text": name}, **({"tickformat": PERCENT} if "accuracy" in name or name == "density" else {})}
-
-
-def _layout(title: str, across: dict[str, Any], up: dict[str, Any]) -> dict[str, Any]:
-    legend = {"orientation": "h", "y": -0.25}
-    return {"title": {"text": title}, "xaxis": across, "yaxis": up, "legend": legend, "showlegend": True}

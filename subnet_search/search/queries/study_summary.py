@@ -9,13 +9,14 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from subnet_search.core.parameter_names import key_and_condition
 from subnet_search.core.search_domains import Int, OneOf, Real
 from subnet_search.search.queries.importance import importance
 from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.leases import is_dead
 from subnet_search.search.storage.ranking import best_ranked, compared, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, key_and_condition, plain_spec, steps_spent
+from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, plain_spec, steps_spent
 
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 

@@ -9,9 +9,10 @@ from optuna.trial import FrozenTrial
 
 from subnet_search.core.documents import read_text
 from subnet_search.core.errors import UserError, unknown
+from subnet_search.core.parameter_names import by_key
 from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import IMPORTED, TrialRecord, by_key
+from subnet_search.search.storage.records import IMPORTED, TrialRecord
 
 FILTER = re.compile(r"\s*([^<>=!~]+?)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
 ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

@@ -8,12 +8,12 @@ from typing import Any, get_args
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from subnet_search.core.errors import UserError, blaming, shown, unknown
+from subnet_search.core.parameter_names import parameter_name
 from subnet_search.core.search_domains import Domain, Int, OneOf, Real, domains
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten, put
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.search.storage.records import parameter_name
 from subnet_search.topology.units import Measure
 
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"

@@ -103,13 +103,14 @@ def _require(parsed: URL, create: bool) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """Whether a SQLite file has tables but none of Optuna's. False if it cannot be read: opening it reports the error."""
-    with suppress(sqlite3.Error, OSError), closing(_only_read(path)) as found:
+    with suppress(sqlite3.Error, OSError), closing(only_read(path)) as found:
         tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         return bool(tables) and models.StudyModel.__tablename__ not in tables
     return False
 
 
-def _only_read(path: Path) -> sqlite3.Connection:
+def only_read(path: Path) -> sqlite3.Connection:
+    """A SQLite file, which is not changed by looking into it."""
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=1, uri=True)
 
 

@@ -1,6 +1,7 @@
 """Detect trials whose worker is dead, without comparing clocks of different machines.
 
-Optuna's own heartbeat compares timestamps of different machines and fails the trial; here the trial is resumed.
+Optuna's heartbeats fail a trial of a killed worker and queue it under a new number; here the same trial is resumed. They only
+work inside `Study.optimize`, which this package does not use, and find a dead local process only after a grace period.
 """
 
 import os

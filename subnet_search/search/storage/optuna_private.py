@@ -5,10 +5,9 @@ checks the tables and attributes; the package requires optuna>=5,<6.
 """
 
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
-from optuna.storages._cached_storage import _StudyInfo as StudyInfo
 from optuna.storages._rdb import models as models
 from optuna.storages._rdb.storage import _create_scoped_session as create_scoped_session
 from optuna.study._frozen import FrozenStudy as FrozenStudy
 from optuna.study.study import _SYSTEM_ATTR_METRIC_NAMES as METRIC_NAMES
 
-__all__ = ["METRIC_NAMES", "CachedStorage", "FrozenStudy", "StudyInfo", "create_scoped_session", "models"]
+__all__ = ["METRIC_NAMES", "CachedStorage", "FrozenStudy", "create_scoped_session", "models"]

@@ -4,7 +4,7 @@ An attribute of an unexpected type, in a file from elsewhere, counts as missing.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,6 @@ WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
 STOPPED = "stopped"  # whether the workers of a study start no more trials
 NOW = "now"  # value of STOPPED that also interrupts running trials
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-CONDITION = " @"  # separates key and condition in the name of a conditional parameter
 
 Value = TypeVar("Value")
 
@@ -210,22 +209,6 @@ def plain_spec(study: optuna.Study) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def parameter_name(key: str, condition: str) -> str:
-    """The name of a parameter: its key, and its condition if it has one."""
-    return f"{key}{CONDITION}{condition}" if condition else key
-
-
-def key_and_condition(parameter: str) -> tuple[str, str]:
-    """Split the name of a parameter; the condition is empty if it has none."""
-    key, _, condition = parameter.partition(CONDITION)
-    return key, condition
-
-
-def by_key(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of parameters by key, without conditions."""
-    return {key_and_condition(name)[0]: value for name, value in parameters.items()}
 
 
 def searched_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

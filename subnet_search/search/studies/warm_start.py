@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.parameter_names import by_key, key_and_condition
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.search.engine.scheduler import configuration_key
@@ -24,7 +25,7 @@ from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, rdb
 from subnet_search.search.storage.ranking import rank
 from subnet_search.search.storage.read import read_trials
-from subnet_search.search.storage.records import IMPORTED, TrialRecord, by_key, key_and_condition
+from subnet_search.search.storage.records import IMPORTED, TrialRecord
 from subnet_search.search.storage.transfer import study_in
 from subnet_search.search.storage.write import insert_trials
 
@@ -176,7 +177,7 @@ def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
 
 def _open_source(name: str, study: optuna.Study) -> optuna.Study:
     """A study in the same storage, or in a file."""
-    if name.endswith(".json"):
+    if name.endswith((".db", ".json")):
         return study_in(name)
     if name == study.study_name:
         raise UserError(f"a study cannot import its own results: {name!r}")

@@ -1,0 +1,51 @@
+"""Methods compared from Python, as `subnet-search compare` does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subnet_search.core.errors import RunError
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import check, read_config
+from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, table_rows
+
+
+def compare(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    extractors: Sequence[str],
+    densities: Sequence[float],
+    *,
+    seeds: int = 3,
+    name: str = "compare",
+    storage: str | None = None,
+    workers: int = 1,
+    recipe: Choice = "shared",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run every method at every density with every seed, and the dense network, as the trials of one study.
+
+    config      the run that all of them vary: a YAML file, its values, or a configuration
+    extractors  names of methods, or `package.module:Class`
+    densities   fractions of the weights (or of what the configuration's target counts) that are kept
+    seeds       runs of each method and density, with the configuration's seed and those after it
+    name        of the study; called again, it runs only what is new, and what has failed
+    storage     an Optuna storage URL; default: sqlite:///runs/studies.db
+    workers     processes on this machine
+    recipe      what the configuration's recipe leaves open: "shared" by all methods, or each method's "published" settings
+
+    Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
+    `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
+    failed, and Interrupted when `should_stop` says so.
+    """
+    if isinstance(config, str | Path):
+        config = read_config(RunConfig, Path(config), ())
+    config = config if isinstance(config, RunConfig) else check(RunConfig, dict(config))
+    grid = method_grid(name, config, extractors, densities, seeds, recipe)
+    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
+
+
+def comparison_record(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """A comparison as plain values. Raises RunError when no run of it is complete."""
+    if not any(cell["state"] == "COMPLETE" for cell in cells):
+        raise RunError(f"all {len(cells)} runs failed, the first because: {cells[0]['reason']}")
+    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": table_rows(cells), "cells": cells}
