@@ -192,7 +192,7 @@ def test_a_trial_whose_machine_is_lost_goes_on_elsewhere(place, undisturbed, tmp
 
 def interrupted(url, folder, monkeypatch, after=30):
     """Leave the study's trial after so many steps, in a folder; the step of its checkpoint, here and in the store."""
-    monkeypatch.setattr(artifact_store, "LOOK", 1000.0)  # so that only the last copy is made
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 1000.0)  # so that only the last copy is made
     calls = iter(range(after))
     with pytest.raises(Interrupted):
         goes_on(url, folder, monkeypatch, should_stop=lambda: next(calls, None) is None)
@@ -275,7 +275,7 @@ def test_a_seed_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     alone = run_study(spec(**wanted)).get_trials()[0]
     url = f"sqlite:///{tmp_path}/studies.db"
     prepare_study(spec(**wanted, artifacts=f"{tmp_path}/kept"), url)
-    monkeypatch.setattr(artifact_store, "LOOK", 1000.0)
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 1000.0)
     steps = iter(range(alone.user_attrs["steps"] + 10))  # into the second seed
     with pytest.raises(Interrupted):
         goes_on(url, tmp_path / "there", monkeypatch, should_stop=lambda: next(steps, None) is None)
@@ -319,7 +319,7 @@ def test_training_does_not_wait_for_its_copies(monkeypatch):
             trained.append(time.monotonic() < until)
         write(self, artifact_id, content_body)
 
-    monkeypatch.setattr(artifact_store, "LOOK", 0.01)
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(artifact_store._Folder, "write", write)
     run_study(spec(run=LONG, trials=1, artifacts="kept"))
     assert trained == [True]
@@ -339,7 +339,7 @@ def test_a_copy_that_is_cut_off_leaves_the_one_before(monkeypatch):
     monkeypatch.setattr(shutil, "copyfileobj", cut_off)
     with open("file", "rb") as file, pytest.raises(OSError, match="the disk"):
         store.write("name", file)
-    assert artifact_store._read(store, "name") == b"first"
+    assert artifact_store._download(store, "name") == b"first"
     store.remove("name")
     assert os.listdir("kept") == []
 

@@ -602,7 +602,7 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
     page = said(capsys, "study", "show", "toy")
     assert all(len(line) <= 80 for line in page.splitlines() if not line.startswith("Importance"))
     for text in (
-        "under way: 4 of 6 trials, 4 repeats, 1 imported",
+        "running: 4 of 6 trials, 4 repeats, 1 imported",
         "2 x the loss is nan at step #",
         "elsewhere 7: trial 6",
     ):

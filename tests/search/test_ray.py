@@ -16,7 +16,7 @@ from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.search.storage.leases import is_dead
 from subnet_search.search.studies import ray_launcher
 from subnet_search.search.studies.launcher import prepare_study
-from subnet_search.search.studies.ray_launcher import StudyWorker, _check_nodes, _follow, run_on_ray
+from subnet_search.search.studies.ray_launcher import StudyWorker, _check_nodes, _wait_for_workers, run_on_ray
 
 HERE = socket.gethostname()
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -149,7 +149,7 @@ def follow(runs, stop=False):
         return SimpleNamespace(name=name, stop=answer, __ray_ready__=answer)
 
     crew = {run: worker(name, run) for name, run in zip("abc", runs, strict=False)}
-    return ray, lambda: _follow(ray, crew, lambda: stop)
+    return ray, lambda: _wait_for_workers(ray, crew, lambda: stop)
 
 
 LOST = LookupError("The actor died.\n\tactor_id: 17\nThe actor is dead because its node has died.")
