@@ -626,7 +626,7 @@ def test_latency_is_in_milliseconds_and_a_broken_constraint_is_said(capsys):
     assert "latency 0.4 ms" in " ".join(said(capsys, "study", "best", "toy").split())
     text = " ".join(said(capsys, "study", "trial", "toy", 1).split())
     assert "latency 0.75 ms" in text
-    assert "breaks latency <= 0.5, by 0.25 ms" in text
+    assert "violates latency <= 0.5, by 0.25 ms" in text
     assert "breaks" not in said(capsys, "study", "trial", "toy", 0)
     assert from_json(capsys, "study", "trial", "toy", 1)["broken"] == {"latency": "<= 0.5"}
     assert "0.75 ms" in said(capsys, "study", "trials", "toy")
