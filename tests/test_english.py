@@ -11,11 +11,17 @@ MISREAD = (
     "to nobody",
     "No farewell",
     "while a topology is looked for",
-    "held to be what kills",
     "cannot be looked into",
     "nobody is at work",
     "says nothing to a pruner",
     "Get it:",
+    "what it came to",
+    "is none of ours",
+    "sign of life",
+    "nobody to ask",
+    "held to be",
+    "whoever only looks on",
+    "comes about",
 )
 
 

@@ -110,7 +110,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def only_read(path: Path) -> sqlite3.Connection:
-    """A SQLite file, which is not changed by looking into it."""
+    """Open a SQLite file read-only."""
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=1, uri=True)
 
 
