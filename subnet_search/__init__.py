@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from subnet_search.core.search_domains import OneOf as OneOf
     from subnet_search.core.search_domains import Real as Real
     from subnet_search.data import Data as Data
-    from subnet_search.data import from_user as load_data
+    from subnet_search.data import from_user as load_data  # noqa: F401
     from subnet_search.deploy.export import export as export
     from subnet_search.deploy.exported_network import load_deployed as load_deployed
     from subnet_search.extraction.config import RunConfig as RunConfig
@@ -33,69 +33,48 @@ if TYPE_CHECKING:
     from subnet_search.extractors import RelevanceLearner as RelevanceLearner
     from subnet_search.extractors import register as register
     from subnet_search.extractors.base import Change as Change
+    from subnet_search.extractors.fields import Allocation as Allocation
+    from subnet_search.extractors.fields import ChannelDensity as ChannelDensity
+    from subnet_search.extractors.fields import Density as Density
+    from subnet_search.extractors.fields import DropFraction as DropFraction
+    from subnet_search.extractors.fields import Every as Every
+    from subnet_search.extractors.fields import Grow as Grow
+    from subnet_search.extractors.fields import Images as Images
+    from subnet_search.extractors.fields import Invert as Invert
+    from subnet_search.extractors.fields import Normalise as Normalise
+    from subnet_search.extractors.fields import PhaseEnd as PhaseEnd
+    from subnet_search.extractors.fields import Rounds as Rounds
+    from subnet_search.extractors.fields import Scope as Scope
+    from subnet_search.extractors.fields import Strength as Strength
+    from subnet_search.extractors.fields import Until as Until
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
     from subnet_search.search.studies.comparison import compare as compare
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
-_HOMES = {
-    "Change": ("extractors.base", "Change"),
-    "compare": ("search.studies.comparison", "compare"),
-    "Data": ("data", "Data"),
-    "evaluate": ("extraction.evaluate", "evaluate"),
-    "export": ("deploy.export", "export"),
-    "extract": ("extraction.extract", "extract"),
-    "Extractor": ("extractors", "Extractor"),
-    "Int": ("core.search_domains", "Int"),
-    "load_data": ("data", "from_user"),
-    "load_deployed": ("deploy.exported_network", "load_deployed"),
-    "Masks": ("topology.masks", "Masks"),
-    "OneOf": ("core.search_domains", "OneOf"),
-    "Paper": ("extractors", "Paper"),
-    "Paradigm": ("extractors", "Paradigm"),
-    "Published": ("extractors", "Published"),
-    "Real": ("core.search_domains", "Real"),
-    "Recipe": ("training", "Recipe"),
-    "register": ("extractors", "register"),
-    "RelevanceLearner": ("extractors", "RelevanceLearner"),
-    "run": ("extraction.extract", "run"),
-    "run_study": ("search", "run_study"),
-    "RunConfig": ("extraction.config", "RunConfig"),
-    "RunError": ("core.errors", "RunError"),
-    "StudySpec": ("search", "StudySpec"),
-    "Subnetwork": ("artifact", "Subnetwork"),
-    "UserError": ("core.errors", "UserError"),
+_NAMES = {
+    "artifact": "Subnetwork",
+    "core.errors": "RunError UserError",
+    "core.search_domains": "Int OneOf Real",
+    "data": "Data load_data=from_user",
+    "deploy.export": "export",
+    "deploy.exported_network": "load_deployed",
+    "extraction.config": "RunConfig",
+    "extraction.evaluate": "evaluate",
+    "extraction.extract": "extract run",
+    "extractors.author": "Change Extractor Paper Paradigm Published RelevanceLearner register",
+    "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
+    "Scope Strength Until",
+    "search": "StudySpec run_study",
+    "search.studies.comparison": "compare",
+    "topology.masks": "Masks",
+    "training": "Recipe",
 }
+"""Public names by the module that has them, as `public=own` where they differ."""
+_HOMES = {one.partition("=")[0]: (module, one.rpartition("=")[2]) for module, names in _NAMES.items() for one in names.split()}
 
-__all__ = [
-    "Change",
-    "Data",
-    "Extractor",
-    "Int",
-    "Masks",
-    "OneOf",
-    "Paper",
-    "Paradigm",
-    "Published",
-    "Real",
-    "Recipe",
-    "RelevanceLearner",
-    "RunConfig",
-    "RunError",
-    "StudySpec",
-    "Subnetwork",
-    "UserError",
-    "compare",
-    "evaluate",
-    "export",
-    "extract",
-    "load_data",
-    "load_deployed",
-    "register",
-    "run",
-    "run_study",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -110,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

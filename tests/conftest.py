@@ -7,7 +7,7 @@ import torch
 
 from subnet_search.core.search_domains import Int, Real
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, Published, register
-from subnet_search.extractors.base import Change, Density, Network, Probe
+from subnet_search.extractors.author import Change, Density, Network, Probe
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import count, keep_global
 

@@ -30,6 +30,7 @@ LAYERS = (  # from the lowest up: a folder may import those before it, and none 
     "search.studies",
     "search.queries",
     "search",
+    "testing",
     "cli",
     "__main__",
 )

@@ -3,31 +3,45 @@
 import subnet_search
 
 NAMES = """
+Allocation
 Change
+ChannelDensity
 compare
 Data
+Density
+DropFraction
 evaluate
+Every
 export
 extract
 Extractor
+Grow
+Images
 Int
+Invert
 load_data
 load_deployed
 Masks
+Normalise
 OneOf
 Paper
 Paradigm
+PhaseEnd
 Published
 Real
 Recipe
 register
 RelevanceLearner
+Rounds
 run
 run_study
 RunConfig
 RunError
+Scope
+Strength
 StudySpec
 Subnetwork
+Until
 UserError
 """
 

@@ -1,74 +1,18 @@
-"""Small networks and data sets that tests share."""
+"""Small networks and data sets that tests share: those of the conformance checks, and what only tests here need."""
 
-import torch
 from torch import Tensor, nn
 
-from subnet_search.data import Data, from_user
 from subnet_search.extraction.extract import run as run_config
 from subnet_search.extractors import create
-from subnet_search.nets import initialise, prunable
+from subnet_search.testing.toys import accuracy, conv_bn, mlp, pictures, planted, points
 from subnet_search.topology.units import Units
 from subnet_search.training import Recipe, Supernet
-
-
-def mlp(inputs: int = 10, hidden: int = 32, classes: int = 3, seed: int = 0) -> nn.Module:
-    net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-    initialise(net, "kaiming_normal", seed)
-    return net
-
-
-def conv_bn(classes: int = 3) -> nn.Module:
-    """Batch norm and dropout: buffers that move, and a layer that draws."""
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(4 * 36, classes)
-    )
-
-
-def points(count: int = 300, inputs: int = 10, classes: int = 3, seed: int = 0) -> Data:
-    """Points with labels that a random linear map gives."""
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, inputs, generator=rng)
-    y = (x @ torch.randn(inputs, classes, generator=rng)).argmax(1)
-    return from_user((x, y))
-
-
-def pictures(count: int = 120, classes: int = 3, seed: int = 0) -> Data:
-    """8x8 grey images whose brightest third is their class."""
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.arange(count) % classes
-    x = torch.randint(0, 100, (count, 1, 8, 8), generator=rng, dtype=torch.uint8)
-    for label in range(classes):
-        x[y == label, :, label * 2 : label * 2 + 2] += 120
-    return from_user((x, y))
-
-
-def planted(hidden: int = 96, seed: int = 0) -> tuple[nn.Module, Data]:
-    """An untrained network, and data labelled by a subnetwork of it: a topology that is perfect exists."""
-    net = mlp(8, hidden, 3, seed)
-    rng = torch.Generator().manual_seed(seed + 1)
-    teacher = mlp(8, hidden, 3, seed)
-    with torch.no_grad():
-        for weight in prunable(teacher).values():
-            weight.mul_(torch.rand(weight.shape, generator=rng) < 0.5)
-        x = torch.randn(1200, 8, generator=rng)
-        logits = teacher(x)
-        y = (logits - logits.mean(0)).argmax(1)
-        sure = (logits - logits.mean(0)).topk(2).values.diff().abs().view(-1) > 0.3
-    teacher_shift = logits.mean(0)
-    with torch.no_grad():
-        net[2].bias.copy_(-teacher_shift)
-    return net, from_user((x[sure], y[sure]))
 
 
 def supernet(extractor: object, net: nn.Module | None = None, seed: int = 0, **recipe: object) -> Supernet:
     method = create(extractor)
     settings = Recipe(**{"threads": 1, "device": "cpu", **recipe}).resolve(method.published.recipe)
     return Supernet(net or mlp(), method, settings, seed)
-
-
-def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        return (net.eval()(inputs).argmax(1) == labels).float().mean().item()
 
 
 def units(tensors: dict[str, Tensor]) -> Units:

@@ -31,7 +31,7 @@ from subnet_search.extraction.provenance import identity_of
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
-from subnet_search.extractors.base import Change, Network
+from subnet_search.extractors.author import Change, Network
 from subnet_search.topology.regrow import regrow
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.select import count, keep_global

@@ -98,10 +98,14 @@ class Origin(BaseModel):
             own = None
             with suppress(Exception), torch.device("meta"):  # some networks look at values while they are made
                 net = build(spec, self.shape, self.classes, 0)
-                own = _shapes(make_dynamic(net, self.shape) if self.dynamic else net)
+                own = _shapes(self.with_gates(net))
             if own is not None:
                 _check_shapes(own, shapes)
         net = build(spec, self.shape, self.classes, 0)
+        return self.with_gates(net)
+
+    def with_gates(self, net: nn.Module) -> nn.Module:
+        """`net` with the gates of a run whose inputs choose filters, added in place; in other runs, `net` as it is."""
         return make_dynamic(net, self.shape) if self.dynamic else net
 
     def inputs(self, batch: int) -> Tensor:
@@ -185,9 +189,7 @@ class Subnetwork:
         """
         if any(map(is_lazy, net.parameters())):
             raise UserError("this network has lazy layers that have no weights yet: run it once on an example")
-        out = own_copy(net)
-        if self.origin.dynamic:
-            make_dynamic(out, self.origin.shape)
+        out = self.origin.with_gates(own_copy(net))
         state, own = self.state_dict(), out.state_dict()
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # not the tensors alone: some modules look at the version that comes with a state

@@ -159,7 +159,7 @@ def _check_writable(path: Path) -> None:
 def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int, front: _Front) -> _Made:
     match to:
         case "state-dict":
-            return _Made(masked, masked, {"dense": opened(masked)} if subnetwork.origin.dynamic else {})
+            return _Made(masked, masked, {"dense": opened(masked)})
         case "compact":
             small = compact(masked, subnetwork.inputs(2))
             return _Made(small, small)
@@ -178,11 +178,10 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
 def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front) -> _Made:
     """front: what is put before the network, and before those that it is measured beside."""
     example = subnetwork.inputs(2)
-    dynamic = subnetwork.origin.dynamic
-    small, whole = (masked, None) if dynamic else _smaller(subnetwork, masked)
-    model, plain = to_onnx(front(small), example, _metadata(subnetwork, front is not _as_it_is)), front(opened(masked))
-    dense = to_onnx(plain, example) if dynamic or small is not masked else model  # one engine for both; torch is another matter
-    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": plain}
+    (small, whole), plain = _smaller(subnetwork, masked), opened(masked)
+    model = to_onnx(front(small), example, _metadata(subnetwork, front is not _as_it_is))
+    dense = model if small is plain else to_onnx(front(plain), example)  # both are timed in ONNX Runtime
+    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": front(plain)}
     return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
 
 
@@ -208,7 +207,9 @@ def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: K
 
 
 def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
-    """The compact network; or the masked one as it is, and why it cannot be smaller."""
+    """The compact network; or the masked one as it is, and why it cannot be smaller (None where inputs choose the filters)."""
+    if subnetwork.origin.dynamic:
+        return masked, None
     try:
         return compact(masked, subnetwork.inputs(2)), None
     except (UserError, RunError) as error:

@@ -116,7 +116,7 @@ class RunConfig(Settings):
 
     def resolve(self) -> "RunConfig":
         """A copy with all defaults filled in, including this machine's device and threads."""
-        density = getattr(self.extractor, "density", None)
+        density = self.extractor.target_density
         return self.model_copy(
             update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.published.recipe)}
         )

@@ -16,7 +16,7 @@ from subnet_search.evaluation import quality
 from subnet_search.evaluation.accuracy import logits
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import corruption_table, noise_curve
-from subnet_search.nets import gated_layers, opened
+from subnet_search.nets import opened
 
 
 def evaluate(
@@ -74,7 +74,7 @@ def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) 
     """Latencies of both networks, whether this one is faster, and advice if it is not."""
     origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
     timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
-    plain = opened(dense) if gated_layers(dense) else dense  # without gates for dynamic networks
+    plain = opened(dense)  # a dynamic network without its gates
     if isinstance(net, Normalised):
         plain = normalised(plain, origin)
     rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)

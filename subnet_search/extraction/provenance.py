@@ -58,7 +58,7 @@ def _range(data: Data) -> tuple[float, float]:
 
 def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
     """The origin record that a subnetwork file stores."""
-    scaled = None if spec else getattr(config.extractor, "density", None) if init == "scaled" else None
+    scaled = None if spec else config.extractor.target_density if init == "scaled" else None
     low, high = _range(data)
     return Origin(
         network=spec,

@@ -84,7 +84,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "macs": counted.macs,
         "kept_macs": counted.kept_macs,
         "left_whole": [asdict(one) for one in counted.left_whole],
-        "asked": getattr(supernet.extractor, "density", None),
+        "asked": supernet.extractor.target_density,
         "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
         "explored": supernet.explored(),

@@ -164,7 +164,7 @@ def make_network(config: RunConfig, module: nn.Module | None, init: str, data: D
         return _gated(net, config, data), config.network
     net = own_copy(module)
     check_output(net, data.shape, data.classes, example=data.examples())
-    density = getattr(config.extractor, "density", None)
+    density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)
     return _gated(net, config, data), None
 

@@ -1,65 +1,34 @@
-"""What every extractor is: numbers only, a few questions answered, and no state.
+"""The base classes of all methods, and what a method declares. An extractor holds hyperparameters and no state.
 
-A run asks an extractor, in this order: `check` (can this be done at all?), `begin` (which units live at first), then at
-every training step `sample` (a differentiable topology, if relevance is learned), `penalty` (what to add to the loss?),
-after the backward pass `adjust` (other gradients?), after the optimizer's step `step` (a new topology?), and at the end
-`finish` (the topology to keep). Extractors hold hyperparameters; the network holds all state, and a probe looks at data
-before training.
+A run calls an extractor in this order: `check` (can this run be done at all?), `begin` (which units are alive at first), then
+in every training step `sample` (differentiable gates, where relevance is learned), `penalty` (a term of the loss), after the
+backward pass `adjust` (change gradients), after the optimizer's step `step` (a new topology), and at the end `finish` (the
+topology to keep). The network holds all state; a probe gives gradients before training.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
-from annotated_types import Gt, Le
-from pydantic import Field
 from torch import Tensor
 
-from subnet_search.core.search_domains import OneOf, Real
 from subnet_search.core.settings import Settings
 from subnet_search.extractors.context import Clock as Clock
-from subnet_search.extractors.context import Network as Network
-from subnet_search.extractors.context import Probe as Probe
-from subnet_search.extractors.context import Span as Span
-from subnet_search.extractors.context import Tensors as Tensors
-from subnet_search.extractors.density_fields import Allocation as Allocation
-from subnet_search.extractors.density_fields import PlainAllocation as PlainAllocation
-from subnet_search.extractors.density_fields import PlainScope as PlainScope
-from subnet_search.extractors.density_fields import Scope as Scope
+from subnet_search.extractors.context import Network, Probe, Span, Tensors
+from subnet_search.extractors.fields import Interval, PhaseEnd, Rescaling, marked
 from subnet_search.topology.masks import Masks
-from subnet_search.topology.rescale import Rescale
 from subnet_search.topology.select import LayerShares
-from subnet_search.topology.units import Normalise as _Normalise
 from subnet_search.topology.units import Units
 
-Density = Annotated[float, Gt(0), Le(1)]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Marks a hyperparameter as the interval between two changes: `Clock.interval` says how many steps it is."""
-
-
-Every = Annotated[Span, Interval(), Real(0.005, 0.1, log=True)]
-"""Between two changes: steps, or a fraction of the run, which is at least 10 steps (a quarter of runs below 40 steps)."""
-Normalise = Annotated[
-    _Normalise,
-    Field(
-        description="Whether each layer's scores are brought to one scale (layer) or are raw (none), where channels or blocks "
-        "compete over all layers. Single weights and n:m always compete by raw scores."
-    ),
-]
 Learned = Literal["weights", "relevance", "both"]
 Rewind = Literal["none", "weights", "schedule", "both"]
-Grow = Literal["gradient", "momentum", "random"]
-"""What a method that regrows looks at: |gradient| of this batch, |running mean| of past ones, or nothing."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from, and which of its equations the file implements."""
+    """The paper of a method, and the formula that its file implements."""
 
     authors: str
     year: int
@@ -72,7 +41,7 @@ class Paper:
 
     @property
     def short(self) -> str:
-        """As papers are cited in running text: Frankle & Carbin 2019, Ramanujan et al. 2020."""
+        """A citation for running text: Frankle & Carbin 2019, Ramanujan et al. 2020."""
         first, *others = self.authors.replace(" & ", ", ").split(", ")
         rest = "" if not others else f" & {others[0]}" if len(others) == 1 else " et al."
         return f"{first}{rest} {self.year}"
@@ -80,7 +49,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Paradigm:
-    """The answers that tell one family of methods from another."""
+    """What the catalogue compares methods by."""
 
     mask_from: str  # when and from what the topology is found
     weights_from: str  # which weights the subnetwork has
@@ -94,27 +63,27 @@ class Paradigm:
 
 @dataclass(frozen=True)
 class Published:
-    """A method's published training settings, as its own source has them: a paper's section, or a file of a repository.
+    """A method's published training settings, from a section of its paper or a file of its authors' repository.
 
-    The recipe fills what a run with the method leaves open. The length is stated and never a default.
+    A run takes from `recipe` what its configuration does not set. `epochs` is shown, and is never a default.
     """
 
     source: str
     """Where the settings were read, or "none: ..." with the reason why none apply."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of Recipe: the rate and the schedule, and the others where they differ from Recipe's defaults."""
+    """Keys of Recipe: the learning rate and its schedule, and others where they differ from Recipe's defaults."""
     epochs: int | None = None
-    """Passes over the training images of the whole published run, all its rounds together. None: not stated in epochs."""
+    """Length of the whole published run, all its rounds together. None: not stated in epochs."""
     note: str = ""
-    """What the recipe cannot say: other networks' settings, warm-up, a second phase; and what was not verified."""
+    """What a recipe cannot hold: settings of other networks, warm-up, a second phase; and what was not verified."""
 
     @classmethod
     def none(cls, reason: str, note: str = "") -> "Published":
-        """For a method to which no published settings apply: Recipe's defaults are what is left open."""
+        """For a method without published settings that apply: Recipe's defaults are used."""
         return cls(f"none: {reason}", note=note)
 
     def settings(self) -> str:
-        """The recipe in words, such as "lr 0.1, schedule cosine"."""
+        """The recipe in one line, such as "lr 0.1, schedule cosine"."""
         return settings_in_words(self.recipe)
 
 
@@ -133,27 +102,27 @@ def _value_in_words(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a network between two steps. Weights that are newly alive begin at zero, with fresh state."""
+    """A change to the network between two steps. Weights that grow begin at zero, with fresh optimizer state."""
 
     masks: Masks | None = None
-    """The new topology, of units. None: it stays."""
+    """The new topology, of units. None: unchanged."""
     survivors: Masks | None = None
-    """The units that keep their weights and optimizer state; others in `masks` begin at zero, even if they were alive.
-    None: all that are alive before and after keep them."""
+    """The units that keep their weights and optimizer state; all others in `masks` begin at zero, also those alive before.
+    None: all units that are alive before and after keep them."""
     rewind: Rewind = "none"
-    """Go back to the weights of the step that `rewinds_to` named, to the schedule's point at step `schedule_to`, or both."""
+    """Go back to the weights of the step that `rewinds_to` gave, to the schedule's point at step `schedule_to`, or both."""
     schedule_to: int = 0
-    """The step whose learning rate is next, where the schedule is rewound."""
+    """The step whose learning rate comes next, where the schedule is rewound."""
     learn: Learned | None = None
-    """What is learned from now on. Relevance that is no longer learned is settled in the weights."""
+    """What is learned from now on. When relevance is no longer learned, its gates are folded into the weights."""
     weights: Tensors | None = None
     """New values for some weights."""
     relevance: Tensors | None = None
     """New values for the relevance of some units."""
     memory: Tensors | None = None
-    """What to keep for later steps, by a name, in place of what is kept by these names."""
+    """Tensors to store for later steps (`net.memory`), by name; each replaces a stored one of the same name."""
     reset_optimizer: bool = False
-    """Begin the optimizer's state anew: momentum, running averages."""
+    """Reset the optimizer's state: momentum, running averages."""
     winners: float | None = None
     """The share of each layer's filters that an input computes from now on, in a dynamic network."""
 
@@ -162,20 +131,20 @@ class Extractor(Settings, ABC):
     """A method that finds a subnetwork. Frozen; holds numbers, never tensors."""
 
     name: ClassVar[str]
-    """What it goes by in configurations, trials and files: `package.module:Class`, or the registered name of this package's."""
+    """The name in configurations, trials and files: as registered in this package, else `package.module:Class`."""
     paper: ClassVar[Paper]
     paradigm: ClassVar[Paradigm]
     learns: ClassVar[Learned] = "weights"
-    """What is learned at first."""
+    """What is learned at the start of a run."""
     dynamic: ClassVar[bool] = False
     """Whether each input chooses the filters that it computes: the network's convolutions get gates (nets/dynamic.py)."""
     published: ClassVar[Published] = Published.none("the method states none")
-    """The published training settings: what a run with this extractor leaves open takes them. Every method states its own."""
+    """The published training settings; a run takes from them what its configuration does not set."""
 
     replaces_step: ClassVar[bool] = False
-    """Whether a change takes the place of the optimizer's step: `step` is then asked before the optimizer."""
+    """Whether a change takes the place of the optimizer's step: `step` is then called before the optimizer."""
     changes_weights: ClassVar[bool] = False
-    """Whether weights that are not trained end as others than they began, so that the seed does not make them."""
+    """Whether untrained weights are changed, so that the seed alone does not give the final ones."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -183,26 +152,41 @@ class Extractor(Settings, ABC):
 
     @property
     def needs_momentum(self) -> bool:
-        """Whether `step` looks at `net.momentum`, which costs four bytes a weight."""
+        """Whether `step` reads `net.momentum`, which costs four bytes a weight."""
         return False
 
     def looks_at(self, clock: Clock) -> bool:
-        """Whether `step` looks at `net.features` of the training step that begins at `clock`."""
+        """Whether `step` reads `net.features` of the training step that begins at `clock`."""
         return False
 
+    @property
+    def target_density(self) -> float | None:
+        """The density asked for. None: the method has no `density`, or none was set."""
+        return getattr(self, "density", None)
+
     def check(self, units: Units, clock: Clock) -> None:
-        """Raise UserError when no run of `clock.total` steps on a network of these units can do what is asked for."""
+        """Raise UserError when no run of `clock.total` steps on a network of these units can do what is asked for.
+
+        Default: checks the density and how layers share it, then every span marked as a `PhaseEnd`, then every interval.
+        """
+        shared = layer_field(type(self))
+        units.check(self.target_density, getattr(self, shared) if shared else "global")
+        for name, phase in marked(type(self), PhaseEnd).items():
+            start = getattr(self, phase.start) if isinstance(phase.start, str) else phase.start
+            clock.check_end(f"{self.name}.{name}", start, getattr(self, name))
+        for name in marked(type(self), Interval):
+            clock.check_interval(f"{self.name}.{name}", getattr(self, name), least=2 if self.replaces_step else 1)
 
     def rewinds_to(self, clock: Clock) -> int | None:
-        """The step whose weights a later change goes back to; a copy is kept from then on. None: no change does."""
+        """The step whose weights a later change goes back to; a copy is kept from that step on. None: no change does."""
         return None
 
     def schedule_steps(self, clock: Clock) -> int:
-        """Steps over which the recipe's learning rate runs its course, from the start or from a rewind of the schedule."""
+        """Length of the learning rate's schedule in steps, from the start or from a rewind of the schedule."""
         return clock.total
 
     def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        """What to change before the first step. Default: nothing, so everything lives."""
+        """The change before the first step. Default: none, so every unit is alive."""
         return Change()
 
     def penalty(self, net: Network, clock: Clock) -> Tensor | None:
@@ -210,60 +194,61 @@ class Extractor(Settings, ABC):
         return None
 
     def step(self, net: Network, clock: Clock) -> Change | None:
-        """A change, or None. Asked before training (`clock.step` is 0) and after every optimizer's step.
+        """A change, or None. Called before training (`clock.step` is 0) and after every optimizer's step.
 
-        Weights are those after the step; gradients are those of its batch, of dead weights too (zeros before training).
-        With `replaces_step`: asked before every optimizer's step, from `clock.step` 0 on; a change takes its place.
+        Weights are those after the step; gradients are those of its batch, also of dead weights (zeros before training).
+        With `replaces_step`: called before every optimizer's step, from `clock.step` 0 on; a change takes its place.
         """
         return None
 
     def adjust(self, net: Network, clock: Clock) -> None:
-        """Change gradients in place before the optimizer sees them. Default: leave them."""
+        """Change gradients in place before the optimizer's step. Default: leave them."""
 
     def finish(self, net: Network) -> Masks:
-        """The topology of units to keep and to evaluate, at any time. Default: the masks in force."""
+        """The topology of units to keep and to evaluate, at any time. Default: the current masks."""
         return net.masks
 
     def reached(self, net: Network, masks: Masks, clock: Clock) -> bool:
-        """Whether the network is as small as was asked for: early stopping goes back to no epoch before.
+        """Whether the network is as small as was asked for: early stopping returns to no earlier epoch.
 
-        masks: what `finish` gave; clock: the next step. Default: when `density` is met, where there is one.
+        masks: what `finish` returned; clock: the next step. True without a density to meet; a method that has no such
+        hyperparameter reaches its size when its phases (`PhaseEnd`) have ended.
         """
-        density: float | None = getattr(self, "density", None)
-        return density is None or net.units.reached(masks, density)
+        if "density" not in type(self).model_fields:
+            return all(clock.step >= clock.point(getattr(self, end)) for end in marked(type(self), PhaseEnd))
+        return self.target_density is None or net.units.reached(masks, self.target_density)
 
 
 class RelevanceLearner(Extractor):
     """An extractor that learns how relevant each weight is, alone or together with the weights.
 
-    The network computes with s * w * gate, where s is the rescaling. Gates are mostly 0 or 1; other values are settled
-    in the weights at the end. A change with `learn="weights"` ends the search, and plain training in the masks follows.
+    The network computes with s * w * gate, where s is the rescaling. Gates are mostly 0 or 1; other values are folded into
+    the weights at the end. A change with `learn="weights"` ends the search, and the weights in the masks are trained.
     """
 
     learns: ClassVar[Learned] = "relevance"
     keeps_count: ClassVar[bool] = False
-    """Whether every sample keeps the same number of a layer's units, whatever their relevance: numel/nnz is a constant then."""
+    """Whether every sample keeps the same number of units of a layer, so that numel/nnz is a constant."""
 
-    rescale: Annotated[Rescale, OneOf("none", "learned", "dynamic", "fan_in")] = "none"
-    """Factor on each layer after weights are dropped: learned (a scalar), dynamic (numel/nnz), fan_in (per output)."""
+    rescale: Rescaling = "none"
 
     @abstractmethod
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
-        """The relevance that a layer's units begin with: of their shape, or of one that broadcasts to it.
+        """The first relevance of a layer's units: of their shape, or of one that broadcasts to it.
 
-        weight: where each weight is a unit the weights, else the mean |w| of each unit.
+        weight: the weights where each weight is a unit, else the mean |w| of each unit.
         """
 
     @abstractmethod
     def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        """The gates of one step, of the units' shapes, differentiable in what is learned."""
+        """The gates of one training step, of the units' shapes, differentiable in what is learned."""
 
     @abstractmethod
     def finish(self, net: Network) -> Masks:
-        """The topology that the relevance stands for, without chance."""
+        """The topology that the current relevance gives, without random draws."""
 
     def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
-        """The gates without chance, under the masks that `finish` gave. Default: 1 where a weight is kept."""
+        """The gates without random draws, under the masks that `finish` returned. Default: 1 where a unit is kept."""
         return {name: mask.to(next(iter(net.weights.values())).dtype) for name, mask in masks.items()}
 
     def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:
@@ -275,48 +260,27 @@ class RelevanceLearner(Extractor):
 
 
 def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:
-    """The intervals that are longer in this run than the fraction that was asked for, in steps, by their names."""
-    found = {}
-    for name, declared in type(extractor).model_fields.items():
-        every: Span = getattr(extractor, name)
-        if any(isinstance(mark, Interval) for mark in declared.metadata) and clock.interval(every) > max(1, clock.steps(every)):
-            found[f"{extractor.name}.{name}"] = clock.interval(every)
-    return found
+    """Intervals that are longer in this run than the fraction asked for, in steps, by name."""
+    spans: dict[str, Span] = {name: getattr(extractor, name) for name in marked(type(extractor), Interval)}
+    return {
+        f"{extractor.name}.{name}": clock.interval(every)
+        for name, every in spans.items()
+        if clock.interval(every) > max(1, clock.steps(every))
+    }
 
 
 def only_begins(method: type[Extractor]) -> bool:
-    """Whether all that a method does to the topology, it does before the first step."""
+    """Whether a method changes the topology only before the first step."""
     return method.begin is not Extractor.begin and method.step is Extractor.step and method.finish is Extractor.finish
 
 
 def trains_weights(method: type[Extractor]) -> bool:
-    """Whether a method trains weights at all: with its relevance, after it, or alone."""
+    """Whether a method trains weights at all: with relevance, after it, or alone."""
     return method.learns != "relevance" or method.paradigm.trains_after
 
 
-def chances(net: Network, clock: Clock) -> dict[str, Tensor]:
-    """A uniform random number in (0, 1) for every unit: what random topologies are drawn by."""
-    return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}
-
-
-def growth(net: Network, clock: Clock, by: Grow) -> Tensors:
-    """What to grow dead units by, the largest magnitudes first."""
-    match by:
-        case "gradient":
-            return net.units.pool_magnitude(net.gradients)
-        case "momentum":
-            return net.units.pool_magnitude(net.momentum)
-    draws = {name: torch.empty_like(mask, dtype=torch.float) for name, mask in net.masks.items()}
-    return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
-
-
-def numel(tensors: Tensors) -> int:
-    """Units in all layers together."""
-    return sum(tensor.numel() for tensor in tensors.values())
-
-
 def layer_field(cls: type[Extractor]) -> str | None:
-    """The hyperparameter that takes a relative density for each layer, `allocation` or `scope`; None: no such."""
+    """The hyperparameter that takes a relative density for each layer, `allocation` or `scope`. None: there is none."""
     return next((name for name, field in cls.model_fields.items() if LayerShares in get_args(field.annotation)), None)
 
 

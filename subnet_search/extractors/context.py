@@ -1,4 +1,4 @@
-"""What an extractor may ask of the network it works on, and of the data before the first step."""
+"""What the hooks of an extractor are called with: the network, the clock of the run, and a probe of training data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 class Network(Protocol):
-    """What an extractor may ask of the network it works on. `training.supernet.Supernet` answers."""
+    """The network as an extractor sees it. Implemented by `training.supernet.Supernet`."""
 
     @property
     def weights(self) -> Tensors:
@@ -30,11 +30,11 @@ class Network(Protocol):
 
     @property
     def units(self) -> Units:
-        """What lives and dies as one: pools scores of weights to units, and chooses among units."""
+        """What is kept or dropped as one; pools scores of weights to units, and chooses among units."""
 
     @property
     def masks(self) -> Masks:
-        """The topology of units in force, as the last change set it; everything lives before the first."""
+        """The current topology of units, as the last change set it; all units are alive before the first."""
 
     @property
     def gradients(self) -> Tensors:
@@ -46,15 +46,15 @@ class Network(Protocol):
 
     @property
     def memory(self) -> Tensors:
-        """What changes have kept for later, by the names they gave it; empty at first."""
+        """Tensors that changes have stored for later steps, by name; empty at first."""
 
     @property
     def norms(self) -> Tensors:
-        """The scales of batch norms behind each group of channels, (norms, channels); groups without one are left out."""
+        """The scales of the batch norms of each group of channels, (norms, channels); groups without one are left out."""
 
     @property
     def features(self) -> Tensors:
-        """In a step that the extractor `looks_at`: what is read of each group of channels, (images, channels, numbers)."""
+        """In a step that the extractor `looks_at`: channels as the next layers read them, (images, channels, numbers)."""
 
     @property
     def saliency(self) -> Tensors:
@@ -62,7 +62,7 @@ class Network(Protocol):
 
 
 class Probe(Protocol):
-    """Training data to score weights by before the first step. Every pass is counted and paid for in training steps.
+    """Gradients on training data before the first step. Every pass counts as training steps of the run.
 
     `weights` are values to compute with in place of the network's, such as masked ones; batch number `index` holds
     `images` training images (None: the recipe's batch). Raises UserError when that is more than there are.
@@ -88,7 +88,7 @@ Span: TypeAlias = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a run stands, and the only source of random numbers at that point."""
+    """The current step of a run, and the only source of random numbers at that step."""
 
     step: int  # training steps done, over the whole run
     total: int  # steps in the whole run
@@ -101,34 +101,38 @@ class Clock:
 
     @property
     def next(self) -> "Clock":
-        """The clock once the step under way is done."""
+        """The clock after the current step."""
         return Clock(self.step + 1, self.total, self.seed)
 
     def steps(self, span: Span) -> int:
-        """A span in steps: as it is, or the fraction of this run that it stands for, rounded to the nearest."""
+        """A span in steps: a fraction is of this run, rounded to the nearest step."""
         return span if isinstance(span, int) else round(span * self.total)
 
-    def interval(self, every: Span) -> int:
-        """The steps between two changes. A fraction that comes to fewer than min(10, total // 4) steps is raised to it.
+    def point(self, span: Span) -> int:
+        """A point of the run as a step: as `steps`, but the last step at the latest."""
+        return min(self.steps(span), self.total - 1)
 
-        Between changes a network has to train: in a run of 60 steps, 0.02 would be a change after every step.
+    def interval(self, every: Span) -> int:
+        """The steps between two changes. A fraction of fewer than min(10, total // 4) steps is raised to that.
+
+        A network has to train between changes: in a run of 60 steps, 0.02 would be a change after every step.
         """
         return max(1, self.steps(every), 0 if isinstance(every, int) else min(SHORTEST, self.total // 4))
 
     def due(self, every: Span, until: Span = 1.0) -> bool:
-        """Whether an event that comes every so often, the first time after `every` steps, falls on this step."""
+        """Whether an event at this interval, first after `every` steps, falls on this step."""
         return self.step > 0 and self.step % self.interval(every) == 0 and self.step < self.steps(until)
 
     def ramp(self, every: Span, start: Span, end: Span) -> float | None:
-        """How far a ramp has come, above 0 and up to 1, if it moves at this step: every so often, and at its end."""
-        first, last = self.steps(start), min(self.steps(end), self.total - 1)
+        """Progress of a ramp, above 0 and up to 1, at steps where it moves (every interval, and its end); else None."""
+        first, last = self.steps(start), self.point(end)
         if self.step == last:
             return 1.0
         moves = first < self.step < last and (self.step - first) % self.interval(every) == 0
         return (self.step - first) / (last - first) if moves else None
 
     def check_interval(self, name: str, every: Span, least: int = 1) -> None:
-        """Raise UserError for an interval that never ends in this run, or is too short to train between two changes.
+        """Raise UserError for an interval as long as the run, or too short to train between two changes.
 
         least: the steps from one change to the next that include one of training; 2 where a change replaces a step.
         """
@@ -149,6 +153,11 @@ class Clock:
             raise UserError(f"{name}: step {last} is after the end of the run of {self.total} steps")
         if last < first:
             raise UserError(f"{name}: step {last} is before the start, step {first}")
+
+    def check_rounds(self, name: str, rounds: int, until: Span) -> None:
+        """Raise UserError when `until` leaves fewer steps than there are rounds."""
+        if rounds > (search := self.point(until)):
+            raise UserError(f"{name}: {rounds} rounds do not fit into {search} steps")
 
     def generator(self, *names: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator for this step and these names: the same on every rank and after every resume."""

@@ -1,4 +1,4 @@
-"""The registry in words: what each method is, from its class alone."""
+"""The catalogue of methods, as plain values and as a page, read from their classes."""
 
 import inspect
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from subnet_search.core.search_domains import domains
 from subnet_search.extractors.base import Extractor
+from subnet_search.extractors.fields import Help, marked
 from subnet_search.extractors.registry import extractor_names, get_extractor
 from subnet_search.topology.select import LayerShares
 
@@ -50,7 +51,7 @@ def catalogue() -> list[dict[str, Any]]:
 
 
 def markdown() -> str:
-    """All methods as a page: the paradigms side by side, then each with its formula and hyperparameters."""
+    """All methods as a page: a table that compares them, then each with its formula and hyperparameters."""
     methods = catalogue()
     heading = ["method", "paper", "mask", "weights", "density", "trains after", "units"]
     rows = [
@@ -95,7 +96,7 @@ def _section(method: dict[str, Any]) -> str:
 
 
 def published_lines(published: Mapping[str, Any]) -> list[str]:
-    """The published training settings as sentences, and what is to be said beside them."""
+    """The published training settings as sentences, with their note."""
     if published["source"].startswith("none: "):
         lines = [f"Published training settings: {published['source']}."]
     else:
@@ -115,21 +116,21 @@ def _table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def _hyperparameters(cls: type[Extractor]) -> list[dict[str, Any]]:
-    found = domains(cls)
+    found, helps = domains(cls), {name: mark.text for name, mark in marked(cls, Help).items()}
     return [
         {
             "name": name,
             "type": _words(field.annotation),
             "default": field.default,
             "domain": str(found[name]) if name in found else None,
-            "help": " ".join((field.description or "").split()),
+            "help": " ".join((field.description or helps.get(name, "")).split()),
         }
         for name, field in cls.model_fields.items()
     ]
 
 
 def _words(kind: Any) -> str:
-    """A type as a person would name it."""
+    """A type in plain words."""
     if kind is NoneType:
         return "none"
     if kind == LayerShares:

@@ -1,8 +1,8 @@
-"""Which extractors there are: those of this package, of installed packages (entry points), and by import path.
+"""Finds extractors: of this package, of installed packages (entry points), and by import path.
 
-An extractor of this package goes by the name it is registered under. One from outside is stored in trials and files as
-`package.module:Class`, by which every process finds it; an installed package may give it a short name with an entry
-point in the group `subnet_search.extractors`.
+Trials and files store an extractor of this package by its registered name, one from outside as `package.module:Class`,
+which every process can import. An installed package may give it a short name with an entry point in the group
+`subnet_search.extractors`.
 """
 
 import importlib
@@ -21,7 +21,7 @@ REGISTRY: dict[str, type[Extractor]] = {}
 
 
 def register(name: str) -> Callable[[E], E]:
-    """Make an extractor known by `name` in this process: selectable, searchable, listed and tested.
+    """Register an extractor under `name` in this process: selectable, searchable, listed and tested.
 
     One that is defined outside this package is stored as `package.module:Class` all the same.
     """
@@ -64,7 +64,7 @@ def get_extractor(name: str) -> type[Extractor]:
 
 
 def is_extractor(name: Any) -> bool:
-    """Whether a name stands for an extractor. One that would have to be imported is."""
+    """Whether a name is that of an extractor. `module:Class` counts as one, and is not imported."""
     return isinstance(name, str) and (name in extractor_names() or ":" in name)
 
 
@@ -89,7 +89,7 @@ def _imported(name: str) -> type[Extractor]:
 
 
 def _checked(name: str, found: Any) -> type[Extractor]:
-    """What was imported, as an extractor's class. Raises UserError when it is none, or lacks what one must declare."""
+    """`found`, if it is an extractor's class. Raises UserError when it is not, or lacks a declaration."""
     if not (isinstance(found, type) and issubclass(found, Extractor)):
         raise UserError(f"{name} is a {type(found).__name__}, not a class derived from subnet_search.Extractor")
     if inspect.isabstract(found):

@@ -133,7 +133,9 @@ def make_dynamic(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Mo
 
 
 def opened(net: nn.Module) -> nn.Module:
-    """A copy of a network whose gates are gone: plain layers, which compute everything."""
+    """A copy of a network without its gates: plain layers, which compute all filters. One without gates is returned itself."""
+    if not gated_layers(net):
+        return net
     plain = copy.deepcopy(net)
     for name, gated in gated_layers(plain).items():
         plain.set_submodule(name, nn.Sequential(gated.layer, gated.norm) if gated.norm else gated.layer)

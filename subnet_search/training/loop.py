@@ -204,7 +204,7 @@ class Run:
         self.total = supernet.recipe.epochs * self.per_epoch
         self.start = Clock(0, self.total, seed)
         self.extractor.check(supernet.units, self.start)
-        if (density := getattr(self.extractor, "density", None)) is not None:
+        if (density := self.extractor.target_density) is not None:
             supernet.units.check(density)
         self.raised = raised_intervals(self.extractor, self.start)
         for name, steps in self.raised.items():
@@ -356,7 +356,7 @@ class Run:
 
     def _compare_with_asked(self, masks: Masks) -> None:
         """Say where a density was missed by more than 1 % of it, and by more than one unit where units are counted."""
-        asked, units = getattr(self.extractor, "density", None), self.supernet.units
+        asked, units = self.extractor.target_density, self.supernet.units
         if asked is None:
             return
         reached = units.cost(masks)

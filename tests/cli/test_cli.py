@@ -1,5 +1,10 @@
-"""The installed command, as a user runs it: real data, exit codes, one line for every mistake, nothing lost."""
+"""The installed command, as a user runs it: real data, exit codes, one line for every mistake, nothing lost.
 
+`command` calls it in this process, which spares importing torch every time; `process` starts it as a shell does.
+"""
+
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from subnet_search.cli import main
+
 COMMAND = Path(sys.executable).with_name("subnet-search")
 ROOT = Path(__file__).parents[2]
 FAST = ["-s", "recipe.epochs=3", "-s", "recipe.threads=1", "-s", "network=lenet_300_100"]
@@ -22,18 +29,29 @@ FAST = ["-s", "recipe.epochs=3", "-s", "recipe.threads=1", "-s", "network=lenet_
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SUBNET_SEARCH_STORAGE", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which the command adds the folder
 
 
-def command(*words, check=True, **options):
+def process(*words, check=True, **options):
     done = subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
     if check:
         assert done.returncode == 0, done.stderr
     return done
 
 
-def mistake(*words, code=2):
+def command(*words, check=True):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    done = subprocess.CompletedProcess(words, stopped.value.code, out.getvalue(), err.getvalue())
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def mistake(*words, code=2, by=command):
     """What a failing command says: one line on standard error, nothing on standard output."""
-    done = command(*words, check=False)
+    done = by(*words, check=False)
     assert done.returncode == code, done
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
@@ -49,7 +67,7 @@ def test_help_is_light():
     heavy = "import sys; from subnet_search.cli.app import app; print({'torch', 'optuna', 'torchvision'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout.strip() == "set()"
     for words in ([], ["extract"], ["evaluate"], ["methods"], ["data"], ["study"], ["study", "run"], ["study", "extract"]):
-        text = command(*words, "--help").stdout
+        text = process(*words, "--help").stdout
         assert "Usage: subnet-search" in text
         assert "Example:" in text or words in ([], ["study"])
 
@@ -67,7 +85,7 @@ def test_every_shipped_configuration_is_valid():
 
 def test_the_main_job_on_digits():
     config = ROOT / "configs" / "gumbel_digits.yaml"
-    summary = from_json("extract", config, "-s", "extractor.density=0.3", "-s", "recipe.threads=1")
+    summary = from_json("extract", config, "-s", "extractor.density=0.3", "-s", "recipe.threads=1", "-s", "recipe.epochs=20")
     wanted = "extractor network data seed density layer_density val_accuracy test_accuracy steps passes seconds bytes "
     wanted += "dense_bytes sha256 subnetwork"
     assert set(wanted.split()) <= summary.keys()
@@ -107,7 +125,7 @@ def test_extract_again_takes_another_folder_and_gives_the_same():
 
 
 def test_people_get_a_table_and_progress_on_standard_error():
-    done = command("extract", *FAST)
+    done = process("extract", *FAST)
     assert "validation accuracy" in done.stdout
     assert "sha256" in done.stdout
     assert re.search(r"epoch 3 .* 100\.00 % done", done.stderr)
@@ -139,8 +157,9 @@ def interrupted(*words, after):
     return process.returncode, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_everything():
-    slow = ["-s", "recipe.epochs=60", "-s", "recipe.threads=1", "-s", "network=lenet5"]
+    slow = ["-s", "recipe.epochs=30", "-s", "recipe.threads=1", "-s", "network=lenet5"]
     whole = from_json("extract", *slow, "--out", "whole")
     code, said = interrupted("extract", *slow, "--out", "part", after="part/metrics.jsonl")
     assert code == 130
@@ -179,6 +198,7 @@ def test_a_study_from_the_command_line():
     assert command("study", "worker", "toy").stdout == "nothing to run: toy is finished or was stopped\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_trial_running():
     slow = {"network": "lenet5", "recipe": {"epochs": 60}}
     code, said = interrupted("study", "run", study_file(run=slow), after="runs/trials/*/0000/metrics.jsonl")
@@ -246,11 +266,12 @@ def test_mistakes_are_one_line(words, message):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_network_with_too_few_classes():
     Path("nets.py").write_text(
         "from torch import nn\ndef small(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     )
-    done = command("extract", "-s", "network=nets:small", check=False, env={**os.environ, "PYTHONPATH": "."})
+    done = process("extract", "-s", "network=nets:small", check=False, env={**os.environ, "PYTHONPATH": "."})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: nets:small has 3 outputs, but the data has 10 classes\n"
 
@@ -260,15 +281,17 @@ def test_a_loss_that_is_no_number():
     assert re.search(r"the loss is (nan|inf) at step \d+", mistake(*words, code=1))
 
 
-def test_a_folder_that_cannot_be_written():
+@pytest.mark.parametrize("by", [command, process])
+def test_a_folder_that_cannot_be_written(by):
     Path("taken").write_text("a file")
-    assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1)
+    assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1, by=by)
 
 
+@pytest.mark.slow
 def test_a_full_disk():
     """A limit on file sizes stands in for it: the checkpoint, 0.5 MB, does not fit; what was there stays."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    done = command("extract", *FAST, "--json", check=False, preexec_fn=limit)
+    done = process("extract", *FAST, "--json", check=False, preexec_fn=limit)
     assert done.returncode == 1
     assert re.fullmatch(r"error: cannot write runs/extract/checkpoint/state\.safetensors: .*\n", done.stderr)
     assert [path.name for path in Path("runs/extract/checkpoint").iterdir()] == []
@@ -286,7 +309,7 @@ def test_damaged_files():
 
 
 def test_json_errors_leave_standard_output_empty():
-    done = command("study", "best", "toy", "--json", check=False)
+    done = process("study", "best", "toy", "--json", check=False)
     assert (done.returncode, done.stdout) == (2, "")
 
 

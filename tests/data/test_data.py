@@ -305,6 +305,7 @@ def test_the_real_fashion_mnist():
     assert data.std.item() == pytest.approx(0.3530, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get(CIFAR10), reason=f"{CIFAR10} does not name an npz file of CIFAR-10")
 def test_the_real_cifar10():
     data = load(f"npz:{os.environ[CIFAR10]}")

@@ -346,6 +346,7 @@ def test_a_state_dict_is_what_the_network_loads(channels, tmp_path):
     assert record["weights"] == record["dense_weights"]
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_batch(channels, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     subnet, net = channels
@@ -371,6 +372,7 @@ class Queried(nn.Module):
         return self.head(self.decoder(self.query.expand(len(x), -1, -1), x).flatten(1))
 
 
+@pytest.mark.slow
 def test_onnx_for_one_batch_alone_is_not_written(tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     net, data = Queried(), (torch.randn(60, 5, 8), torch.arange(60) % 3)
@@ -402,6 +404,7 @@ def test_batch_norm_recalibrated(channels, tmp_path):
     assert not torch.equal(state["1.running_mean"], subnet.state_dict()["1.running_mean"])
 
 
+@pytest.mark.slow
 def test_loads_without_what_found_and_traced_it(tmp_path):
     subnet = ss.extract("small_conv", "digits", "magnitude", density=0.5, unit="channel", recipe=SHORT)
     export(subnet, "compact", tmp_path / "small", seconds=0)
@@ -545,20 +548,20 @@ def test_onnx_that_is_not_installed(channels, tmp_path, monkeypatch):
 
 # The command
 
-COMMAND = Path(sys.executable).with_name("subnet-search")
-
-
-def command(*words):
-    return subprocess.run([COMMAND, *map(str, words)], capture_output=True, text=True, timeout=300)
-
 
 def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        said = capsys.readouterr()
+        assert ended.value.code == 0, said.err
+        return said.out
+
     run = ["extract", "-s", "network=conv2", "-s", "extractor=magnitude", "-s", "extractor.density=0.5", "-s", "unit=channel"]
-    done = command(*run, "-s", "recipe.lr=0.02", "-s", "recipe.epochs=8", "-s", "recipe.threads=1", "--out", "runs/a")
-    assert done.returncode == 0, done.stderr
-    done = command("export", "runs/a/subnetwork.safetensors", "small.safetensors", "--to", "compact")
-    assert done.returncode == 0, done.stderr
+    command(*run, "-s", "recipe.lr=0.02", "-s", "recipe.epochs=8", "-s", "recipe.threads=1", "--out", "runs/a")
+    table = command("export", "runs/a/subnetwork.safetensors", "small.safetensors", "--to", "compact")
     for text in (
         "file",
         "weights stored",
@@ -568,16 +571,11 @@ def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
         "ms at batch 256 ",
         "x",
     ):
-        assert text in done.stdout
-    assert "faster" in done.stdout.splitlines()[-2]
-
-    def judged(file):
-        with pytest.raises(SystemExit) as ended:
-            main(["evaluate", file, "--json"])
-        assert ended.value.code == 0
-        return json.loads(capsys.readouterr().out)
-
-    masked, small = judged("runs/a/subnetwork.safetensors"), judged("small.safetensors")
+        assert text in table
+    assert "faster" in table.splitlines()[-2]
+    masked, small = (
+        json.loads(command("evaluate", f, "--json")) for f in ("runs/a/subnetwork.safetensors", "small.safetensors")
+    )
     assert small["accuracy"] == masked["accuracy"] > 0.5
     assert small["nll"] == pytest.approx(masked["nll"], rel=1e-5)
     export = small["export"]

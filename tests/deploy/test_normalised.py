@@ -85,6 +85,7 @@ def fed_as_printed(text, images):
     return (inputs - numbers(steps[1])) / numbers(steps[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--normalise"]], ids=["prepared outside", "built in"])
 @pytest.mark.parametrize("to", ["onnx", "compact"])
 def test_who_reads_what_is_printed_gets_the_accuracy_that_is_printed(folder, to, options, tmp_path, capsys):
@@ -106,6 +107,7 @@ def test_who_reads_what_is_printed_gets_the_accuracy_that_is_printed(folder, to,
         assert (wrong.argmax(1).numpy() == labels).mean() < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_statistics_are_in_every_record(folder, normalise, tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
@@ -173,6 +175,7 @@ def test_sparse_files_normalise_too(to, tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_normalisation_is_tried_before_anything_is_written(folder, tmp_path, monkeypatch):
     subnet = ss.Subnetwork.load(folder / "run/subnetwork.safetensors")
     right = Normalised.forward

@@ -131,6 +131,7 @@ def test_every_size_and_every_severity(kind: str, shape: tuple[int, int, int]):
     assert torch.equal(again, found)
 
 
+@pytest.mark.slow
 def test_table_on_real_images():
     split = load("digits").train
     forward = nearest_mean(split)

@@ -225,6 +225,7 @@ with RunFolder(Path(sys.argv[1])).locked():
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_lock(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)

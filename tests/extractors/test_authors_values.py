@@ -199,8 +199,8 @@ def survival(importance, step, monkeypatch):
         asked.append(scores**power)
         return real(scores, uniform, power)
 
-    real = cht_module.sampled
-    monkeypatch.setattr(cht_module, "sampled", listen)
+    real = cht_module.ss.sampled
+    monkeypatch.setattr(cht_module.ss, "sampled", listen)
     weights, mask = [[5.0, -1, 4, 2], [3, 0, 0, 0]], "1111 1000"
     net = fake([weights], [mask])
     create({"name": "cht", "importance": importance, "every": 1}).step(net, Clock(step, 100, 0))

@@ -49,6 +49,7 @@ def test_an_object_of_a_class_that_nobody_registered(here):
     assert create({"name": "largest:Largest", "density": 0.25}) == largest.Largest(density=0.25)
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_a_file_of_the_current_folder(here):
     words = ["-s", "extractor=largest:Largest", "-s", "recipe.epochs=1", "-s", "data.limit=100", "-s", "recipe.threads=1"]
     done = subprocess.run(
@@ -60,6 +61,7 @@ def test_the_command_line_finds_a_file_of_the_current_folder(here):
 
 @pytest.mark.slow
 def test_a_study_with_two_workers(here):
+    """They find the method, finish the budget exactly, and find what one process finds."""
     (here / "s.yaml").write_text(
         "name: mine\n"
         "run: {network: lenet_300_100, data: {name: digits, limit: 100}, recipe: {epochs: 1, threads: 1, device: cpu}}\n"
@@ -67,6 +69,10 @@ def test_a_study_with_two_workers(here):
         "sampler: random\ntrials: 6\nworkers: 2\n"
     )
     study = ss.run_study("s.yaml")
+    assert len(study.trials) == 6
+    assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 2
+    alone = ss.run_study("s.yaml", storage="sqlite:///alone.db", workers=1)
+    assert [trial.user_attrs["sha256"] for trial in study.trials] == [trial.user_attrs["sha256"] for trial in alone.trials]
     used = [trial.user_attrs["config"]["extractor"]["name"] for trial in study.trials]
     assert set(used) == {"random", "largest:Largest"}
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)

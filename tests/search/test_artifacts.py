@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
+from faults import FORKS
 from moto.server import ThreadedMotoServer
 from optuna.artifacts import get_all_artifact_meta
 
@@ -135,16 +137,21 @@ def lost(wanted, url, folder, names):
     """Run a worker in a folder and kill it once a copy of a checkpoint has been made."""
     folder.mkdir()
     prepare_study(wanted, url)
-    code = f"""
-from subnet_search.search.engine import artifact_store, worker
-artifact_store.LOOK = 0.02
-worker.run_worker({wanted.name!r}, {url!r})
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while process.poll() is None and not any(name.endswith("checkpoint") for name in names()):
+    process = FORKS.Process(target=at_work, args=(folder, dict(os.environ), wanted.name, url), daemon=True)
+    process.start()
+    while process.is_alive() and not any(name.endswith("checkpoint") for name in names()):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def at_work(folder, environment, name, url):
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    artifact_store.LOOK = 0.02
+    run_worker(name, url)
 
 
 def goes_on(url, folder, monkeypatch, **options):
@@ -177,6 +184,7 @@ def undisturbed(tmp_path_factory):
         return result(study), metrics(study)
 
 
+@pytest.mark.slow
 def test_a_trial_whose_machine_is_lost_goes_on_elsewhere(place, undisturbed, tmp_path, monkeypatch):
     settings, names = place
     url, wanted = f"sqlite:///{tmp_path}/studies.db", spec(run=LONG, trials=1, artifacts=settings)
@@ -231,6 +239,7 @@ def spoil(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -268,6 +277,7 @@ def test_a_checkpoint_of_other_versions_is_not_fetched(whole, stopped, tmp_path,
     assert result(study) == whole
 
 
+@pytest.mark.slow
 def test_a_seed_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     wanted = {"pruner": "wilcoxon", "repeats": 3, "trials": 1}
     (tmp_path / "whole").mkdir()
@@ -307,6 +317,7 @@ def test_a_store_that_fails_fails_no_trial(monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_for_its_copies(monkeypatch):
     trained = []
 
@@ -423,6 +434,7 @@ def test_without_credentials_a_bucket_is_refused(server, monkeypatch):
     assert said == "cannot keep artifacts in the bucket some: Unable to locate credentials"
 
 
+@pytest.mark.slow
 def test_no_study_keeps_artifacts_unless_it_says_so():
     assert open_store(spec()) is None
     code = (

@@ -193,10 +193,12 @@ def test_two_calls_at_the_same_moment_queue_a_cell_once():
 
 
 @pytest.mark.slow
-def test_two_workers():
-    _, alone = complete(grid(), "sqlite:///alone.db")
-    study, both = complete(grid(), workers=2)
-    assert essence(both) == essence(alone)
+def test_two_workers_run_all_cells_however_many_trials_the_specification_has():
+    wanted = grid()
+    _, alone = complete(wanted, "sqlite:///alone.db")
+    prepare_grid(wanted, URL)
+    study = run_study(wanted.spec.model_copy(update={"trials": 1}), storage=URL, workers=2)
+    assert essence(cell_records(study, wanted)) == essence(alone)
     assert len({t.user_attrs["worker"]["pid"] for t in study.trials if t.state.name == "COMPLETE"}) == 2
 
 
@@ -381,9 +383,8 @@ def test_a_method_that_trains_no_weights_keeps_its_own_rate():
     assert (rigl.lr, rigl.weight_decay) == (dense.lr, dense.weight_decay) == (0.03, 0.1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_all_cells_are_run_however_many_trials_the_specification_has(workers):
+def test_all_cells_are_run_however_many_trials_the_specification_has():
     wanted = grid()
     study = prepare_grid(wanted, URL)
-    run_study(wanted.spec.model_copy(update={"trials": 1}), storage=URL, workers=workers)
+    run_study(wanted.spec.model_copy(update={"trials": 1}), storage=URL)
     assert [record["state"] for record in cell_records(study, wanted)] == ["COMPLETE"] * 3

@@ -679,6 +679,7 @@ def test_a_moment_is_shown_to_the_second():
     assert datetime.fromisoformat(trial_details(study, 0)["started"]) == began.replace(microsecond=0)
 
 
+@pytest.mark.slow
 def test_looking_imports_no_torch():
     toy()
     words = [["list"], ["show", "toy"], ["trials", "toy"], ["trial", "toy", "0"], ["best", "toy"], ["compare", "toy", "toy"]]

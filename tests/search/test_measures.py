@@ -166,6 +166,7 @@ def test_epochs_say_what_the_run_says():
     assert set(at_epoch(epochs[0])) == {name for name, kind in MEASURES.items() if kind.available == "epoch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in extractor_names() if "weight" in get_extractor(name).paradigm.units])
 def test_what_is_certain_before_training_is_so_after(name):
     method = get_extractor(name)

@@ -111,9 +111,10 @@ CASES = {
     "random, median": {"sampler": "random", "pruner": {"name": "median", "n_startup_trials": 3}},
     "methods": {"sampler": {"name": "tpe", **FEW}, "space": {"extractor": METHODS, "recipe.lr": LR}},
 }
+QUICK = ("tpe", "random, median")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
 def test_any_number_of_workers_finds_the_same_trials(case):
     wanted = spec(**CASES[case])
     alone = run_with(wanted, 1, 0, "sqlite:///alone.db")

@@ -214,6 +214,7 @@ def test_all_arms_of_the_sanity_checks_have_the_methods_published_recipe():
     assert len({recipe.model_dump_json() for recipe in recipes(wanted).values()}) == 1
 
 
+@pytest.mark.slow
 def test_the_commands_say_which_recipe_it_is(capsys, tmp_path):
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(RUN))
     words = ["compare", "toy.yaml", "--extractors", "granet,mest", "--densities", "0.5", "--seeds", 1]

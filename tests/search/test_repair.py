@@ -166,6 +166,7 @@ def test_a_stopped_study_begins_nothing_until_it_is_run(capsys):
     assert len(ss.run_study(spec(), storage=URL, trials=3).trials) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_under_way_stops_at_a_checkpoint_and_goes_on_to_the_same_end(capsys):
     long = spec(run={**RUN, "recipe": {**RUN["recipe"], "epochs": 80}}, heartbeat=0.05, trials=1)
     whole = ss.run_study(long, storage="sqlite:///whole.db")
@@ -206,6 +207,7 @@ def gone():
     return process.pid
 
 
+@pytest.mark.slow
 def test_a_dead_process_of_this_machine_is_found_at_once(capsys):
     claimed(pid=gone())
     assert command(capsys, "reap", "toy") == "trial 0 was requeued\n"

@@ -174,7 +174,7 @@ def test_a_copy_goes_on_as_the_study_that_it_is_called(how):
     assert sorted(folder_of(done).glob("0*")) == [folder_of(done) / "0001", folder_of(done) / "0002"]
     assert sorted(origin.rglob("*")) == before
     assert done.metric_names == ["val_accuracy"]
-    assert done.trials[1].user_attrs["interruptions"][0]["why"].startswith("its study was copied")
+    assert done.trials[1].user_attrs["interruptions"][0]["why"].startswith("the study was copied")
     if how is copied:
         assert [t.state.name for t in load_study("toy", study._storage).trials] == ["COMPLETE", "RUNNING"]
         folder = folder_of(done)
@@ -627,7 +627,7 @@ def _spec(database):
 
 def test_a_result_that_is_nan_fails_its_trial(monkeypatch):
     monkeypatch.setattr("subnet_search.search.engine.trial_runner.measure", lambda names, *_: dict.fromkeys(names, math.nan))
-    with pytest.raises(RunError, match="val_nll is nan, not a finite number"):
+    with pytest.raises(RunError, match="val_nll is nan, not a number"):
         ss.run_study(spec(objective=["val_nll", "density"], trials=1), storage=URL)
     assert {trial.state.name for trial in load_study("toy", open_storage(URL)).trials} == {"FAIL"}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import yaml
 
 import subnet_search as ss
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -137,6 +136,7 @@ CHANNELS = {**RUN, "network": "small_conv", "extractor": {"name": "l1_filters"},
 WIDTHS = {"target.flops": {"float": [0.2, 0.8]}, "round_to": {"choice": [1, 4]}}
 
 
+@pytest.mark.slow
 def test_latency_as_an_objective_alone_and_beside_accuracy(tmp_path):
     study = ss.run_study(spec(run=CHANNELS, space=WIDTHS, objective="latency"))
     assert [direction.name for direction in study.directions] == ["MINIMIZE"]
@@ -371,19 +371,6 @@ def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):
     assert again.same is False
     assert 0 < again.overlap < 1
     assert again.in_words().startswith("not bit-identical (torch was 1.0, is ")
-
-
-@pytest.mark.slow
-def test_two_processes_finish_the_budget_exactly(tmp_path):
-    path = tmp_path / "s.yaml"
-    values = {"name": "toy", "run": RUN, "space": {"recipe.lr": {"float": [1, 100], "log": True}}, "trials": 6, "workers": 2}
-    path.write_text(yaml.safe_dump(values))
-    study = ss.run_study(path)
-    assert len(finished(study)) == 6
-    assert len({t.user_attrs["worker"]["pid"] for t in finished(study)}) == 2
-    alone = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///alone.db")
-    both = ss.run_study(spec(sampler="random", trials=3), storage="sqlite:///both.db", workers=2)
-    assert {t.user_attrs["sha256"] for t in alone.trials} == {t.user_attrs["sha256"] for t in finished(both)}
 
 
 def test_densities_by_layer_are_searched_and_keep_the_total():

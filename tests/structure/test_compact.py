@@ -116,6 +116,7 @@ def test_what_is_coupled_goes_together(name):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", network_names())
 def test_every_network_of_ours_at_half_its_channels(name):
     shape = (1, 28, 28) if name.startswith("lenet") else (3, 32, 32)
@@ -212,6 +213,7 @@ def test_channels_that_are_padded_are_kept_whole():
     assert found.kept_whole["inner.weight"].startswith("zeros are put beside them")
 
 
+@pytest.mark.slow
 def test_channels_that_are_shuffled_are_kept_whole():
     from torchvision.models import shufflenet_v2_x0_5
 
@@ -227,6 +229,7 @@ def test_channels_that_are_shuffled_are_kept_whole():
     assert difference_between(net, compact(net, example), example) < 1e-5
 
 
+@pytest.mark.slow
 def test_small_images_in_a_deep_network():
     """One place is left of each image: by batch norm over two numbers, rounding alone would change what it says."""
     from torchvision.models import resnet50

@@ -16,7 +16,7 @@ from subnet_search.core.errors import Interrupted, UserError
 from subnet_search.core.search_domains import Real
 from subnet_search.data import Data
 from subnet_search.extractors import Paper, Paradigm, RelevanceLearner, create
-from subnet_search.extractors.base import Density
+from subnet_search.extractors.author import Density
 from subnet_search.topology.select import count
 
 ASKED = (0.1, 0.5, 0.2)
@@ -139,7 +139,11 @@ def test_a_finished_run_is_only_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("extractor", "densities", "message"),
     [
-        ("random", (0.5,), r"random cannot give several .* subnet-search compare, or use one of .*edge_popup, gumbel, .*supermask"),
+        (
+            "random",
+            (0.5,),
+            r"random cannot give several .* subnet-search compare, or use one of .*edge_popup, gumbel, .*supermask",
+        ),
         (create("redraw"), (0.5,), "redraw cannot give several densities"),
         ("gumbel", (0.5, 1.5), r"density: input should be less than or equal to 1, got 1\.5"),
         ("gumbel", (0,), "density: input should be greater than 0, got 0"),

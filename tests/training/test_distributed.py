@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from faults import FORKS
 from toys import conv_bn, mlp, pictures, points, supernet
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -15,6 +15,7 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import Clock
 from subnet_search.training import train
 from subnet_search.training.distributed import any_rank, average, check_equal, check_shares, from_first, one_goes_ahead
+from subnet_search.training.probe import Probe
 from subnet_search.training.recipe import processors
 
 
@@ -100,6 +101,27 @@ def one_unprepared(rank, folder):
     return one_goes_ahead(make)
 
 
+PROBING = {
+    "snip": {"name": "snip"},
+    "snip of 50": {"name": "snip", "images": 50},
+    "grasp": {"name": "grasp", "temperature": 1.0},
+    "iterative": {"name": "snip_iterative", "rounds": 4},
+    "synflow": {"name": "synflow", "rounds": 20},
+}
+
+
+def scored(extractor):
+    """The gradients that the first batch gives, and the topology that the method begins with."""
+    whole = supernet(extractor, mlp(), epochs=0, batch_size=40)
+    train(whole, points(), 0)
+    probe = Probe(whole, points())
+    return {
+        "masks": dict(whole.masks),
+        "first": probe.gradients(supernet("random", mlp()).weights),
+        "second": probe.hessian_gradients(supernet("random", mlp()).weights),
+    }
+
+
 SCENES = {
     "gumbel": lambda rank, folder: learn("gumbel"),
     "redraw": lambda rank, folder: learn("redraw"),
@@ -111,6 +133,7 @@ SCENES = {
     "patient": patient,
     "whole": whole,
     "mean": mean,
+    "probes": lambda rank, folder: {key: scored(extractor) for key, extractor in PROBING.items()},
     "any": lambda rank, folder: [any_rank(rank == 1), any_rank(False)],
     "first": lambda rank, folder: from_first(lambda: f"told by {rank}"),
     "mistaken": one_mistaken,
@@ -144,7 +167,12 @@ def work(rank, folder):
 def seen(tmp_path_factory):
     """What the two ranks came to, in every scene."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    ranks = [FORKS.Process(target=work, args=(rank, folder)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     return {name: [torch.load(folder / f"{name}.{rank}") for rank in (0, 1)] for name in (*SCENES, "threads")}
 
 
@@ -164,6 +192,19 @@ def test_two_ranks_agree(name, seen):
     assert torch.allclose(alone["loss"], first["loss"], atol=1e-4)  # of the whole batch, not of a rank's half
     for key, value in alone["state"].items():
         assert torch.allclose(value.float(), first["state"][key].float(), atol=1e-4), key
+
+
+def test_two_ranks_find_the_gradients_of_one(seen):
+    first, second = seen["probes"]
+    for key, extractor in PROBING.items():
+        alone = scored(extractor)
+        for part in ("masks", "first", "second"):
+            for name, value in alone[part].items():
+                assert torch.equal(first[key][part][name], second[key][part][name]), (key, part, name)
+                if part == "masks":  # the scores are far enough apart for rounding to change none
+                    assert torch.equal(first[key][part][name], value), (key, name)
+                else:
+                    assert torch.allclose(first[key][part][name], value, atol=1e-6), (key, part, name)
 
 
 def test_none_of_its_threads_outlives_the_group(seen):

@@ -4,8 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
@@ -287,46 +285,3 @@ def test_killed_among_the_probes_and_resumed(stop, tmp_path):
     assert resumed.sha256 == whole.sha256
     for key in ("steps", "probe_steps", "passes"):
         assert resumed.metrics[key] == whole.metrics[key], key
-
-
-PROBING = {
-    "snip": {"name": "snip"},
-    "snip of 50": {"name": "snip", "images": 50},
-    "grasp": {"name": "grasp", "temperature": 1.0},
-    "iterative": {"name": "snip_iterative", "rounds": 4},
-    "synflow": {"name": "synflow", "rounds": 20},
-}
-
-
-def scored(extractor):
-    """The gradients that the first batch gives, and the topology that the method begins with."""
-    whole = supernet(extractor, mlp(), epochs=0, batch_size=40)
-    train(whole, points(), 0)
-    probe = Probe(whole, points())
-    return {
-        "masks": dict(whole.masks),
-        "first": probe.gradients(supernet("random", mlp()).weights),
-        "second": probe.hessian_gradients(supernet("random", mlp()).weights),
-    }
-
-
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = {key: scored(extractor) for key, extractor in PROBING.items()}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_find_what_one_does(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for key, extractor in PROBING.items():
-        alone = scored(extractor)
-        for part in ("masks", "first", "second"):
-            for name, value in alone[part].items():
-                assert torch.equal(first[key][part][name], second[key][part][name]), (key, part, name)
-                if part == "masks":  # the scores are far enough apart for rounding to change none
-                    assert torch.equal(first[key][part][name], value), (key, name)
-                else:
-                    assert torch.allclose(first[key][part][name], value, atol=1e-6), (key, part, name)

@@ -47,14 +47,18 @@ def ours(said):
     return [line for line in said.splitlines() if re.match(r"(error|warning|stopped|epoch)\b", line)]
 
 
-@pytest.mark.parametrize("name", ["gumbel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rigl", "snip"))])
+@pytest.mark.long  # what two processes find is in test_distributed.py, and the command with rigl below
+@pytest.mark.parametrize("name", ["gumbel", "snip"])
 def test_two_processes_do_one_run(name):
     settings = [*SMALL, *METHODS[name]]
     done = on_two(*overrides(settings), "--json")
     summary = json.loads(done.stdout)  # one document and nothing else, or this raises
     assert ours(done.stderr) == []
+    assert_is_that_of_one_process(summary, settings, Path("runs/extract"))
+
+
+def assert_is_that_of_one_process(summary, settings, folder):
     assert summary["processes"] == 2
-    folder = Path("runs/extract")
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
         "identity.json",
@@ -90,9 +94,12 @@ def stopped(number, *words):
     return ours(said)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits():
-    words = [*overrides([*SMALL, *METHODS["rigl"], "recipe.epochs=40"])]
+    settings = [*SMALL, *METHODS["rigl"], "recipe.epochs=40"]
+    words = overrides(settings)
     whole = json.loads(on_two(*words, "--out", "whole", "--json").stdout)
+    assert_is_that_of_one_process(whole, settings, Path("whole"))
     (said,) = stopped(signal.SIGTERM, *words, "--json")
     found = re.fullmatch(r"stopped after step (\d+) of 280; continue with: torchrun (.*) extract (--resume --out part)", said)
     assert found
@@ -104,13 +111,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     assert Path("part/metrics.jsonl").read_text().count("\n") == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["-s", "data=npz:none.npz"], 2, "no such data file: none.npz"),
-        pytest.param(["none.yaml"], 2, "no such file: none.yaml", marks=pytest.mark.slow),
-        pytest.param([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2", marks=pytest.mark.slow),
-        pytest.param(["--out", "taken/run"], 1, "cannot write taken/run", marks=pytest.mark.slow),
+        pytest.param(["none.yaml"], 2, "no such file: none.yaml", marks=pytest.mark.long),  # the same to torchrun
+        pytest.param([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2", marks=pytest.mark.long),
+        (["--out", "taken/run"], 1, "cannot write taken/run"),
     ],
 )
 def test_an_error_is_one_line(words, code, message):

@@ -68,7 +68,7 @@ def _print_export(record: dict[str, Any]) -> None:
         _counted("weights stored", record["dense_weights"], record["weights"]),
         _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
         _counted(
-            "  average per input" if record["dynamic"] else "  with a kept weight",
+            f"  {format.which_macs(record)}",
             record["dense_kept_macs"],
             record["kept_macs"],
         ),

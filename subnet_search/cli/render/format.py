@@ -159,8 +159,12 @@ def _tested(record: Mapping[str, Any]) -> str:
 
 def macs(record: Mapping[str, Any]) -> str:
     """Multiply-accumulates of the subnetwork and of the dense network."""
-    which = "on average per input" if record.get("dynamic") else "with a kept weight"
-    return f"{record['kept_macs']:,} of {record['macs']:,} {which}"
+    return f"{record['kept_macs']:,} of {record['macs']:,} {which_macs(record)}"
+
+
+def which_macs(record: Mapping[str, Any]) -> str:
+    """Which operations `kept_macs` counts."""
+    return "on average per input" if record.get("dynamic") else "with a kept weight"
 
 
 def _passes(record: Mapping[str, Any]) -> str:

@@ -1,37 +1,33 @@
-"""What methods have in common that learn from the scales of batch norms which channels matter."""
+"""What methods share that rank channels by the scales of batch norms."""
 
 import torch
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.extractors.context import Network, Tensors
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import channels
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.scores import scales
-from subnet_search.topology.select import LayerShares, layer_name
 
 
-def norm_scales(net: Network) -> Tensors:
-    """The mean |gamma| of every channel's batch norms; infinite where it has none, so that it stays."""
+def norm_scales(net: ss.Network) -> ss.Tensors:
+    """The mean |gamma| of every channel's batch norms; infinite where it has none, so that it is kept."""
     without = {name: torch.full(mask.shape, torch.inf, device=mask.device) for name, mask in net.masks.items()}
-    return without | scales(net.norms)
+    return without | ss.scales(net.norms)
 
 
-def norm_penalty(net: Network) -> Tensor:
+def norm_penalty(net: ss.Network) -> Tensor:
     """The sum of |gamma| over all channels and their batch norms."""
     return torch.stack([gamma.abs().sum() for gamma in net.norms.values()]).sum()
 
 
-def check_norms(method: str, net: Network, density: float, scope: str | LayerShares = "global") -> None:
-    """Raise UserError when a density cannot be met by channels that have a batch norm, all others staying."""
+def check_norms(method: str, net: ss.Network, density: float, scope: str | ss.LayerShares = "global") -> None:
+    """Raise UserError when a density cannot be met as channels without a batch norm are kept."""
     units, bare = channels(net), [name for name in net.masks if name not in net.norms]
     if len(bare) == len(net.masks):
-        raise UserError(f"{method} ranks channels by the scales of batch norms, and this network's channels have none")
+        raise ss.UserError(f"{method} ranks channels by the scales of batch norms, and this network's channels have none")
     if bare and scope != "global":
-        layers = ", ".join(map(layer_name, bare))
-        raise UserError(f"{method}.scope must be global, as no batch norm ranks the channels of {layers}, which all stay")
+        layers = ", ".join(map(ss.layer_name, bare))
+        raise ss.UserError(f"{method}.scope must be global, as no batch norm ranks the channels of {layers}, which all stay")
     least = {name: mask if name in bare else torch.arange(len(mask)) < units.steps[name] for name, mask in net.masks.items()}
-    if density < 0.999 * (cost := units.cost(Masks(least))):
-        raise UserError(
+    if density < 0.999 * (cost := units.cost(ss.Masks(least))):
+        raise ss.UserError(
             f"{method}: density {density:g} cannot be met: channels without a batch norm stay, which leaves at least {cost:.3g}"
         )

@@ -1,75 +1,58 @@
-"""What methods have in common that train a network, drop its lowest units once or in rounds, and fine-tune."""
+"""What methods share that train a network, drop the units of lowest score once or in rounds, and fine-tune."""
 
 from abc import abstractmethod
 from typing import Annotated
 
-from annotated_types import Ge
-
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Int, Real
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Normalise, Probe, Scope, Span, Tensors
-from subnet_search.topology.schedules import geometric
-from subnet_search.topology.units import Units
+from subnet_search.extractors import author as ss
 
 
-class InRounds(Extractor):
+class InRounds(ss.Extractor):
     """Train, drop the units of lowest score at once or in rounds, and fine-tune.
 
-    The rounds are changes on the run's one axis of steps, at equal distances between `start` and `end`; round r leaves
-    density^(r / rounds). With no epochs the weights as they are, such as a given state, are pruned at once.
+    The rounds are at equal distances between `start` and `end`; round r leaves density^(r / rounds). With no epochs the
+    network as it is, such as a given state, is pruned at once.
     """
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    rounds: Annotated[int, Ge(1), Int(1, 5)] = 1
-    """Times that weights are dropped."""
-    start: Annotated[Span, Real(0.3, 0.7)] = 0.5
+    density: ss.Density = 0.1
+    rounds: Annotated[ss.Rounds, ss.Int(1, 5)] = 1
+    start: Annotated[ss.Span, ss.Real(0.3, 0.7)] = 0.5
     """When weights are first dropped: steps, or a fraction of the run."""
-    end: Span = 0.75
+    end: ss.Span = 0.75
     """When they are last dropped, with more than one round."""
-    scope: Scope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    normalise: Normalise = "none"
+    scope: ss.Scope = "global"
+    normalise: ss.Normalise = "none"
 
     @abstractmethod
-    def scores(self, net: Network, clock: Clock) -> Tensors:
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         """The score of every unit: the lowest are dropped."""
 
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
+        super().check(units, clock)
         if clock.total == 0:
             return
-        clock.check_end(
-            f"{self.name}.start" if self.rounds == 1 else f"{self.name}.end",
-            self.start,
-            self._end,
-        )
-        first, last = clock.steps(self.start), min(clock.steps(self._end), clock.total - 1)
+        clock.check_end(f"{self.name}.{'start' if self.rounds == 1 else 'end'}", self.start, self._end)
+        first, last = clock.point(self.start), clock.point(self._end)
         if self.rounds > max(1, last - first + 1) or len(set(self.prunings(clock))) < self.rounds:
-            raise UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {min(first, last)} and {last}")
+            raise ss.UserError(f"{self.name}: {self.rounds} rounds do not fit between steps {first} and {last}")
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        return Change() if clock.total else self._prune(net, clock, self.density)
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        return ss.Change() if clock.total else self._prune(net, clock, self.density)
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         points = self.prunings(clock)
         if clock.step not in points:
             return None
-        return self._prune(
-            net,
-            clock,
-            geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds),
-        )
+        return self._prune(net, clock, ss.geometric(1.0, self.density, (points.index(clock.step) + 1) / self.rounds))
 
-    def prunings(self, clock: Clock) -> list[int]:
+    def prunings(self, clock: ss.Clock) -> list[int]:
         """The steps at which weights are dropped; the last step of the run at the latest."""
         first, last = clock.steps(self.start), clock.steps(self._end)
         between = max(1, self.rounds - 1)
         return [min(clock.total - 1, first + (last - first) * index // between) for index in range(self.rounds)]
 
     @property
-    def _end(self) -> Span:
+    def _end(self) -> ss.Span:
         return self.start if self.rounds == 1 else self.end
 
-    def _prune(self, net: Network, clock: Clock, density: float) -> Change:
-        return Change(net.units.keep(self.scores(net, clock), density, self.scope, net.masks, self.normalise))
+    def _prune(self, net: ss.Network, clock: ss.Clock, density: float) -> ss.Change:
+        return ss.Change(net.units.keep(self.scores(net, clock), density, self.scope, net.masks, self.normalise))

@@ -1,43 +1,34 @@
-"""Biprop: the top scores of every layer of an untrained network, with weights of one magnitude.
+"""Biprop: the highest scores of every layer of an untrained network, with one magnitude for all weights of a layer.
 
-Diffenderfer & Kailkhura 2021, "Multi-Prize Lottery Ticket Hypothesis: Finding Accurate Binary Neural Networks by Pruning
-A Randomly Weighted Network", arXiv:2103.09377. Edge-popup, but the network computes with alpha * sign(w) on
-the top `density` of |s| of each layer, alpha = ||z * w||_1 / ||z||_1: a subnetwork of binary weights. As in the authors'
-code, the backward pass knows nothing of alpha: ds = dL/d(effective weight) * w * sign(s).
+Edge-popup, but the network computes with alpha * sign(w) on the top `density` of |s| of each layer, where
+alpha = ||z * w||_1 / ||z||_1: a subnetwork of binary weights. As in the authors' code, alpha is a constant in the backward
+pass: ds = dL/d(effective weight) * w * sign(s).
 
-A gate is alpha / |w| here, and settled in the weights in the end, so the file holds one magnitude a layer (to the last
-bit or two: w * alpha / |w| is rounded). Their configurations train small nets with sgd, those with binary activations
-with adam; activations stay real here. Our counts add up to the exact total.
+A gate here is alpha / |w| and is folded into the weights at the end, so the file holds one magnitude a layer (up to rounding
+of w * alpha / |w|). Activations stay real. The authors train small networks with sgd, those with binary activations with
+adam. Our counts add up to the exact total.
 """
-
-import math
-from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, PlainAllocation, Published, RelevanceLearner
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.units import Units
+from subnet_search.extractors import author as ss
+from subnet_search.extractors.methods._top_scores import TopScores
 
 
-@register("biprop")
-class Biprop(RelevanceLearner):
+@ss.register("biprop")
+class Biprop(TopScores):
     """Keep the highest scores of every layer of an untrained network, at one magnitude, and learn the scores."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Diffenderfer & Kailkhura",
         2021,
         "2103.09377",
         "Multi-Prize Lottery Ticket Hypothesis",
         "w_hat = alpha z sign(w), alpha = ||z w||_1 / ||z||_1, z = 1[|s| in the top k of its layer]; dL/ds = w dL/dw_hat",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial signs, one magnitude a layer", "fixed", False)
-    published = Published(
+    paradigm = ss.Paradigm("learned on frozen weights", "initial signs, one magnitude a layer", "fixed", False)
+    published = ss.Published(
         "chrundle/biprop configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
         {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
         epochs=100,
@@ -46,37 +37,14 @@ class Biprop(RelevanceLearner):
 
     changes_weights = True
 
-    density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    """Fraction of prunable weights kept."""
-    allocation: PlainAllocation = "uniform"
-    """How the density is shared among layers."""
-    # Counting factors would take gates for counts.
-    rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
+    rescale: ss.LearnedRescaling = "none"
     """Factor on each layer beside its magnitude alpha: none, or learned (a scalar)."""
 
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.allocation)
-
-    def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
-        bound = 1 / math.sqrt(weight[0].numel())
-        return torch.empty_like(weight).uniform_(-bound, bound, generator=rng)
-
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        scores = {name: s.abs() for name, s in net.relevance.items()}
-        gates = self.gates(net, self._select(net, scores))
-        return {name: straight_through(score, gates[name]) for name, score in scores.items()}
-
-    def finish(self, net: Network) -> Masks:
-        return self._select(net, {name: s.detach().abs() for name, s in net.relevance.items()})
-
-    def gates(self, net: Network, masks: Masks) -> dict[str, Tensor]:
-        return {name: _binarising(net.weights[name].detach(), mask) for name, mask in masks.items()}
-
-    def _select(self, net: Network, scores: Mapping[str, Tensor]) -> Masks:
-        return net.units.keep(scores, self.density, self.allocation)
+    def gates(self, net: ss.Network, masks: ss.Masks) -> dict[str, Tensor]:
+        return {name: _one_magnitude(net.weights[name].detach(), mask) for name, mask in masks.items()}
 
 
-def _binarising(weight: Tensor, mask: Tensor) -> Tensor:
+def _one_magnitude(weight: Tensor, mask: Tensor) -> Tensor:
     """The gates that give every kept weight the mean magnitude of those kept; 0 where there is no sign to keep."""
     size = weight.abs()
     alpha = (size * mask).sum() / mask.sum()

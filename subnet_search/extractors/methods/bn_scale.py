@@ -1,44 +1,40 @@
 """BN scale: drop the channels whose batch norms have the smallest scales.
 
-Liu, Li, Shen, Huang, Yan & Zhang 2017, "Learning Efficient Convolutional Networks through Network Slimming",
-arXiv:1708.06519, section 3: the scale gamma of a batch norm multiplies all that its channel gives, and the channels of
-smallest |gamma| over all layers together go. This is the paper's ranking alone, without the l1 penalty that drives scales
-to zero in training: `slimming` of strength 0, and what Molchanov et al. 2019, arXiv:1906.10771, compare with as "BN scale".
-A channel that passes several batch norms, as along a residual stream, is ranked by their mean |gamma|; one that passes none
-stays.
+Section 3 of network slimming without its penalty: channels are ranked over all layers by |gamma|, the scale that their batch
+norm multiplies them by. This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019,
+arXiv:1906.10771. A channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel
+without one is kept.
 """
 
-from subnet_search.extractors.base import Change, Clock, Network, Paper, Paradigm, Probe, Published, Scope, Tensors
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_scales
 from subnet_search.extractors.methods._channel_ranking import FilterRanking
-from subnet_search.extractors.registry import register
 
 
-@register("bn_scale")
+@ss.register("bn_scale")
 class BNScale(FilterRanking):
     """Train, drop the channels whose batch norms have the smallest scales, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Liu, Li, Shen, Huang, Yan & Zhang",
         2017,
         "1708.06519",
         "Learning Efficient Convolutional Networks through Network Slimming",
         "s_j = |gamma_j|; keep the highest of all layers (the ranking alone, without the penalty)",
     )
-    paradigm = Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm("by batch-norm scale, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published(
         "Eric-mingjie/network-slimming main.py (CIFAR, without its penalty)",
         {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,
         note="The length is that of one training; fine-tuning after pruning is a second one with the same settings.",
     )
 
-    scope: Scope = "global"
-    """Whether channels compete over all layers, or each layer gets its share."""
+    scope: ss.Scope = "global"
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         check_norms(self.name, net, self.density, self.scope)
         return super().begin(net, clock, probe)
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         return norm_scales(net)

@@ -1,17 +1,16 @@
-"""CTS-KL: concrete ticket search, for a subnetwork whose outputs stay those of the dense network.
+"""CTS-KL: concrete ticket search, for a subnetwork whose outputs stay close to those of the dense network.
 
-Arora & Teuscher 2025, "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
-arXiv:2512.07142. Each weight has a logit a, its gate is a relaxed Bernoulli variable z = sigma(a + L / tau), L logistic
-(soft, where gumbel's is hard): low variance and no surrogate gradient. a is trained on the reverse Kullback-Leibler
-divergence D(sparse || dense) of the untrained network's outputs. The cost is the expected density, the mean of sigma(a).
-GradBalance: its gradient is scaled to the norm of the loss's, over all layers, while the expected density is above 1.1
-times the one asked for; below, it is left out. In the end the highest logits live, and the weights are trained.
+Each weight has a logit a; its gate is a relaxed Bernoulli variable z = sigma(a + L / tau), L logistic: it has low variance and
+needs no surrogate gradient. Logits are trained on the reverse Kullback-Leibler divergence D(sparse || dense) of the untrained
+network's outputs. The cost is the expected density, the mean of sigma(a). GradBalance: over all layers, the cost's gradient is
+scaled to the norm of the loss's gradient while the expected density is above 1.1 times the density asked for, and left out
+below that. At the end of the search the highest logits are kept, and their weights are trained.
 
-Known to us from the abstract, summaries and the authors' code (github.com/tanayarora09/TLAB, search/concrete.py), which
-gives tau = 2/3, the first logit log(d / (1 - d)), the factor 1.1, adam with rate 0.1, and a search of an eighth, half or
-all of the training's length, from the first weights or those of an early epoch. Where we differ: their multiplier is a
-running mean (1 % a step) of the one above, ours is that of the step, as extractors hold no state; they search with batch
-norm in evaluation mode, ours learns its statistics from both passes; we search from the first weights only.
+Known to us from the abstract, summaries and the authors' code (github.com/tanayarora09/TLAB, search/concrete.py), which gives
+tau = 2/3, the first logit log(d / (1 - d)), the factor 1.1, adam at 0.1, and a search of an eighth, half or all of the
+training's length, from the first weights or those of an early epoch. Where we differ: their multiplier is a running mean (1 %
+a step), ours is that of the step; they search with batch norm in evaluation mode, ours learns its statistics from both passes;
+we search from the first weights only.
 """
 
 import math
@@ -19,42 +18,28 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.extractors.base import (
-    Change,
-    Clock,
-    Density,
-    Network,
-    Paper,
-    Paradigm,
-    Published,
-    RelevanceLearner,
-    Span,
-    numel,
-)
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.units import EVERY_KIND, Units
+from subnet_search.extractors import author as ss
 
-SLACK = 1.1  # of the expected density over the one asked for, before the cost counts
+SLACK = 1.1  # the cost counts while the expected density is above this times the density asked for
 
 
-@register("concrete")
-class Concrete(RelevanceLearner):
+@ss.register("concrete")
+class Concrete(ss.RelevanceLearner):
     """Learn soft gates that keep the dense network's outputs at a cost in density, then train the likeliest weights."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Arora & Teuscher",
         2025,
         "2512.07142",
         "Winning the Lottery by Preserving Network Training Dynamics with Concrete Ticket Search",
         "z = sigma(a + L / tau); g = dKL(sparse || dense)/da + lambda c, c = sigma'(a), lambda = |dKL/da| / |c|",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm(
+        "learned on frozen weights", "initial, then trained", "balanced, ranked in the end", True, ss.EVERY_KIND
+    )
+    published = ss.Published(
         "tanayarora09/TLAB training/hparams.py, data/hparams.py and experiments/cts.py (CIFAR-10)",
         {
             "lr": 0.1,
@@ -72,26 +57,22 @@ class Concrete(RelevanceLearner):
         "to norm 2. ImageNet: lr 0.4, weight decay 1e-4.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    loss: Annotated[Literal["kl", "task"], OneOf("kl", "task")] = "kl"
+    density: ss.Density = 0.1
+    loss: Annotated[Literal["kl", "task"], ss.OneOf("kl", "task")] = "kl"
     """What gates are learned on: kl (the divergence from the dense network's outputs) or task (the labels)."""
-    temperature: Annotated[float, Gt(0), Real(0.3, 1)] = 0.667
-    """Of the gates (tau): the lower, the nearer to 0 and 1."""
-    until: Annotated[Span, Real(0.1, 0.6)] = 0.33
+    temperature: Annotated[float, ss.Gt(0), ss.Real(0.3, 1)] = 0.667
+    """Temperature of the gates (tau): the lower, the nearer they are to 0 and 1."""
+    until: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.1, 0.6)] = 0.33
     """When the search ends and training begins: steps, or a fraction of the run."""
 
-    def check(self, units: Units, clock: Clock) -> None:
-        clock.check_end("concrete.until", 1, self.until)
-
-    def schedule_steps(self, clock: Clock) -> int:
-        return max(self._search(clock), clock.total - self._search(clock))
+    def schedule_steps(self, clock: ss.Clock) -> int:
+        return max(clock.point(self.until), clock.total - clock.point(self.until))
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         density = min(self.density, 0.999)
         return torch.full_like(weight, math.log(density / (1 - density)))
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         return {
             name: torch.sigmoid(a + torch.logit(clock.uniform(name, a)) / self.temperature) for name, a in net.relevance.items()
         }
@@ -102,28 +83,24 @@ class Concrete(RelevanceLearner):
         sparse, target = logits.log_softmax(1), dense().log_softmax(1)
         return (sparse.exp() * (sparse - target)).sum(1).mean()
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
-        if not net.relevance or clock.step != self._search(clock):
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
+        if not net.relevance or clock.step != clock.point(self.until):
             return None
-        return Change(self.finish(net), learn="weights", rewind="schedule")
+        return ss.Change(self.finish(net), learn="weights", rewind="schedule")
 
-    def adjust(self, net: Network, clock: Clock) -> None:
+    def adjust(self, net: ss.Network, clock: ss.Clock) -> None:
         gradients = {name: a.grad for name, a in net.relevance.items() if a.grad is not None}
         if not gradients:
             return
         keep = {name: net.relevance[name].sigmoid() for name in gradients}
         cost = {name: p * (1 - p) for name, p in keep.items()}
-        expected = torch.stack([p.sum() for p in keep.values()]).sum() / numel(keep)
+        expected = torch.stack([p.sum() for p in keep.values()]).sum() / sum(p.numel() for p in keep.values())
         balance = _norm(gradients) / _norm(cost) * (expected > SLACK * self.density)
         for name, gradient in gradients.items():
             gradient.addcmul_(cost[name], balance)
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         return net.units.keep(net.relevance, self.density)
-
-    def _search(self, clock: Clock) -> int:
-        """The step at which the search ends."""
-        return min(clock.steps(self.until), clock.total - 1)
 
 
 def _norm(tensors: dict[str, Tensor]) -> Tensor:

@@ -1,43 +1,31 @@
-"""Edge-popup: the top scores of every layer of an untrained network.
+"""Edge-popup: the highest scores of every layer of an untrained network.
 
-Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari 2020, "What's Hidden in a Randomly Weighted Neural Network?",
-arXiv:1911.13299, section 3. A score s for each weight; each layer computes with the weights of its top `density` of
-|s|, and the gradient passes straight through the selection: ds = dL/d(w z) * w (equation 4). Scores begin as
-kaiming_uniform(a = sqrt 5), so U(-b, b) with b = 1 / sqrt(fan_in). Signed constant weights are the paper's best
-(network.init: signed_constant); `scaled` is its scaled Kaiming normal.
+Section 3. Every weight has a score s; each layer computes with the weights of its top `density` of |s|, and the gradient
+passes straight through the selection: ds = dL/d(w z) * w (equation 4). Scores begin as kaiming_uniform(a = sqrt 5), which is
+U(-b, b) with b = 1 / sqrt(fan_in). The paper's best weights are signed constants (network.init: signed_constant); `scaled` is
+its scaled Kaiming normal.
 
-The authors' `prune_rate` is the fraction *kept*; here it is called density. They drop int((1 - density) * n) weights of each
-layer, which rounds what is kept up; our counts add up to the exact total.
+The authors' `prune_rate` is the fraction *kept*; here it is `density`. They drop int((1 - density) * n) weights of each layer,
+which rounds the number kept up; our counts add up to the exact total.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Annotated
-
-import torch
-from torch import Tensor
-
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, PlainAllocation, Published, RelevanceLearner
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.samplers import straight_through
-from subnet_search.topology.units import EVERY_KIND, Units
+from subnet_search.extractors import author as ss
+from subnet_search.extractors.methods._top_scores import TopScores
 
 
-@register("edge_popup")
-class EdgePopup(RelevanceLearner):
+@ss.register("edge_popup")
+class EdgePopup(TopScores):
     """Keep the highest scores of every layer of an untrained network, and learn the scores."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari",
         2020,
         "1911.13299",
         "What's Hidden in a Randomly Weighted Neural Network?",
         "z = 1[|s| in the top k of its layer]; dL/ds = dL/dz",
     )
-    paradigm = Paradigm("learned on frozen weights", "initial", "fixed", False, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("learned on frozen weights", "initial", "fixed", False, ss.EVERY_KIND)
+    published = ss.Published(
         "allenai/hidden-networks configs/smallscale/conv6/conv6_usc_unsigned.yml (CIFAR-10, Conv6)",
         {"lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
         epochs=100,
@@ -46,27 +34,3 @@ class EdgePopup(RelevanceLearner):
     )
 
     keeps_count = True
-
-    density: Annotated[Density, Real(0.05, 0.7)] = 0.5
-    """Fraction of prunable weights kept."""
-    allocation: PlainAllocation = "uniform"
-    """How the density is shared among layers."""
-
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.allocation)
-
-    def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
-        bound = 1 / math.sqrt(weight[0].numel())
-        return torch.empty_like(weight).uniform_(-bound, bound, generator=rng)
-
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
-        # The straight-through gradient is with respect to |s|, so its sign is that of s.
-        scores = {name: s.abs() for name, s in net.relevance.items()}
-        masks = self._select(net, scores)
-        return {name: straight_through(score, masks[name]) for name, score in scores.items()}
-
-    def finish(self, net: Network) -> Masks:
-        return self._select(net, {name: s.detach().abs() for name, s in net.relevance.items()})
-
-    def _select(self, net: Network, scores: Mapping[str, Tensor]) -> Masks:
-        return net.units.keep(scores, self.density, self.allocation)

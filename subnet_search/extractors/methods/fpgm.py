@@ -1,31 +1,31 @@
-"""FPGM: drop the filters that are nearest to the geometric median of their layer, since the others can replace them.
+"""FPGM: drop the filters nearest to the geometric median of their layer, as the other filters can replace them.
 
-He, Liu, Wang, Hu & Yang 2019, "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
-arXiv:1811.00250, section 3. The geometric median minimises the sum of distances to all filters; looked for among the
-filters themselves, it is that of the smallest g(j) = sum_k ||F_j - F_k||_2, and those of smallest g go. Every layer has the
-same rate. Filters dropped in an earlier round count for nobody's distance. The authors prune again after every epoch and let
-dropped filters learn on; here they stay dropped.
+Section 3. The geometric median minimises the sum of distances to all filters. Among the filters themselves it is the one of
+smallest g(j) = sum_k ||F_j - F_k||_2, and the filters of smallest g are dropped, the same fraction in every layer. Filters
+dropped in an earlier round do not count in the distances.
+
+Where we differ: the authors prune again after every epoch and let dropped filters go on learning; here they stay dropped.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import distances
 
 
-@register("fpgm")
+@ss.register("fpgm")
 class FPGM(FilterRanking):
     """Train, drop the filters nearest to the geometric median of their layer, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "He, Liu, Wang, Hu & Yang",
         2019,
         "1811.00250",
         "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
         "s_j = sum_k ||F_j - F_k||_2; keep the highest of each layer",
     )
-    paradigm = Paradigm("by distances between filters, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm(
+        "by distances between filters, after training", "trained", "in one or more steps", True, ("channel",)
+    )
+    published = ss.Published(
         "he-y/filter-pruning-geometric-median scripts/pruning_cifar10.sh and pruning_cifar10.py "
         "(CIFAR-10, ResNet-56, from scratch)",
         {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
@@ -33,8 +33,8 @@ class FPGM(FilterRanking):
         note="From a trained network: lr 0.01.",
     )
 
-    normalise: Normalise = "layer"
+    normalise: ss.Normalise = "layer"
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         filters = channels(net).filters(net.weights)
-        return {name: distances(filters[name], alive) for name, alive in net.masks.items()}
+        return {name: ss.distances(filters[name], alive) for name, alive in net.masks.items()}

@@ -1,47 +1,30 @@
-"""GMP: gradual magnitude pruning along a cubic ramp.
+"""GMP: gradual magnitude pruning along a cubic curve.
 
-Zhu & Gupta 2018, "To Prune, or Not to Prune", arXiv:1710.01878, equation 1:
-d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3, on densities. The ramp's last move falls on `end`, so the density is met
-exactly; common code stops one move early and ends at d_f + (d_i - d_f) / n^3. Nothing grows back. The paper prunes every
-layer to the same density (`scope: uniform`); over all layers together is the variant that later papers compare with.
+Equation 1, on densities: d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3. Dropped weights do not grow back. The paper prunes
+every layer to the same density (`scope: uniform`); later papers compare with the variant over all layers together.
+
+Where we differ: the last move falls on `end`, so the density is met exactly; common code stops one move early, at
+d_f + (d_i - d_f) / n^3.
 """
 
 from typing import Annotated
 
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
-    Change,
-    Clock,
-    Density,
-    Every,
-    Extractor,
-    Network,
-    Normalise,
-    Paper,
-    Paradigm,
-    Published,
-    Scope,
-    Span,
-)
-from subnet_search.extractors.registry import register
-from subnet_search.topology.schedules import cubic
-from subnet_search.topology.scores import magnitude
-from subnet_search.topology.units import EVERY_KIND, Units
+from subnet_search.extractors import author as ss
 
 
-@register("gmp")
-class GMP(Extractor):
+@ss.register("gmp")
+class GMP(ss.Extractor):
     """Drop the smallest weights a little at a time while the network trains."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Zhu & Gupta",
         2018,
         "1710.01878",
         "To Prune, or Not to Prune: Exploring the Efficacy of Pruning for Model Compression",
         "d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3; keep the highest |w|",
     )
-    paradigm = Paradigm("by magnitude, during training", "trained", "falling, cubic", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("by magnitude, during training", "trained", "falling, cubic", True, ss.EVERY_KIND)
+    published = ss.Published(
         "google-research/rigl rigl/cifar_resnet/resnet_train_eval.py, training method prune (a later comparison: "
         "CIFAR-10, wide ResNet)",
         {
@@ -57,26 +40,19 @@ class GMP(Extractor):
         "configs/largescale/resnet50-gmp.yaml: lr 0.256, momentum 0.875, weight decay 3.05e-5, cosine, label smoothing 0.1.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept in the end."""
-    start: Annotated[Span, Real(0, 0.3)] = 0.1
-    """When the ramp begins: steps, or a fraction of the run."""
-    end: Annotated[Span, Real(0.4, 0.9)] = 0.7
+    density: ss.Density = 0.1
+    """Fraction of prunable weights kept at the end."""
+    start: Annotated[ss.Span, ss.Real(0, 0.3)] = 0.1
+    """When dropping begins: steps, or a fraction of the run."""
+    end: Annotated[ss.Span, ss.PhaseEnd("start"), ss.Real(0.4, 0.9)] = 0.7
     """When it ends."""
-    every: Every = 0.01
-    """Between two moves: steps, or a fraction of the run."""
-    scope: Scope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    normalise: Normalise = "layer"
+    every: ss.Every = 0.01
+    scope: ss.Scope = "global"
+    normalise: ss.Normalise = "layer"
 
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("gmp.end", self.start, self.end)
-        clock.check_interval("gmp.every", self.every)
-
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         done = clock.ramp(self.every, self.start, self.end)
         if done is None:
             return None
-        scores = net.units.pool(magnitude(net.weights))
-        return Change(net.units.keep(scores, cubic(1.0, self.density, done), self.scope, net.masks, self.normalise))
+        scores = net.units.pool(ss.magnitude(net.weights))
+        return ss.Change(net.units.keep(scores, ss.cubic(1.0, self.density, done), self.scope, net.masks, self.normalise))

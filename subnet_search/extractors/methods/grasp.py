@@ -1,66 +1,44 @@
-"""GraSP: keep the weights that gradient flow needs, before any training.
+"""GraSP: keep the weights that preserve gradient flow, before training.
 
-Wang, Zhang & Grosse 2020, "Picking Winning Tickets Before Training by Preserving Gradient Flow", arXiv:2002.07376,
-equation 8. The paper scores -w * (H g), with the Hessian H and the gradient g of the loss, and removes the highest: what
-lowers the gradient norm least, or raises it. We keep the highest w * (H g), which is the same. Logits are divided by
-T = 200 as in the authors' code, which the paper does not mention. They draw ten images a class; we one batch.
+Equation 8. The paper scores -w * (H g), with the Hessian H and the gradient g of the loss, and removes the highest scores:
+the weights whose removal lowers the gradient's norm least, or raises it. We keep the highest w * (H g), which is the same.
+Logits are divided by T = 200 as in the authors' code, which the paper does not mention. They draw ten images a class, we take
+one batch.
 """
 
 from typing import Annotated
 
-from annotated_types import Ge, Gt
-
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
-    Change,
-    Clock,
-    Density,
-    Extractor,
-    Network,
-    Paper,
-    Paradigm,
-    PlainScope,
-    Probe,
-    Published,
-)
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import gradient_flow, inverted
-from subnet_search.topology.units import EVERY_KIND, Units
+from subnet_search.extractors import author as ss
 
 
-@register("grasp")
-class Grasp(Extractor):
+@ss.register("grasp")
+class Grasp(ss.Extractor):
     """Keep the weights that preserve the gradient's norm, from one batch before training."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Wang, Zhang & Grosse",
         2020,
         "2002.07376",
         "Picking Winning Tickets Before Training by Preserving Gradient Flow",
         "s = w * (H g), logits / T; the highest of all layers",
     )
-    paradigm = Paradigm("from gradients, before training", "trained", "fixed", True, EVERY_KIND)
-    published = Published(
+    paradigm = ss.Paradigm("from gradients, before training", "trained", "fixed", True, ss.EVERY_KIND)
+    published = ss.Published(
         "alecwangcq/GraSP configs/cifar10/vgg19/GraSP_90.json and main_prune_non_imagenet.py (CIFAR-10, VGG-19)",
         {"lr": 0.1, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=160,
         note="ResNet-32: weight decay 1e-4.",
     )
 
-    density: Annotated[Density, Real(0.01, 0.5, log=True)] = 0.1
-    """Fraction of prunable weights kept."""
-    temperature: Annotated[float, Gt(0), Real(1, 200, log=True)] = 200.0
+    density: ss.Density = 0.1
+    temperature: Annotated[float, ss.Gt(0), ss.Real(1, 200, log=True)] = 200.0
     """What logits are divided by."""
-    images: Annotated[int, Ge(1)] | None = None
-    """Training images in the batch. None: as many as in a training step."""
-    scope: PlainScope = "global"
-    """Whether weights compete over all layers, or each layer gets its share."""
-    invert: bool = False
-    """Keep the lowest scores instead: a sanity check."""
+    images: ss.Images = None
+    scope: ss.PlainScope = "global"
+    invert: ss.Invert = False
 
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
-        scores = gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))
-        return Change(net.units.keep(net.units.pool(inverted(scores) if self.invert else scores), self.density, self.scope))
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        scores = ss.gradient_flow(net.weights, probe.hessian_gradients(net.weights, self.temperature, images=self.images))
+        return ss.Change(
+            net.units.keep(net.units.pool(ss.inverted(scores) if self.invert else scores), self.density, self.scope)
+        )

@@ -1,53 +1,37 @@
-"""GReg-1: the channels that are to go get a penalty that grows, and go when it has made them small.
+"""GReg-1: channels that will be dropped get a growing penalty first, which makes them small.
 
-Wang, Qin, Zhang & Fu 2021, "Neural Pruning via Growing Regularization", arXiv:2012.09243, algorithm 1. At `start` the
-filters of lowest L1 norm are chosen, in every layer its share. From then on their L2 penalty, lambda / 2 * w^2, grows by
-delta every `every` steps, up to a ceiling, the others' stays as it is; at `end` they are dropped, and the rest is trained.
-The authors' filters: delta 1e-4 every 10 steps up to 1, then thousands of steps at that. Our default delta is the one
-that comes to the ceiling by the last growth before `end`, however short the run.
+Algorithm 1. At `start` the filters of lowest L1 norm are chosen, the same fraction in every layer. From then on their L2
+penalty, lambda / 2 * w^2, grows by delta every `every` steps up to a ceiling; the other filters keep theirs. At `end` the
+chosen filters are dropped, and the others are trained on.
+
+The authors' filters: delta 1e-4 every 10 steps up to 1, then thousands of steps at that. Our default delta reaches the ceiling
+at the last growth before `end`, however short the run.
 """
 
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
-from subnet_search.core.search_domains import Real
-from subnet_search.extractors.base import (
-    Change,
-    Clock,
-    Density,
-    Extractor,
-    Network,
-    Normalise,
-    Paper,
-    Paradigm,
-    Published,
-    Scope,
-    Span,
-)
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.scores import filter_norms
-from subnet_search.topology.units import Units
 
 
-@register("greg")
-class GReg(Extractor):
+@ss.register("greg")
+class GReg(ss.Extractor):
     """Choose the channels of smallest L1 norm, shrink them by a growing penalty, drop them, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Wang, Qin, Zhang & Fu",
         2021,
         "2012.09243",
         "Neural Pruning via Growing Regularization",
         "chosen: lowest ||w_f||_1; L + lambda / 2 sum over chosen ||w_f||_2^2, lambda grows by delta every K steps",
     )
-    paradigm = Paradigm("by filter norm, before they are shrunk", "trained", "in one step, after a penalty", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm(
+        "by filter norm, before they are shrunk", "trained", "in one step, after a penalty", True, ("channel",)
+    )
+    published = ss.Published(
         "MingSun-Tse/Regularization-Pruning README.md (the network that is pruned: CIFAR-10, ResNet-56)",
         {"lr": 0.1, "batch_size": 256, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.5, 0.75)},
         epochs=200,
@@ -55,52 +39,49 @@ class GReg(Extractor):
         "(train_params/1_IncReg_resnet56_cifar10.yaml).",
     )
 
-    density: Annotated[Density, Real(0.1, 0.9)] = 0.5
-    """Fraction of channels kept."""
-    start: Annotated[Span, Real(0.1, 0.5)] = 0.3
+    density: ss.ChannelDensity = 0.5
+    start: Annotated[ss.Span, ss.Real(0.1, 0.5)] = 0.3
     """When channels are chosen: steps, or a fraction of the run."""
-    end: Annotated[Span, Real(0.6, 0.9)] = 0.7
+    end: Annotated[ss.Span, ss.PhaseEnd("start"), ss.Real(0.6, 0.9)] = 0.7
     """When they are dropped."""
-    every: Annotated[Span, Real(0.001, 0.05, log=True)] = 0.01
-    """Between two growths (K): steps, or a fraction of the run."""
-    ceiling: Annotated[float, Gt(0), Real(0.1, 2, log=True)] = 1.0
-    """The most that the penalty's factor lambda grows to."""
-    delta: Annotated[float, Gt(0)] | None = None
-    """What the factor grows by. None: as much as brings it to the ceiling by the last growth."""
-    scope: Scope = "uniform"
-    """Whether channels compete over all layers, or each layer gets its share."""
-    normalise: Normalise = "layer"
+    every: Annotated[ss.Span, ss.Real(0.001, 0.05, log=True)] = 0.01
+    """Interval between two growths (K): steps, or a fraction of the run."""
+    ceiling: Annotated[float, ss.Gt(0), ss.Real(0.1, 2, log=True)] = 1.0
+    """The highest value of the penalty's factor lambda."""
+    delta: Annotated[float, ss.Gt(0)] | None = None
+    """What the factor grows by. None: as much as reaches the ceiling at the last growth."""
+    scope: ss.Scope = "uniform"
+    normalise: ss.Normalise = "layer"
 
-    def check(self, units: Units, clock: Clock) -> None:
-        units.check(self.density, self.scope)
-        clock.check_end("greg.end", self.start, self.end)
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
+        super().check(units, clock)
         first, last, every = self._phase(clock)
         if last - first <= every:
-            raise UserError(f"greg.every: a penalty cannot grow every {every} steps between step {first} and step {last}")
+            raise ss.UserError(f"greg.every: a penalty cannot grow every {every} steps between step {first} and step {last}")
 
-    def penalty(self, net: Network, clock: Clock) -> Tensor | None:
+    def penalty(self, net: ss.Network, clock: ss.Clock) -> Tensor | None:
         if not net.memory or clock.step >= self._phase(clock)[1]:
             return None
         filters = channels(net).filters(net.weights)
         squares = [(numbers.square().sum(1) * net.memory[name]).sum() for name, numbers in filters.items()]
         return self.factor(clock) / 2 * torch.stack(squares).sum()
 
-    def factor(self, clock: Clock) -> float:
+    def factor(self, clock: ss.Clock) -> float:
         """The lambda of a step between `start` and `end`."""
         first, last, every = self._phase(clock)
         delta = self.delta or self.ceiling / ((last - first - 1) // every)
         return min(self.ceiling, delta * ((clock.step - first) // every))
 
-    def step(self, net: Network, clock: Clock) -> Change | None:
+    def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         first, last, _ = self._phase(clock)
         if clock.step == first:
-            norms = filter_norms(channels(net).filters(net.weights), 1)
+            norms = ss.filter_norms(channels(net).filters(net.weights), 1)
             kept = net.units.keep(norms, self.density, self.scope, normalise=self.normalise)
-            return Change(memory={name: ~mask for name, mask in kept.items()})
+            return ss.Change(memory={name: ~mask for name, mask in kept.items()})
         if clock.step == last:
-            return Change(Masks({name: ~chosen for name, chosen in net.memory.items()}))
+            return ss.Change(ss.Masks({name: ~chosen for name, chosen in net.memory.items()}))
         return None
 
-    def _phase(self, clock: Clock) -> tuple[int, int, int]:
+    def _phase(self, clock: ss.Clock) -> tuple[int, int, int]:
         """The steps at which channels are chosen and dropped, and how many lie between two growths."""
-        return clock.steps(self.start), min(clock.steps(self.end), clock.total - 1), max(1, clock.steps(self.every))
+        return clock.steps(self.start), clock.point(self.end), max(1, clock.steps(self.every))

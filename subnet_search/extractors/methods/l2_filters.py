@@ -1,37 +1,33 @@
 """L2 filters: drop the filters with the smallest Euclidean norm.
 
-He, Kang, Dong, Fu & Yang 2018, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
-arXiv:1808.06866, section 3.2, filter selection: ||F_j||_p, with p = 2 in their experiments and the same rate in every layer.
-This is their criterion alone, on a trained network and for good; that dropped filters go on learning is what makes the
-paper's method soft, and is not done here.
+Section 3.2, filter selection: ||F_j||_p, with p = 2 in the paper's experiments and the same rate in every layer. This is the
+criterion alone, for a trained network, and dropped filters stay dropped; `soft_filter_pruning` is the paper's method.
 """
 
-from subnet_search.extractors.base import Clock, Network, Normalise, Paper, Paradigm, Published, Tensors
+from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
-from subnet_search.extractors.registry import register
-from subnet_search.topology.scores import filter_norms
 
 
-@register("l2_filters")
+@ss.register("l2_filters")
 class L2Filters(FilterRanking):
     """Train, drop the filters with the smallest Euclidean norm, and fine-tune."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "He, Kang, Dong, Fu & Yang",
         2018,
         "1808.06866",
         "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
         "s_j = ||F_j||_2; keep the highest of each layer (the criterion alone: dropped filters stay dropped)",
     )
-    paradigm = Paradigm("by the l2 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
-    published = Published(
+    paradigm = ss.Paradigm("by the l2 norm of filters, after training", "trained", "in one or more steps", True, ("channel",))
+    published = ss.Published(
         "he-y/soft-filter-pruning scripts/cifar10_resnet.sh and pruning_cifar10_resnet.py (CIFAR-10, ResNet-110)",
         {"lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "step", "milestones": (0.3, 0.6, 0.8), "gamma": 0.2},
         epochs=200,
         note="The settings of soft filter pruning, whose criterion this is.",
     )
 
-    normalise: Normalise = "layer"
+    normalise: ss.Normalise = "layer"
 
-    def scores(self, net: Network, clock: Clock) -> Tensors:
-        return filter_norms(channels(net).filters(net.weights), 2)
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
+        return ss.filter_norms(channels(net).filters(net.weights), 2)

@@ -1,9 +1,8 @@
-"""Shuffled: the controls that say what a topology's pattern, and the weights it was found on, are worth.
+"""Shuffled: controls that test what a topology's pattern, and the weights it was found on, contribute.
 
-Frankle, Dziugaite, Roy & Carbin 2021, "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?",
-arXiv:2009.08576, section 5. Takes the topology that another method begins with, or that of a file, and then permutes
-it within every layer (`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no
-more than the number of weights of each layer. New weights are normal, with each layer's own standard deviation.
+Section 5. Takes the topology that another method begins with, or that of a file, and then permutes it within every layer
+(`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no more than the number of
+weights of each layer. New weights are normal, with each layer's own standard deviation.
 """
 
 from pathlib import Path
@@ -13,36 +12,30 @@ import torch
 from pydantic import ValidationError, field_validator
 from torch import Tensor
 
-from subnet_search.core.errors import UserError, invalid
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.core.tensor_files import load_tensors
-from subnet_search.extractors.base import Change, Clock, Density, Extractor, Network, Paper, Paradigm, Probe, Published, Tensors
-from subnet_search.extractors.registry import create, register
-from subnet_search.topology.masks import Masks, unpack
-from subnet_search.topology.units import Units
+from subnet_search.extractors import author as ss
 
 
-@register("shuffled")
-class Shuffled(Extractor):
+@ss.register("shuffled")
+class Shuffled(ss.Extractor):
     """Take another method's topology, permute it within layers or draw new weights, then train: a control."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Frankle, Dziugaite, Roy & Carbin",
         2021,
         "2009.08576",
         "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?",
         "m_l <- a random permutation of m_l; w <- N(0, std(w_l)^2)",
     )
-    paradigm = Paradigm("another method's, permuted, before training", "trained", "fixed", True)
-    published = Published.none("a control, to be trained with the recipe of the method whose topology it shuffles")
+    paradigm = ss.Paradigm("another method's, permuted, before training", "trained", "fixed", True)
+    published = ss.Published.none("a control, to be trained with the recipe of the method whose topology it shuffles")
 
     source: str | dict[str, Any] = "snip"
     """Whose topology: a method, with its hyperparameters or without, or the path of a subnetwork or masks file."""
-    density: Annotated[Density | None, Real(0.01, 0.5, log=True)] = None
+    density: Annotated[ss.Density | None, ss.Real(0.01, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: as the source has it."""
-    permute: Annotated[bool, OneOf(False, True)] = True
+    permute: Annotated[bool, ss.OneOf(False, True)] = True
     """Permute the topology within every layer."""
-    redraw: Annotated[bool, OneOf(False, True)] = False
+    redraw: Annotated[bool, ss.OneOf(False, True)] = False
     """Draw new weights."""
 
     @field_validator("source")
@@ -50,53 +43,53 @@ class Shuffled(Extractor):
     def _known(cls, source: Any) -> Any:
         if not _is_file(source):
             try:
-                create(source)
+                ss.create(source)
             except ValidationError as error:
-                raise invalid(error) from error
+                raise ss.invalid(error) from error
         return source
 
-    def check(self, units: Units, clock: Clock) -> None:
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
         if not _is_file(self.source):
             self._source().check(units, clock)
 
-    def begin(self, net: Network, clock: Clock, probe: Probe) -> Change:
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         masks = self._topology(net, clock, probe)
         if self.permute:
-            masks = Masks({name: _permuted(mask, clock.generator("permute", name)) for name, mask in masks.items()})
-        return Change(masks, weights=_drawn(net.weights, clock) if self.redraw else None)
+            masks = ss.Masks({name: _permuted(mask, clock.generator("permute", name)) for name, mask in masks.items()})
+        return ss.Change(masks, weights=_drawn(net.weights, clock) if self.redraw else None)
 
-    def _topology(self, net: Network, clock: Clock, probe: Probe) -> Masks:
+    def _topology(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Masks:
         if _is_file(self.source):
             masks = _read(Path(str(self.source)))
             if {n: m.shape for n, m in masks.items()} != {n: w.shape for n, w in net.weights.items()}:
-                raise UserError(f"{self.source} holds the masks of another network")
+                raise ss.UserError(f"{self.source} holds the masks of another network")
             if self.density is not None:
-                raise UserError(f"shuffled: the density is that of {self.source}; leave it out")
+                raise ss.UserError(f"shuffled: the density is that of {self.source}; leave it out")
             return masks
         source = self._source()
         found = source.begin(net, clock, probe).masks
         if found is None:
-            raise UserError(f"shuffled: {source.name} finds its topology while it trains; give the file that it wrote")
+            raise ss.UserError(f"shuffled: {source.name} finds its topology while it trains; give the file that it wrote")
         return found
 
-    def _source(self) -> Extractor:
+    def _source(self) -> ss.Extractor:
         given = {"name": self.source} if isinstance(self.source, str) else dict(self.source)
-        return create(given if self.density is None else {**given, "density": self.density})
+        return ss.create(given if self.density is None else {**given, "density": self.density})
 
 
 def _is_file(source: Any) -> bool:
     return isinstance(source, str) and source.endswith(".safetensors")
 
 
-def _read(path: Path) -> Masks:
+def _read(path: Path) -> ss.Masks:
     """The masks in a subnetwork file or a masks file."""
-    tensors, header = load_tensors(path, "subnetwork or masks file")
+    tensors, header = ss.load_tensors(path, "subnetwork or masks file")
     try:
         shapes = {name: tuple(shape) for name, shape in header["shapes"].items()}
         prefix = "mask." if "weights" in header else ""
-        return Masks({name: unpack(tensors[prefix + name], shape) for name, shape in shapes.items()})
+        return ss.Masks({name: ss.unpack(tensors[prefix + name], shape) for name, shape in shapes.items()})
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} holds no masks: {error}") from error
+        raise ss.UserError(f"{path} holds no masks: {error}") from error
 
 
 def _permuted(mask: Tensor, rng: torch.Generator) -> Tensor:
@@ -104,7 +97,7 @@ def _permuted(mask: Tensor, rng: torch.Generator) -> Tensor:
     return mask.reshape(-1)[order].view(mask.shape)
 
 
-def _drawn(weights: Tensors, clock: Clock) -> dict[str, Tensor]:
+def _drawn(weights: ss.Tensors, clock: ss.Clock) -> dict[str, Tensor]:
     drawn = {}
     for name, weight in weights.items():
         normal = torch.randn(weight.shape, generator=clock.generator("redraw", name)).to(weight)

@@ -1,42 +1,35 @@
-"""SR-STE: n of every m weights from scratch, by a straight-through estimator that keeps the mask steady.
+"""SR-STE: n of every m weights, trained from scratch by a straight-through estimator that keeps the mask stable.
 
-Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun & Li 2021, "Learning N:M Fine-Grained Structured Sparse Neural Networks From Scratch",
-arXiv:2102.04010, equation 9. In every step the network computes with the n largest |w| of every m neighbours, m * w; the
-gradient of that goes to all weights as if they were what was computed with (straight through); and those that were not
-are drawn to zero: w -= rate * (g(m * w) + lambda * (1 - m) * w), lambda 2e-4.
+Equation 9. In every step the network computes with the n largest |w| of every m neighbours, m * w; the gradient passes straight
+through to all weights; and dropped weights decay: w -= rate * (g(m * w) + lambda * (1 - m) * w), lambda 2e-4.
 
-Here the gate of a weight that is dropped is 0 with the derivative 1 / w, so that w * gate has the derivative 1. A dropped
-weight of exactly 0 has none and stays 0. The relevance is |w| itself: nothing but weights is learned.
+Here the gate of a dropped weight is 0 with the derivative 1 / w, so that w * gate has the derivative 1. A dropped weight of
+exactly 0 has no gradient and stays 0. The relevance is |w| itself: only weights are learned.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from subnet_search.core.search_domains import OneOf, Real
-from subnet_search.extractors.base import Clock, Density, Network, Paper, Paradigm, Published, RelevanceLearner
-from subnet_search.extractors.registry import register
-from subnet_search.topology.masks import Masks
-from subnet_search.topology.units import Units
+from subnet_search.extractors import author as ss
 
 SMALLEST = 1e-30  # |w| that 1 / w can be taken of
 
 
-@register("sr_ste")
-class SRSTE(RelevanceLearner):
+@ss.register("sr_ste")
+class SRSTE(ss.RelevanceLearner):
     """Train all weights by the gradients of a network that computes with the largest n of every m."""
 
-    paper = Paper(
+    paper = ss.Paper(
         "Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun & Li",
         2021,
         "2102.04010",
         "Learning N:M Fine-Grained Structured Sparse Neural Networks From Scratch",
         "w -= rate (g(m * w) + lambda (1 - m) w), m = top n of m by |w|",
     )
-    paradigm = Paradigm("by magnitude, in every step", "trained, straight through", "fixed", False, ("n:m",))
-    published = Published(
+    paradigm = ss.Paradigm("by magnitude, in every step", "trained, straight through", "fixed", False, ("n:m",))
+    published = ss.Published(
         "aojunzz/NM-sparsity classification/configs/config_resnet50_2by4.yaml (ImageNet, ResNet-50)",
         {"lr": 0.1, "batch_size": 256, "weight_decay": 5e-5, "schedule": "cosine"},
         epochs=120,
@@ -44,25 +37,23 @@ class SRSTE(RelevanceLearner):
     )
     learns = "both"
 
-    density: Annotated[Density | None, Real(0.05, 0.5, log=True)] = None
+    density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept, n / m at most. None: n of every m, as the unit says."""
-    decay: Annotated[float, Ge(0), Real(1e-5, 1e-3, log=True)] = 2e-4
-    """What dropped weights are drawn to zero by (lambda)."""
-    # Counting factors would put their own derivatives into those of the gates.
-    rescale: Annotated[Literal["none", "learned"], OneOf("none", "learned")] = "none"
-    """Factor on each layer: none, or learned (a scalar)."""
+    decay: Annotated[float, ss.Ge(0), ss.Real(1e-5, 1e-3, log=True)] = 2e-4
+    """Decay of dropped weights towards zero (lambda)."""
+    rescale: ss.LearnedRescaling = "none"  # numel/nnz and fan_in would add their own derivatives to those of the gates
 
-    def check(self, units: Units, clock: Clock) -> None:
-        if self.density is not None:
-            units.check(self.density)
+    def check(self, units: ss.Units, clock: ss.Clock) -> None:
+        if self.density is not None:  # without one, n of every m weights are kept
+            super().check(units, clock)
 
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         return weight.new_zeros([1] * weight.dim())
 
-    def sample(self, net: Network, clock: Clock) -> dict[str, Tensor]:
+    def sample(self, net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
         return {name: straight_through(net.weights[name], mask, self.decay) for name, mask in self.finish(net).items()}
 
-    def finish(self, net: Network) -> Masks:
+    def finish(self, net: ss.Network) -> ss.Masks:
         sizes = {name: weight.detach().abs() for name, weight in net.weights.items()}
         return net.units.relevant(sizes, self.density)
 
@@ -77,7 +68,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         weight, mask = ctx.saved_tensors
-        # What comes back to a gate is the gradient of weight * gate, times the weight.
+        # A gate receives the gradient of weight * gate, times the weight.
         through = gradients[0] / torch.where(weight.abs() < SMALLEST, torch.inf, weight)
         return (through + ctx.decay * weight).masked_fill(mask, 0), None, None
 

@@ -146,7 +146,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     allocates the density to the layers (exact to one weight a layer if weights are dropped in several steps).
     Raises UserError when the density cannot be allocated.
     """
-    density: float | None = getattr(config.extractor, "density", None)
+    density = config.extractor.target_density
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
     net = _blank(config.network, data)

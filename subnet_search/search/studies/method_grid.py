@@ -175,7 +175,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     Raises UserError for other methods.
     """
     method, given = config.extractor, config.given()
-    density: float | None = getattr(method, "density", None)
+    density = method.target_density
     if not only_begins(type(method)):
         raise UserError(f"the sanity checks are for methods that prune before training, which {method.name} does not")
     if density is None:
