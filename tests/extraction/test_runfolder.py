@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("method", ["magnitude", "biprop", "iterand", "lottery"])
 def test_a_seed_that_will_not_make_the_weights_is_refused_before_training(tmp_path, method):
     settings = config(method, weights="seed")
-    with pytest.raises(UserError, match=rf"{method} (trains|changes) weights, so no seed .*weights='values'"):
+    with pytest.raises(UserError, match=rf"{method} (trains|changes) weights, so a seed .*weights='values'"):
         run(settings, tmp_path / "run", module=net(), init="kaiming_normal", data=data(), on_step=pytest.fail)
     assert not (tmp_path / "run").exists()
 

@@ -14,6 +14,7 @@ from test_study import RUN, spec
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.search.storage.leases import is_dead
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.studies import ray_launcher
 from subnet_search.search.studies.launcher import prepare_study
 from subnet_search.search.studies.ray_launcher import StudyWorker, _check_nodes, _wait_for_workers, run_on_ray
@@ -78,8 +79,8 @@ def test_an_address_where_no_cluster_is():
     [
         ([node(8), node(4, 2)], {"gpus": 0.25}, None),
         ([node(8), node(4, 2)], {"gpus": 4}, "needs 4 GPU and 1 CPU, but the largest node has 2 GPU and 4 CPU"),
-        ([node(8), node(0, 1)], {"gpus": 1}, "the largest has 1 and 0"),  # not half here and half there
-        ([node(2), node(64, 8, alive=False)], {"cpus": 3}, "the largest has 0 and 2"),
+        ([node(8), node(0, 1)], {"gpus": 1}, "the largest node has 1 GPU and 0 CPU"),  # not half here and half there
+        ([node(2), node(64, 8, alive=False)], {"cpus": 3}, "the largest node has 0 GPU and 2 CPU"),
         ([node(2), node(2, host="elsewhere")], {}, r"SQLite supports one machine, .* others \(elsewhere\): give a --storage"),
         ([node(2), node(2, host="elsewhere", alive=False)], {}, None),
         ([node(2), node(2, host="elsewhere")], {"url": "postgresql://me:hush@host/studies"}, None),
@@ -221,7 +222,7 @@ def test_a_node_is_lost_half_way_and_all_trials_are_found_and_finished(cluster, 
     assert {number: pids for number, pids in died.items() if pids} == {number: [pid] for number, pid in lost.items()}
     assert lost
     assert not {trial.user_attrs["worker"]["pid"] for trial in study.trials if trial.number in lost} & {*lost.values()}
-    assert all(is_dead(trial.user_attrs["worker"]) for trial in study.trials)  # nothing is left running
+    assert all(is_dead(TrialRecord(trial).worker) for trial in study.trials)  # nothing is left running
     logs = Path(cluster.head_node.get_logs_dir_path())
     texts = [path.read_bytes() for path in (*logs.rglob("*"), *Path("runs").rglob("ray.log")) if path.is_file()]
     assert any(b"StudyWorker" in text for text in texts)
