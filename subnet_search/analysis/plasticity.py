@@ -154,7 +154,7 @@ def plasticity(
         branches = plan.branches(recipe.epochs, per_epoch)
         wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
         identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
-        with folder.held():
+        with folder.locked():
             name = folder.prepare(wanted, True, identity)
             experiment = _Experiment(config, net, data.to(recipe.device), Path(out), name, on_step, should_stop)
             return experiment.run(branches, on_branch or (lambda record: None))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-CONDITION = " @"  # between a key and its condition, in the name of a parameter that is searched under several conditions
+CONDITION = " @"  # separates key and condition
 
 
 def parameter_name(key: str, condition: str) -> str:

@@ -1,1 +1,1 @@
-"""One run: its configuration, its folder, the subnetwork it finds, and what that is worth."""
+"""One run: configuration, training, run folder, result and evaluation."""

@@ -1,4 +1,4 @@
-"""A run's complete configuration, and reading it from YAML with errors that name the file, the line and the key."""
+"""The configuration of a run."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -40,18 +40,18 @@ def _unnamed(value: Any) -> bool:
 
 
 class RunConfig(Settings):
-    """Everything that decides what a run finds. Complete: every key has a default."""
+    """Everything that determines the result of a run. Every key has a default."""
 
     network: NetworkSpec = NetworkSpec(name=DEFAULTS["network"])
-    """The network to look into."""
+    """The network to prune."""
     data: DataSpec = DataSpec(name=DEFAULTS["data"])
-    """The data it is judged on."""
+    """The data to train and evaluate on."""
     extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
     """The method, and its hyperparameters."""
     unit: str = "weight"
-    """What is kept or dropped as one: weight, channel, n:m (2:4), or block:size (block:16). Default: the method's first."""
+    """What is pruned together: weight, channel, n:m (2:4), or block:size (block:16). Default: the method's first unit."""
     round_to: int | None = Field(default=None, ge=1)
-    """Channels are kept in multiples of this. Default: 16, and less in groups of fewer than 64."""
+    """Keep channels in multiples of this. Default: 16, and less in groups of fewer than 64."""
     target: dict[Literal["units", "parameters", "flops"], Annotated[float, Gt(0), Le(1)]] | None = Field(
         default=None, min_length=1, max_length=1
     )
@@ -59,14 +59,14 @@ class RunConfig(Settings):
     recipe: Recipe = Recipe()
     """How the network is trained."""
     seed: int = Field(default=0, ge=0)
-    """Decides the weights, every draw and the order of the images; not the validation split (data.split_seed)."""
+    """Seed of the initial weights, all draws and the order of images; data.split_seed is that of the validation split."""
     weights: Literal["values", "seed"] = "values"
-    """What the subnetwork file stores of the weights: the kept values, or nothing but the seed that makes them."""
+    """What the subnetwork file stores: the values of kept weights, or only the seed that generates them."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_names(cls, values: Any) -> Any:
-        """Let `extractor: {density: 0.3}` mean the default extractor."""
+        """Fill in the default name in a section without one, as in `extractor: {density: 0.3}`."""
         if not isinstance(values, Mapping):
             return values
         unnamed = {key: {"name": name, **values[key]} for key, name in DEFAULTS.items() if _unnamed(values.get(key))}
@@ -87,7 +87,7 @@ class RunConfig(Settings):
         unit, extractor = info.data.get("unit"), info.data.get("extractor")
         own = extractor is not None and extractor.paradigm.units[0] == "channel"
         if round_to is not None and unit != "channel" and not (own and unit == "weight"):
-            raise UserError(f"round_to is for channels, and the unit is {unit}")
+            raise UserError(f"needs unit: channel, got unit: {unit}")
         return round_to
 
     @field_validator("target")
@@ -97,9 +97,9 @@ class RunConfig(Settings):
         if target is None or extractor is None:
             return target
         if "density" not in type(extractor).model_fields:
-            raise UserError(f"{extractor.name} has no density to reach a target with")
+            raise UserError(f"{extractor.name} has no density, so it does not support a target")
         if "density" in extractor.model_fields_set and extractor.density not in target.values():
-            raise UserError("extractor.density and target both say how much is kept: leave one of them out")
+            raise UserError("extractor.density and target both set the density: remove one of them")
         return target
 
     @model_validator(mode="after")
@@ -109,22 +109,22 @@ class RunConfig(Settings):
             self.__pydantic_fields_set__.discard("unit")
         if self.target is not None:
             [density] = self.target.values()
-            # Checked again, since a density that is allowed may not be with the extractor's other values.
+            # Validate again: the density must be consistent with the other hyperparameters.
             changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
             object.__setattr__(self, "extractor", changed)
         return self
 
     def resolve(self) -> "RunConfig":
-        """The same configuration with every default filled in, this machine's device and threads included."""
+        """A copy with all defaults filled in, including this machine's device and threads."""
         density = self.extractor.target_density
         return self.model_copy(
             update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.published.recipe)}
         )
 
     def dump(self) -> dict[str, Any]:
-        """Plain values, as they are written to YAML and JSON."""
+        """All values as plain types, for YAML and JSON."""
         return self.model_dump(mode="json")
 
     def given(self) -> dict[str, Any]:
-        """Only what was set, as plain values: defaults stay open, so an override can still move them."""
+        """Only the values that were set, as plain types; defaults can still change by an override."""
         return self.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Reading a configuration from YAML, with errors that name the file, the line and the key."""
+"""Read a configuration from YAML; errors name the file, the line and the key."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -18,34 +18,34 @@ DEFAULTS = {"network": "lenet5", "data": "digits", "extractor": "gumbel"}
 
 
 def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str] = ()) -> M:
-    """A checked model from a YAML file (or from defaults alone) and overrides like `extractor.density=0.2`.
+    """A validated model from a YAML file (None: defaults) and overrides such as `extractor.density=0.2`.
 
-    Raises UserError: one line that names the file, the line, the key, and what would be right.
+    Raises UserError: one line with the file, the line, the key and the valid values.
     """
-    found = Document({}) if path is None else _read(Path(path))
-    values, places = found.values, found.places
+    found = Document({}) if path is None else _read_yaml(Path(path))
+    values, locations = found.values, found.places
     for override in overrides:
         key, separator, text = (part.strip() for part in override.partition("="))
         if not separator or not key or "@" in key or "://" in key:
-            raise UserError(f"an override is key=value, got {override!r}")
+            raise UserError(f"-s takes KEY=VALUE, got {override!r}")
         put(values, key, read_text(text, f"the value of -s {key}").values)
-        places = {name: place for name, place in places.items() if not name.startswith(f"{key}.")}
-        places[key] = f"-s {key}"  # not the value: it may hold a secret
-    return check(model, typed(values, model), places)
+        locations = {name: location for name, location in locations.items() if not name.startswith(f"{key}.")}
+        locations[key] = f"-s {key}"  # without the value: it may be a secret
+    return check(model, typed(values, model), locations)
 
 
-def check(model: type[M], values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> M:
-    """`values` as a `model`. Raises UserError with the first mistake in one line, and its place if `places` has its key."""
-    places = places or {}
-    with reading(places.get("", "the settings")):
+def check(model: type[M], values: Mapping[str, Any], locations: Mapping[str, str] | None = None) -> M:
+    """Validate `values` as a `model`. Raises UserError with the first error, with its file and line from `locations`."""
+    locations = locations or {}
+    with reading(locations.get("", "the settings")):
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            raise UserError(_describe(model, values, error, places)) from error
+            raise UserError(_describe(model, values, error, locations)) from error
 
 
 def typed(value: Any, kind: Any = None) -> Any:
-    """What was read as plain values. A number is a number, or its text where the type of a key is text."""
+    """Parsed YAML as plain values. A number stays text if its key takes text."""
     if isinstance(value, Number):
         return value.text if _is_text(kind) else value.value
     if isinstance(value, dict):
@@ -54,13 +54,13 @@ def typed(value: Any, kind: Any = None) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether a key of this type takes text, and no number."""
+    """Whether a type takes text but no number."""
     kinds = get_args(kind) or (kind,)
     return str in kinds and not {int, float} & set(kinds)
 
 
 def _inside(kind: Any, key: str | None, value: Any) -> Any:
-    """The type of what stands in a mapping under a key, or (None) in a list; None where it may be anything."""
+    """The type of a mapping's value under `key`, or of a list's items (key None); None if it is not known."""
     if (model := _model_of(kind, value)) is not None:
         field = model.model_fields.get(str(key))
         return field.annotation if field else None
@@ -69,7 +69,7 @@ def _inside(kind: Any, key: str | None, value: Any) -> Any:
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested mappings; a bare name on the way becomes `{name: ...}`."""
+    """Set a dotted key in nested mappings; a plain name in its path becomes `{name: ...}`."""
     *path, last = key.split(".")
     for part in path:
         inner = values.get(part)
@@ -97,8 +97,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path) -> Document:
-    """What a file of keys and values holds."""
+def _read_yaml(path: Path) -> Document:
+    """Read a YAML file whose top level is a mapping."""
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1, 0.6)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -106,12 +106,12 @@ def _read(path: Path) -> Document:
     found = read_file(path)
     if not isinstance(found.values, dict):
         kind = type(typed(found.values)).__name__
-        raise UserError(f"{path} must hold keys and values, got {kind}")
+        raise UserError(f"{path} must contain keys and values, got {kind}")
     return found
 
 
-def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, places: Mapping[str, str]) -> str:
-    """The first mistake pydantic found, in one line."""
+def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, locations: Mapping[str, str]) -> str:
+    """The first validation error in one line."""
     problem, mistake = error.errors()[0], invalid(error)
     path = [str(part) for part in problem["loc"]]
     message = str(mistake)
@@ -121,14 +121,14 @@ def _describe(model: type[BaseModel], values: Mapping[str, Any], error: Validati
         hint = f"did you mean {near[0]!r}? " if near else ""
         message = f"unknown key {'.'.join(path)!r}: {hint}valid: {', '.join(valid)}"
     path = mistake.key.split(".")
-    place = next((places[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in places), None)
-    where = f" ({place})" if place else ""
+    location = next((locations[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in locations), None)
+    where = f" ({location})" if location else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{message}{where}{more}"
 
 
 def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[BaseModel]:
-    """The model that a dotted key leads to; where the way is not through models, the last one on it."""
+    """The model at a dotted key, or the last model on its path."""
     for part in path:
         values = values.get(part) if isinstance(values, Mapping) else None
         field = model.model_fields.get(part)
@@ -137,7 +137,7 @@ def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[
 
 
 def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:
-    """The model that a key's type stands for; of a method, that which the values name."""
+    """The model of a key's type; for a method, the class that the values name."""
     if kind is Extractor:
         name = values.get("name", DEFAULTS["extractor"]) if isinstance(values, Mapping) else str(values)
         return get_extractor(name) if is_extractor(name) else None

@@ -1,4 +1,4 @@
-"""Judge a subnetwork, or what was exported of one, that is in a file: accuracy, calibration, sturdiness, cost."""
+"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, cost, latency."""
 
 from dataclasses import asdict
 from typing import Any, Literal
@@ -29,15 +29,17 @@ def evaluate(
     corruptions: bool = False,
     latency: bool = False,
 ) -> dict[str, Any]:
-    """The record of the subnetwork's run, with what is measured now on one split of its data.
+    """Evaluate on one split of the data; returns the record of the run with the new measurements.
 
-    network   needed when the file's network is not one of ours or torchvision's: a module, or `package.module:factory`
-    data      another data set than the one it was found on; images are normalised as in the run all the same
-    noise     accuracy under uniform noise; corruptions: accuracy under common corruptions, by kind and severity
-    latency   milliseconds of a pass at batch 1, 16 and 256 on one CPU thread, medians and quartiles: of what is in the file
-              (`exported`; of a subnetwork by channels without the dead ones, then `compacted`) in turn with the dense network
+    network       a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
+    data          another data set than the run's; images are normalised as in the run
+    noise         add accuracy under uniform noise
+    corruptions   add accuracy under common corruptions, by kind and severity
+    latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
+                  thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
+                  (`compacted`)
 
-    Raises UserError when there is no such split, or network and data do not fit.
+    Raises UserError if the split does not exist, or the network and data do not match.
     """
     origin = subnetwork.origin
     dense = dense_of(subnetwork, network)
@@ -52,7 +54,7 @@ def evaluate(
     if chosen is None:
         raise UserError(f"{given.name} has no test split")
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # to 0..1 alone
+    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
     with on_average(net, origin.shape) as macs:
         found = quality(logits(net, chosen, *scaled), chosen.labels)
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
@@ -69,10 +71,10 @@ def evaluate(
 
 
 def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) -> dict[str, Any]:
-    """The milliseconds of both, whether that is faster, and what would be where it is not, as far as that can be told."""
+    """Latencies of both networks, whether this one is faster, and advice if it is not."""
     origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
     timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
-    plain = opened(dense)
+    plain = opened(dense)  # a dynamic network without its gates
     if isinstance(net, Normalised):
         plain = normalised(plain, origin)
     rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)

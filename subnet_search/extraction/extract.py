@@ -1,4 +1,4 @@
-"""The main job: a subnetwork out of a network. `extract(...)` from Python, `run(config)` from a configuration."""
+"""Find a subnetwork: `extract(...)` with Python objects, `run(config)` with a configuration."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,23 +35,24 @@ def extract(
     resume: bool = False,
     **hyperparameters: Any,
 ) -> Subnetwork:
-    """Find a subnetwork of any network, on any classification data.
+    """Find a subnetwork of a network on classification data.
 
     network          a torch module (copied, never changed), or a name such as "conv2" or "torchvision:resnet18"
-    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or what `load_data` returned
-    extractor        a method's name, with its hyperparameters as keyword arguments, or an extractor
-    recipe           how to train; what it leaves open takes the method's published settings
-    seed             decides every draw: the same arguments give the same subnetwork, bit for bit, on one machine
-    init             how weights begin: "signed_constant", "kaiming_normal", ... Default: a module keeps the weights it has
-    unit             what is kept or dropped as one: "weight", "channel", "2:4", "block:16"; default: the method's first
+    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or the result of `load_data`
+    extractor        name of a method, with its hyperparameters as keyword arguments, or an Extractor object
+    recipe           training settings; the default of each is the method's published setting
+    seed             seed of all random numbers: the same arguments give a bit-identical subnetwork on one machine
+    init             initialisation: "signed_constant", "kaiming_normal", ...; default: keep the weights of a module
+    unit             what is pruned together: "weight", "channel", "2:4", "block:16"; default: the method's first unit
     target           the density as a fraction of units, parameters or FLOPs: {"flops": 0.5}
-    round_to         channels are kept in multiples of this; default 16, and less in small groups
-    out, resume      a run folder for checkpoints, metrics and the result; go on from the checkpoint in it
+    round_to         keep channels in multiples of this; default: 16, and less for small groups
+    out              run folder for checkpoints, metrics and the result; default: nothing is written
+    resume           continue from the checkpoint in `out`
 
-    Raises UserError (a ValueError) when something asked for cannot be, RunError when the run cannot go on.
+    Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
     if hyperparameters and not isinstance(extractor, str):
-        raise UserError("hyperparameters are part of an extractor that is already made; give its name instead")
+        raise UserError("hyperparameters cannot be changed on an Extractor object; pass the method's name instead")
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
     settings |= {key: given for key, given in (("unit", unit), ("target", target), ("round_to", round_to)) if given is not None}
@@ -83,14 +84,18 @@ def run(
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Subnetwork:
-    """Run a configuration, with the network and data it names or with those handed in.
+    """Run a configuration, with its network and data or with the given ones.
 
-    With a folder `out`, that holds config.yaml, metrics.jsonl, checkpoint/, and in the end summary.json and
-    subnetwork.safetensors (masks.safetensors alone when `save` is false). See `extract` for the rest.
-    `densities` gives a subnetwork at each of them too, by the one relevance that was learned: rows in the record under
-    `curve`, and in the folder curve.json and subnetwork-DENSITY.safetensors.
-    A folder is of one run: of one configuration, network and data, and in one process at a time. `leased`: whoever else has
-    the folder has lost it to the caller.
+    out         run folder: config.yaml, metrics.jsonl, checkpoint/, and at the end summary.json and subnetwork.safetensors.
+                A folder belongs to one configuration, network and data, and one process at a time
+    densities   also make a subnetwork at each of these from the learned relevance: rows under `curve` in the record, and
+                curve.json and subnetwork-DENSITY.safetensors in the folder
+    save        False: write masks.safetensors in place of subnetwork.safetensors
+    leased      the caller holds a lease on the folder, so continue even if another process has its lock
+    on_begin    called with the initial masks; on_step after each step; on_epoch after each epoch
+    should_stop when it returns True, the run writes a checkpoint and raises Interrupted
+
+    See `extract` for the other arguments and errors.
     """
     config = config.resolve()
     folder = RunFolder(Path(out) if out is not None else None, leased, save)

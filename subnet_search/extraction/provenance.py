@@ -1,4 +1,4 @@
-"""What a result depends on: the run's origin, the hashes of its network and data, and the versions."""
+"""Record what a result depends on: configuration, network, data, and package versions."""
 
 import functools
 import hashlib
@@ -20,7 +20,7 @@ from subnet_search.nets import NetworkSpec
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on besides its configuration."""
+    """Versions of the packages and Python, and the kind of machine."""
     return {**_packages(), "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
 
 
@@ -30,9 +30,9 @@ def _packages() -> dict[str, str]:
 
 
 def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data) -> dict[str, str | None]:
-    """Hashes of the network, a module as it was handed in or the one that was made by its name, and of the data.
+    """Hashes of the network (`module` if given, else `made`) and of the data.
 
-    Weights that are drawn from the run's seed are not hashed: the configuration says what they are.
+    Weights drawn from the run's seed are not hashed: the configuration determines them.
     """
     net, given = made if module is None else module, module is not None
     state = net.state_dict()
@@ -50,13 +50,14 @@ def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data
 
 
 def _range(data: Data) -> tuple[float, float]:
-    """The least and the greatest value of an input, as the network sees it; of images those that a pixel can have."""
+    """Smallest and largest input value after normalisation; for images, of any possible pixel."""
     if data.mean is None or data.std is None:
         return float(data.train.inputs.min()), float(data.train.inputs.max())
     return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
 
 
 def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
+    """The origin record that a subnetwork file stores."""
     scaled = None if spec else config.extractor.target_density if init == "scaled" else None
     low, high = _range(data)
     return Origin(
@@ -81,9 +82,10 @@ def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data
 
 
 def _decimals(values: Tensor | None) -> tuple[float, ...] | None:
-    """Each value as the shortest decimal number that is it in 32 bits: 0.485, not 0.48500001430511475."""
+    """The shortest decimals that round to the float32 values: 0.485, not 0.48500001430511475."""
     return None if values is None else tuple(float(str(value)) for value in values.cpu().numpy())
 
 
 def named(extractor: Extractor) -> dict[str, Any]:
+    """Name and hyperparameters of a method as plain values."""
     return {"name": extractor.name, **extractor.model_dump(mode="json")}

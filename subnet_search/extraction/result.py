@@ -1,4 +1,4 @@
-"""What comes out of a trained supernet: its subnetworks, each with its record."""
+"""Make subnetworks and their records from a trained supernet."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def subnetworks(
     supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor]
 ) -> list[Subnetwork]:
-    """What each of the methods makes of the trained supernet; the first is the one that trained it."""
+    """One subnetwork for each method, from the trained supernet; the first method is the one that trained it."""
     here, first = data.to(supernet.device), methods[0]
     records = []
     for method in methods:
@@ -39,23 +39,23 @@ def subnetworks(
         record["test_error"] = problem
         if test is not None:
             record["test_accuracy"] = evaluate(supernet, here, test).accuracy
-        found.append(_folded(supernet, origin.model_copy(update={"extractor": named(method)}), record))
+        found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
 
 
 def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | None]:
-    """The test split on the device, or why there is none to measure on: by now the training is done, and is kept."""
+    """The test split on the device, and the reason if it cannot be read: an error must not discard the training."""
     test, problem = None, None
     try:
         if (test := data.test()) is not None:  # the only line of a run that opens the test split
             test = test.to(device)
     except Interrupted:
         raise
-    except (UserError, RuntimeError) as error:  # a RuntimeError: no room on the device
+    except (UserError, RuntimeError) as error:  # RuntimeError: out of device memory
         problem = str(error).partition("\n")[0]
     if any_rank(problem is not None):
         test, problem = None, problem or "another process could not read the test split"
-        log.warning("the test accuracy is not measured: %s", problem)
+        log.warning("the test accuracy was not measured: %s", problem)
     return test, problem
 
 
@@ -91,8 +91,8 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     }
 
 
-def _folded(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
-    """The subnetwork as it is now. The supernet's weights are put back, for another to be made of it."""
+def _subnetwork(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> Subnetwork:
+    """Make the current subnetwork, and restore the supernet's weights for the next one."""
     units = supernet.final()
     masks = supernet.weight_masks(units)
     before = {name: weight.detach().clone() for name, weight in supernet.weights.items()}

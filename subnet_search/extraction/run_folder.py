@@ -1,8 +1,7 @@
-"""A run's folder: config.yaml, metrics.jsonl, checkpoint/, and in the end its subnetworks and summary.json.
+"""A run folder: config.yaml, metrics.jsonl, checkpoint/, and at the end the subnetworks and summary.json.
 
-identity.json says of which network and data the run is, by hashes, since neither is in the configuration where it was
-handed in, and the files behind a name can change. inputs.safetensors has a few inputs, which exports are checked with.
-While a run is under way it holds a lock on its folder, which ends with its process.
+identity.json has hashes of the network and data, which need not be in the configuration and can change under one name.
+inputs.safetensors has a few inputs for checking exports. A run locks its folder; the lock ends with the process.
 """
 
 import contextlib
@@ -35,27 +34,27 @@ from subnet_search.training.distributed import from_first, rank_and_world
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 IDENTITY = "identity.json"
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system that has none
-PARTS = {  # what a run is of, besides its configuration, and what is said when it is another
-    "network": "the network is another one than",
-    "weights": "the network's weights are others than those that",
-    "init": "the network's weights begin in another way than",
-    "data": "the data are others than those that",
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of a file system without locks
+IDENTITY_PARTS = {  # keys of identity.json, with the message for a difference
+    "network": "the network differs from",
+    "weights": "the network's weights differ from",
+    "init": "the network's initialisation differs from",
+    "data": "the data differ from",
 }
 
 log = logging.getLogger(__name__)
 
 
 def free_folder(name: str) -> Path:
-    """The first of runs/NAME, runs/NAME-2, ... that holds no run yet."""
+    """The first of runs/NAME, runs/NAME-2, ... without a run."""
     return next(folder for folder in _folders(name) if not (folder / "config.yaml").is_file())
 
 
 def last_folder(name: str) -> Path:
-    """The last of runs/NAME, runs/NAME-2, ... that holds a run. Raises UserError when none does."""
+    """The last of runs/NAME, runs/NAME-2, ... with a run. Raises UserError if there is none."""
     found = list(itertools.takewhile(lambda folder: (folder / "config.yaml").is_file(), _folders(name)))
     if not found:
-        raise UserError(f"there is no run to resume in runs/{name}")
+        raise UserError(f"no run to resume in runs/{name}")
     return found[-1]
 
 
@@ -66,10 +65,10 @@ def _folders(name: str) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run writes, on the first of its processes; nowhere without a path.
+    """The folder that a run's first process writes to; without a path, nothing is written.
 
-    leased  the caller holds a lease, by which whoever has the folder's lock has lost it: go on without it
-    saves   write subnetwork.safetensors; else the masks alone, and the checkpoint stays for the caller to drop
+    leased  the caller holds a lease on the folder, so continue even if another process has its lock
+    saves   write subnetwork.safetensors; if False, write only the masks and keep the checkpoint for the caller to delete
     """
 
     path: Path | None
@@ -90,53 +89,50 @@ class RunFolder:
         return self.path if rank_and_world()[0] == 0 else None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder while a run is under way in it: one at a time. Nothing is left of the lock when its process ends.
-
-        Raises UserError, at once, when another run has the folder.
-        """
+    def locked(self) -> Iterator[None]:
+        """Lock the folder for one run. Raises UserError at once if another run has the lock."""
         if self.path is None:
             yield
             return
         lock = FileLock(self.path / LOCK, timeout=0)
-        from_first(partial(_hold, lock, self.path, self.leased))
+        from_first(partial(_acquire, lock, self.path, self.leased))
         try:
             yield
         finally:
             if lock.is_locked:
-                with contextlib.suppress(OSError):  # a system that does not remove files that are open leaves it
+                with contextlib.suppress(OSError):  # some systems cannot delete an open file
                     (self.path / LOCK).unlink()
-                with contextlib.suppress(OSError):  # where a mistake has left nothing else
+                with contextlib.suppress(OSError):  # if an invalid configuration left it empty
                     self.path.rmdir()
                 lock.release()
 
     def check_free(self) -> None:
-        """Raise UserError when a run is under way in the folder: before any work. `held` decides."""
+        """Raise UserError early if another run has the folder's lock."""
         if self.path is not None and not self.leased and from_first((self.path / LOCK).exists):
-            with self.held():
+            with self.locked():
                 pass
 
     def prepare(self, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
-        """Write config.yaml, or check that the one that is there asks for the same. Returns what checkpoints call the run.
+        """Write config.yaml, or check that the existing one is the same. Returns the run's name in checkpoints.
 
-        identity   hashes of what the run is of: its network and data (`PARTS`)
-        Only `weights`, what a subnetwork file stores, may be another. A folder of before there was an identity has none.
-        Raises UserError that names what differs.
+        identity   hashes of the network and data (`IDENTITY_PARTS`); folders of old versions have none
+
+        Only `weights` may differ. Raises UserError that names the first difference.
         """
         path = self.path
         return from_first(lambda: _prepare(path, wanted, resume, identity)) if path else None
 
     def finished(self, weights: Weights, densities: Iterable[float] = ()) -> Subnetwork | None:
-        """The result of a run that is complete already. Its files are written anew where `weights` is another than before.
+        """The result of a finished run, or None. Files are rewritten if `weights` has changed.
 
-        Raises UserError when it is complete, without what is now asked for.
+        Raises UserError if the finished run lacks one of the densities.
         """
         path = self.path
         return from_first(lambda: _finished(path, weights, densities)) if path else None
 
     @contextlib.contextmanager
-    def no_trace_of_mistakes(self) -> Iterator[None]:
-        """Take the folder away again when what was asked for turns out to be impossible before any training."""
+    def removed_on_user_error(self) -> Iterator[None]:
+        """Remove the folder's new files if a UserError is raised before training."""
         try:
             yield
         except UserError:
@@ -149,12 +145,12 @@ class RunFolder:
             raise
 
     def save_examples(self, examples: Tensor) -> None:
-        """Keep a few inputs of the run, which exports are checked with."""
+        """Save a few inputs, for checking exports."""
         if self._written and self.saves:
             save_examples(self._written / INPUTS, examples)
 
     def log_epochs(self, on_epoch: Callable[[Epoch], None] | None) -> Callable[[Epoch], None] | None:
-        """`on_epoch`, and a line in metrics.jsonl. Lines of epochs that a resume runs again are replaced."""
+        """Wrap `on_epoch` to write a line to metrics.jsonl; lines of epochs that a resume repeats are replaced."""
         if self._written is None:
             return on_epoch
         path = self._written / "metrics.jsonl"
@@ -174,7 +170,7 @@ class RunFolder:
         return log
 
     def save(self, subnet: Subnetwork, curve: Mapping[float, Subnetwork], weights: Weights) -> Subnetwork:
-        """The subnetwork with all that is on record of it, once that is written: it, those of the curve, and the summary."""
+        """Write the subnetwork, those of the curve, and the summary; returns the subnetwork with the complete record."""
         folder = self._written
         if curve:
             subnet = with_metrics(subnet, {"curve": _save_curve(curve, folder, weights)})
@@ -193,20 +189,20 @@ class RunFolder:
         return subnet
 
 
-def _hold(lock: FileLock, folder: Path, leased: bool) -> None:
+def _acquire(lock: FileLock, folder: Path, leased: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         if not leased:
-            raise UserError(f"another run is under way in {folder}: wait for its end, or choose another folder") from None
+            raise UserError(f"another run is using {folder}: wait until it ends, or choose another folder") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
-        log.warning("cannot lock %s (%s): see to it that no other run writes to it", folder, error.strerror)
+        log.warning("cannot lock %s (%s): make sure that no other run uses it", folder, error.strerror)
     else:
-        for place in (folder, folder / CHECKPOINT.parent):
-            remove_temporary(place)
+        for parent in (folder, folder / CHECKPOINT.parent):
+            remove_temporary(parent)
 
 
 def _prepare(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Mapping[str, str | None]) -> str | None:
@@ -219,7 +215,7 @@ def _prepare(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Ma
         write_atomically(path, dump(after))
         return name
     if not resume:
-        raise UserError(f"{folder} already holds a run: resume it, or choose another folder")
+        raise UserError(f"{folder} already has a run: use --resume, or choose another folder")
     before = _completed(dict(plain(read_file(path).values)), after)
     flat, asked = flatten({**before, "weights": None}), flatten({**after, "weights": None})
     differing = sorted(key for key in flat.keys() | asked.keys() if flat.get(key) != asked.get(key))
@@ -227,13 +223,13 @@ def _prepare(folder: Path, wanted: Mapping[str, Any], resume: bool, identity: Ma
         key = differing[0]
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UserError(f"cannot resume {folder}: {key} was {flat.get(key)!r}, now {asked.get(key)!r}{more}")
-    known = _identity(folder)
-    for part, said in PARTS.items():
-        if known and known.get(part) != identity.get(part):
-            raise UserError(f"cannot resume {folder}: {said} this run began with")
+    stored = _identity(folder)
+    for part, difference in IDENTITY_PARTS.items():
+        if stored and stored.get(part) != identity.get(part):
+            raise UserError(f"cannot resume {folder}: {difference} the original run's")
     if before.get("weights") != after.get("weights"):
         write_atomically(path, dump(after))
-    return known.get("run")
+    return stored.get("run")
 
 
 def _identity(folder: Path) -> dict[str, Any]:
@@ -245,12 +241,12 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 
 def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as it was written, with the defaults of keys that have come since."""
+    """A stored configuration with the defaults of keys that newer versions added."""
     if {**(written.get("extractor") or {})}.get("name") != (wanted.get("extractor") or {}).get("name"):
-        return written  # it is another run; and no method is imported because a file in the folder names it
+        return written  # another run; a method named in a file is not imported
     try:
         full = RunConfig.model_validate({key: value for key, value in written.items() if value is not None}).dump()
-    except ValidationError:  # a part of one, or one with keys that are gone
+    except ValidationError:  # incomplete, or with keys that no longer exist
         return written
     return {key: None if value is None else full[key] for key, value in written.items()}
 
@@ -262,7 +258,7 @@ def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Sub
     subnet = Subnetwork.load(path)
     curve = {row["asked"] for row in subnet.metrics.get("curve", [])}
     if missing := [density for density in densities if density not in curve]:
-        raise UserError(f"{folder} is finished, and was not asked for density {missing[0]:g} then: choose another folder")
+        raise UserError(f"the run in {folder} is finished and has no density {missing[0]:g}: choose another folder")
     if header_of(path).get("weights") != weights:
         for density in curve:
             one = _at_density(folder, density)
@@ -273,12 +269,12 @@ def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Sub
 
 
 def with_metrics(subnet: Subnetwork, more: Mapping[str, Any]) -> Subnetwork:
-    """The same subnetwork, with more in its record."""
+    """A copy of the subnetwork with more metrics in its record."""
     return replace(subnet, metrics={**subnet.metrics, **more})
 
 
 def _save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, weights: Weights) -> list[dict[str, Any]]:
-    """A row for every density that was asked for; with a folder, the subnetworks and the rows are written to it."""
+    """One row per requested density; with a folder, write the rows and the subnetworks."""
     rows = []
     for density, subnet in curve.items():
         path = _at_density(folder, density) if folder else None
@@ -302,18 +298,18 @@ def _at_density(folder: Path, density: float) -> Path:
 
 
 def _save(subnet: Subnetwork, path: Path, weights: Weights) -> int:
-    """Write a subnetwork, with its values where the seed turns out not to make them: what was trained is not lost."""
+    """Write a subnetwork; if the seed does not generate its weights, write their values."""
     try:
         return subnet.save(path, weights)
     except UserError as error:
         if weights == "values":
             raise
-        log.warning("%s is saved with weights=values: %s", path, error)
+        log.warning("%s was saved with weights=values: %s", path, error)
         return subnet.save(path, "values")
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoint of a run, and of runs inside its folder, once what they came to is stored."""
+    """Delete the checkpoints of a run and of runs inside its folder."""
     for path in list(folder.rglob(CHECKPOINT.name)):
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

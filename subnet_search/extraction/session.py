@@ -1,7 +1,4 @@
-"""One run: what it is of, from its first check to the files that it leaves.
-
-A session is made before anything is trained or written, so that a mistake in what was asked for costs nothing.
-"""
+"""A run from its checks to its files. All checks come first, before anything is trained or written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,19 +25,19 @@ from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
 from subnet_search.training.distributed import local_first, rank_and_world
 
-EXAMPLES = 8  # inputs of a run that are kept
+EXAMPLES = 8  # inputs to store, for checking exports
 
 
 class RunSession:
-    """A configuration with all that it stands for: data, network, units, supernet, and the folder of its files.
+    """The objects of a run: configuration, data, network, units, supernet and run folder.
 
-    config      resolved
-    module      a network that was handed in, or None for the one that the configuration names
-    init        how the weights of a module begin
-    data        as handed in, or None for those that the configuration names
-    densities   gives a subnetwork at each of them too, by the one relevance that is learned
+    config      a resolved configuration
+    module      the caller's network; None: the configuration's
+    init        initialisation of `module`
+    data        the caller's data; None: the configuration's
+    densities   also make a subnetwork at each of these from the learned relevance
 
-    Raises UserError for whatever cannot be run, before anything is trained or written.
+    Raises UserError for an invalid run, before anything is trained or written.
     """
 
     def __init__(
@@ -54,14 +51,14 @@ class RunSession:
         densities: Sequence[float] = (),
     ) -> None:
         self.config, self.folder = config, folder
-        handed_in = (("network", module is not None), ("data", data is not None and data.spec is None))
-        self.handed_in = [key for key, given in handed_in if given]  # what no file says how to come by
+        own = {"network": module is not None, "data": data is not None and data.spec is None}
+        self.passed_in = [key for key, given in own.items() if given]  # by the caller: not in the configuration
         self.data = data or local_first(lambda: load(config.data))
         net, spec = make_network(config, module, init, self.data)
         self.origin = origin_of(config, spec, init, self.data)
         if folder.keeps_subnetwork:
             check_storable(config, self.origin.init)
-        images = getattr(config.extractor, "images", None)  # in a batch to look at gradients
+        images = getattr(config.extractor, "images", None)  # batch size for gradients before training
         if config.recipe.epochs or images:
             smallest = min(config.recipe.batch_size, len(self.data.train), images or len(self.data.train))
             check_batch_norm(net, self.data.shape, smallest // rank_and_world()[1])
@@ -73,7 +70,7 @@ class RunSession:
             round_to=config.round_to,
             example=self.data.examples(),
         )
-        self.identity = identity_of(module, net, self.origin.init, self.data)  # before anything is moved or trained
+        self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
         self.learners = at_densities(self.supernet, densities)
 
@@ -85,14 +82,14 @@ class RunSession:
         on_epoch: Callable[[Epoch], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Subnetwork:
-        """Train, and write what comes out of it; or return what the folder holds, of a run that is complete."""
+        """Train and write the result; if the run in the folder is finished, return its result."""
         folder, config = self.folder, self.config
-        with folder.held():
-            plain = {**config.dump(), **dict.fromkeys(self.handed_in)}
+        with folder.locked():
+            plain = {**config.dump(), **dict.fromkeys(self.passed_in)}
             name = folder.prepare(plain, resume, self.identity)
             if resume and (done := folder.finished(config.weights, self.learners)):
                 return done
-            with folder.no_trace_of_mistakes():
+            with folder.removed_on_user_error():
                 examples = self.data.examples(EXAMPLES).cpu()
                 folder.save_examples(examples)
                 outcome = train(
@@ -114,10 +111,7 @@ class RunSession:
 
 
 def check_storable(config: RunConfig, init: str) -> None:
-    """Raise UserError for a file that is to hold nothing but the seed of its weights, when no seed will make them.
-
-    init   how the weights begin
-    """
+    """Raise UserError for `weights: seed` if a seed cannot generate the weights. init: the initialisation."""
     if config.weights != "seed":
         return
     method = type(config.extractor)
@@ -125,20 +119,20 @@ def check_storable(config: RunConfig, init: str) -> None:
         raise UserError("the weights of this network were not generated from a seed: save them with weights='values'")
     if (config.recipe.epochs and trains_weights(method)) or method.changes_weights:
         how = "trains" if trains_weights(method) else "changes"
-        raise UserError(f"{config.extractor.name} {how} weights, so no seed makes them: save them with weights='values'")
+        raise UserError(f"{config.extractor.name} {how} weights, so a seed cannot generate them: use weights='values'")
 
 
 def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:
-    """The supernet's method at each of the densities, which can choose by relevance that it learned at its own.
+    """The supernet's method at each of the densities, all selected by one learned relevance.
 
-    Raises UserError, before anything is trained, for a method that cannot, and for a density that it cannot have.
+    Raises UserError for a method that does not support this, and for an invalid density.
     """
     method = supernet.extractor
     if densities and not _chooses_in_the_end(type(method)):
         able = ", ".join(name for name in extractor_names() if _chooses_in_the_end(get_extractor(name)))
         raise UserError(
-            f"{method.name} has no learned relevance to choose other densities by when it ends, so each needs a run of its "
-            f"own: subnet-search compare; several densities from one run: {able}"
+            f"{method.name} cannot give several densities from one run: run each density, for example with subnet-search "
+            f"compare, or use one of {able}"
         )
     found: dict[float, Extractor] = {}
     for density in sorted(set(densities), reverse=True):
@@ -148,21 +142,21 @@ def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, 
             raise invalid(error) from error
         with torch.no_grad():
             try:
-                found[density].finish(supernet)  # one that leaves too few weights is found now
+                found[density].finish(supernet)  # raises if too few weights are left
             except NotANumber as error:
                 raise UserError(f"{method.name}: {error} before training: are the weights finite?") from error
     return found
 
 
 def _chooses_in_the_end(method: type[Extractor]) -> bool:
-    """Whether relevance is what the method has learned when it ends, and a density decides how much of it is kept."""
+    """Whether the method selects weights by density from learned relevance at the end of the run."""
     return issubclass(method, RelevanceLearner) and "density" in method.model_fields and not method.paradigm.trains_after
 
 
 def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
-    """The network that a resolved configuration names, with its first weights; or a copy of a module, and no spec."""
+    """The initialised network of a resolved configuration and its spec; or a copy of `module` and None."""
     if torch.is_inference_mode_enabled():
-        raise UserError("nothing can be trained in torch.inference_mode(): call this outside of it")
+        raise UserError("training is not possible inside torch.inference_mode(): call this outside of it")
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, data.classes, config.seed, state)

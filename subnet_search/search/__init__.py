@@ -1,6 +1,6 @@
 """Studies: Optuna searching over runs. The only folder that imports optuna.
 
-Names are imported when they are first used, so that looking into a study does not wait for torch.
+Names are imported on first use, so that commands that only read a study do not import torch.
 """
 
 import importlib

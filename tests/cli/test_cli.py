@@ -121,7 +121,7 @@ def test_extract_again_takes_another_folder_and_gives_the_same():
         "runs/extract-2/subnetwork.safetensors",
     )
     assert first["sha256"] == second["sha256"]
-    assert "runs/extract already holds a run" in mistake("extract", *FAST, "--out", "runs/extract")
+    assert "runs/extract already has a run" in mistake("extract", *FAST, "--out", "runs/extract")
 
 
 def test_people_get_a_table_and_progress_on_standard_error():
@@ -138,7 +138,7 @@ def test_milliseconds_beside_the_dense_network():
     text = command("evaluate", "channels/subnetwork.safetensors", "--latency").stdout
     assert re.search(r"ms at batch 16 +[\d.]+ \([\d.]+ to [\d.]+\) +[\d.]+ \([\d.]+ to [\d.]+\) +[\d.]+x", text)
     assert "without dead channels" in text
-    assert "in turn with the dense network, 1 CPU thread" in text
+    assert "alternating with the dense network, 1 CPU thread" in text
     rows = from_json("evaluate", "channels/subnetwork.safetensors", "--latency")["latency"]
     assert [row["batch"] for row in rows] == [1, 16, 256]
     assert "latency" not in from_json("evaluate", "channels/subnetwork.safetensors")
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_everything():
     code, said = interrupted("extract", *slow, "--out", "part", after="part/metrics.jsonl")
     assert code == 130
     last = said.splitlines()[-1]
-    assert re.fullmatch(r"stopped after step \d+ of \d+; go on with: subnet-search extract --resume --out part", last)
+    assert re.fullmatch(r"stopped after step \d+ of \d+; continue with: subnet-search extract --resume --out part", last)
     resumed = from_json(*last.rpartition("subnet-search ")[2].split())
     assert resumed["sha256"] == whole["sha256"]
 
@@ -195,7 +195,7 @@ def test_a_study_from_the_command_line():
     command("study", "run", "toy", "--trials", "4")
     assert len(from_json("study", "trials", "toy")) == 4
     assert from_json("study", "worker", "toy", "--trials", "5") == {"name": "toy", "ran": [4]}
-    assert command("study", "worker", "toy").stdout == "nothing to run: toy has all its trials, or was stopped\n"
+    assert command("study", "worker", "toy").stdout == "nothing to run: toy is finished or was stopped\n"
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_no_trial_running():
     slow = {"network": "lenet5", "recipe": {"epochs": 60}}
     code, said = interrupted("study", "run", study_file(run=slow), after="runs/trials/*/0000/metrics.jsonl")
     assert code == 130
-    assert said.splitlines()[-1].endswith("go on with: subnet-search study run toy.yaml")
+    assert said.splitlines()[-1].endswith("continue with: subnet-search study run toy.yaml")
     states = [trial["state"] for trial in from_json("study", "trials", "toy")]
     assert states == ["WAITING"]
 
@@ -246,9 +246,9 @@ def test_methods_and_data():
         (["extract", "-s", "data=digit"], "did you mean 'digits'"),
         (["extract", "-s", "extractor=gumbell"], "did you mean 'gumbel'"),
         (["extract", "-s", "recpe.lr=1"], "unknown key 'recpe': did you mean 'recipe'"),
-        (["extract", "-s", "recipe.lr"], "an override is key=value, got 'recipe.lr'"),
+        (["extract", "-s", "recipe.lr"], "-s takes KEY=VALUE, got 'recipe.lr'"),
         (["extract", "-s", "recipe.device=cuda:9"], "the device 'cuda:9' is not available"),
-        (["extract", "--resume"], "there is no run to resume in runs/extract"),
+        (["extract", "--resume"], "no run to resume in runs/extract"),
         (["extract", "--weights", "all"], "weights: input should be 'values' or 'seed', got 'all' (-s weights)"),
         (["extract", "--bar"], "No such option: --bar"),
         (["extrct"], "No such command 'extrct'"),

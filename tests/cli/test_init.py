@@ -54,14 +54,14 @@ def test_what_exists_stays(capsys):
     Path("configs/random_digits.yaml").symlink_to("nowhere")
     said = init(capsys)
     assert said.startswith(
-        "configs/gumbel_digits.yaml exists and was left as it is\n"
-        "configs/random_digits.yaml exists and was left as it is\n"
+        "configs/gumbel_digits.yaml exists and was not overwritten\n"
+        "configs/random_digits.yaml exists and was not overwritten\n"
         f"{COUNT - 2} files copied into "
     )
     assert Path("configs/gumbel_digits.yaml").read_text() == "mine"
     assert not Path("nowhere").exists()
     before = files()
-    assert init(capsys).count(" exists and was left as it is\n") == COUNT
+    assert init(capsys).count(" exists and was not overwritten\n") == COUNT
     assert files() == before
 
 

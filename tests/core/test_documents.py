@@ -169,9 +169,13 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
 @pytest.mark.parametrize(
     ("text", "line", "part"),
     [
-        ("space:\n  recipe.lr: {float: [0.1, x]}", 3, "space.recipe.lr: float takes numbers as its ends, got 'x'"),
-        ("space:\n  recipe.epochs:\n    int: [1.5, 3]", 3, "space.recipe.epochs: int takes whole numbers as its ends, got 1.5"),
-        ("space:\n  recipe.epochs: {int: [yes, 3]}", 3, "whole numbers as its ends, got True"),
+        ("space:\n  recipe.lr: {float: [0.1, x]}", 3, "space.recipe.lr: float takes numbers as low and high, got 'x'"),
+        (
+            "space:\n  recipe.epochs:\n    int: [1.5, 3]",
+            3,
+            "space.recipe.epochs: int takes whole numbers as low and high, got 1.5",
+        ),
+        ("space:\n  recipe.epochs: {int: [yes, 3]}", 3, "whole numbers as low and high, got True"),
         ("space:\n  recipe.lr: {float: [1, 2], log: maybe}", 3, "space.recipe.lr: log is true or false, got 'maybe'"),
         ("space:\n  recipe.lr: {float: [-1, 1]}", 3, "space: recipe.lr: input should be greater than 0, got -1"),
         ("space:\n  recipe.lr: {float: [0.1, .inf]}", 3, "space.recipe.lr.float.1: input should be a finite number"),
@@ -196,12 +200,16 @@ def test_filters_compare_numbers_as_numbers_and_texts_as_texts(condition, number
             5,
             "unknown extractor \"{'name': 'x'}\"",
         ),
-        ("space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}", 3, "space.recipe.lr: it takes `when: {key: value}`"),
-        ("space:\n  seed: {int: [1, 2]}", 3, "space.seed: every trial has a seed of its own"),
-        ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer is true, or a list of layers"),
+        (
+            "space:\n  recipe.lr: {when: {extractor: []}, float: [1, 2]}",
+            3,
+            "a condition takes `when: {key: value}`",
+        ),
+        ("space:\n  seed: {int: [1, 2]}", 3, "space.seed cannot be searched: each trial's seed is derived"),
+        ("space:\n  density_per_layer: [[x]]", 3, "space.density_per_layer takes true, or a list of layers"),
         (f"{SPACE}sampler: tpee", 3, "unknown sampler 'tpee'"),
         (f"{SPACE}objective: [density, x]", 3, "unknown objective 'x'"),
-        (f"{SPACE}constraints: {{density: low}}", 3, "the constraint on density"),
+        (f"{SPACE}constraints: {{density: low}}", 3, "a constraint is one of"),
     ],
 )
 def test_a_mistake_in_a_study_names_file_line_and_key(text, line, part):
@@ -404,7 +412,7 @@ def test_an_error_that_nothing_foresaw_is_one_line_and_a_file(monkeypatch, capsy
     code, said = told(["data"], capsys)
     assert code == 1
     found = re.fullmatch(
-        r"error: unexpected ZeroDivisionError: by zero at postgresql://me:\*\*\*@h/x \(its traceback is in (\S+\.log)\)\n", said
+        r"error: unexpected ZeroDivisionError: by zero at postgresql://me:\*\*\*@h/x \(traceback: (\S+\.log)\)\n", said
     )
     trace = Path(found[1]).read_text()
     assert "in fails" in trace
@@ -418,7 +426,7 @@ def test_an_error_in_a_thread_is_one_line(capsys, monkeypatch, tmp_path):
     thread = threading.Thread(target=lambda: {}["x"])
     thread.start()
     thread.join()
-    assert re.fullmatch(r"error: unexpected KeyError: 'x' \(its traceback is in .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: unexpected KeyError: 'x' \(traceback: .*\n", capsys.readouterr().err)
 
 
 # --- passwords ---

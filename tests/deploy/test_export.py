@@ -71,10 +71,10 @@ def test_the_last_line_says_what_stands_beside_the_times(capsys):
     ]
     times({"latency": rows, "compacted": True, "faster": True, "advice": None})
     *table, last = capsys.readouterr().out.splitlines()
-    assert last == "faster at batch 16, 256; too close to tell at batch 1"
+    assert last == "faster at batch 16, 256; no clear difference at batch 1"
     assert any(line.endswith("2.84x unsure") for line in table)
     times({"latency": rows[:1], "compacted": True, "faster": False, "advice": "try another"})
-    assert capsys.readouterr().out.splitlines()[-1] == "too close to tell at batch 1: try another"
+    assert capsys.readouterr().out.splitlines()[-1] == "no clear difference at batch 1: try another"
 
 
 # Sparse layers

@@ -134,8 +134,8 @@ def test_one_mistake_is_told_and_the_others_are_counted(tmp_path):
     [
         ("seed: 1\nrecipe: [1\nunit: weight\n", ["line 3", "is not YAML"]),
         ("seed: 1\n\tunit: weight\n", ["line 2", "is not YAML"]),
-        ("- 1\n", ["must hold keys and values, got list"]),
-        ("gumbel\n", ["must hold keys and values, got str"]),
+        ("- 1\n", ["must contain keys and values, got list"]),
+        ("gumbel\n", ["must contain keys and values, got str"]),
     ],
 )
 def test_a_file_that_is_no_configuration(tmp_path, text, parts):
@@ -164,8 +164,8 @@ def test_a_file_that_cannot_be_read(tmp_path, content):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("seed", ["an override is key=value, got 'seed'"]),
-        ("=3", ["an override is key=value, got '=3'"]),
+        ("seed", ["-s takes KEY=VALUE, got 'seed'"]),
+        ("=3", ["-s takes KEY=VALUE, got '=3'"]),
         ("seed=[1", ["the value of -s seed", "is not YAML"]),
         ("sed=1", ["unknown key 'sed'", "did you mean 'seed'"]),
         ("extractor.densty=1", ["unknown key 'extractor.densty'", "did you mean 'density'"]),

@@ -60,12 +60,12 @@ def content(folder):
 # --- identity ---
 
 OTHERS = {
-    "the network is another one than": {"module": net(hidden=9)},
-    "the network is another": {"module": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))},
-    "the network's weights are others than those that": {"module": net(seed=1)},
-    "the network's weights begin in another way than": {"init": "kaiming_normal"},
-    "the data are others than those that": {"data": data(seed=1)},
-    "the data are others": {"data": from_user((data().train.inputs, data().train.labels.flip(0)))},
+    "the network differs from": {"module": net(hidden=9)},
+    "the network differs": {"module": nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))},
+    "the network's weights differ from": {"module": net(seed=1)},
+    "the network's initialisation differs from": {"init": "kaiming_normal"},
+    "the data differ from": {"data": data(seed=1)},
+    "the data differ": {"data": from_user((data().train.inputs, data().train.labels.flip(0)))},
 }
 
 
@@ -119,7 +119,7 @@ def test_files_behind_a_name_count(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         run(settings, "run", should_stop=lambda: next(steps) == 2)
     np.savez("a.npz", train_images=images[::-1], train_labels=np.arange(40) % 4)
-    with pytest.raises(UserError, match="cannot resume run: the data are others than those that this run began with"):
+    with pytest.raises(UserError, match="cannot resume run: the data differ from the original run's"):
         run(settings, "run", resume=True)
 
 
@@ -182,7 +182,7 @@ def test_a_folder_whose_run_is_under_way_is_refused_at_once(tmp_path, resume):
 
     def another(_):
         before = content(tmp_path / "run")
-        with pytest.raises(UserError, match=f"another run is under way in {tmp_path}/run: wait for its end, or choose"):
+        with pytest.raises(UserError, match=f"another run is using {tmp_path}/run: wait until it ends, or choose"):
             run(config(), tmp_path / "run", resume=resume, module=net(), data=data(), on_step=pytest.fail)
         refused.append(content(tmp_path / "run") == before)
 
@@ -208,7 +208,7 @@ def test_of_two_that_start_at_the_same_moment_one_wins(tmp_path):
         [thread.start() for thread in threads], [thread.join() for thread in threads]
         [(seed, sha256)] = [pair for pair in ended if len(pair[1]) == 64]
         [(_, said)] = [pair for pair in ended if len(pair[1]) != 64]
-        assert said.startswith((f"another run is under way in {folder}", f"{folder} already holds a run"))
+        assert said.startswith((f"another run is using {folder}", f"{folder} already has a run"))
         assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == seed
         assert json.loads((folder / "summary.json").read_text())["sha256"] == sha256
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
@@ -218,7 +218,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from subnet_search.extraction.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+with RunFolder(Path(sys.argv[1])).locked():
     (Path(sys.argv[1]) / ".metrics.jsonl.1.tmp").write_text("half")
     print("held", flush=True)
     time.sleep(60)
@@ -230,13 +230,13 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another run is under way"), RunFolder(folder).held():
+    with pytest.raises(UserError, match="another run is using"), RunFolder(folder).locked():
         pass
-    with RunFolder(folder, leased=True).held():  # whoever has a lease goes on
+    with RunFolder(folder, leased=True).locked():  # whoever has a lease goes on
         assert (folder / ".metrics.jsonl.1.tmp").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert [path.name for path in folder.iterdir()] == [".lock"]  # what it had half written is gone too
     assert not folder.exists()
 
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 @pytest.mark.parametrize("method", ["magnitude", "biprop", "iterand", "lottery"])
 def test_a_seed_that_will_not_make_the_weights_is_refused_before_training(tmp_path, method):
     settings = config(method, weights="seed")
-    with pytest.raises(UserError, match=rf"{method} (trains|changes) weights, so no seed .*weights='values'"):
+    with pytest.raises(UserError, match=rf"{method} (trains|changes) weights, so a seed .*weights='values'"):
         run(settings, tmp_path / "run", module=net(), init="kaiming_normal", data=data(), on_step=pytest.fail)
     assert not (tmp_path / "run").exists()
 
@@ -309,7 +309,7 @@ def test_the_command_line_saves_the_other_way(tmp_path, monkeypatch, capsys):
             main(["extract", "--resume", "--out", "run", *words])
         assert ended.value.code == code
         told = capsys.readouterr()
-        assert code == 0 or "magnitude trains weights, so no seed makes them" in told.err
+        assert code == 0 or "magnitude trains weights, so a seed cannot generate them" in told.err
     assert ss.Subnetwork.load("run/subnetwork.safetensors")
 
 
@@ -319,7 +319,7 @@ def test_a_result_is_saved_whatever_was_asked_for(tmp_path, monkeypatch, caplog)
     settings = config("biprop", weights="seed")
     found = run(settings, tmp_path / "run", module=net(), init="kaiming_normal", data=data())
     assert ss.Subnetwork.load(tmp_path / "run" / "subnetwork.safetensors").sha256 == found.sha256
-    assert "is saved with weights=values: trained weights cannot" in caplog.text
+    assert "was saved with weights=values: trained weights cannot" in caplog.text
 
 
 # --- checks look at the run's own inputs ---

@@ -140,5 +140,5 @@ def test_the_printed_record_says_which_intervals_were_raised(every, said):
     subnet = run_config(config, module=mlp(), data=points(340))
     with format.console.capture() as printed:
         format.subnetwork_summary(subnet.summary(), "weight")
-    assert ("set.every to 10 steps, as the run is short" in printed.get()) is said
+    assert ("set.every to 10 steps, because the run is short" in printed.get()) is said
     assert ("raised intervals" in printed.get()) is said

@@ -290,5 +290,5 @@ def test_what_is_left_whole_and_what_was_missed_is_printed():
     with format.console.capture() as printed:
         format.subnetwork_summary({**found.summary(), "asked": 0.4, "reached": 0.413}, "weight")
     out = " ".join(printed.get().split())
-    assert "left whole 0.weight (frozen, requires_grad=False, 90.91 % of the parameters)" in out
-    assert "asked for 0.4 of what the target counts; reached 0.413" in out
+    assert "not pruned 0.weight (frozen, requires_grad=False, 90.91 % of the parameters)" in out
+    assert "target 0.4; reached 0.413" in out

@@ -26,7 +26,7 @@ from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, open_storage
 from subnet_search.search.studies.launcher import prepare_study, run_study
-from subnet_search.search.studies.reproduce import train_again
+from subnet_search.search.studies.reproduce import retrain_trial
 
 RUN = {
     "network": "lenet_300_100",
@@ -114,12 +114,12 @@ def test_extract_compares_with_a_topology_that_was_found_elsewhere():
     study = run_study(spec(trials=1, artifacts="kept"))
     (trial,) = study.get_trials()
     shutil.rmtree(study.user_attrs["folder"])
-    assert train_again(trial, "alone").overlap is None
-    assert train_again(trial, "again", study=study).overlap == 1.0
+    assert retrain_trial(trial, "alone").overlap is None
+    assert retrain_trial(trial, "again", study=study).overlap == 1.0
     shutil.rmtree(study.user_attrs["folder"])
     shutil.rmtree("kept")
     Path("kept").write_text("in the way")
-    assert train_again(trial, "once more", study=study).same  # what it is compared with is not at hand, and no more than that
+    assert retrain_trial(trial, "once more", study=study).same  # what it is compared with is not at hand, and no more than that
 
 
 def test_files_of_the_study_that_a_trial_came_from_are_left_to_it():
@@ -191,7 +191,7 @@ def test_a_trial_whose_machine_is_lost_goes_on_elsewhere(place, undisturbed, tmp
     lost(wanted, url, tmp_path / "there", names)
     study, log = goes_on(url, tmp_path / "here", monkeypatch)
     assert (result(study), metrics(study)) == undisturbed
-    assert log.index("its checkpoint after step") < log.index(": validation accuracy")
+    assert log.index("downloaded the checkpoint after step") < log.index(": validation accuracy")
     first = int(log.split("epoch ", 1)[1].split(":")[0])
     assert first > 1
     assert first % 4 == 1  # the one after a checkpoint
@@ -200,7 +200,7 @@ def test_a_trial_whose_machine_is_lost_goes_on_elsewhere(place, undisturbed, tmp
 
 def interrupted(url, folder, monkeypatch, after=30):
     """Leave the study's trial after so many steps, in a folder; the step of its checkpoint, here and in the store."""
-    monkeypatch.setattr(artifact_store, "LOOK", 1000.0)  # so that only the last copy is made
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 1000.0)  # so that only the last copy is made
     calls = iter(range(after))
     with pytest.raises(Interrupted):
         goes_on(url, folder, monkeypatch, should_stop=lambda: next(calls, None) is None)
@@ -229,7 +229,7 @@ def whole(tmp_path, monkeypatch):
 
 def test_what_a_stopped_worker_had_is_taken_up_elsewhere(whole, stopped, tmp_path, monkeypatch):
     study, log = goes_on(stopped, tmp_path / "here", monkeypatch)
-    assert "was fetched" in log
+    assert "downloaded the checkpoint" in log
     assert result(study) == whole
 
 
@@ -243,11 +243,11 @@ def spoil(path):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (spoil, "is damaged, and not used"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "is damaged, and not used"),
-        (lambda path: path.write_bytes(b""), "is damaged, and not used"),
-        (lambda path: path.unlink(), "goes on (interrupted)"),
-        (lambda path: (path.unlink(), path.mkdir()), "cannot fetch its checkpoint: Is a directory"),
+        (spoil, "is damaged and is ignored"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "is damaged and is ignored"),
+        (lambda path: path.write_bytes(b""), "is damaged and is ignored"),
+        (lambda path: path.unlink(), "resumes (interrupted)"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot download the stored checkpoint: Is a directory"),
     ],
 )
 def test_a_trial_begins_anew_where_its_copy_is_of_no_use(whole, stopped, tmp_path, monkeypatch, harm, said):
@@ -255,7 +255,7 @@ def test_a_trial_begins_anew_where_its_copy_is_of_no_use(whole, stopped, tmp_pat
     harm(copy)
     study, log = goes_on(stopped, tmp_path / "here", monkeypatch)
     assert said in log
-    assert "was fetched" not in log
+    assert "downloaded the checkpoint" not in log
     assert result(study) == whole
     assert not list((tmp_path / "here").rglob("fetched*"))
 
@@ -264,7 +264,7 @@ def test_the_checkpoint_that_is_further_is_taken(whole, stopped, tmp_path, monke
     steps, copy = interrupted(stopped, tmp_path / "here", monkeypatch, after=3)  # one more, or two, here
     assert steps == copy > 30
     study, log = goes_on(stopped, tmp_path / "there", monkeypatch)  # where an older one lies
-    assert f"its checkpoint after step {steps} was fetched" in log
+    assert f"downloaded the checkpoint after step {steps}" in log
     assert result(study) == whole
 
 
@@ -272,8 +272,8 @@ def test_a_checkpoint_of_other_versions_is_not_fetched(whole, stopped, tmp_path,
     study = load_study("toy", open_storage(stopped))
     study._storage.set_trial_user_attr(study.get_trials()[0]._trial_id, "versions", {"torch": "1.0"})
     study, log = goes_on(stopped, tmp_path / "here", monkeypatch)
-    assert "begun anew" in log
-    assert "was fetched" not in log
+    assert "starting over" in log
+    assert "downloaded the checkpoint" not in log
     assert result(study) == whole
 
 
@@ -285,13 +285,13 @@ def test_a_seed_goes_on_from_its_own_checkpoint(tmp_path, monkeypatch):
     alone = run_study(spec(**wanted)).get_trials()[0]
     url = f"sqlite:///{tmp_path}/studies.db"
     prepare_study(spec(**wanted, artifacts=f"{tmp_path}/kept"), url)
-    monkeypatch.setattr(artifact_store, "LOOK", 1000.0)
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 1000.0)
     steps = iter(range(alone.user_attrs["steps"] + 10))  # into the second seed
     with pytest.raises(Interrupted):
         goes_on(url, tmp_path / "there", monkeypatch, should_stop=lambda: next(steps, None) is None)
     assert [path.name.partition("-0000-")[2] for path in (tmp_path / "kept").iterdir()] == ["seed-1-checkpoint"]
     study, log = goes_on(url, tmp_path / "here", monkeypatch)
-    assert "was fetched" in log
+    assert "downloaded the checkpoint" in log
     trial = study.get_trials()[0]
     assert (trial.values, trial.user_attrs["seeds"]) == (alone.values, alone.user_attrs["seeds"])
     assert not any(name.name.endswith("checkpoint") for name in (tmp_path / "kept").iterdir())
@@ -330,7 +330,7 @@ def test_training_does_not_wait_for_its_copies(monkeypatch):
             trained.append(time.monotonic() < until)
         write(self, artifact_id, content_body)
 
-    monkeypatch.setattr(artifact_store, "LOOK", 0.01)
+    monkeypatch.setattr(artifact_store, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(artifact_store._Folder, "write", write)
     run_study(spec(run=LONG, trials=1, artifacts="kept"))
     assert trained == [True]
@@ -350,7 +350,7 @@ def test_a_copy_that_is_cut_off_leaves_the_one_before(monkeypatch):
     monkeypatch.setattr(shutil, "copyfileobj", cut_off)
     with open("file", "rb") as file, pytest.raises(OSError, match="the disk"):
         store.write("name", file)
-    assert artifact_store._read(store, "name") == b"first"
+    assert artifact_store._download(store, "name") == b"first"
     store.remove("name")
     assert os.listdir("kept") == []
 
@@ -361,7 +361,7 @@ def test_a_store_that_is_away_is_said_in_one_line():
     Path("kept").write_text("in the way")
     with pytest.raises(RunError, match=r"^cannot fetch the files of trial 0 from kept: Not a directory$"):
         fetch(study, study.get_trials()[0], Path("back"))
-    with pytest.raises(RunError, match=r"^cannot remove the study's files from kept: Not a directory$"):
+    with pytest.raises(RunError, match=r"^cannot delete the study's files from kept: Not a directory$"):
         remove_all(study)
     with pytest.raises(UserError, match=r"^cannot keep artifacts in kept: "):
         run_worker("toy", "sqlite:///runs/studies.db")
@@ -373,12 +373,12 @@ def test_a_store_that_is_away_is_said_in_one_line():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"bucket": "b", "aws_secret_access_key": "hush"}, "no place for a credential .aws_secret_access_key"),
-        ({"bucket": "b", "AWS_SESSION_TOKEN": "hush"}, "no place for a credential .AWS_SESSION_TOKEN"),
-        ({"bucket": "b", "endpoint_url": "http://me:hush@host"}, "no place for a credential .endpoint_url"),
+        ({"bucket": "b", "aws_secret_access_key": "hush"}, "do not store credentials in a study .aws_secret_access_key"),
+        ({"bucket": "b", "AWS_SESSION_TOKEN": "hush"}, "do not store credentials in a study .AWS_SESSION_TOKEN"),
+        ({"bucket": "b", "endpoint_url": "http://me:hush@host"}, "do not store credentials in a study .endpoint_url"),
         ({"bucket": "b", "region": "hush"}, "artifacts: unknown key 'region': did you mean 'region_name'"),
         ({"endpoint_url": "http://host"}, "artifacts: a bucket is missing"),
-        ({"bucket": 3}, "artifacts: bucket must be a text"),
+        ({"bucket": 3}, "artifacts: bucket must be text"),
         ({}, "artifacts: a bucket is missing"),
         ("s3://me:hush@b", r"artifacts: give a folder, or {bucket: NAME, endpoint_url: URL} for S3"),
         ("", "artifacts: give a folder"),

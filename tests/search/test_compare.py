@@ -17,7 +17,7 @@ from subnet_search.extractors import Extractor, registry
 from subnet_search.extractors.base import Published
 from subnet_search.extractors.methods.random import Random
 from subnet_search.search.queries.queries import trial_rows
-from subnet_search.search.queries.study_summary import overview
+from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
@@ -231,8 +231,8 @@ def test_many_failures_in_a_row_do_not_stop_the_rest(flawed):
     [
         (lambda: grid(("gumbell",)), "unknown extractor 'gumbell': did you mean 'gumbel'"),
         (lambda: grid(densities=(1.4,)), "edge_popup at density 1.4: extractor.density: .*less than or equal to 1"),
-        (lambda: grid(("undense",)), "undense has no density to set, so it cannot be compared at 0.3"),
-        (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "find their topology before training, and edge_popup"),
+        (lambda: grid(("undense",)), "undense has no density, so it cannot be compared at 0.3"),
+        (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "prune before training, which edge_popup"),
         (lambda: complete(grid(network="lenet5")), "the study 'toy' .*run.network.name was lenet_300_100, now lenet5"),
         (lambda: complete(grid(seed=1)), "run.seed was 0, now 1"),
     ],
@@ -297,7 +297,7 @@ def test_rows_are_means_and_spreads():
 def test_a_comparison_looks_like_a_study():
     study, _ = complete(grid())
     assert trial_params(study)[0] == {"arm": "edge_popup", "extractor.density": 0.3, "seed": 0}
-    record = overview(study)
+    record = summarise_study(study)
     assert record["space"] == {"arm": "edge_popup | random | dense", "extractor.density": "0.3 | 1", "seed": "0"}
     assert record["budget"] == 3
     assert record["sampler"] is None
@@ -351,7 +351,7 @@ def test_a_comparison_goes_on_as_a_study(file, capsys):
     ("words", "message", "code"),
     [
         (["--extractors", "random", "--densities", "some"], "--densities takes numbers separated by commas, got 'some'", 2),
-        (["--extractors", ",", "--densities", "0.1"], "--extractors names nothing", 2),
+        (["--extractors", ",", "--densities", "0.1"], "--extractors is empty", 2),
         (["--extractors", "randm", "--densities", "0.1"], "unknown extractor 'randm': did you mean 'random'", 2),
         (["--densities", "0.1"], "Missing option '--extractors'", 2),
         (
@@ -372,7 +372,7 @@ def test_without_plotly(file, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ["compare", file, "--extractors", "random", "--densities", "0.3", "--seeds", 1]
     assert "plots need plotly" in said(capsys, *words, "--plot", "p.html", code=2).err
-    assert "no plot: that needs plotly" in said(capsys, *words).out
+    assert "no plot: plotly is not installed" in said(capsys, *words).out
 
 
 def test_a_method_that_trains_no_weights_keeps_its_own_rate():

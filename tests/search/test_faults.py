@@ -235,10 +235,10 @@ def test_a_stalled_worker_overwrites_nothing():
             with pytest.raises(LeaseLost):
                 write()
         late.release("late")
-        assert not late.mine()
+        assert not late.is_mine()
 
     comes_back()
-    assert successor.mine()
+    assert successor.is_mine()
     successor.end(TrialState.COMPLETE, [0.5], {"sha256": "in time"})
     comes_back()
     (trial,) = load_study("toy", open_storage(URL)).get_trials()
@@ -279,7 +279,7 @@ def test_workers_that_somebody_else_stops_have_not_failed():
                 os.kill(pid, TERM)
         return False
 
-    with pytest.raises(Interrupted, match=r"^the workers were told to stop; the trials under way wait to go on$"):
+    with pytest.raises(Interrupted, match=r"^the workers were stopped; the running trials are queued to resume$"):
         run_study(wanted, storage=URL, workers=2, should_stop=stop_all)
     assert counts(account("toy", URL)) == {"WAITING": 2}
 
@@ -359,7 +359,7 @@ def test_a_trial_of_another_version_is_begun_anew(monkeypatch):
     study = run_study(wanted, storage=URL)
     assert differences(account("toy", URL), expected) == []
     log = Path(study.trials[0].user_attrs["folder"], "log.txt").read_text()
-    assert "begun anew: it was begun with other versions" in log
+    assert "starting over: the checkpoint is from other package versions" in log
     assert log.count("epoch 1:") == 2
 
 
@@ -389,7 +389,7 @@ def test_what_a_trial_raises_fails_that_trial(case, monkeypatch):
     assert attrs["reason"].startswith(reason)
     assert "\n" not in attrs["reason"]
     assert ("traceback" in attrs) == (case != "no number")
-    assert "trial 1 begins" in attrs["log"][0]
+    assert "trial 1 starts" in attrs["log"][0]
     assert attrs["log"][-1].endswith(f"failed: {attrs['reason']}")
 
 
@@ -447,11 +447,11 @@ def test_a_trial_that_kills_its_workers_fails_after_five(monkeypatch):
     wanted = spec(trials=2, parallel=1)
     *doomed, last = desks(wanted, 6)
     assert [desk.next().number for desk in doomed] == [0] * 5
-    assert last.reap() == [0]
+    assert last.release_lost_trials() == [0]
     trial = last.study.trials[0]
     host = socket.gethostname()
     assert trial.state.name == "FAIL"
-    assert trial.user_attrs["reason"] == f"its worker died 5 times, the last on {host}: was there enough memory?"
+    assert trial.user_attrs["reason"] == f"its worker died 5 times, the last on {host}: possibly out of memory"
     assert counts(account("toy", URL)) == {"FAIL": 1}
     run_worker("toy", URL)
     assert counts(account("toy", URL)) == {"COMPLETE": 2, "FAIL": 1}
@@ -465,11 +465,11 @@ def test_a_death_is_counted_once_whoever_dies_next():
             before = len(interruptions("toy", URL))
             try:
                 die(ticks)
-                second.reap()
+                second.release_lost_trials()
                 die(0)
                 break
             except Killed:
-                third.reap()
+                third.release_lost_trials()
             assert len(interruptions("toy", URL)) - before <= 1
             assert counts(account("toy", URL)) == {"WAITING": 1}
     assert ticks > 4

@@ -29,8 +29,8 @@ from subnet_search.search.queries.queries import (
     trial_row,
     trial_rows,
 )
-from subnet_search.search.queries.study_diff import differences, versus
-from subnet_search.search.queries.study_summary import overview
+from subnet_search.search.queries.study_diff import diff_studies, differences
+from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
 from subnet_search.search.spec.metrics import MEASURES
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage, rdb
@@ -157,7 +157,7 @@ def test_a_trial_that_is_not_there():
     study = toy()
     assert find_trial(study, 11).number == 11
     for number in (12, -1):
-        with pytest.raises(UserError, match=f"the study 'toy' has no trial {number}: it has 12, counted from 0"):
+        with pytest.raises(UserError, match=f"the study 'toy' has no trial {number}: it has 12, numbered from 0"):
             find_trial(study, number)
 
 
@@ -211,7 +211,7 @@ def test_seeds_within_a_trial_are_its_spread():
 def test_no_best_says_why():
     with pytest.raises(UserError, match="no trial of 'a' is complete yet"):
         need_best(study_of(trial("RUNNING"), name="a"))
-    with pytest.raises(UserError, match=r"none of the 2 complete trials of 'b' keeps its constraints \(density <= 0.1\)"):
+    with pytest.raises(UserError, match=r"none of the 2 complete trials of 'b' satisfies its constraints \(density <= 0.1\)"):
         need_best(study_of(trial(value=0.9, beyond=0.1), trial(value=0.8, beyond=0.2), name="b"))
     study = study_of(trial(value=0.9, config={"seed": 3}), name="c")
     assert need_best(study)[0].user_attrs["config"] == {"seed": 3}
@@ -231,8 +231,8 @@ def test_studies_in_a_list():
 
 
 def test_a_study_under_way():
-    record = overview(toy())
-    assert record["status"] == "under way"
+    record = summarise_study(toy())
+    assert record["status"] == "running"
     assert (record["budget"], record["finished"], record["repeated"], record["imported"]) == (6, 4, 4, 1)
     assert (record["steps"], record["seconds"]) == (220, 6.0)
     assert record["space"] == {"recipe.lr": "0.01 to 1, log"}
@@ -249,15 +249,15 @@ def test_a_study_under_way():
 def test_an_empty_study_a_finished_one_and_one_that_was_left():
     study = study_of(name="empty")
     study.set_user_attr("space", {"recipe.lr": "0.01 to 1, log"})
-    empty = overview(study)
-    assert (empty["status"], empty["states"], empty["best"], empty["elapsed"]) == ("not begun", {}, [], None)
+    empty = summarise_study(study)
+    assert (empty["status"], empty["states"], empty["best"], empty["elapsed"]) == ("not started", {}, [], None)
     assert empty["space"] == {"recipe.lr": "0.01 to 1, log"}
     done = study_of(*[trial(value=0.1)] * 6, name="done")
-    assert overview(done)["status"] == "finished"
+    assert summarise_study(done)["status"] == "finished"
     left = study_of(trial(value=0.1), trial("WAITING"), name="left")
-    assert overview(left)["status"] == "interrupted (no live worker)"
+    assert summarise_study(left)["status"] == "interrupted (no live worker)"
     left.set_user_attr("stopped", True)
-    assert overview(left)["status"] == "stopped"
+    assert summarise_study(left)["status"] == "stopped"
 
 
 def test_a_worker_that_is_gone_is_said_to_be():
@@ -265,7 +265,7 @@ def test_a_worker_that_is_gone_is_said_to_be():
     worker = replace(this_process("x"), pid=process.pid, started="0")
     process.communicate(b"")
     assert is_dead(worker)
-    record = overview(study_of(trial("RUNNING", worker=asdict(worker))))
+    record = summarise_study(study_of(trial("RUNNING", worker=asdict(worker))))
     assert record["workers"][0]["gone"] is True
     assert record["status"] == "interrupted (no live worker)"
 
@@ -273,13 +273,13 @@ def test_a_worker_that_is_gone_is_said_to_be():
 def test_versions_are_told_when_there_are_several():
     old, new = {"torch": "2.6", "python": "3.11"}, {"torch": "2.7", "python": "3.11"}
     study = study_of(trial(value=0.1, versions=old), trial(value=0.1, versions=new), trial(value=0.1, versions=new))
-    assert overview(study)["versions"] == {"torch": {"2.6": 1, "2.7": 2}}
+    assert summarise_study(study)["versions"] == {"torch": {"2.6": 1, "2.7": 2}}
 
 
 def test_a_study_of_somebody_else_and_one_with_several_objectives():
     plain = optuna.create_study(storage=open_storage(DEFAULT_STORAGE, create=True), study_name="plain")
     plain.optimize(lambda t: t.suggest_float("x", 0, 1), n_trials=3)
-    record = overview(plain)
+    record = summarise_study(plain)
     assert (record["objective"], record["budget"], record["sampler"]) == (["value"], None, None)
     assert record["best"][0]["values"] == [plain.best_value]
     two = study_of(
@@ -289,7 +289,7 @@ def test_a_study_of_somebody_else_and_one_with_several_objectives():
         name="two",
         objective=("val_accuracy", "density"),
     )
-    assert [row["number"] for row in overview(two)["best"]] == [0, 1]
+    assert [row["number"] for row in summarise_study(two)["best"]] == [0, 1]
 
 
 def cell(arm, seed, value):
@@ -299,7 +299,7 @@ def cell(arm, seed, value):
 def test_the_best_of_a_comparison_is_an_arm(capsys):
     lucky = [cell("snip", 0, 0.9), cell("snip", 1, 0.5)]
     study = study_of(*lucky, cell("random", 0, 0.8), cell("random", 1, 0.7), cell("dense", 0, 0.99), spec={**SPEC, "space": {}})
-    record = overview(study)
+    record = summarise_study(study)
     assert [(row["params"]["arm"], row["seeds"]) for row in record["arms"]] == [("dense", 1), ("random", 2), ("snip", 2)]
     (best,) = record["best"]  # of those with all seeds
     assert (best["number"], best["mean"], best["spread"]) == (2, [0.75], [[0.7, 0.8]])
@@ -333,7 +333,7 @@ def test_a_parameter_is_found_by_the_end_of_its_name():
     columns = ["number", "density", "extractor.density", "recipe.lr", "recipe.gamma", "extractor.gamma"]
     assert find_column("lr", columns) == "recipe.lr"
     assert find_column("density", columns) == "density"
-    with pytest.raises(UserError, match=r"'gamma' may be recipe\.gamma or extractor\.gamma"):
+    with pytest.raises(UserError, match=r"'gamma' is ambiguous: recipe\.gamma or extractor\.gamma"):
         find_column("gamma", columns)
     with pytest.raises(UserError, match="unknown column 'densty': did you mean 'density'"):
         find_column("densty", columns)
@@ -352,10 +352,10 @@ def test_conditional_parameters_share_a_column():
     [
         (["--filter", "density"], "a filter is a column, one of <= < >= > = != ~ (contains), and a value"),
         (["--filter", "densty<1"], "unknown column 'densty': did you mean 'density'"),
-        (["--filter", "density<few"], "density holds numbers, and 'few' is none"),
+        (["--filter", "density<few"], "density is a number, got 'few'"),
         (["--sort", "accuracy"], "unknown column 'accuracy': did you mean 'val_accuracy'"),
         (["--columns", "number,nmber"], "unknown column 'nmber': did you mean 'number'"),
-        (["--csv", "--json"], "--csv or --json, not both"),
+        (["--csv", "--json"], "use either --csv or --json"),
     ],
 )
 def test_wrong_questions_about_trials_are_one_line(capsys, words, message):
@@ -379,8 +379,8 @@ def test_trials_as_a_table_as_csv_and_as_json(capsys, monkeypatch):
     assert lines[1].split() == ["0", "COMPLETE", "80.00", "%", "0.1", "yes", "-"]
     assert len(lines) == 15
     assert max(map(len, lines[:13])) <= 60
-    assert lines[-1] == "12 trials; no room for seconds, lr, reason (--columns, --csv)"
-    assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no such trials\n"
+    assert lines[-1] == "12 trials; hidden columns: seconds, lr, reason (use --columns or --csv)"
+    assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no trial matches the filters\n"
 
 
 # Fronts
@@ -411,7 +411,7 @@ def test_a_front_over_whatever_was_recorded():
     with pytest.raises(UserError, match=r"unknown measure 'latncy'.*did you mean 'latency'"):
         front(study, ["latncy", "density"])
     for names in (["density"], ["density", "density"]):
-        with pytest.raises(UserError, match=r"two measures or more, each once; .*: val_accuracy, density, latency"):
+        with pytest.raises(UserError, match=r"two or more different metrics; recorded: val_accuracy, density, latency"):
             front(study, names)
 
 
@@ -482,7 +482,7 @@ def test_fanova_says_what_it_left_out(capsys):
     assert (branch["left_out"], set(branch["importances"])) == ([], {"recipe.lr", "extractor", "extractor.every @rigl"})
     assert branch["trials"] < 60
     text = said(capsys, "study", "importance", "toy", "--evaluator", "fanova")
-    assert "Left out, since not every trial has them: extractor.every @rigl" in text
+    assert "Left out, because not every trial has them: extractor.every @rigl" in text
 
 
 @pytest.mark.parametrize("more", [[], ["--evaluator", "fanova"], ["--objective", "density"]])
@@ -548,7 +548,7 @@ def test_two_studies_side_by_side():
     trials = [trial("PRUNED", 0.1, steps=2), trial(value=0.8, steps=10), trial("FAIL"), trial("PRUNED", 0.1, steps=2)]
     trials += [trial(value=0.85, steps=10), trial(value=0.99, beyond=1.0, steps=1)]
     b = study_of(*trials, name="b", spec={**SPEC, "sampler": {"name": "random"}})
-    record = versus(Snapshot(a), Snapshot(b))
+    record = diff_studies(Snapshot(a), Snapshot(b))
     assert [(s["finished"], s["steps"]) for s in record["studies"]] == [(4, 40), (5, 25)]
     assert record["at_equal_trials"] == [
         {"trials": 1, "a": 0.5, "b": None},
@@ -575,16 +575,16 @@ def test_runs_that_differ_are_told_and_other_objectives_refused():
         {"key": "run.network.name", "a": None, "b": "conv2"},
     ]
     a, b = study_of(name="a"), study_of(name="b", objective=("density",))
-    with pytest.raises(UserError, match="'a' is for val_accuracy, 'b' for density"):
-        versus(Snapshot(a), Snapshot(b))
-    assert versus(Snapshot(a), Snapshot(study_of(name="c")))["at_equal_trials"] == []
+    with pytest.raises(UserError, match="'a' has val_accuracy, 'b' has density"):
+        diff_studies(Snapshot(a), Snapshot(b))
+    assert diff_studies(Snapshot(a), Snapshot(study_of(name="c")))["at_equal_trials"] == []
 
 
 def test_fronts_side_by_side():
     two = ("val_accuracy", "density")
     a = study_of(trial(value=[0.9, 0.5]), trial(value=[0.8, 0.2]), name="a", objective=two)
     b = study_of(trial(value=[0.7, 0.2]), trial(value=[0.6, 0.1]), name="b", objective=two)
-    assert versus(Snapshot(a), Snapshot(b))["dominated"] == [1, 0]
+    assert diff_studies(Snapshot(a), Snapshot(b))["dominated"] == [1, 0]
 
 
 # The commands
@@ -602,14 +602,14 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
     page = said(capsys, "study", "show", "toy")
     assert all(len(line) <= 80 for line in page.splitlines() if not line.startswith("Importance"))
     for text in (
-        "under way: 4 of 6 trials, 4 repeats, 1 imported",
+        "running: 4 of 6 trials, 4 repeats, 1 imported",
         "2 x the loss is nan at step #",
         "elsewhere 7: trial 6",
     ):
         assert text in " ".join(page.split())
     assert "the mean of 3 seeds (80.00 % to 84.00 %)" in said(capsys, "study", "best", "toy")
     text = said(capsys, "study", "trial", "toy", 4)
-    for part in ("the loss is nan at step 12", "The end of its log", "last", "Traceback ..."):
+    for part in ("the loss is nan at step 12", "End of the log", "last", "Traceback ..."):
         assert part in text
 
 
@@ -620,20 +620,20 @@ def test_latency_is_in_milliseconds_and_a_broken_constraint_is_said(capsys):
     kept = create_trial(value=0.8, user_attrs={"latency": 0.4}, constraints={"latency": -0.1}, **shared)
     study_of(kept, create_trial(value=0.9, user_attrs={"latency": 0.75}, constraints=broken, **shared), spec=bounds)
     page = " ".join(said(capsys, "study", "show", "toy").split())
-    assert "constraints latency <= 0.5 (broken by 1 of 2 complete trials)" in page
+    assert "constraints latency <= 0.5 (violated by 1 of 2 complete trials)" in page
     assert "Best: trial 0" in page
     assert "latency 0.4 ms" in page
     assert "latency 0.4 ms" in " ".join(said(capsys, "study", "best", "toy").split())
     text = " ".join(said(capsys, "study", "trial", "toy", 1).split())
     assert "latency 0.75 ms" in text
-    assert "breaks latency <= 0.5, by 0.25 ms" in text
+    assert "violates latency <= 0.5, by 0.25 ms" in text
     assert "breaks" not in said(capsys, "study", "trial", "toy", 0)
     assert from_json(capsys, "study", "trial", "toy", 1)["broken"] == {"latency": "<= 0.5"}
     assert "0.75 ms" in said(capsys, "study", "trials", "toy")
     study_of(create_trial(value=0.9, constraints=broken, **shared), name="none", spec=bounds)
     page = said(capsys, "study", "show", "none")
-    assert "broken by 1 of 1 complete trials" in " ".join(page.split())
-    assert "No complete trial keeps the constraints, so none is the best." in page
+    assert "violated by 1 of 1 complete trials" in " ".join(page.split())
+    assert "No complete trial satisfies the constraints, so there is no best trial." in page
     fastest = study_of(create_trial(value=0.75, **shared), name="fastest", objective=("latency",), spec=bounds)
     assert best_ranked(fastest)[0].mean == (0.75,)
     assert "0.75 ms" in said(capsys, "study", "best", "fastest")
@@ -647,7 +647,7 @@ def test_a_trial_that_ends_says_what_it_measured_and_what_it_breaks():
         {"unit @granet|synflow": CategoricalDistribution(["2:4", "weight"])},
     )
     one = create_trial(value=0.9, user_attrs=attrs, constraints={"latency": 0.25}, params=params, distributions=distributions)
-    text = "validation 90.00 %, density 0.500, latency 0.75 ms, breaks the constraint on latency  (unit=2:4)"
+    text = "validation 90.00 %, density 0.500, latency 0.75 ms, violates the constraint on latency  (unit=2:4)"
     assert ending(trial_row(one)) == f"complete: {text}"
 
 

@@ -163,7 +163,7 @@ def test_epochs_say_what_the_run_says():
     subnet = finished({"name": "rigl", "density": 0.2}, on_epoch=epochs.append)
     assert len(epochs) == 3
     assert at_epoch(epochs[-1]) == measure(("val_accuracy", "val_nll"), subnet, DATA)
-    assert set(at_epoch(epochs[0])) == {name for name, kind in MEASURES.items() if kind.known == "epoch"}
+    assert set(at_epoch(epochs[0])) == {name for name, kind in MEASURES.items() if kind.available == "epoch"}
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ def test_constraints_at_their_bound():
 
 @pytest.mark.parametrize("text", [0.1, "0.1", "== 0.1", "=< 0.1", "<= a lot", "<= nan", "< inf", "<= 10 %", "", None, ["<= 1"]])
 def test_what_is_no_constraint(text):
-    told = 'the constraint on density is one of <=, <, >=, > and a number, as in density: "<= 0.1"; got '
+    told = 'a constraint is one of <=, <, >=, > and a number, as in density: "<= 0.1"; got density: '
     with pytest.raises(UserError, match=re.escape(told + repr(text))):
         parse_constraint("density", text)
 

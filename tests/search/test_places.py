@@ -213,7 +213,7 @@ def test_a_space_without_valid_runs_ends(monkeypatch):
         raise ss.UserError("no such run")
 
     monkeypatch.setattr(StudySpec, "config", refuse)
-    with pytest.raises(RunError, match="20 trials in a row ask for no valid run, the last because: no such run"):
+    with pytest.raises(RunError, match="20 trials in a row had an invalid configuration, the last: no such run"):
         run_worker("toy", "sqlite:///s.db", objective=fake)
 
 
@@ -243,7 +243,7 @@ def test_constraints_known_before_training_save_the_training():
         assert (trial.state.name == "PRUNED") == broken
         assert (trial.constraints["density"] > 0) == broken
         if broken:
-            assert trial.user_attrs["reason"] == "density <= 0.1 is broken before training: 0.4"
+            assert trial.user_attrs["reason"] == "density <= 0.1 is violated before training: 0.4"
             assert not (tmp := trial.user_attrs.get("steps")), tmp
     assert study.best_trial.params["extractor.density"] == 0.05
 
@@ -272,7 +272,7 @@ def test_rungs_stop_what_is_behind_in_every_objective():
     study = ss.run_study(wanted, storage="sqlite:///r.db")
     pruned = [t for t in study.get_trials() if t.state.name == "PRUNED"]
     assert pruned
-    assert all(t.user_attrs["reason"].startswith("behind others at rung") for t in pruned)
+    assert all(t.user_attrs["reason"].startswith("pruned by rank at rung") for t in pruned)
     for trial in pruned:
         rung, (accuracy, density) = list(trial.user_attrs["rungs"].items())[-1]
         seen = [t.user_attrs["rungs"].get(rung, [0, 1]) for t in study.get_trials()[: trial.number - 1]]

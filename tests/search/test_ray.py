@@ -14,9 +14,10 @@ from test_study import RUN, spec
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.search.storage.leases import is_dead
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.studies import ray_launcher
 from subnet_search.search.studies.launcher import prepare_study
-from subnet_search.search.studies.ray_launcher import StudyWorker, _check_nodes, _follow, run_on_ray
+from subnet_search.search.studies.ray_launcher import StudyWorker, _check_nodes, _wait_for_workers, run_on_ray
 
 HERE = socket.gethostname()
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -61,7 +62,7 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
 
 @needs_ray
 def test_a_gpu_and_a_half_is_no_share(tmp_path):
-    with pytest.raises(UserError, match=r"a whole number of GPUs, or a fraction of one: not 1.5$"):
+    with pytest.raises(UserError, match=r"--gpus-per-trial takes a whole number or a fraction below 1, got 1.5$"):
         on_ray("sqlite:///studies.db", gpus=1.5)
 
 
@@ -69,7 +70,7 @@ def test_a_gpu_and_a_half_is_no_share(tmp_path):
 def test_an_address_where_no_cluster_is():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening, and nobody else can
-        with pytest.raises(UserError, match=r"^no Ray cluster answers at 127.0.0.1:\d+: .*refused$"):
+        with pytest.raises(UserError, match=r"^cannot connect to a Ray cluster at 127.0.0.1:\d+: .*refused$"):
             on_ray("sqlite:///studies.db", address=f"127.0.0.1:{taken.getsockname()[1]}")
 
 
@@ -77,10 +78,10 @@ def test_an_address_where_no_cluster_is():
     ("nodes", "job", "message"),
     [
         ([node(8), node(4, 2)], {"gpus": 0.25}, None),
-        ([node(8), node(4, 2)], {"gpus": 4}, "takes 4 GPU and 1 CPU, and no node has that: the largest has 2 and 4"),
-        ([node(8), node(0, 1)], {"gpus": 1}, "the largest has 1 and 0"),  # not half here and half there
-        ([node(2), node(64, 8, alive=False)], {"cpus": 3}, "the largest has 0 and 2"),
-        ([node(2), node(2, host="elsewhere")], {}, r"SQLite is for one machine, .* others \(elsewhere\): give a --storage"),
+        ([node(8), node(4, 2)], {"gpus": 4}, "needs 4 GPU and 1 CPU, but the largest node has 2 GPU and 4 CPU"),
+        ([node(8), node(0, 1)], {"gpus": 1}, "the largest node has 1 GPU and 0 CPU"),  # not half here and half there
+        ([node(2), node(64, 8, alive=False)], {"cpus": 3}, "the largest node has 0 GPU and 2 CPU"),
+        ([node(2), node(2, host="elsewhere")], {}, r"SQLite supports one machine, .* others \(elsewhere\): give a --storage"),
         ([node(2), node(2, host="elsewhere", alive=False)], {}, None),
         ([node(2), node(2, host="elsewhere")], {"url": "postgresql://me:hush@host/studies"}, None),
     ],
@@ -149,7 +150,7 @@ def follow(runs, stop=False):
         return SimpleNamespace(name=name, stop=answer, __ray_ready__=answer)
 
     crew = {run: worker(name, run) for name, run in zip("abc", runs, strict=False)}
-    return ray, lambda: _follow(ray, crew, lambda: stop)
+    return ray, lambda: _wait_for_workers(ray, crew, lambda: stop)
 
 
 LOST = LookupError("The actor died.\n\tactor_id: 17\nThe actor is dead because its node has died.")
@@ -163,7 +164,7 @@ def test_one_that_fails_while_others_finish_is_told_of():
 
 def test_when_nobody_is_left_the_study_has_failed():
     _, wait = follow(["5 trials failed in a row", LOST])
-    with pytest.raises(RunError, match=r"^no worker is left: The actor is dead because its node has died\.$"):
+    with pytest.raises(RunError, match=r"^all workers failed, the last: The actor is dead because its node has died\.$"):
         wait()
 
 
@@ -221,7 +222,7 @@ def test_a_node_is_lost_half_way_and_all_trials_are_found_and_finished(cluster, 
     assert {number: pids for number, pids in died.items() if pids} == {number: [pid] for number, pid in lost.items()}
     assert lost
     assert not {trial.user_attrs["worker"]["pid"] for trial in study.trials if trial.number in lost} & {*lost.values()}
-    assert all(is_dead(trial.user_attrs["worker"]) for trial in study.trials)  # nothing is left running
+    assert all(is_dead(TrialRecord(trial).worker) for trial in study.trials)  # nothing is left running
     logs = Path(cluster.head_node.get_logs_dir_path())
     texts = [path.read_bytes() for path in (*logs.rglob("*"), *Path("runs").rglob("ray.log")) if path.is_file()]
     assert any(b"StudyWorker" in text for text in texts)
@@ -238,7 +239,7 @@ def test_a_stop_leaves_trials_that_go_on_from_their_checkpoint():
     def once_a_trial_is_under_way():
         return any(trial.intermediate_values for trial in running(study))
 
-    with pytest.raises(Interrupted, match="stopped; the trials under way wait to go on"):
+    with pytest.raises(Interrupted, match="stopped; the running trials are queued to resume"):
         on_ray("sqlite:///studies.db", workers=os.cpu_count() + 1, should_stop=once_a_trial_is_under_way)
     trials = study.get_trials()
     assert {trial.state.name for trial in trials} == {"WAITING"}

@@ -189,7 +189,7 @@ def test_the_record_says_which_recipe_it_is():
     assert shared["settings"].items() >= {**SHARED, "nesterov": False, "batch_size": 32}.items()
     assert shared["text"] == (
         "recipe: shared by all methods that train weights: sgd, lr 0.1, momentum 0.9, cosine, weight decay 0.0005, batch 32; "
-        "trains masks alone, at its published rate and decay: gumbel"
+        "only masks are trained, with published lr and weight_decay: gumbel"
     )
     assert (published["choice"], published["settings"], published["masks_alone"]) == ("published", None, ["gumbel"])
     assert "each method's published settings" in published["text"]
@@ -221,7 +221,7 @@ def test_the_commands_say_which_recipe_it_is(capsys, tmp_path):
     assert "recipe: shared by all methods that train weights: sgd, lr 0.1, momentum 0.9, cosine" in said(capsys, *words).out
     assert json.loads(said(capsys, *words, "--json").out)["recipe"]["choice"] == "shared"
     shown = said(capsys, *words, "--recipe", "published").out
-    assert "recipe: each method's published settings where the configuration leaves them open" in shown
+    assert "recipe: each method's published settings for keys that the configuration does not set" in shown
     assert json.loads(said(capsys, *words, "--recipe", "published", "--json").out)["recipe"]["choice"] == "published"
     assert json.loads(said(capsys, "study", "list", "--json").out)[0]["states"] == {"COMPLETE": 6}  # in one study, side by side
     said(capsys, *words, "--recipe", "mine", code=2)

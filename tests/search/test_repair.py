@@ -28,7 +28,7 @@ from subnet_search.search.queries.queries import best_trials
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
 from subnet_search.search.storage.optuna_private import models
-from subnet_search.search.studies.admin import check_idle, delete_study, reap, retry
+from subnet_search.search.studies.admin import check_idle, delete_study, release_lost_trials, retry
 from subnet_search.search.studies.launcher import prepare_study
 
 pytest_plugins = ["servers"]
@@ -105,7 +105,7 @@ def test_a_retried_trial_is_the_run_that_it_would_have_been(tmp_path, monkeypatc
     assert [t.state.name for t in study.trials] == ["COMPLETE"] + ["FAIL"] * 5
     done = retry(study)
     assert done.queued == {1: 6, 2: 7, 3: 8, 4: 9, 5: 10}
-    assert (done.skipped, done.places) == ({}, 6)
+    assert (done.skipped, done.counting) == ({}, 6)
     study = ss.run_study(flawed, storage=URL)
     assert len(study.trials) == 11
     for before, after in done.queued.items():
@@ -120,17 +120,17 @@ def test_a_trial_is_retried_once_and_keeps_what_makes_it_the_same_run():
     done = retry(study)
     assert done.queued == {0: 4, 3: 5}
     assert list(done.skipped) == [2]
-    assert "it asks for no run that can be: recipe.lr: input should be less" in done.skipped[2]
+    assert "its configuration is invalid: recipe.lr: input should be less" in done.skipped[2]
     first, second = study.trials[4:]
     assert (first.state, first.params, first.distributions) == (TrialState.WAITING, *_domain(study.trials[0]))
     assert first.user_attrs == {"config": {"seed": 1}, "seed": 1, "retries": 0}
     assert second.user_attrs == {"config": {"seed": 1}, "seed": 1, "cell": {"arm": "a"}, "repeats": 1, "retries": 3}
     assert retry(study).queued == {}
     again = retry(study, [0])
-    assert (again.queued, again.skipped) == ({}, {0: "it was retried as trial 4"})
+    assert (again.queued, again.skipped) == ({}, {0: "already retried as trial 4"})
     study._storage.set_trial_state_values(study.trials[4]._trial_id, TrialState.FAIL)
     assert retry(study).queued == {4: 6}  # a retry that failed
-    assert retry(study, [4]).skipped == {4: "it was retried as trial 6"}
+    assert retry(study, [4]).skipped == {4: "already retried as trial 6"}
 
 
 def _domain(trial):
@@ -139,7 +139,7 @@ def _domain(trial):
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(1, "trial 1 has not failed, so it cannot be retried: it is COMPLETE"), (9, "has no trial 9: it has 4")],
+    [(1, "only failed trials can be retried; trial 1 is COMPLETE"), (9, "has no trial 9: it has 4")],
 )
 def test_what_cannot_be_retried(number, message):
     with pytest.raises(UserError, match=message):
@@ -152,7 +152,7 @@ def test_the_command_says_how_to_run_them(capsys):
     said = command(capsys, "retry", "toy", 0)
     assert said == "queued 0 as trial 4; run them with: subnet-search study run toy --trials 2\n"
     assert command(capsys, "retry", "toy", 0) == "toy has no failed trial to retry\n"
-    assert "trial 1 has not failed" in command(capsys, "retry", "toy", 1, code=2)
+    assert "only failed trials can be retried" in command(capsys, "retry", "toy", 1, code=2)
     assert "did you mean 'toy'" in command(capsys, "retry", "tou", code=2)
 
 
@@ -161,7 +161,7 @@ def test_the_command_says_how_to_run_them(capsys):
 
 def test_a_stopped_study_begins_nothing_until_it_is_run(capsys):
     ss.run_study(spec(trials=1), storage=URL)
-    assert command(capsys, "stop", "toy") == "toy begins no more trials. Go on with: subnet-search study run toy\n"
+    assert command(capsys, "stop", "toy") == "toy starts no more trials. Continue with: subnet-search study run toy\n"
     assert run_worker("toy", URL, trials=3) == []
     assert len(ss.run_study(spec(), storage=URL, trials=3).trials) == 3
 
@@ -183,7 +183,7 @@ def test_a_trial_under_way_stops_at_a_checkpoint_and_goes_on_to_the_same_end(cap
     said = command(capsys, "stop", "toy", "--now")
     worker.join(60)
     assert ran == [[]]  # it ended as a worker of a finished study does
-    assert "trial 0 will stop at a checkpoint" in said
+    assert "trial 0 will write a checkpoint and stop" in said
     [trial] = study.trials
     assert (trial.state, trial.user_attrs["interruptions"][0]["why"]) == (TrialState.WAITING, "the study was stopped")
     assert (trial.last_step or 0) < 80
@@ -210,15 +210,15 @@ def gone():
 @pytest.mark.slow
 def test_a_dead_process_of_this_machine_is_found_at_once(capsys):
     claimed(pid=gone())
-    assert command(capsys, "reap", "toy") == "trial 0 waits to go on\n"
-    assert command(capsys, "reap", "toy") == "no trial of toy has lost its worker\n"
+    assert command(capsys, "reap", "toy") == "trial 0 was requeued\n"
+    assert command(capsys, "reap", "toy") == "no running trial of toy has a dead worker\n"
 
 
 def test_a_living_process_of_this_machine_is_left_alone():
     study, _ = claimed()
     watched = []
-    assert reap(study, watch=lambda *seen: watched.append(seen)) == []
-    assert reap(study, now=True) == []
+    assert release_lost_trials(study, watch=lambda *seen: watched.append(seen)) == []
+    assert release_lost_trials(study, now=True) == []
     assert watched == []
     assert study.trials[0].state == TrialState.RUNNING
 
@@ -226,7 +226,7 @@ def test_a_living_process_of_this_machine_is_left_alone():
 def test_a_worker_elsewhere_is_watched_for_five_heartbeats():
     study, _ = claimed(host="elsewhere")
     watched = []
-    [trial] = reap(study, watch=lambda left, numbers: watched.append((left, numbers)))
+    [trial] = release_lost_trials(study, watch=lambda left, numbers: watched.append((left, numbers)))
     assert (trial.number, trial.state, trial.user_attrs["worker"]) == (0, TrialState.WAITING, {})
     assert trial.user_attrs["interruptions"][0]["died"]
     assert {tuple(numbers) for _, numbers in watched} == {(0,)}
@@ -246,7 +246,7 @@ def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        assert reap(study) == []
+        assert release_lost_trials(study) == []
     finally:
         ended.set()
         thread.join()
@@ -255,11 +255,11 @@ def test_a_worker_elsewhere_that_gives_signs_of_life_keeps_its_trial():
 
 def test_a_worker_elsewhere_is_given_up_at_once_when_told(capsys):
     study, lease = claimed(heartbeat=100, host="elsewhere")
-    assert command(capsys, "reap", "toy", "--now") == "trial 0 waits to go on\n"
+    assert command(capsys, "reap", "toy", "--now") == "trial 0 was requeued\n"
     [past] = study.trials[0].user_attrs["interruptions"]
     assert not past["died"]
-    assert past["why"].endswith("on elsewhere was given up by hand")
-    assert not lease.mine()
+    assert past["why"].endswith("on elsewhere was declared dead by `study reap --now`")
+    assert not lease.is_mine()
 
 
 def test_a_trial_that_has_killed_five_workers_fails(capsys):
@@ -303,8 +303,8 @@ def test_a_study_at_work_is_not_deleted_unless_forced(capsys):
     study, _ = claimed()
     pid = study.trials[0].user_attrs["worker"]["pid"]
     said = command(capsys, "delete", "toy", "--yes", code=2)
-    assert f"the study 'toy' is at work: trial 0 (process {pid} on {socket.gethostname()}); stop it first" in said
-    with pytest.raises(UserError, match="is at work"):
+    assert f"the study 'toy' has running trials: trial 0 (process {pid} on {socket.gethostname()}); stop it first" in said
+    with pytest.raises(UserError, match="has running trials"):
         delete_study(study)
     assert command(capsys, "delete", "toy", "--yes", "--force") == "deleted toy with its 1 trials\n"
     assert optuna.get_all_study_names(URL) == []
@@ -318,7 +318,7 @@ def test_trials_of_dead_workers_hinder_nobody():
 
 def test_deleting_asks(capsys, monkeypatch):
     prepare_study(spec(), URL)
-    assert "delete toy and its 0 trials? There is nobody to ask here: say --yes" in command(capsys, "delete", "toy", code=2)
+    assert "use --yes to delete toy and its 0 trials" in command(capsys, "delete", "toy", code=2)
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     with pytest.raises(SystemExit) as ended:
         main(["study", "delete", "toy"])
@@ -358,7 +358,7 @@ def test_a_link_to_a_folder_is_not_followed():
     Path("keep").mkdir()
     Path("runs/trials").mkdir(parents=True)
     Path(study.user_attrs["folder"]).symlink_to(Path("keep").resolve())
-    with pytest.raises(UserError, match="is a link to a folder: delete it yourself, or keep the files"):
+    with pytest.raises(UserError, match="is a symbolic link: delete it yourself, or use --keep-files"):
         delete_study(study)
     assert Path("keep").is_dir()
     assert optuna.get_all_study_names(URL) == ["toy"]

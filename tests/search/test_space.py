@@ -159,9 +159,9 @@ def test_layers_are_those_of_the_units_that_trials_have():
     given = {"extractor": {"choice": {"granet": [], "synflow": []}}, "density_per_layer": True}
     assert space(given).layers() == space({**given, "unit": "2:4"}).layers() == by_weights
     assert space({**given, "unit": "channel"}).layers() == space(given, unit="channel").layers() == by_channels
-    with pytest.raises(UserError, match="layers differ between the units channel and weight: search one of them alone"):
+    with pytest.raises(UserError, match="the units channel and weight have different layers: use one unit"):
         space({**given, "unit": {"choice": ["weight", "channel"]}}).layers()
-    with pytest.raises(UserError, match="layers differ between the units channel and weight"):
+    with pytest.raises(UserError, match="the units channel and weight have different layers"):
         space({"extractor": {"choice": {"granet": [], "l1_filters": []}}, "density_per_layer": True}).layers()
 
 
@@ -169,7 +169,7 @@ def test_values_by_key_become_parameters_by_name():
     found = space({"extractor": {"choice": METHODS}, "recipe.augment": {"choice": [[], ["crop"]]}})
     named = found.named({"extractor": "gumbel", "extractor.temperature": 1.0, "recipe.augment": ["crop"]})
     assert named == {"extractor": "gumbel", "extractor.temperature @gumbel": 1.0, "recipe.augment": "['crop']"}
-    with pytest.raises(UserError, match=r"extractor.temperature is searched over 0.3 to 3, log, which 99 is not of"):
+    with pytest.raises(UserError, match=r"extractor.temperature: 99 is outside the searched domain 0.3 to 3, log"):
         found.named({"extractor": "gumbel", "extractor.temperature": 99})
     with pytest.raises(UserError, match=r"unknown searched key 'recipe.lr'"):
         found.named({"recipe.lr": 1.0})
@@ -179,8 +179,8 @@ def test_values_by_key_become_parameters_by_name():
     ("given", "message"),
     [
         ({"extractor": {"choice": ["gumbel", "granett"]}}, "unknown extractor 'granett': did you mean 'granet'"),
-        ({"extractor": {"choice": []}}, "a choice is a list of methods"),
-        ({"extractor": {"choice": ["gumbel"], "temperature": None}}, "a choice is a list of methods"),
+        ({"extractor": {"choice": []}}, "`choice` takes a list of methods"),
+        ({"extractor": {"choice": ["gumbel"], "temperature": None}}, "`choice` takes a list of methods"),
         (
             {"extractor": {"choice": {"gumbel": ["temprature"]}}},
             "unknown hyperparameter of gumbel 'temprature': did you mean 'temperature'",
@@ -191,14 +191,14 @@ def test_values_by_key_become_parameters_by_name():
         ),
         (
             {"recipe.lr": {"when": {"extractor": "gumbel"}, "float": [1, 2]}},
-            "`when` looks at 'extractor', which the space does not search",
+            "`when` refers to 'extractor', which the space does not search",
         ),
         (
             {"network": {"choice": ["lenet5", "conv2"]}, "recipe.lr": {"when": "lenet5", "float": [1, 2]}},
-            "it takes `when: {key: value}`",
+            "a condition takes `when: {key: value}`",
         ),
         ({"recipe.lr": 0.1}, "nothing is searched"),
-        ({"density_per_layer": "yes", "recipe.lr": {"float": [1, 2]}}, "is true, or a list of layers"),
+        ({"density_per_layer": "yes", "recipe.lr": {"float": [1, 2]}}, "takes true, or a list of layers"),
         (
             {"extractor": {"choice": ["gumbel", "granet"]}, "extractor.density": {"float": [0.1, 1.5]}},
             "space: extractor.density",
@@ -206,11 +206,11 @@ def test_values_by_key_become_parameters_by_name():
         (
             {"extractor": {"choice": {"granet": [], "l1_filters": []}}, "unit": {"choice": ["weight", "channel"]}},
             r"l1_filters does not support 'weight', only channel \(in trials with extractor l1_filters, unit weight\); "
-            r"`when: {extractor: ...}` says where a key counts",
+            r"restrict the key with `when: {extractor: ...}`",
         ),
         (
             {"unit": {"choice": ["channel", "2:4"]}, "round_to": {"choice": [1, 8]}},
-            r"the unit is 2:4 \(in trials with unit 2:4\); `when: {unit: ...}` says where a key counts",
+            r"got unit: 2:4 \(in trials with unit 2:4\); restrict the key with `when: {unit: ...}`",
         ),
         ({"unit": {"choice": ["weight", "2:3:4"]}}, "unit"),
         (
@@ -225,16 +225,19 @@ def test_values_by_key_become_parameters_by_name():
         ({"target.flop": {"float": [0.1, 1]}}, "unknown key of a run 'target.flop' .*did you mean 'target.flops'"),
         (
             {"target.flops": {"float": [0.1, 1]}, "target.parameters": 0.5},
-            "target.flops and target.parameters both say how much is kept: leave one of them out",
+            "target.flops and target.parameters both set the density: remove one of them",
         ),
         (
             {"extractor.density": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
             "extractor.density and target.flops both",
         ),
-        ({"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}}, "target.units and target.flops both say"),
+        (
+            {"target.units": {"float": [0.1, 1]}, "run": {"target": {"flops": 0.5}}},
+            "flops both set the density",
+        ),
         (
             {"target.flops": {"float": [0.1, 1]}, "extractor.density": {"float": [0.1, 1]}},
-            "target.flops and extractor.density both say how much is kept: leave one of them out",
+            "target.flops and extractor.density both set the density: remove one of them",
         ),
     ],
 )
@@ -254,11 +257,11 @@ def test_a_pruner_with_several_objectives_is_shown_the_constrained_form():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"objective": "flops", "pruner": "median"}, "watches validation after each epoch.*not flops"),
-        ({"objective": ["val_accuracy", "val_accuracy"]}, "name each of them once"),
-        ({"pruner": "rungs"}, "rungs is for several objectives"),
+        ({"objective": "flops", "pruner": "median"}, "needs a value after each epoch.*not flops"),
+        ({"objective": ["val_accuracy", "val_accuracy"]}, "give at least one metric, each once"),
+        ({"pruner": "rungs"}, "rungs needs several objectives"),
         ({"pruner": "wilcoxon"}, "set repeats to 2 or more"),
-        ({"constraints": {"density": "0.1"}}, "the constraint on density is one of"),
+        ({"constraints": {"density": "0.1"}}, "a constraint is one of"),
         ({"constraints": {"flop": "<= 1"}}, "unknown measure 'flop': did you mean 'flops'"),
         ({"duplicates": "keep"}, "duplicates"),
     ],

@@ -35,7 +35,7 @@ from subnet_search.search.storage.trust import imports_of, imports_of_spec
 from subnet_search.search.studies.admin import delete_study
 from subnet_search.search.studies.launcher import find_spec, prepare_study
 from subnet_search.search.studies.processes import _Process
-from subnet_search.search.studies.reproduce import train_again
+from subnet_search.search.studies.reproduce import retrain_trial
 
 URL = "sqlite:///runs/studies.db"
 RUN = {
@@ -174,7 +174,7 @@ def test_a_copy_goes_on_as_the_study_that_it_is_called(how):
     assert sorted(folder_of(done).glob("0*")) == [folder_of(done) / "0001", folder_of(done) / "0002"]
     assert sorted(origin.rglob("*")) == before
     assert done.metric_names == ["val_accuracy"]
-    assert done.trials[1].user_attrs["interruptions"][0]["why"].startswith("its study was copied")
+    assert done.trials[1].user_attrs["interruptions"][0]["why"].startswith("the study was copied")
     if how is copied:
         assert [t.state.name for t in load_study("toy", study._storage).trials] == ["COMPLETE", "RUNNING"]
         folder = folder_of(done)
@@ -239,7 +239,7 @@ def test_a_stored_study_imports_what_is_allowed_and_nothing_else(trap, capsys):
     ss.run_study(own(), storage=URL)  # handed in, so its names are the user's own
     assert trap()
     words = ("study", "run", "toy", "--trials", 2)
-    refused = "the study 'toy' imports trap_of_tests:make, and what is stored may do so only when it is allowed: "
+    refused = "the study 'toy' imports trap_of_tests:make, which a stored configuration may do only with "
     assert command(capsys, *words, code=2) == (
         f"error: {refused}--allow-import trap_of_tests:make (or --allow-import trap_of_tests)\n"
     )
@@ -284,7 +284,7 @@ def test_a_trial_that_is_not_of_the_specification_is_asked_about_too(trap):
     assert not trap()
     assert run_worker("toy", URL, allow_imports=["trap_of_tests"]) == [0]
     with pytest.raises(UserError, match="trial 0 imports"):
-        train_again(study.trials[0], "again")
+        retrain_trial(study.trials[0], "again")
 
 
 def test_layers_are_not_looked_up_in_a_network_that_is_not_allowed(trap):
@@ -352,7 +352,7 @@ def test_a_stored_study_downloads_no_data_to_a_folder_that_it_names(capsys, monk
     monkeypatch.setattr("torchvision.datasets.CIFAR10", lambda *_, **__: pytest.fail("a download"))
     root = tmp_path / "outside"
     prepare_study(spec(run={"data": {"name": "cifar10", "root": str(root)}}), URL)
-    told = "the study 'toy' downloads, to a folder that it names, cifar10"
+    told = "the study 'toy' downloads, to a folder outside the current one, cifar10"
     assert told in command(capsys, "study", "worker", "toy", code=2)
     assert not root.exists()
     (root / "cifar-10-batches-py").mkdir(parents=True)  # data that is there is read
@@ -518,8 +518,8 @@ def test_what_is_no_database_of_studies(a_study, capsys):
         database.execute("CREATE TABLE bookmarks (url TEXT)")
     database.close()
     before = Path("bad.db").read_bytes()
-    assert all("bad.db is a database of another program" in line for line in looked_at(capsys))
-    assert "bad.db is a database of another program" in _refused("sqlite:///bad.db", create=True)
+    assert all("bad.db is a SQLite file of another program" in line for line in looked_at(capsys))
+    assert "bad.db is a SQLite file of another program" in _refused("sqlite:///bad.db", create=True)
     assert Path("bad.db").read_bytes() == before
     Path("bad.db").unlink()
     Path("bad.db").mkdir()
@@ -627,7 +627,7 @@ def _spec(database):
 
 def test_a_result_that_is_nan_fails_its_trial(monkeypatch):
     monkeypatch.setattr("subnet_search.search.engine.trial_runner.measure", lambda names, *_: dict.fromkeys(names, math.nan))
-    with pytest.raises(RunError, match="val_nll is nan: not a number that can be compared"):
+    with pytest.raises(RunError, match="val_nll is nan, not a number"):
         ss.run_study(spec(objective=["val_nll", "density"], trials=1), storage=URL)
     assert {trial.state.name for trial in load_study("toy", open_storage(URL)).trials} == {"FAIL"}
 
@@ -638,7 +638,7 @@ def test_a_result_that_is_nan_fails_its_trial(monkeypatch):
 def test_what_a_run_sets_for_one_method_alone_is_no_secret():
     space = {"extractor": {"choice": ["l1_filters", "fpgm"]}, **LR}
     run = {"network": "small_conv", "unit": "channel", "extractor": {"name": "l1_filters", "start": 0}}
-    alone = r"run.extractor sets start for l1_filters alone, and this study searches l1_filters, fpgm: say in its space"
+    alone = r"run.extractor sets start for l1_filters only, but this study searches l1_filters, fpgm: set it in the space"
     with pytest.raises(UserError, match=alone):
         prepare_study(spec(run=run, space=space), URL)
     assert optuna.get_all_study_names(URL) == []
@@ -665,7 +665,7 @@ def test_a_trial_is_named_by_its_number(capsys):
         for place, words in enumerate((["1"], ["--trial", "1"]))
     ]
     assert [(record["trial"], record["same"]) for record in found] == [(1, True)] * 2
-    refused = "one trial is trained again: give its number, or --best"
+    refused = "give either a trial number or --best"
     assert refused in command(capsys, "study", "extract", "toy", 1, "--best", code=2)
     assert refused in command(capsys, "study", "extract", "toy", 1, "--trial", 0, code=2)
     assert "has no trial 98: it has 2" in command(capsys, "study", "extract", "toy", 98, code=2)
@@ -674,7 +674,7 @@ def test_a_trial_is_named_by_its_number(capsys):
 def test_advice_names_the_storage_and_quotes(capsys):
     prepare_study(spec(name="a b"), "sqlite:///my.db")
     said = command(capsys, "study", "stop", "a b", "--storage", "sqlite:///my.db")
-    assert said.endswith("Go on with: subnet-search study run 'a b' --storage sqlite:///my.db\n")
+    assert said.endswith("Continue with: subnet-search study run 'a b' --storage sqlite:///my.db\n")
 
 
 @pytest.mark.parametrize("name", ["x.pdf", "x.png", "x", "html"])
@@ -706,7 +706,7 @@ def test_versions_that_lie_hide_no_study(value, capsys):
     study = prepare_study(spec(), URL)
     study.set_user_attr("versions", value)
     study.set_user_attr("spec", "{")
-    with pytest.raises(UserError, match=r"the study 'toy' was made by subnet-search .* and cannot be read here"):
+    with pytest.raises(UserError, match=r"the study 'toy' from subnet-search .* cannot be read by this version"):
         run_worker("toy", URL)
 
 

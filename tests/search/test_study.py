@@ -14,11 +14,11 @@ from subnet_search.extraction.config_file import check
 from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.queries import best_trials, find_trial, list_studies, trial_rows
-from subnet_search.search.queries.study_summary import overview
+from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.study_spec import StudySpec, read_study
 from subnet_search.search.storage.connect import load_study, open_storage
 from subnet_search.search.studies.launcher import run_study
-from subnet_search.search.studies.reproduce import train_again
+from subnet_search.search.studies.reproduce import retrain_trial
 
 RUN = {
     "network": "lenet_300_100",
@@ -70,18 +70,18 @@ def test_any_key_of_a_run_can_be_searched():
         ({"space": {"recipe.lr": {"float": [0, 1], "log": True}}}, "must start above 0"),
         ({"space": {"recipe.lr": {"float": [1]}}}, r"space.recipe.lr: float takes \[low, high\]"),
         ({"space": {"recipe.lr": {"float": [-1, 1]}}}, "space: recipe.lr: input should be greater than 0, got -1"),
-        ({"space": {"recipe.lr": {"float": [1, 2], "step": 1}}}, "float does not go with step"),
+        ({"space": {"recipe.lr": {"float": [1, 2], "step": 1}}}, "float cannot be combined with step"),
         ({"space": {"network": {"choice": ["conv2", "con4"]}}}, "unknown network 'con4'"),
         ({"space": {"extractor": ["temprature"]}}, "did you mean 'temperature'"),
         ({"space": {"extractor": {"final_temperature": None}}}, "declares no domain for it"),
-        ({"space": {"seed": {"int": [0, 9]}}}, "every trial has a seed of its own"),
+        ({"space": {"seed": {"int": [0, 9]}}}, "each trial's seed is derived"),
         ({"space": {}}, "space"),
         ({"sampler": "tpee"}, "unknown sampler 'tpee': did you mean 'tpe'"),
         ({"pruner": "hyper"}, "unknown pruner 'hyper'"),
         ({"objective": "accuracy"}, "unknown objective 'accuracy': did you mean 'val_accuracy'"),
         (
             {"objective": ["val_accuracy", "density"], "pruner": "median"},
-            'cannot weigh several objectives.*constraints: {density: "<= ..."}',
+            'supports one objective.*constraints: {density: "<= ..."}',
         ),
         ({"trials": 0}, "trials: input should be greater than or equal to 1"),
         ({"sampler": {"name": "tpe", "startup": 3}}, "the sampler 'tpe': .*startup"),
@@ -125,7 +125,7 @@ def test_inspection():
     assert (listed["name"], listed["states"], listed["best"]) == ("toy", {"COMPLETE": 3}, study.best_value)
     assert [row["number"] for row in trial_rows(study)] == [0, 1, 2]
     assert best_trials(study)[0].number == study.best_trial.number
-    assert json.loads(json.dumps(overview(study)))["states"] == {"COMPLETE": 3}
+    assert json.loads(json.dumps(summarise_study(study)))["states"] == {"COMPLETE": 3}
     with pytest.raises(UserError, match="has no trial 7"):
         find_trial(study, 7)
     with pytest.raises(UserError, match="unknown study 'toi': did you mean 'toy'"):
@@ -142,7 +142,7 @@ def test_latency_as_an_objective_alone_and_beside_accuracy(tmp_path):
     assert [direction.name for direction in study.directions] == ["MINIMIZE"]
     assert best_trials(study)[0].value == min(trial.value for trial in study.trials)
     assert all(0 < trial.value == trial.user_attrs["latency"] < 1000 for trial in study.trials)
-    again = train_again(best_trials(study)[0], tmp_path / "again")
+    again = retrain_trial(best_trials(study)[0], tmp_path / "again")
     assert again.same
     assert again.subnetwork.origin.unit == "channel"
     for trial in study.trials:  # met within a unit, or as many as go together
@@ -157,7 +157,7 @@ def test_latency_as_an_objective_alone_and_beside_accuracy(tmp_path):
 @pytest.mark.parametrize(("bound", "broken"), [("<= 1000", {}), ("<= 0.000001", {"latency": 3})])
 def test_latency_as_a_constraint(bound, broken):
     study = ss.run_study(spec(run=CHANNELS, space=WIDTHS, constraints={"latency": bound}))
-    record = overview(study)
+    record = summarise_study(study)
     assert record["states"] == {"COMPLETE": 3}  # it is measured when a run has ended
     assert record["broken"] == broken
     assert bool(best_trials(study)) == (not broken)
@@ -222,7 +222,7 @@ def test_a_finished_study_runs_nothing_more():
 )
 def test_a_changed_study_is_refused(change, message):
     ss.run_study(spec(trials=1))
-    with pytest.raises(UserError, match=f"the study 'toy' searches something else: {message}"):
+    with pytest.raises(UserError, match=f"the study 'toy' exists with another specification: {message}"):
         ss.run_study(spec(**change))
 
 
@@ -292,7 +292,7 @@ def test_a_loss_that_is_no_number_fails_the_trial_and_not_the_study():
 
 
 def test_a_study_whose_every_trial_fails_stops():
-    with pytest.raises(RunError, match="5 trials failed in a row, the last because: the loss is"):
+    with pytest.raises(RunError, match="5 trials failed in a row, the last: the loss is"):
         ss.run_study(spec(run={**RUN, "extractor": "random"}, space={"recipe.lr": {"float": [1e30, 2e30]}}, trials=50))
 
 
@@ -334,7 +334,7 @@ def test_a_storage_that_is_not_there(url):
 def test_a_trial_trained_again_is_the_same_subnetwork(tmp_path):
     study = ss.run_study(spec())
     trial = best_trials(study)[0]
-    again = train_again(trial, tmp_path / "again")
+    again = retrain_trial(trial, tmp_path / "again")
     assert again.same
     assert again.overlap == 1.0
     assert again.in_words() == "the same subnetwork, bit for bit"
@@ -344,7 +344,7 @@ def test_a_trial_trained_again_is_the_same_subnetwork(tmp_path):
 def test_bytes_that_cannot_be_measured_cost_no_training():
     """The size of a file that is to hold a seed which will not make its weights."""
     run = {**RUN, "extractor": "magnitude", "weights": "seed"}
-    with pytest.raises(RunError, match="magnitude trains weights, so no seed makes them"):
+    with pytest.raises(RunError, match="magnitude trains weights, so a seed cannot generate them"):
         ss.run_study(spec(objective="bytes", run=run, space={"recipe.lr": {"float": [0.01, 0.1]}}, trials=5))
     assert not list(Path("runs").rglob("metrics.jsonl"))
 
@@ -354,12 +354,12 @@ def test_a_trial_trained_again_is_stored_the_other_way(tmp_path):
     study = ss.run_study(spec())
     trial = best_trials(study)[0]
     trial.user_attrs["config"] |= {"weights": "seed", "extractor": {"name": "magnitude"}}
-    with pytest.raises(UserError, match="magnitude trains weights, so no seed makes them"):
-        train_again(trial, tmp_path / "again", on_step=pytest.fail)
+    with pytest.raises(UserError, match="magnitude trains weights, so a seed cannot generate them"):
+        retrain_trial(trial, tmp_path / "again", on_step=pytest.fail)
     assert not (tmp_path / "again").exists()
-    assert train_again(trial, tmp_path / "again", weights="values").subnetwork.metrics["bytes"]
+    assert retrain_trial(trial, tmp_path / "again", weights="values").subnetwork.metrics["bytes"]
     with pytest.raises(UserError, match="weights: input should be 'values' or 'seed', got 'none'"):
-        train_again(trial, tmp_path / "more", weights="none")
+        retrain_trial(trial, tmp_path / "more", weights="none")
 
 
 def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):
@@ -367,10 +367,10 @@ def test_a_trial_that_comes_out_otherwise_says_by_how_much(tmp_path):
     trial = study.trials[0]
     trial.user_attrs["config"]["seed"] += 1
     trial.user_attrs["versions"]["torch"] = "1.0"
-    again = train_again(trial, tmp_path / "again")
+    again = retrain_trial(trial, tmp_path / "again")
     assert again.same is False
     assert 0 < again.overlap < 1
-    assert again.in_words().startswith("not the same bits (torch was 1.0, is ")
+    assert again.in_words().startswith("not bit-identical (torch was 1.0, is ")
 
 
 def test_densities_by_layer_are_searched_and_keep_the_total():

@@ -72,14 +72,14 @@ def test_values_of_some_keys_are_tried_first_and_the_rest_is_drawn():
     ("item", "message"),
     [
         ({"recipe.lrr": 0.5}, "enqueue, item 2: unknown searched key 'recipe.lrr': did you mean 'recipe.lr'"),
-        ({"recipe.lr": 5}, "enqueue, item 2: recipe.lr is searched over 0.01 to 1, log, which 5 is not of"),
+        ({"recipe.lr": 5}, "enqueue, item 2: recipe.lr: 5 is outside the searched domain 0.01 to 1, log"),
         ({}, "enqueue, item 2: it has no values"),
         ({"study": "odl", "best": 2}, "enqueue, item 2: unknown study 'odl': did you mean 'old'"),
-        ({"study": "old", "bets": 2}, "enqueue, item 2: it takes `study`, a name, and `best`, a whole number"),
-        ({"study": "old", "best": 0}, "enqueue, item 2: it takes `study`"),
-        ({"study": "old", "best": True}, "enqueue, item 2: it takes `study`"),
-        ({"study": 3}, "enqueue, item 2: it takes `study`"),
-        ({"study": "new"}, "enqueue, item 2: a study cannot begin with results of its own"),
+        ({"study": "old", "bets": 2}, r"enqueue, item 2: takes `study` \(a name\) and `best` \(a whole number, 1 or more\)"),
+        ({"study": "old", "best": 0}, "enqueue, item 2: takes `study`"),
+        ({"study": "old", "best": True}, "enqueue, item 2: takes `study`"),
+        ({"study": 3}, "enqueue, item 2: takes `study`"),
+        ({"study": "new"}, "enqueue, item 2: a study cannot import its own results"),
         ({"study": "old.db"}, "enqueue, item 2: cannot read old.db: No such file"),
     ],
 )
@@ -110,9 +110,12 @@ def test_what_this_study_does_not_look_at_is_left_out_and_told(caplog):
     with caplog.at_level(logging.WARNING):
         study = prepare_study(spec(enqueue=[{"study": "old.db", "best": 3}]), URL)
     assert queued(study) == [{"recipe.momentum": 0.9}]  # the second would be the same once more
-    assert "enqueue, item 1: this study does not look at recipe.lr 5.0 of trial 0; recipe.lr 5.0 of trial 1;" in caplog.text
+    assert (
+        "enqueue, item 1: left out, not in this study's space: recipe.lr 5.0 of trial 0; recipe.lr 5.0 of trial 1;"
+        in caplog.text
+    )
     assert "trial 2, of another method (snip)" in caplog.text
-    with pytest.raises(UserError, match="enqueue, item 1: no complete trial of 'old' has values that this study searches"):
+    with pytest.raises(UserError, match="enqueue, item 1: no complete trial of 'old' has values in this study's search space"):
         prepare_study(spec("more", space={"recipe.lr": {"float": [20, 30]}}, enqueue=[{"study": "old"}]), URL)
 
 
@@ -142,7 +145,7 @@ def test_results_of_another_study_are_known_and_do_not_count(caplog):
     )
     with caplog.at_level(logging.WARNING):
         study = prepare_study(spec(imports=["old"]), URL)
-    assert "imports: 2 results of 'old' do not fit, 2 do: 1 with recipe.lr where" in caplog.text
+    assert "imports: 2 results of 'old' cannot be used, 2 can: 1 with recipe.lr outside" in caplog.text
     assert "1 of another method (snip)" in caplog.text
     first, second = study.trials
     assert (first.params, first.values) == ({"recipe.lr": 0.1, "recipe.momentum": 0.9}, [0.7])
@@ -185,11 +188,11 @@ def test_the_objectives_and_constraints_are_this_studys(caplog):
 @pytest.mark.parametrize(
     ("imports", "more", "message"),
     [
-        (["old"], {"constraints": {"latency": "<= 3"}}, "imports: no result of 'old' fits: 1 without latency"),
-        (["old"], {"space": {"recipe.lr": {"float": [1, 2]}}}, "fits: 1 with recipe.lr where this study does not look"),
-        (["old"], {"space": {"network.init": {"choice": ["signed_constant"]}}}, "1 with network.init where"),
-        (["empty"], {}, "imports: no result of 'empty' fits: it has no complete trial"),
-        (["new"], {}, "results of its own"),
+        (["old"], {"constraints": {"latency": "<= 3"}}, "imports: no usable result in 'old': 1 without latency"),
+        (["old"], {"space": {"recipe.lr": {"float": [1, 2]}}}, "1 with recipe.lr outside this study's domain"),
+        (["old"], {"space": {"network.init": {"choice": ["signed_constant"]}}}, "1 with network.init outside"),
+        (["empty"], {}, "imports: no usable result in 'empty': it has no complete trial"),
+        (["new"], {}, "import its own results"),
         (["nil"], {}, "unknown study 'nil'"),
         (["nil.db"], {}, "cannot read nil.db"),
     ],

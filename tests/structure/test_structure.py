@@ -26,13 +26,13 @@ def config(**values):
     [
         ({"unit": "filter"}, "a unit is weight, channel, n:m such as 2:4, or block:size such as block:16, got 'filter'"),
         ({"unit": "channel", "extractor": "cht"}, "cht does not support 'channel', only weight"),
-        ({"round_to": 8}, "round_to is for channels, and the unit is weight"),
+        ({"round_to": 8}, "round_to: needs unit: channel, got unit: weight"),
         ({"target": {"flops": 0.5, "parameters": 0.5}}, "at most 1 item"),
         ({"target": {"macs": 0.5}}, "target"),
         ({"target": {"flops": 1.5}}, "less than or equal to 1"),
         (
             {"target": {"flops": 0.5}, "extractor": {"name": "gmp", "density": 0.3}},
-            r"extractor\.density and target both say how much is kept: leave one of them out",
+            r"extractor\.density and target both set the density: remove one of them",
         ),
     ],
 )

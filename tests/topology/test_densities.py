@@ -132,15 +132,19 @@ def test_a_finished_run_is_only_looked_at(tmp_path):
         again = found("gumbel", tmp_path, densities=densities, resume=True, on_step=steps.append)
         assert again.summary() == first.summary()
     assert steps == []
-    with pytest.raises(UserError, match=r"is finished, and was not asked for density 0.3 then: choose another folder"):
+    with pytest.raises(UserError, match=r"is finished and has no density 0.3: choose another folder"):
         found("gumbel", tmp_path, densities=(0.2, 0.3), resume=True)
 
 
 @pytest.mark.parametrize(
     ("extractor", "densities", "message"),
     [
-        ("random", (0.5,), r"random has no learned relevance .* subnet-search compare; .*: .*edge_popup, gumbel, .*supermask"),
-        (create("redraw"), (0.5,), "redraw has no learned relevance"),
+        (
+            "random",
+            (0.5,),
+            r"random cannot give several .* subnet-search compare, or use one of .*edge_popup, gumbel, .*supermask",
+        ),
+        (create("redraw"), (0.5,), "redraw cannot give several densities"),
         ("gumbel", (0.5, 1.5), r"density: input should be less than or equal to 1, got 1\.5"),
         ("gumbel", (0,), "density: input should be greater than 0, got 0"),
         ("edge_popup", (0.5, 0.001), r"density 0\.001 keeps 1 of 416 weights, fewer than the network's 2 layers"),
@@ -156,7 +160,7 @@ def test_methods_that_train_weights_afterwards_cannot():
     class Afterwards(Half):
         paradigm = Paradigm("learned", "trained", "fixed", True)
 
-    with pytest.raises(UserError, match="Afterwards has no learned relevance to choose other densities by when it ends"):
+    with pytest.raises(UserError, match="Afterwards cannot give several densities from one run"):
         found(Afterwards())
 
 

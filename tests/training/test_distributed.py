@@ -69,7 +69,7 @@ def whole(rank, folder):
     """A run with its folder, and the same again."""
     config = check(RunConfig, {"network": "lenet_300_100", "recipe": {"epochs": 1, "threads": 1, "device": "cpu"}})
     records = [run(config, folder / "run", resume=again, densities=(0.1,)).summary() for again in (False, True)]
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already has a run"):
         run(config, folder / "run")
     files = sorted(path.name for path in (folder / "run").iterdir() if path.name != ".lock")
     return {"records": records, "files": files, "folder": str(folder / "run")}

@@ -181,7 +181,7 @@ def test_resume_refuses_another_configuration(tmp_path):
 
     with pytest.raises(Interrupted):
         run()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already has a run"):
         run()
     with pytest.raises(UserError, match=r"cannot resume .*: recipe.lr was 0.1, now 0.2"):
         run(resume=True, lr=0.2)

@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     whole = json.loads(on_two(*words, "--out", "whole", "--json").stdout)
     assert_is_that_of_one_process(whole, settings, Path("whole"))
     (said,) = stopped(signal.SIGTERM, *words, "--json")
-    found = re.fullmatch(r"stopped after step (\d+) of 280; go on with: torchrun (.*) extract (--resume --out part)", said)
+    found = re.fullmatch(r"stopped after step (\d+) of 280; continue with: torchrun (.*) extract (--resume --out part)", said)
     assert found
     assert int(found[1]) % 10 == 0
     assert found[2] == "--nproc-per-node 2 -m subnet_search"

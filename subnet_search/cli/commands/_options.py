@@ -4,5 +4,10 @@ from typing import Annotated
 
 import typer
 
-Set = Annotated[list[str] | None, typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override any key; VALUE is YAML.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-s", "--set", metavar="KEY=VALUE", help="Set any key of the configuration, for example recipe.epochs=5; VALUE is YAML."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]

@@ -1,4 +1,4 @@
-"""The commands that look closer: pruning plasticity, topologies side by side, accuracy over density."""
+"""The commands `plasticity` and `masks`, and the table of `extract --densities`."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +16,24 @@ Numbers = "NUMBER,..."
 
 
 def plasticity(
-    config: Annotated[Path, typer.Argument(help="A run's YAML file; its extractor is not used.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train on after pruning.")],
-    at: Annotated[str, typer.Option(metavar=Numbers, help="Points of the run, as fractions.")] = "0.1,0.3,0.5,0.7,0.9",
+    config: Annotated[Path, typer.Argument(help="YAML file of a run; its extractor is not used.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training after pruning.")],
+    at: Annotated[
+        str, typer.Option(metavar=Numbers, help="Times of pruning, as fractions of the run.")
+    ] = "0.1,0.3,0.5,0.7,0.9",
     rate: Annotated[str, typer.Option(metavar=Numbers, help="Fractions of all weights to prune.")] = "0.2,0.5,0.8",
-    regrow: Annotated[float, typer.Option(help="Fraction of the kept weights to regenerate; 0: none.")] = 0.5,
+    regrow: Annotated[float, typer.Option(help="Weights to regrow, as a fraction of the kept weights; 0: none.")] = 0.5,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/plasticity, numbered].")] = None,
-    plot: Annotated[bool, typer.Option(help="Also draw plasticity.html into the folder.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder [default: runs/plasticity, runs/plasticity-2, ...].")] = None,
+    plot: Annotated[bool, typer.Option(help="Also write plasticity.html to the folder.")] = True,
     json: Json = False,
 ) -> None:
-    """Pruning plasticity: the accuracy that a network wins back.
+    """Measure the accuracy recovered after pruning.
 
-    After Liu et al. 2021 (arXiv:2106.10404). One dense run is pruned by magnitude at several points and rates,
-    without and with regeneration, and trained on. The configuration gives the network, the data and the recipe; of
-    the recipe only the keys that it sets count, not those that its extractor would set. With --out, branches that are
-    in the folder already are not run again.
+    Pruning plasticity, as in Liu et al. 2021 (arXiv:2106.10404). One dense run is pruned by magnitude at several times and
+    rates, with and without regrowing weights, and each branch is trained further. CONFIG gives the network, the data and
+    the recipe; published settings of its extractor are not used. With --out, branches that are in the folder are not run
+    again.
     """
     from subnet_search.analysis.plasticity import Plan
     from subnet_search.analysis.plasticity import plasticity as run
@@ -42,7 +44,7 @@ def plasticity(
     plan = Plan(numbers("--at", at), numbers("--rate", rate), epochs, regrow)
     settings = read_config(RunConfig, config, set_ or ())
     folder = out or free_folder("plasticity")
-    with _follow(json, f"the same command and --out {folder}") as callbacks:
+    with _follow(json, f"the same command with --out {folder}") as callbacks:
         records = run(settings, plan, folder, **callbacks)
     if json:
         format.print_json(records)
@@ -61,12 +63,13 @@ def plasticity(
 
 
 def masks(
-    files: Annotated[list[Path], typer.Argument(help="Subnetwork or mask files.")],
+    files: Annotated[list[Path], typer.Argument(help="Files of subnetworks or masks.")],
     json: Json = False,
 ) -> None:
-    """Topologies side by side: layer densities and overlap.
+    """Compare the masks of several files.
 
-    Densities by layer, dead outputs, and for each pair of files the overlap (Jaccard index) beside what chance would give.
+    Prints densities and dead outputs by layer, and overlaps. The overlap of each pair of files is the Jaccard index, shown
+    with its expected value for random masks.
     """
     from subnet_search.analysis.compare_masks import compare_topologies
 
@@ -85,16 +88,14 @@ def masks(
     dead = {f"dead {name}": f"dead outputs {name}" for name in names if any(row[f"dead {name}"] for row in rows)}
     format.table(rows, {"layer": "layer", "weights": "weights", **{f"density {n}": f"density {n}" for n in names}, **dead})
     if record["overlaps"]:
-        format.console.print(
-            "\nOverlap: weights in both over weights in either, and what chance gives at these layer densities"
-        )
+        format.console.print("\nOverlap: weights kept in both / weights kept in either; by chance: expected for random masks")
         pairs = [f"{a} and {b}" for a, b in itertools.combinations(names, 2)]
         rows = [{"pair": pair, **one} for pair, one in zip(pairs, record["overlaps"], strict=True)]
         format.table(rows, {"pair": "pair", "overlap": "overlap", "chance": "by chance"})
 
 
 def _layer(layer: str, found: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """A layer's row: its weights, and for every file that has it the density and the number of dead outputs."""
+    """Row of a layer: number of weights, and density and dead outputs in each file."""
     row: dict[str, Any] = {"weights": next(one["layer_weights"][layer] for one in found if layer in one["layer_weights"])}
     for name, one in zip(names, found, strict=True):
         row[f"density {name}"] = one["layer_density"].get(layer)
@@ -103,7 +104,7 @@ def _layer(layer: str, found: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 
 def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, quiet: bool) -> None:
-    """The table of a run's densities, and curve.html beside its curve.json."""
+    """Print the table of a run's densities, and write curve.html next to curve.json."""
     if not quiet:
         format.console.print()
         columns = {"density": "density", "val_accuracy": "validation", "test_accuracy": "test", "kept": "weights"}
@@ -125,7 +126,7 @@ def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, qui
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...]:
-    """The numbers of an option, which commas separate."""
+    """Parse the comma-separated numbers of an option."""
     try:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
@@ -133,7 +134,7 @@ def numbers(option: str, text: str | None) -> tuple[float, ...]:
 
 
 def _draw(path: Path, plot: Callable[[], None]) -> None:
-    """Draw, and say where; without plotly, say what is missing. On standard error: results are elsewhere."""
+    """Write a plot and print its path on standard error, or the reason why there is none."""
     try:
         plot()
         format.errors.print(f"plot: {path}", markup=False, soft_wrap=True)
@@ -142,8 +143,8 @@ def _draw(path: Path, plot: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _follow(quiet: bool, go_on: str) -> Iterator[dict[str, Any]]:
-    """Callbacks for `plasticity.plasticity`: a bar on a terminal, a line for every branch, and stopping on Ctrl-C."""
+def _follow(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
+    """Callbacks for `plasticity.plasticity`: progress bar, one line per branch, and stopping on Ctrl-C."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from subnet_search.cli.render.signals import stop_on_signal
@@ -167,4 +168,4 @@ def _follow(quiet: bool, go_on: str) -> Iterator[dict[str, Any]]:
             on_step = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
             yield {"on_step": on_step, "on_branch": on_branch, "should_stop": should_stop}
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with {go_on}") from stop
+        raise Interrupted(f"{stop}; continue with {resume_command}") from stop

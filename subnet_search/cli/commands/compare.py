@@ -1,4 +1,4 @@
-"""The commands that compare: methods side by side, and a method with its controls."""
+"""The commands `compare` and `sanity`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +13,12 @@ from subnet_search.core.errors import Interrupted, UserError
 if TYPE_CHECKING:
     from subnet_search.search.studies.method_grid import Grid
 
-Config = Annotated[Path, typer.Argument(help="A run's YAML file.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Runs of each line, with the configuration's seed and those after it.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
+Config = Annotated[Path, typer.Argument(help="YAML file of a run.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Runs per row, with consecutive seeds from the configuration's seed.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")]
 Storage = Annotated[
     str | None,
-    typer.Option(help="Any Optuna storage URL [default: sqlite:///runs/studies.db].", envvar="SUBNET_SEARCH_STORAGE"),
+    typer.Option(help="Optuna storage URL [default: sqlite:///runs/studies.db].", envvar="SUBNET_SEARCH_STORAGE"),
 ]
 
 COLUMNS = {
@@ -36,32 +36,31 @@ COLUMNS = {
 
 def compare(
     config: Config,
-    extractors: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="Methods, separated by commas.")],
-    densities: Annotated[str, typer.Option(metavar="NUMBER,...", help="Fractions kept, separated by commas.")],
+    extractors: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="Methods to compare.")],
+    densities: Annotated[str, typer.Option(metavar="NUMBER,...", help="Fractions of weights to keep.")],
     seeds: Seeds = 3,
     workers: Workers = 1,
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="The study's name [default: compare-CONFIG].")] = None,
     set_: Set = None,
     json: Json = False,
-    plot: Annotated[Path | None, typer.Option(help="Where the plot goes [default: runs/compare/NAME.html].")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File of the plot [default: runs/compare/NAME.html].")] = None,
     recipe: Annotated[
         Literal["shared", "published"],
-        typer.Option(help="What the configuration's recipe leaves open: the same for all, or each method's published setting."),
+        typer.Option(help="Recipe keys that CONFIG does not set: shared defaults, or each method's published settings."),
     ] = "shared",
 ) -> None:
-    """Methods side by side, over densities and seeds.
+    """Compare methods over densities and seeds.
 
-    Every method at every density with every seed, and the dense network: the same network and data for the same
-    number of steps. All methods that train weights share one recipe, and the dense network has it too: what the
-    configuration sets, and for the rest sgd at 0.1 with momentum 0.9, a cosine and weight decay 5e-4. Methods that learn
-    masks alone have their published rate and decay, as has relevance that is learned beside weights. With --recipe
-    published what the configuration leaves open is each method's published setting (`subnet-search methods NAME`), and
-    differences include the recipe; the line under the table says which it is. Epochs and batch size are the same for all.
-    The configuration's extractor section counts for that method alone; the others have their published defaults.
+    Runs every method at every density with every seed, and the dense network, on the same network and data with the same
+    epochs and batch size. Methods that train weights share one recipe with the dense network: the keys that CONFIG sets,
+    and otherwise SGD with learning rate 0.1, momentum 0.9, cosine schedule and weight decay 5e-4. Masks that are learned
+    use the published learning rate and weight decay of their method. With --recipe published, keys that CONFIG does not
+    set have each method's published settings (`subnet-search methods NAME`). The line under the table shows the recipe.
+    The extractor section of CONFIG applies to its own method; the others have their default hyperparameters.
 
-    Nothing is ever run twice: called again with more methods, densities or seeds, it runs only what is new; stopped,
-    it goes on where it was. What has failed is tried again by the next call, and does not stop the rest.
+    Finished runs are never repeated: the same command with more methods, densities or seeds runs only the new ones, and
+    continues after an interruption. Failed runs do not stop the others and are retried by the next call.
     """
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
@@ -74,14 +73,16 @@ def compare(
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
     grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
-    record = _run(grid, storage, workers, quiet=json)
+    record = _run_grid(grid, storage, workers, quiet=json)
     if not json:
         _table(record, seeds)
     record["plot"] = _plot(record, plot or Path("runs/compare") / f"{file_name(name)}.html")
     if json:
         format.print_json(record)
         return
-    hint = f"plot: {record['plot']}" if record["plot"] else "no plot: that needs plotly (pip install 'subnet-search[plots]')"
+    hint = (
+        f"plot: {record['plot']}" if record["plot"] else "no plot: plotly is not installed (pip install 'subnet-search[plots]')"
+    )
     format.console.print(f"\n{hint}", markup=False, soft_wrap=True)
 
 
@@ -94,29 +95,28 @@ def sanity(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Does it matter which weights a method keeps?
+    """Test whether it matters which weights a method keeps.
 
-    The sanity checks of Frankle et al. 2021 (arXiv:2009.08576), for a method that finds its topology before training:
-    as it is (original), with the topology shuffled within every layer, with new weights (redrawn), keeping what it
-    would drop (inverted, where the method can), a random topology and the dense network, all with the method's recipe:
-    what the configuration sets, and for the rest what was published for the method.
-    Where shuffled is as good as original, the method found no more than a density for each layer. As with compare,
-    nothing is ever run twice.
+    The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that prunes before training. Rows: the method
+    (original), its mask shuffled within each layer (shuffled), its mask with new initial weights (redrawn), the weights
+    with the lowest scores kept (inverted, if the method supports it), a random mask, and the dense network. All use the
+    keys that CONFIG sets and otherwise the method's published settings. If shuffled is as accurate as original, the method
+    only found a density for each layer. As with compare, finished runs are never repeated.
     """
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.search.studies.method_grid import sanity_grid
 
     grid = sanity_grid(name or f"sanity-{config.stem}", read_config(RunConfig, config, set_ or ()), seeds)
-    record = _run(grid, storage, workers, quiet=json)
+    record = _run_grid(grid, storage, workers, quiet=json)
     if json:
         format.print_json(record)
     else:
         _table(record, seeds)
 
 
-def _run(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
-    """Run the cells that are still to be run. Raises RunError when not one cell of the grid is complete then."""
+def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
+    """Run the cells that have not been run. Raises RunError if no cell is complete afterwards."""
     from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.queries import trial_rows
@@ -130,7 +130,7 @@ def _run(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[s
         with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet):
             cells = run_grid(grid, url, workers, should_stop)
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with the same command") from stop
+        raise Interrupted(f"{stop}; continue with the same command") from stop
     return comparison_record(grid, cells)
 
 
@@ -150,16 +150,16 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         for row in record["rows"]
     ]
     format.table(rows, COLUMNS)
-    words = "Means over runs, in brackets the lowest and the highest. " if seeds > 1 else ""
-    format.console.print(f"\n{words}Passes: batches forward + backward.")
+    words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
+    format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.console.print(record["recipe"]["text"], markup=False, soft_wrap=True)
     missing = [cell for cell in record["cells"] if cell["state"] != "COMPLETE"]
     if missing:
-        format.console.print("\nMissing (called again, failed runs are tried again):")
+        format.console.print("\nMissing runs (the same command runs them again):")
     for cell in missing:
-        why = cell["reason"] if cell["state"] == "FAIL" else "under way elsewhere" if cell["state"] else "not begun"
+        why = cell["reason"] if cell["state"] == "FAIL" else "running in another process" if cell["state"] else "not started"
         where = f"{cell['arm']} at {cell['density']:g}, seed {cell['seed']}"
-        format.console.print(f"  {where}: {why or 'broken off'}", markup=False, soft_wrap=True)
+        format.console.print(f"  {where}: {why or 'interrupted'}", markup=False, soft_wrap=True)
 
 
 def _spread(values: dict[str, float] | None) -> str:
@@ -174,7 +174,7 @@ def _mean(values: dict[str, float] | None) -> str:
 
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
-    """Draw test accuracy, or validation accuracy where the data has no test split; None without plotly."""
+    """Plot test accuracy, or validation accuracy if there is no test split; None without plotly."""
     if not _has_plotly():
         return None
     from subnet_search.analysis.plots import accuracy_density
@@ -197,7 +197,7 @@ def _has_plotly() -> bool:
 def _words(option: str, text: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise UserError(f"{option} names nothing: give at least one, more separated by commas")
+        raise UserError(f"{option} is empty: give one or more names, separated by commas")
     return words
 
 

@@ -1,4 +1,4 @@
-"""The command that makes a file which is smaller or runs faster, with the measured proof beside it."""
+"""The command `export`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ VERDICTS = {
     "faster": "faster",
     "slower": "slower",
     "as fast": "as fast as the dense network",
-    "unsure": "too close to tell",
+    "unsure": "no clear difference",
 }
 
 
@@ -20,25 +20,27 @@ def export(
     subnetwork: Annotated[Path, typer.Argument(help="A subnetwork file.")],
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="compact, csr, bsr, 2:4, onnx or state-dict.")],
-    batch: Annotated[int, typer.Option(min=1, help="Batch size that decides which layers are faster sparse.")] = 16,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads while measuring.")] = 1,
-    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data to recalibrate on, other than the run's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size for deciding which layers are faster as sparse layers.")] = 16,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for measuring.")] = 1,
+    network: Annotated[
+        str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data for --recalibrate [default: the run's].")] = None,
     recalibrate: Annotated[
-        int, typer.Option(min=0, metavar="BATCHES", help="Training batches that give batch norm its statistics anew.")
+        int, typer.Option(min=0, metavar="BATCHES", help="Recompute batch norm statistics on this many training batches.")
     ] = 0,
     normalise: Annotated[
-        bool, typer.Option("--normalise", help="The network normalises its inputs itself, pixels scaled to 0..1.")
+        bool, typer.Option("--normalise", help="Include the normalisation in the file, so that inputs are pixels in 0..1.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
 ) -> None:
-    """Write a subnetwork as a file that is smaller or runs faster, with measured proof.
+    """Write a smaller or faster file, and measure it.
 
-    compact takes out the channels that nothing reads; csr, bsr and 2:4 (GPU) make linear and 1x1 layers sparse where that
-    is faster; onnx is for ONNX Runtime; state-dict holds the masked network's tensors, in the shapes of the dense one.
+    compact removes dead channels; csr, bsr and 2:4 (GPU) store linear and 1x1 convolution layers as sparse matrices if that
+    is faster; onnx is for ONNX Runtime; state-dict holds the masked weights in the shapes of the dense network.
     """
     if out.exists() and subnetwork.exists() and out.samefile(subnetwork):
-        raise UserError(f"{out} is the subnetwork itself: name another file to write")
+        raise UserError(f"{out} is the subnetwork file itself: choose another output file")
     from subnet_search.artifact import Subnetwork
     from subnet_search.deploy.export import export as write
 
@@ -57,10 +59,10 @@ def export(
     if json:
         format.print_json(record)
     else:
-        _tell(record)
+        _print_export(record)
 
 
-def _tell(record: dict[str, Any]) -> None:
+def _print_export(record: dict[str, Any]) -> None:
     rows = [
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),
@@ -90,7 +92,7 @@ def _tell(record: dict[str, Any]) -> None:
 
 
 def _accuracy(record: dict[str, Any]) -> str:
-    """What the run measured of the masked network."""
+    """Accuracy of the masked network, as measured by the run."""
     before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
     parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
     shown = [f"{format.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
@@ -98,7 +100,7 @@ def _accuracy(record: dict[str, Any]) -> str:
 
 
 def times(record: dict[str, Any]) -> None:
-    """The milliseconds that `evaluate` measured, how, and whether they are fewer."""
+    """Print the latencies that `evaluate` measured, and whether the network is faster."""
     _table(_times(record["latency"]), "without dead channels" if record["compacted"] else "this file")
     _say(f"\n{_how(record['latency'])}\n{_verdict(record)}")
 
@@ -115,7 +117,7 @@ def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _how(latency: list[dict[str, Any]]) -> str:
     threads = latency[0]["threads"]
-    return f"median and quartiles of one pass in turn with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
+    return f"median and quartiles of one pass, alternating with the dense network, {threads} CPU thread{'s' * (threads > 1)}"
 
 
 def _table(rows: list[dict[str, Any]], this: str) -> None:
@@ -123,12 +125,12 @@ def _table(rows: list[dict[str, Any]], this: str) -> None:
 
 
 def _verdict(record: dict[str, Any]) -> str:
-    """For which batches it is faster, from the words beside their times; where it is for none, what would be."""
+    """For which batch sizes it is faster; if for none, advice."""
     found: dict[str, list[str]] = {}
     for row in record["latency"]:
         found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))
-    told = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
-    return told if record["faster"] or not record["advice"] else f"{told}: {record['advice']}"
+    text = "; ".join(f"{words} at batch {', '.join(found[words])}" for words in VERDICTS.values() if words in found)
+    return text if record["faster"] or not record["advice"] else f"{text}: {record['advice']}"
 
 
 def _row(name: str, dense: str, exported: str, times: float | None) -> dict[str, Any]:

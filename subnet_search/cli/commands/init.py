@@ -1,4 +1,4 @@
-"""The command that copies the configurations, studies and examples of the package beside the user."""
+"""The command `init`."""
 
 import os
 import shlex
@@ -10,24 +10,27 @@ import typer
 from subnet_search.core.errors import RunError, UserError
 
 PACKAGE = Path(__file__).parents[2]
-PATTERNS = {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.py"}  # the folders that are copied, and what in them
+PATTERNS = {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.py"}  # folders to copy, and which files
 NEXT = ("subnet-search extract configs/gumbel_digits.yaml", "subnet-search study run studies/quickstart.yaml")
 
 
 def shipped() -> dict[Path, Path]:
-    """Every file that `init` copies: its path below the user's folder, and where it is read.
+    """Files that `init` copies: source path by target path.
 
-    A wheel has them in `subnet_search/shipped/`; in a checkout they are beside the package.
+    They are in `subnet_search/shipped/` in a wheel, and next to the package in a checkout.
     """
     home = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
     return {path.relative_to(home): path for name, files in PATTERNS.items() for path in sorted((home / name).glob(files))}
 
 
-def init(folder: Annotated[Path, typer.Argument(help="Where to copy them; it is made if it does not exist.")] = Path()) -> None:
-    """Copy the configurations, studies and examples of the package into a folder. Existing files stay as they are."""
-    for place in (folder, *(folder / name for name in PATTERNS)):
-        if os.path.lexists(place) and not place.is_dir():
-            raise UserError(f"{place} is a file: choose a folder")
+def init(folder: Annotated[Path, typer.Argument(help="Target folder; created if it does not exist.")] = Path()) -> None:
+    """Copy the package's examples into a folder.
+
+    These are configurations, studies and extractors. Existing files are not overwritten.
+    """
+    for path in (folder, *(folder / name for name in PATTERNS)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path} is a file: choose a folder")
     written = 0
     for name, source in shipped().items():
         target = folder / name
@@ -36,7 +39,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to copy them; it is 
             with target.open("xb") as file:
                 file.write(source.read_bytes())
         except FileExistsError:
-            typer.echo(f"{target} exists and was left as it is")
+            typer.echo(f"{target} exists and was not overwritten")
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror or error}") from error
         else:

@@ -1,4 +1,4 @@
-"""The commands on single runs."""
+"""Commands on single runs, methods and data sets."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,23 +13,30 @@ from subnet_search.core.errors import UserError
 
 
 def extract(
-    config: Annotated[Path | None, typer.Argument(help="A run's YAML file; without one, everything is default.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a run [default: all default values].")] = None,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, numbered].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
-    weights: Annotated[str | None, typer.Option(help="What the file stores: values, or only their seed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, runs/NAME-2, ...].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="What the file stores: values, or seed (only the seed that generates them).")
+    ] = None,
     densities: Annotated[
-        str | None, typer.Option(metavar="NUMBER,...", help="Also a subnetwork at each of these, out of the one training.")
+        str | None,
+        typer.Option(metavar="NUMBER,...", help="Also write a subnetwork at each of these densities, from the same training."),
     ] = None,
     allow_import: Annotated[
         list[str] | None,
-        typer.Option("--allow-import", metavar="NAME", help="What the configuration in a run folder may import (--resume)."),
+        typer.Option(
+            "--allow-import",
+            metavar="NAME",
+            help="Allow a name or module that the run folder's configuration imports (--resume).",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find one subnetwork and write it to a run folder.
+    """Train and find one subnetwork, and write it to a run folder.
 
-    With several processes that share every batch: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
+    To split each batch over several processes: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
     """
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.config import RunConfig
@@ -53,10 +60,10 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _tell(subnet.summary(), subnet.origin.unit, folder, json)
+            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
 
 
-def _tell(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
+def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
     if json:
         format.print_json(record)
     else:
@@ -66,18 +73,27 @@ def _tell(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
 
 
 def evaluate(
-    subnetwork: Annotated[Path, typer.Argument(help="A file of a subnetwork, or of an exported network.")],
-    split: Annotated[str, typer.Option(help="val or test.")] = "val",
-    data: Annotated[str | None, typer.Option(help="Another data set than the run's (a name, npz:FILE, ...).")] = None,
-    network: Annotated[str | None, typer.Option(help="package.module:factory, for a network that is not ours.")] = None,
-    noise: Annotated[bool, typer.Option("--noise", help="Also under uniform noise.")] = False,
-    corruptions: Annotated[bool, typer.Option("--corruptions", help="Also under common image corruptions.")] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Also the time of a pass, beside the dense network's.")] = False,
+    subnetwork: Annotated[Path, typer.Argument(help="File of a subnetwork or an exported network.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate on: val or test.")] = "val",
+    data: Annotated[str | None, typer.Option(help="Another data set than the run's: a name, npz:FILE, ...")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")
+    ] = None,
+    noise: Annotated[bool, typer.Option("--noise", help="Also measure accuracy under uniform noise.")] = False,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also measure accuracy under common image corruptions.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also measure the time of a forward pass and of the dense network's.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Accuracy, calibration, robustness and cost of a subnetwork, or of what was exported of one."""
+    """Measure accuracy and cost of a subnetwork file.
+
+    Prints accuracy, calibration and cost, and with options robustness and speed. Exported networks can be measured too.
+    """
     if split not in ("val", "test"):
-        raise UserError(f"--split is val or test, got {split!r}")
+        raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.extraction.evaluate import evaluate as judge
 
@@ -121,11 +137,14 @@ def evaluate(
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="All methods as a page in Markdown.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Method to describe [default: list all].")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all methods as Markdown.")] = False,
     json: Json = False,
 ) -> None:
-    """The methods side by side; or one: its paper, formula, hyperparameters and their domains."""
+    """List the methods, or describe one.
+
+    A description has the paper, formula, hyperparameters and their search domains.
+    """
     from subnet_search.extractors import describe as registry
     from subnet_search.extractors.describe import catalogue, describe, published_lines
 
@@ -169,8 +188,13 @@ def methods(
         format.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
 
 
-def data(name: Annotated[str | None, typer.Argument(help="One data set.")] = None, json: Json = False) -> None:
-    """The data sets: which are here, and which would be downloaded; or one: its splits and statistics."""
+def data(
+    name: Annotated[str | None, typer.Argument(help="Data set to describe [default: list all].")] = None, json: Json = False
+) -> None:
+    """List the data sets, or describe one.
+
+    The list shows which are downloaded; a description has the splits and statistics.
+    """
     from subnet_search.data import catalogue, describe
 
     if name is None:

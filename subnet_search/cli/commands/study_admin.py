@@ -1,4 +1,4 @@
-"""The commands that mend, move, stop and delete studies, and the dashboard."""
+"""Commands that repair, stop, delete, export and import studies, and the dashboard."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from subnet_search.cli.commands.study_run import Name, Storage, reads
+from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
 from subnet_search.cli.commands.study_show import _study as find
 from subnet_search.cli.commands.study_show import studies as studies
 from subnet_search.cli.render import format
@@ -14,15 +14,18 @@ from subnet_search.core.errors import UserError
 
 
 @studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
-@reads
+@one_line_errors
 def retry(
     name: Name,
-    numbers: Annotated[list[int] | None, typer.Argument(metavar="[N]...", help="Failed trials [default: all].")] = None,
+    numbers: Annotated[
+        list[int] | None, typer.Argument(metavar="[N]...", help="Numbers of failed trials [default: all].")
+    ] = None,
     storage: Storage = None,
 ) -> None:
-    """Queue failed trials again, on the same seed: after a bug is mended, or a machine has more memory.
+    """Queue failed trials again.
 
-    Each is a new trial with the configuration of the failed one, and is retried once.
+    Each retry is a new trial with the same configuration and seed, for example after fixing a bug. A failed trial can be
+    retried once.
     """
     from subnet_search.search.storage.records import plain_spec
     from subnet_search.search.studies.admin import retry as again
@@ -30,83 +33,88 @@ def retry(
     study = find(name, storage)
     done = again(study, numbers or ())
     for number, reason in done.skipped.items():
-        format.errors.print(f"trial {number} is left: {reason}", markup=False, soft_wrap=True)
+        format.errors.print(f"trial {number} was not queued: {reason}", markup=False, soft_wrap=True)
     if not done.queued:
         format.console.print(f"{name} has no failed trial to retry", markup=False)
         return
     trials = ", ".join(f"{old} as trial {new}" for old, new in done.queued.items())
     if len(done.queued) > 5:
         trials = f"{len(done.queued)} trials, as {min(done.queued.values())} to {max(done.queued.values())}"
-    more = done.places if done.places > plain_spec(study).get("trials", 0) else None
+    more = done.counting if done.counting > plain_spec(study).get("trials", 0) else None
     command = format.command("study run", name, trials=more, storage=storage)
     format.console.print(f"queued {trials}; run them with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study reap quickstart")
-@reads
+@one_line_errors
 def reap(
     name: Name,
     now: Annotated[
-        bool, typer.Option("--now", help="Do not watch: trials that run on other machines have lost their worker.")
+        bool, typer.Option("--now", help="Do not wait for heartbeats: treat all workers on other machines as dead.")
     ] = False,
     storage: Storage = None,
 ) -> None:
-    """Let the trials wait whose worker is gone; the next worker goes on from their checkpoints.
+    """Requeue running trials whose worker is dead.
 
-    Workers do this too. One on another machine is gone when it gives no sign of life for five heartbeats, so that long
-    it is watched.
+    The next worker resumes them from their checkpoints. Workers also do this automatically. A worker on another machine
+    counts as dead after five missed heartbeats, so the command waits that long.
     """
-    from subnet_search.search.studies.admin import reap as free
+    from subnet_search.search.studies.admin import release_lost_trials
 
-    with format.errors.status("looking for workers") as status:
+    with format.errors.status("checking workers") as status:
 
         def watch(left: float, numbers: object) -> None:
-            words = f"watching trials {numbers}, which run elsewhere: {format.seconds(left)} left (--now does not wait)"
+            words = (
+                f"waiting for heartbeats of trials {numbers} on other machines: {format.seconds(left)} left (--now skips this)"
+            )
             if format.errors.is_terminal:
                 status.update(words)
-            elif not told:
+            elif not waits:
                 format.errors.print(words, markup=False, soft_wrap=True)
-            told.append(left)
+            waits.append(left)
 
-        told: list[float] = []
-        trials = free(find(name, storage), now=now, watch=watch)
+        waits: list[float] = []
+        trials = release_lost_trials(find(name, storage), now=now, watch=watch)
     for trial in trials:
-        failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "waits to go on"
+        failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "was requeued"
         format.console.print(f"trial {trial.number} {failed}", markup=False, soft_wrap=True)
     if not trials:
-        format.console.print(f"no trial of {name} has lost its worker", markup=False)
+        format.console.print(f"no running trial of {name} has a dead worker", markup=False)
 
 
 @studies.command(epilog="Example: subnet-search study stop quickstart --now")
-@reads
+@one_line_errors
 def stop(
     name: Name,
-    now: Annotated[bool, typer.Option("--now", help="Interrupt the trials under way, at a checkpoint.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Also interrupt running trials, after a checkpoint.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Begin no more trials; the workers of the study end, wherever they are."""
+    """Stop a study on all machines.
+
+    Its workers start no more trials and exit. `study run` continues the study.
+    """
     from subnet_search.search.studies.admin import stop as end
 
     running = end(find(name, storage), now)
     trials = f"trial{'s' * (len(running) > 1)} {', '.join(map(str, running))}"
-    when = "will stop at a checkpoint, within a heartbeat" if now else "will be finished"
+    when = "will write a checkpoint and stop within one heartbeat" if now else "will be finished first"
     more = f"; {trials} {when}" if running else ""
     command = format.command("study run", name, storage=storage)
-    format.console.print(f"{name} begins no more trials{more}. Go on with: {command}", markup=False, soft_wrap=True)
+    format.console.print(f"{name} starts no more trials{more}. Continue with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
-@reads
+@one_line_errors
 def delete(
     name: Name,
     files: Annotated[
-        bool, typer.Option("--files/--keep-files", help="With its run folders on this machine and its artifacts, or without.")
+        bool, typer.Option("--files/--keep-files", help="Also delete its run folders on this machine and its artifacts.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Also while workers are at it.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete even if trials are running.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     storage: Storage = None,
 ) -> None:
-    """Delete a study with its run folders, for good."""
+    """Delete a study and its run folders permanently."""
     from subnet_search.search.engine.copies import adopt
     from subnet_search.search.storage.read import study_states
     from subnet_search.search.storage.study_folder import folder_of
@@ -120,20 +128,23 @@ def delete(
     with_files = f" with their run folders in {folder}" if files and folder.is_dir() else ""
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(f"delete {name} and its {count} trials{with_files}? There is nobody to ask here: say --yes")
+            raise UserError(f"standard input is not a terminal: use --yes to delete {name} and its {count} trials{with_files}")
         typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
     deleted = [str(path) for path in delete_study(study, force=force, files=files)]
     format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study export quickstart quickstart.db")
-@reads
+@one_line_errors
 def export(
     name: Name,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="The file [default: NAME.db].")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="File to write [default: NAME.db].")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write a study to a SQLite file, which Optuna and its dashboard open, and `study import` reads into any storage."""
+    """Write a study to a SQLite file.
+
+    Optuna and its dashboard can open the file, and `study import` adds it to any storage.
+    """
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.storage.transfer import write_export
 
@@ -143,13 +154,13 @@ def export(
 
 
 @studies.command("import", epilog="Example: subnet-search study import quickstart.db --storage postgresql://me@host/studies")
-@reads
+@one_line_errors
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.db", help="What `study export` wrote.")],
-    name: Annotated[str | None, typer.Option(help="Another name for it.")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE.db", help="File from `study export`.")],
+    name: Annotated[str | None, typer.Option(help="New name of the study.")] = None,
     storage: Storage = None,
 ) -> None:
-    """Read a study from a file, to look into it or go on with it here."""
+    """Add a study from a file to a storage."""
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
     from subnet_search.search.storage.read import study_states
     from subnet_search.search.storage.transfer import import_study
@@ -162,11 +173,14 @@ def import_(
 
 @studies.command(epilog="Example: subnet-search study dashboard quickstart")
 def dashboard(
-    name: Annotated[str | None, typer.Argument(help="A study to open [default: the list].")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 takes one that is free.")] = 8080,
+    name: Annotated[str | None, typer.Argument(help="Study to open [default: the list of studies].")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 chooses a free one.")] = 8080,
     storage: Storage = None,
 ) -> None:
-    """Serve optuna-dashboard on this machine, for this machine alone, until Ctrl-C."""
+    """Serve optuna-dashboard until Ctrl-C.
+
+    Only browsers on this machine can open it.
+    """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.dashboard import dashboard as server_of
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage

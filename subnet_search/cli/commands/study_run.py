@@ -1,4 +1,4 @@
-"""The commands on studies."""
+"""Commands that run studies and trials."""
 
 import functools
 from collections.abc import Callable
@@ -11,55 +11,59 @@ from subnet_search.cli.commands._options import Json, Set
 from subnet_search.cli.render import format, study_page
 from subnet_search.core.errors import Interrupted, UserError, unknown
 
-studies = typer.Typer(help="Search over runs with Optuna, and look into what was found.", no_args_is_help=True)
+studies = typer.Typer(help="Search methods and hyperparameters with Optuna.", no_args_is_help=True)
 Options = ParamSpec("Options")
 
 Name = Annotated[str, typer.Argument(help="The study's name.")]
 Storage = Annotated[
     str | None,
     typer.Option(
-        help="sqlite:///FILE or postgresql://... [default: the spec's, or sqlite:///runs/studies.db].",
+        help="Storage URL: sqlite:///FILE or postgresql://... [default: the study file's, or sqlite:///runs/studies.db].",
         envvar="SUBNET_SEARCH_STORAGE",
     ),
 ]
-Trials = Annotated[int | None, typer.Option(min=1, help="Finish this many trials in all [default: the spec's].")]
-Timeout = Annotated[float | None, typer.Option(min=0, help="Begin no trial after this many seconds.")]
+Trials = Annotated[int | None, typer.Option(min=1, help="Total number of trials to finish [default: the study's].")]
+Timeout = Annotated[float | None, typer.Option(min=0, help="Start no trial after this many seconds.")]
 Imports = Annotated[
     list[str] | None,
     typer.Option(
         "--allow-import",
         metavar="NAME",
-        help="What a stored study may import: package.module:Name, or the module; torchvision:NAME lets it download "
-        "weights, cifar10 that data set to a folder it names. Several: each with its own --allow-import.",
+        help="Allow a stored study to import package.module:Name or all of a module; torchvision:NAME also allows it to "
+        "download weights, and cifar10 that data set to a folder of its choice. Repeat the option for several.",
     ),
 ]
-Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not answer at first.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for a storage that does not respond at first.")]
 
 
 @studies.command(epilog="Example: subnet-search study run studies/quickstart.yaml --workers 2")
 def run(
-    spec: Annotated[str, typer.Argument(help="A study's YAML file, or the name of a study to continue.")],
+    spec: Annotated[str, typer.Argument(help="YAML file of a study, or the name of a stored study to continue.")],
     set_: Set = None,
     storage: Storage = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time [default: the spec's].")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of trials to run at once [default: the study's].")] = None,
     trials: Trials = None,
     timeout: Timeout = None,
-    engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: placed on a cluster by Ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster [default: one on this machine].")] = None,
-    gpus_per_trial: Annotated[float, typer.Option(min=0, help="Of a GPU, for each trial (ray).")] = 0.0,
-    cpus_per_trial: Annotated[float | None, typer.Option(min=0, help="Processors for each [default: its threads].")] = None,
+    engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: workers on a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster [default: start one on this machine].")
+    ] = None,
+    gpus_per_trial: Annotated[float, typer.Option(min=0, help="GPUs per trial, such as 0.5 (ray only).")] = 0.0,
+    cpus_per_trial: Annotated[
+        float | None, typer.Option(min=0, help="CPUs per trial (ray only) [default: the trial's threads].")
+    ] = None,
     allow_import: Imports = None,
     wait: Wait = 0,
     json: Json = False,
 ) -> None:
-    """Start a study, or continue it.
+    """Start a study from a YAML file, or continue one.
 
-    What a file names may be imported; a study that is continued by its name needs --allow-import for networks of your own.
+    A YAML file may import your own networks and extractors; a study continued by its name needs --allow-import for them.
     """
     from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.queries import trial_rows
-    from subnet_search.search.queries.study_summary import overview
+    from subnet_search.search.queries.study_summary import summarise_study
     from subnet_search.search.storage.retry import PATIENCE, patiently
     from subnet_search.search.studies.launcher import Cluster, find_spec, prepare_study, run_study
 
@@ -81,19 +85,19 @@ def run(
                 trials=budget,
                 timeout=timeout,
                 cluster=cluster,
-                wait=PATIENCE,  # it was there a moment ago
+                wait=PATIENCE,
                 allow_imports=allowed,
                 should_stop=should_stop,
             )
     except Interrupted as stop:
         same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
         again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
-        raise Interrupted(f"{stop}; go on with: {again}") from stop
-    record = patiently(overview, study)
+        raise Interrupted(f"{stop}; continue with: {again}") from stop
+    record = patiently(summarise_study, study)
     if json:
         format.print_json(record)
     else:
-        study_page.overview(record, storage)
+        study_page.summarise_study(record, storage)
 
 
 @studies.command(epilog="Example: subnet-search study worker quickstart --storage postgresql://me@host/studies")
@@ -106,7 +110,10 @@ def worker(
     wait: Wait = 0,
     json: Json = False,
 ) -> None:
-    """Join a study from any machine, until its budget is met."""
+    """Run trials of a stored study in this process.
+
+    It ends when the study is finished. Any number of workers can run on any machines.
+    """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.engine.worker import run_worker
 
@@ -124,9 +131,7 @@ def worker(
         format.print_json({"name": name, "ran": ran})
     else:
         format.console.print(
-            f"ran trials {', '.join(map(str, ran))} of {name}"
-            if ran
-            else f"nothing to run: {name} has all its trials, or was stopped",
+            f"ran trials {', '.join(map(str, ran))} of {name}" if ran else f"nothing to run: {name} is finished or was stopped",
             markup=False,
         )
 
@@ -135,34 +140,35 @@ def worker(
 def extract(
     name: Name,
     number: Annotated[int | None, typer.Argument(help="The trial's number [default: the best].")] = None,
-    trial: Annotated[int | None, typer.Option("--trial", help="The same.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best trial; the default.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, numbered].")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the run folder.")] = False,
-    weights: Annotated[
-        str | None, typer.Option(help="What the file stores, values or seed [default: as the study says].")
-    ] = None,
+    trial: Annotated[int | None, typer.Option("--trial", help="The same as N.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Use the best trial (the default).")] = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/NAME, runs/NAME-2, ...].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")] = False,
+    weights: Annotated[str | None, typer.Option(help="What the file stores: values or seed [default: the study's].")] = None,
     allow_import: Imports = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Train a trial again, to its subnetwork, and check that it is the same one."""
+    """Train a trial again to write its subnetwork file.
+
+    Checks that the subnetwork is identical to the trial's.
+    """
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
     from subnet_search.search.storage.study_folder import file_name
-    from subnet_search.search.studies.reproduce import pick_trial, train_again
+    from subnet_search.search.studies.reproduce import pick_trial, retrain_trial
 
     wanted = {one for one in (number, trial) if one is not None}
     if len(wanted) + best > 1:
-        raise UserError("one trial is trained again: give its number, or --best")
+        raise UserError("give either a trial number or --best")
     study = _study(name, storage)
     chosen = find_trial(study, *wanted) if wanted else pick_trial(need_best(study))
     folder = out or free_folder(file_name(name))
     options = {"out": folder, "storage": storage, "allow_import": allow_import}
     command = format.command("study extract", name, chosen.number, resume=True, **options)
     with follow_run(json, command) as callbacks:
-        again = train_again(
+        again = retrain_trial(
             chosen, folder, resume=resume, study=study, weights=weights, allow_imports=allow_import or (), **callbacks
         )
     if json:
@@ -180,8 +186,8 @@ def extract(
     format.subnetwork_summary(again.subnetwork.summary(), again.subnetwork.origin.unit)
 
 
-def reads(command: Callable[Options, None]) -> Callable[Options, None]:
-    """A command that reads a study: whatever is wrong with what it reads is said in one line."""
+def one_line_errors(command: Callable[Options, None]) -> Callable[Options, None]:
+    """Decorator of commands that read a study: errors in stored data become one line."""
 
     @functools.wraps(command)
     def guarded_command(*values: Options.args, **options: Options.kwargs) -> None:

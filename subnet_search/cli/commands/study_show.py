@@ -1,4 +1,4 @@
-"""The commands that look into studies. They read the storage and nothing else."""
+"""Commands that read studies."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json
-from subnet_search.cli.commands.study_run import Name, Storage, reads
+from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
 from subnet_search.cli.commands.study_run import studies as studies
 from subnet_search.cli.render import format, study_page, tables
 from subnet_search.core.errors import UserError
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 
 Filter = Annotated[
     list[str] | None,
-    typer.Option("--filter", metavar="CONDITION", help='As in "density<=0.1", extractor=rigl or "reason~nan"; several: all.'),
+    typer.Option(
+        "--filter",
+        metavar="CONDITION",
+        help='Such as "density<=0.1", extractor=rigl or "reason~nan" (contains); repeat for several.',
+    ),
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also draw it into this file.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a plot to this file.")]
 
 
 @studies.command("list", epilog="Example: subnet-search study list --json")
-@reads
+@one_line_errors
 def list_(storage: Storage = None, json: Json = False) -> None:
-    """All studies in a storage."""
+    """List the studies in a storage."""
     from subnet_search.search.queries.queries import list_studies
     from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
 
@@ -33,62 +37,67 @@ def list_(storage: Storage = None, json: Json = False) -> None:
     if json:
         format.print_json(rows)
     elif rows:
-        columns = {"name": "study", "states": "trials", "objective": "for", "best": "best", "started": "started"}
+        columns = {"name": "study", "states": "trials", "objective": "objective", "best": "best", "started": "started"}
         best = [format.cell(row["objective"][0], row["best"]) for row in rows]
-        told = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
-        format.table(told, columns)
+        shown = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
+        format.table(shown, columns)
     else:
         format.console.print("no studies yet (start one with: subnet-search study run)")
 
 
 @studies.command("show", epilog="Example: subnet-search study show quickstart")
-@reads
+@one_line_errors
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """A study on one page."""
-    from subnet_search.search.queries.study_summary import overview
+    """Show a summary of a study.
 
-    record = overview(_snapshot(name, storage))
+    It has the search space, progress, failures, best trials and important parameters.
+    """
+    from subnet_search.search.queries.study_summary import summarise_study
+
+    record = summarise_study(_snapshot(name, storage))
     if json:
         format.print_json(record)
     else:
-        study_page.overview(record, storage)
+        study_page.summarise_study(record, storage)
 
 
 @studies.command(
     epilog='Example: subnet-search study trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10'
 )
-@reads
+@one_line_errors
 def trials(
     name: Name,
-    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Order by a column; missing values come last.")] = None,
-    desc: Annotated[bool, typer.Option("--desc", help="The highest first.")] = False,
+    sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column; missing values come last.")] = None,
+    desc: Annotated[bool, typer.Option("--desc", help="Sort in descending order.")] = False,
     filter_: Filter = None,
-    columns: Annotated[str | None, typer.Option(metavar="COLUMN,...", help="Show these [default: as many as fit].")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values [default: of all columns].")] = False,
+    columns: Annotated[
+        str | None, typer.Option(metavar="COLUMN,...", help="Columns to show [default: as many as fit].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show at most this many trials.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, with all columns unless --columns is given.")] = False,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """The trials of a study as a table.
+    """Show the trials of a study as a table.
 
-    Columns are number, state, the objectives, everything that trials recorded (density, steps, seconds, reason, ...) and
-    the parameters, by their keys or the last part of them: recipe.lr or lr.
+    Columns: number, state, objectives, recorded values (density, steps, seconds, reason, ...) and parameters, by their full
+    key or its last part: recipe.lr or lr.
     """
     from subnet_search.search.queries.queries import trial_row
     from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
 
     if csv and json:
-        raise UserError("--csv or --json, not both")
+        raise UserError("use either --csv or --json")
     study = _snapshot(name, storage)
     rows = flat_rows(study)
-    known = columns_of(rows) or ["number", "state"]
-    wanted = [find_column(word.strip(), known) for word in columns.split(",")] if columns else None
-    rows = select(rows, filter_ or (), known)
+    available = columns_of(rows) or ["number", "state"]
+    wanted = [find_column(word.strip(), available) for word in columns.split(",")] if columns else None
+    rows = select(rows, filter_ or (), available)
     if sort or desc:
-        rows = arrange(rows, find_column(sort or "number", known), desc)
+        rows = arrange(rows, find_column(sort or "number", available), desc)
     rows = rows[:limit]
     if csv:
-        tables.csv([{key: row.get(key) for key in wanted or known} for row in rows], wanted or known)
+        tables.csv([{key: row.get(key) for key in wanted or available} for row in rows], wanted or available)
     elif json and wanted:
         tables.json_rows({key: row.get(key) for key in wanted} for row in rows)
     elif json:
@@ -99,14 +108,14 @@ def trials(
 
 
 @studies.command(epilog="Example: subnet-search study trial quickstart 7")
-@reads
+@one_line_errors
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.")],
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Everything about one trial, and the end of its log."""
+    """Show everything stored about a trial, and the end of its log."""
     from subnet_search.search.queries.queries import trial_details
 
     record = trial_details(_study(name, storage), number)
@@ -117,9 +126,12 @@ def trial(
 
 
 @studies.command(epilog="Example: subnet-search study best quickstart --json")
-@reads
+@one_line_errors
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
-    """The best trial over its seeds, or the Pareto front."""
+    """Show the best trial, or the Pareto front.
+
+    Trials are ranked by the mean over their seeds.
+    """
     from subnet_search.search.queries.queries import need_ranked, ranked_row
     from subnet_search.search.storage.ranking import objectives
 
@@ -132,38 +144,43 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
 
 
 @studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
-@reads
+@one_line_errors
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one, for the same objective.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another study with the same objectives.")],
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Two studies side by side, also after equal work."""
-    from subnet_search.search.queries.study_diff import versus
+    """Compare two studies.
 
-    record = versus(_snapshot(a, storage), _snapshot(b, storage))
+    Prints budgets, best trials, the best value after equal numbers of trials and steps, and different settings.
+    """
+    from subnet_search.search.queries.study_diff import diff_studies
+
+    record = diff_studies(_snapshot(a, storage), _snapshot(b, storage))
     if json:
         format.print_json(record)
     else:
-        study_page.versus(record)
+        study_page.diff_studies(record)
 
 
 @studies.command(epilog="Example: subnet-search study pareto quickstart --objectives val_accuracy,density --plot front.html")
-@reads
+@one_line_errors
 def pareto(
     name: Name,
     objectives: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="Recorded measures [default: the study's objectives, or its one and density]."),
+        typer.Option(
+            metavar="NAME,NAME", help="Recorded metrics [default: the study's objectives, or its objective and density]."
+        ),
     ] = None,
     plot: Plot = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """The Pareto front over any measures that trials recorded.
+    """Show the Pareto front over any metrics that trials recorded.
 
-    A value is the mean over a trial's seeds. Trials that break a constraint are kept, and marked.
+    Values are means over a trial's seeds. Trials that violate a constraint are included and marked.
     """
     from subnet_search.search.storage.ranking import default_names, front
 
@@ -180,25 +197,29 @@ def pareto(
         format.print_json([row for row in rows if row["front"]])
     else:
         tables.front([row for row in rows if row["front"]], names, len(rows))
-    _tell(plot)
+    _print_plot(plot)
 
 
 @studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
-@reads
+@one_line_errors
 def importance(
     name: Name,
-    evaluator: Annotated[str, typer.Option(help="pedanova: what sets the best apart; fanova: variance.")] = "pedanova",
+    evaluator: Annotated[
+        str, typer.Option(help="pedanova: difference between the best and the other trials; fanova: explained variance.")
+    ] = "pedanova",
     objective: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Any recorded measure [default: the study's objective].")
+        str | None, typer.Option(metavar="NAME", help="Any recorded metric [default: the study's objective].")
     ] = None,
     filter_: Filter = None,
     plot: Plot = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
-    """Which parameters matter, by an evaluator of Optuna's.
+    """Show the importance of each parameter.
 
-    With --filter, among some of the trials alone: --filter extractor=rigl for the parameters of one method.
+    It is computed by one of Optuna's evaluators.
+
+    With --filter, only the matching trials are used: --filter extractor=rigl gives the parameters of one method.
     """
     from subnet_search.search.queries.importance import importance as evaluate
     from subnet_search.search.queries.trial_table import columns_of, flat_rows, select
@@ -215,13 +236,13 @@ def importance(
     if plot and record["importances"]:
         from subnet_search.search.queries.figures import importance as draw
 
-        draw(study, record, plot, f"{name}: what matters for {record['objective'] or 'the Pareto front'}")
+        draw(study, record, plot, f"{name}: importance for {record['objective'] or 'the Pareto front'}")
     if json:
         format.print_json(record)
     else:
         study_page.importance(record, name, storage=storage)
     if record["importances"]:
-        _tell(plot)
+        _print_plot(plot)
 
 
 def _study(name: str, storage: str | None) -> Any:
@@ -236,6 +257,6 @@ def _snapshot(name: str, storage: str | None) -> "Snapshot":
     return Snapshot(_study(name, storage))
 
 
-def _tell(plot: Path | None) -> None:
+def _print_plot(plot: Path | None) -> None:
     if plot:
         format.errors.print(f"plot: {plot}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Printing: JSON alone on standard output, or tables for people. Numbers are formatted here and nowhere else."""
+"""Print JSON or tables on standard output. All numbers are formatted here."""
 
 import json
 import os
@@ -16,15 +16,15 @@ errors = Console(stderr=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """The value as JSON on standard output, and nothing else."""
+    """Print a value as JSON on standard output."""
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
-    """Rows as a table: `columns` maps a key to its heading. Numbers are right-aligned."""
+    """Print rows as a table; `columns` maps keys to headings. Numbers are right-aligned."""
     rows = list(rows)
-    if title:  # a table's own title is broken at its width
+    if title:  # rich would wrap the title at the table's width
         console.print(Text(title, style="italic"), soft_wrap=True)
     out = Table(header_style="bold", box=None, pad_edge=False, show_edge=False)
     cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
@@ -33,7 +33,7 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: 
     fits = sum(widths[key] for key in short) + 20 * bool(widths.keys() - short) <= console.width
     for key, heading in columns.items():
         numeric = any(isinstance(row.get(key), int | float) for row in rows)
-        whole = fits and key in short  # long texts give way to numbers on a narrow terminal
+        whole = fits and key in short  # on a narrow terminal, wrap long texts and not numbers
         out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for texts in zip(*cells.values(), strict=True):
         out.add_row(*map(Text, texts))
@@ -41,7 +41,7 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: 
 
 
 def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
-    """A two-column table of names and values."""
+    """Print a two-column table of names and values."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     out.add_column(style="dim", no_wrap=True)
     out.add_column(overflow="fold")
@@ -51,7 +51,7 @@ def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
 
 
 def cell(key: str, value: Any) -> str:
-    """A value in words, by what it is: percentages, bytes, seconds, plain numbers."""
+    """A value as text, formatted by its key: percentage, bytes, seconds, or plain number."""
     if value is None:
         return "-"
     if isinstance(value, str):
@@ -80,9 +80,9 @@ def cell(key: str, value: Any) -> str:
 
 
 def command(words: str, *arguments: object, **options: Any) -> str:
-    """A command of ours that can be typed as it is printed: what it needs is quoted, and the storage is the same.
+    """A subnet-search command, quoted for the shell, without passwords.
 
-    An option that is None, false or empty is left out; `set` stands for -s. No password is printed.
+    Options that are None, False or empty are left out, and so is the storage if the environment sets it. `set` becomes -s.
     """
     parts = ["subnet-search", *words.split(), *map(str, arguments)]
     for key, value in options.items():
@@ -103,7 +103,7 @@ def percent(fraction: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit a person would choose."""
+    """A number of bytes in B, kB, MB or GB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -112,7 +112,7 @@ def size(count: float) -> str:
 
 
 def seconds(count: float) -> str:
-    """A duration in the unit a person would choose."""
+    """A duration in seconds, minutes or hours."""
     if count < 60:
         return f"{count:.1f} s"
     minutes, rest = divmod(round(count), 60)
@@ -121,7 +121,7 @@ def seconds(count: float) -> str:
 
 
 def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
-    """The result of a run as people read it. unit: what was kept or dropped as one."""
+    """Print the result of a run. unit: what was pruned together."""
     density, by = record["density"], "" if unit == "weight" else f" by {unit}"
     rows = {
         "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
@@ -133,20 +133,20 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     }
     asked, reached = record.get("asked"), record.get("reached")
     if asked is not None and reached is not None and abs(reached - asked) > 0.01 * asked:
-        rows["asked for"] = f"{asked:.4g} of what the target counts; reached {reached:.4g}"
+        rows["target"] = f"{asked:.4g}; reached {reached:.4g}"
     if record.get("left_whole"):
-        rows["left whole"] = "; ".join(
+        rows["not pruned"] = "; ".join(
             f"{one['name']} ({one['why']}, {percent(one['parameters_share'])} of the parameters)"
             for one in record["left_whole"]
         )
     if record.get("raised_intervals"):
         raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
-        rows["raised intervals"] = f"{', '.join(raised)}, as the run is short"
+        rows["raised intervals"] = f"{', '.join(raised)}, because the run is short"
     rate = record.get("exploration_rate", record.get("explored"))  # the name before 0.1.0
     if rate is not None:
-        rows["ever alive"] = f"{percent(rate)} of the weights"
+        rows["explored weights"] = f"{percent(rate)} were kept at some time"
     if record.get("collapsed"):
-        rows["no weight left in"] = ", ".join(record["collapsed"])
+        rows["no weights left in"] = ", ".join(record["collapsed"])
     if record.get("bytes"):
         rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
     pairs({**rows, "sha256": record["sha256"]})
@@ -159,17 +159,17 @@ def _tested(record: Mapping[str, Any]) -> str:
 
 
 def macs(record: Mapping[str, Any]) -> str:
-    """How many multiplications of a run's network count."""
+    """Multiply-accumulates of the subnetwork and of the dense network."""
     return f"{record['kept_macs']:,} of {record['macs']:,} {which_macs(record)}"
 
 
 def which_macs(record: Mapping[str, Any]) -> str:
-    """Which multiplications `kept_macs` counts."""
-    return "that an input chooses on average" if record.get("dynamic") else "with a weight that is alive"
+    """Which operations `kept_macs` counts."""
+    return "on average per input" if record.get("dynamic") else "with a kept weight"
 
 
 def _passes(record: Mapping[str, Any]) -> str:
-    """The passes of a run whose steps do not say it all: probes, a second network, changes."""
+    """Forward and backward passes of a run, if they differ from its steps."""
     passes = record.get("passes") or {}
     if set(passes.values()) <= {record["steps"]}:
         return ""

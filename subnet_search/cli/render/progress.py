@@ -1,4 +1,4 @@
-"""Progress: a live bar on a terminal, plain lines elsewhere. Always on standard error, so output stays clean."""
+"""Progress on standard error: a live display on a terminal, plain lines otherwise."""
 
 import threading
 import time
@@ -17,16 +17,16 @@ from subnet_search.cli.render.signals import stop_on_signal
 from subnet_search.core.errors import Interrupted
 from subnet_search.core.parameter_names import by_key
 
-PLAIN_SECONDS = 10.0  # between plain lines of a run
+PLAIN_SECONDS = 10.0  # between two plain lines of a run
 
 
 class RunProgress:
-    """Follows one run: `on_step` and `on_epoch` go to `extraction.run`."""
+    """Shows the progress of a run, by its callbacks `on_step` and `on_epoch`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.live = format.errors.is_terminal and not quiet
         self.quiet = quiet
-        self.said = 0.0
+        self.printed = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,8 +51,8 @@ class RunProgress:
         text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {format.percent(epoch.val_accuracy)}"
         self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
         last = epoch.step == self.total
-        if not self.live and not self.quiet and (last or time.monotonic() - self.said > PLAIN_SECONDS):
-            self.said = time.monotonic()
+        if not self.live and not self.quiet and (last or time.monotonic() - self.printed > PLAIN_SECONDS):
+            self.printed = time.monotonic()
             done = epoch.step / self.total
             left = format.seconds(epoch.seconds * (1 - done) / done)
             format.errors.print(
@@ -68,18 +68,18 @@ class RunProgress:
 
 
 @contextmanager
-def follow_run(quiet: bool, go_on: str) -> Iterator[dict[str, Any]]:
-    """Callbacks for `extraction.run`: progress, and stopping on Ctrl-C; a run that is stopped says the command to go on."""
+def follow_run(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
+    """Callbacks for `run`: progress, and stopping on Ctrl-C. The error of a stopped run has the command to continue."""
     try:
         with stop_on_signal() as should_stop, RunProgress(quiet) as progress:
             yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
     except Interrupted as stop:
-        raise Interrupted(f"{stop}; go on with: {go_on}") from stop
+        raise Interrupted(f"{stop}; continue with: {resume_command}") from stop
 
 
 @contextmanager
 def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet: bool = False) -> Iterator[None]:
-    """Follows a study by looking into its storage, whoever runs its trials. `rows` gives all trials, as plain rows."""
+    """Shows the progress of a study from its storage. `rows` returns all trials as plain rows."""
     if quiet:
         yield
         return
@@ -90,18 +90,18 @@ def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet:
         return
     ended = threading.Event()
 
-    def talk() -> None:
+    def print_lines() -> None:
         while not ended.wait(0.5):
-            watch.tell()
+            watch.print_ended()
 
-    thread = threading.Thread(target=talk, daemon=True)
+    thread = threading.Thread(target=print_lines, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        watch.tell()
+        watch.print_ended()
 
 
 class _StudyWatch:
@@ -109,22 +109,22 @@ class _StudyWatch:
         self.rows, self.budget = rows, budget
         self.started = time.monotonic()
         before = rows()
-        self.told = {row["number"] for row in before if row["state"] not in ("RUNNING", "WAITING")}
+        self.printed = {row["number"] for row in before if row["state"] not in ("RUNNING", "WAITING")}
         self.at_start = len(_finished(before))
 
-    def tell(self) -> None:
-        """A line for every trial that has ended since the last call."""
+    def print_ended(self) -> None:
+        """Print a line for each trial that has ended since the last call."""
         rows = self.rows()
         for row in rows:
-            if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.told:
+            if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.printed:
                 continue
-            self.told.add(row["number"])
+            self.printed.add(row["number"])
             format.errors.print(
                 f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}", markup=False, soft_wrap=True
             )
 
     def render(self) -> RenderableType:
-        """The state of the study: a line, the best so far, and the trials under way."""
+        """The live display: a status line, the most accurate trial, and running trials."""
         rows = self.rows()
         done = len(_finished(rows))
         elapsed = time.monotonic() - self.started
@@ -146,7 +146,7 @@ class _StudyWatch:
 
 
 def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    own = (row for row in rows if row["repeats"] is None and row["known"] is None)
+    own = (row for row in rows if row["repeats"] is None and row["imported"] is None)
     return [row for row in own if row["state"] in ("COMPLETE", "PRUNED")]
 
 
@@ -158,7 +158,7 @@ def _ending(row: dict[str, Any]) -> str:
     word = "pruned" if row["state"] == "PRUNED" else "complete"
     more = "".join(f", {key} {format.cell(key, value)}" for key, value in row["measured"].items())
     broken = ", ".join(key for key, beyond in row["constraints"].items() if beyond > 0)
-    breaks = f", breaks the constraint on {broken}" if broken else ""
+    breaks = f", violates the constraint on {broken}" if broken else ""
     return f"{word}: validation {accuracy}, density {density}{more}{breaks}  ({_params(row)})"
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next step, after a checkpoint. A second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM stop a run at its next step with a checkpoint; a second Ctrl-C stops at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether to stop; signal handlers are put back afterwards."""
+    """Yields a function that returns whether to stop; restores the signal handlers afterwards."""
     stopping = False
 
     def handle(number: int, _: FrameType | None) -> None:

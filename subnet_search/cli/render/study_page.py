@@ -1,4 +1,4 @@
-"""Studies and trials as people read them: the pages that the commands of look.py print."""
+"""Print studies and trials as text, for the commands in study_show.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from subnet_search.core.parameter_names import by_key, key_and_condition
 
 Row = Mapping[str, Any]
 
-# What a page on a trial shows in a form of its own, or not at all.
+# Keys of a trial that are shown in another form, or not at all.
 APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
 APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
 APART |= {"measured", "broken"}
@@ -17,22 +17,22 @@ WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"
 
 
 def states(counts: Mapping[str, int]) -> str:
-    """How many trials are in which state."""
+    """Number of trials by state, in one line."""
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
 
 
-def overview(record: Row, storage: str | None = None) -> None:
-    """A study on one page. storage: where it was asked for, if that was said."""
+def summarise_study(record: Row, storage: str | None = None) -> None:
+    """Print the summary of a study. storage: the --storage option, for the printed commands."""
     lines = {
-        "state": _progress(record),
-        "searched over": _searched(record["space"]),
-        "for": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
+        "status": _progress(record),
+        "search space": _searched(record["space"]),
+        "objective": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
         "constraints": "\n".join(_constraint(name, bound, record) for name, bound in record["constraints"].items()),
         "run": _run(record),
         **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
         "trials": states(record["states"]),
-        "spent": _spent(record),
-        "at work": "\n".join(map(_at_work, record["workers"])),
+        "used": _spent(record),
+        "running": "\n".join(map(_worker, record["workers"])),
         "interruptions": _lost(record["interruptions"]),
         "failed": _counted(record["failures"]),
         "stopped early": _counted(record["stopped_early"]),
@@ -48,19 +48,19 @@ def overview(record: Row, storage: str | None = None) -> None:
         format.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
     elif record["broken"]:
-        plain("\nNo complete trial keeps the constraints, so none is the best.")
+        plain("\nNo complete trial satisfies the constraints, so there is no best trial.")
     if record["importance"] and record["best"]:
         format.console.print()
         importance(record["importance"], record["name"], 8, storage)
-    if record["best"] and record["budget"]:  # a study that is none of ours has no runs to train again
-        several = len(record["best"]) > 1  # a front, of which one trial must be chosen
+    if record["best"] and record["budget"]:  # only studies of subnet-search have trials to train again
+        several = len(record["best"]) > 1  # one trial of the front must be chosen
         which = [record["best"][0]["number"]] if several else []
         command = format.command("study extract", record["name"], *which, storage=storage)
         plain(f"\nExtract {'one' if several else 'it'} with: {command}")
 
 
 def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
-    """The best trial, or the front among `count` complete trials as a table."""
+    """Print the best trial, or the front among `count` complete trials."""
     if len(names) > 1:
         tables.front([{**row, **dict(zip(names, row["mean"], strict=True))} for row in rows], names, count)
         return
@@ -78,7 +78,7 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
 
 
 def arms(rows: Sequence[Row], name: str) -> None:
-    """What the arms of a comparison came to."""
+    """Print the results of the arms of a comparison."""
     ends = ("lowest", "highest")
     cells = [
         {**row["params"], "seeds": row["seeds"], "mean": format.cell(name, row["mean"][0])}
@@ -90,7 +90,7 @@ def arms(rows: Sequence[Row], name: str) -> None:
 
 
 def trial(record: Row, name: str) -> None:
-    """Everything about one trial."""
+    """Print everything about one trial."""
     import yaml
 
     worker, passes = record["worker"] or {}, record.get("passes", {})
@@ -103,7 +103,7 @@ def trial(record: Row, name: str) -> None:
             for key, value in record.items()
             if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
         },
-        "breaks": "\n".join(
+        "violates": "\n".join(
             f"{key} {bound}, by {format.cell(key, record['constraints'][key])}" for key, bound in record["broken"].items()
         ),
         "passes": format.cell("", passes),
@@ -111,15 +111,15 @@ def trial(record: Row, name: str) -> None:
         "seeds": "\n".join(f"{one['seed']}: {format.cell('', one['values'])}" for one in record.get("seeds", ())),
         "repeated by": "\n".join(_repeat(one) for one in record.get("repeated", ())),
         "interruptions": "\n".join(f"{one['why']} ({one['host']} {one['pid']})" for one in record["interruptions"]),
-        "reports": ", ".join(f"{step}: {format.cell('', value)}" for step, value in record["reports"].items()),
+        "intermediate values": ", ".join(f"{step}: {format.cell('', value)}" for step, value in record["reports"].items()),
     }
     title = f"Trial {record['number']} of {name}"
     format.pairs({key: value for key, value in shown.items() if value not in (None, "", {}, [])}, title=title)
-    width = max(40, format.console.width - 40)  # it breaks a line after the item that is beyond it
+    width = max(40, format.console.width - 40)  # yaml breaks a line after the item that exceeds it
     config = yaml.safe_dump(record["config"], sort_keys=False, default_flow_style=None, width=width) if record["config"] else ""
     for heading, text in (
         ("Configuration", config),
-        ("The end of its log", "\n".join(record["log"])),
+        ("End of the log", "\n".join(record["log"])),
         ("Traceback", record["traceback"]),
     ):
         if text:
@@ -127,8 +127,8 @@ def trial(record: Row, name: str) -> None:
             plain(text.rstrip())
 
 
-def versus(record: Row) -> None:
-    """Two studies side by side."""
+def diff_studies(record: Row) -> None:
+    """Print a comparison of two studies."""
     pair, names = record["studies"], record["objective"]
     heads = {"a": pair[0]["name"], "b": pair[1]["name"]}
     lines = {
@@ -139,10 +139,10 @@ def versus(record: Row) -> None:
     }
     if len(names) == 1:
         lines[f"best {names[0]}"] = [_best_of(study, names[0]) for study in pair]
-        lines["as good as the other"] = [_reached(study["reaches_the_others_best"]) for study in pair]
+        lines["reached the other's best"] = [_reached(study["reaches_the_others_best"]) for study in pair]
     else:
-        lines["on its front"] = [f"{len(study['best'])} trials" for study in pair]
-        lines["better than, of the other's"] = [f"{count} trials" for count in record["dominated"]]
+        lines["on the Pareto front"] = [f"{len(study['best'])} trials" for study in pair]
+        lines["dominates of the other's"] = [f"{count} trials" for count in record["dominated"]]
     format.table([{"": key, "a": texts[0], "b": texts[1]} for key, texts in lines.items()], {"": "", **heads})
     for key, words in (("trials", "finished trials"), ("steps", "training steps")):
         if rows := record.get(f"at_equal_{key}"):
@@ -151,15 +151,15 @@ def versus(record: Row) -> None:
             format.table(cells, {key: f"after {words}", **heads}, title=f"Best so far ({names[0]}, one seed)")
     format.console.print()
     if not record["differences"]:
-        plain("They search the same.")
+        plain("The specifications are the same.")
         return
     cells = [{"key": one["key"], **{side: format.cell("", one[side]) for side in heads}} for one in record["differences"]]
-    format.table(cells, {"key": "set differently", **heads})
+    format.table(cells, {"key": "different keys", **heads})
 
 
 def importance(record: Row, name: str, at_most: int | None = None, storage: str | None = None) -> None:
-    """Shares with bars, and in a line by whom, of how many trials, and what they mean."""
-    head = f"Importance by {record['evaluator']}, N = {record['trials']:,}"
+    """Print importances with bars, and a line with evaluator, number of trials and meaning."""
+    head = f"Importance ({record['evaluator']}, {record['trials']:,} trials)"
     shares = list(record["importances"].items())
     plain(f"{head}: {record['meaning'] if shares else record['note']}")
     widest = max((len(param) for param, _ in shares[:at_most]), default=0)
@@ -168,8 +168,8 @@ def importance(record: Row, name: str, at_most: int | None = None, storage: str 
     if at_most and len(shares) > at_most:
         plain(f"  and {len(shares) - at_most} more: {format.command('study importance', name, storage=storage)}")
     if record["left_out"]:
-        plain(f"Left out, since not every trial has them: {', '.join(record['left_out'])}")
-        plain("For those of one branch, look at its trials alone, as in --filter extractor=rigl")
+        plain(f"Left out, because not every trial has them: {', '.join(record['left_out'])}")
+        plain("To include the parameters of one method, use its trials only: --filter extractor=rigl")
     if shares and record["note"]:
         plain(f"Note: {record['note']}")
 
@@ -180,7 +180,7 @@ def _lines(values: Mapping[str, Any]) -> str:
 
 
 def _searched(space: Mapping[str, str]) -> str:
-    """Keys with their domains, and in brackets the condition under which there is such a parameter."""
+    """Keys with their domains, and in brackets their conditions."""
     parts = [(*key_and_condition(name), domain) for name, domain in space.items()]
     widest = max((len(key) for key, _, _ in parts), default=0)
     return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)
@@ -201,8 +201,8 @@ def _progress(record: Row) -> str:
 
 
 def _run(record: Row) -> str:
-    """The run that is varied, as far as it was set and is not itself searched."""
-    own = [] if record["arms"] else ["extractor"]  # arms have their own
+    """Keys of the base run that are set and not searched."""
+    own = [] if record["arms"] else ["extractor"]  # arms have their own method
     keys = (*own, "network", "data", "unit", "round_to", "target")
     parts = {key: record[key] for key in keys if record[key] and key not in record["space"]}
     return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())
@@ -211,7 +211,7 @@ def _run(record: Row) -> str:
 def _constraint(name: str, bound: str, record: Row) -> str:
     broken = record["broken"].get(name)
     return f"{name} {bound}" + (
-        f" (broken by {broken:,} of {record['states']['COMPLETE']:,} complete trials)" if broken else ""
+        f" (violated by {broken:,} of {record['states']['COMPLETE']:,} complete trials)" if broken else ""
     )
 
 
@@ -221,22 +221,22 @@ def _named(options: Row) -> str:
 
 
 def _spent(record: Row) -> str:
-    elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} from the first to the last"
+    elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} elapsed"
     steps = f"{record['steps']:,}{_of(record['budget_steps'])} training steps"
-    return f"{steps}, {format.seconds(record['seconds'])} of training{elapsed}" if record["states"] else ""
+    return f"{steps}, {format.seconds(record['seconds'])} training time{elapsed}" if record["states"] else ""
 
 
-def _at_work(worker: Row) -> str:
-    where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "a worker"
+def _worker(worker: Row) -> str:
+    where = f"{worker['host']} {worker['pid']}" if worker["pid"] else "unknown worker"
     last = f", last {format.cell('', worker['last'])}" if "last" in worker else ""
-    return f"{where}: trial {worker['trial']}{last}{'; the worker is gone' if worker['gone'] else ''}"
+    return f"{where}: trial {worker['trial']}{last}{'; the worker is dead' if worker['gone'] else ''}"
 
 
 def _lost(record: Row) -> str:
     if not record["times"]:
         return ""
-    died = f", {record['died']:,} by a worker's death" if record["died"] else ""
-    return f"{record['times']:,} in {record['trials']:,} trials{died}; {record['ended']:,} of these have finished since"
+    died = f", {record['died']:,} by the death of a worker" if record["died"] else ""
+    return f"{record['times']:,} in {record['trials']:,} trials{died}; {record['ended']:,} of these trials have finished since"
 
 
 def _repeat(one: Row) -> str:

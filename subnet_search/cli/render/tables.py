@@ -1,4 +1,4 @@
-"""Thousands of trials on a terminal, in a file or for another program: tables, CSV and JSON by the line."""
+"""Large tables of trials as text, CSV and JSON."""
 
 import csv as csv_files
 import json
@@ -16,17 +16,17 @@ Row = Mapping[str, Any]
 
 FIRST = ("number", "state")  # columns of every table of trials
 MEASURED = ("density", "feasible", "repeats", "seconds")
-AT_MOST = 20  # points of a front on a page
+AT_MOST = 20  # points of a front to print
 GAP = 2  # between columns
-LONGEST = 30  # letters of a reason, where columns have to fit
+LONGEST = 30  # characters of a reason if columns must fit
 
 
 def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None) -> None:
-    """A table of trials: the columns asked for, or as many as fit."""
+    """Print a table of trials with the wanted columns, or as many as fit."""
     from subnet_search.search.storage.ranking import objectives, parameters
 
     if not rows:
-        plain("no such trials" if study.get_trials() else "no trials yet")
+        plain("no trial matches the filters" if study.get_trials() else "no trials yet")
         return
     params = by_key(dict.fromkeys(key for trial in study.get_trials() for key in parameters(trial)))
     bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
@@ -34,35 +34,35 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else format.console.width)
     if left_out:
-        plain(f"\n{len(rows):,} trials; no room for {', '.join(left_out)} (--columns, --csv)")
+        plain(f"\n{len(rows):,} trials; hidden columns: {', '.join(left_out)} (use --columns or --csv)")
 
 
 def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
-    """The points of a front, out of `count` complete trials; those beyond a page are counted."""
+    """Print the first points of a front among `count` complete trials."""
     flat = [{**by_key(row["params"]), **row} for row in rows]
     params = dict.fromkeys(key for row in rows for key in by_key(row["params"]))
     seeds = ["seeds"] if any(row["seeds"] > 1 for row in rows) else []
     feasible = ["feasible"] if not all(row.get("feasible", True) for row in rows) else []
     left_out = table(flat[:AT_MOST], ["number", *names, *seeds, *feasible, *params], format.console.width)
-    beyond = f", the first {AT_MOST} of them here" if len(rows) > AT_MOST else ""
-    narrow = f"; no room for {', '.join(left_out)} (--json)" if left_out else ""
+    beyond = f"; showing the first {AT_MOST}" if len(rows) > AT_MOST else ""
+    narrow = f"; hidden columns: {', '.join(left_out)} (use --json)" if left_out else ""
     plain(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> list[str]:
-    """Print any number of rows at once; returns the columns for which `width` has no room."""
+    """Print all rows at once; returns the columns that do not fit in `width`."""
     short = [_last_part(column) for column in columns]
     headings = {c: s if short.count(s) == 1 else c for c, s in zip(columns, short, strict=True)}
-    lines, left_out, room = [""] * (len(rows) + 1), [], width or sys.maxsize
+    lines, left_out, space_left = [""] * (len(rows) + 1), [], width or sys.maxsize
     for column in columns:
         texts = [headings[column], *(cell(column, row.get(column)) for row in rows)]
-        if column == "reason" and width:  # a long one gives way
+        if column == "reason" and width:  # shorten long reasons
             texts = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in texts]
         size = max(map(len, texts))
-        if size > room:
+        if size > space_left:
             left_out.append(headings[column])
             continue
-        room -= size + GAP
+        space_left -= size + GAP
         side = str.rjust if any(isinstance(row.get(column), int | float) for row in rows) else str.ljust
         lines = [f"{line}{side(text, size)}{' ' * GAP}" for line, text in zip(lines, texts, strict=True)]
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
@@ -70,28 +70,28 @@ def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> lis
 
 
 def _last_part(column: str) -> str:
-    """The last part of a key, where that says enough: not `0` of a layer, or `flops` of a target, which are not those found."""
+    """The last part of a key, or the whole key if the part is ambiguous (a layer number, a target)."""
     last = column.rpartition(".")[2]
     return last if last.isidentifier() and not column.startswith("target.") else column
 
 
 def csv(rows: Iterable[Row], columns: Sequence[str]) -> None:
-    """Comma-separated values, as they are; empty where there is none."""
+    """Print unformatted values as CSV; missing ones are empty."""
     writer = csv_files.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
 
 
 def json_rows(rows: Iterable[Row]) -> None:
-    """A JSON list with a line for every row."""
+    """Print a JSON list with one line per row."""
     sys.stdout.write("[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]\n")
 
 
 def cell(column: str, value: Any) -> str:
-    """As in every table, but whole numbers that stand for something as they are."""
+    """`format.cell`, but identifiers such as seeds without thousands separators."""
     return str(value) if column in ("seed", "number", "repeats") and value is not None else format.cell(column, value)
 
 
 def plain(text: str) -> None:
-    """A text as it is, which the terminal may break."""
+    """Print plain text without inserting line breaks."""
     format.console.print(text, markup=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""How trials are run: scheduler, worker, lease, pruner."""
+"""Running trials: scheduler, worker, lease, pruner."""

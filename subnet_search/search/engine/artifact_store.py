@@ -1,10 +1,8 @@
-"""Files of trials for people and workers on other machines, by Optuna's artifact store: a folder, or an S3 bucket.
+"""Store the files of trials for other machines, in Optuna's artifact store: a folder or an S3 bucket.
 
-While a trial runs, its newest checkpoint is copied to the store under a fixed name, so that a worker elsewhere can go on
-from subnet_search.search.storage.records import TrialRecord
-from it. When it ends, the files of its run folder are uploaded: Optuna's dashboard shows them, and `fetch` brings them
-back. What a trial finds never depends on the store: whatever is wrong with it, or with a copy, is logged, and costs at
-most the steps again.
+While a trial runs, its newest checkpoint is copied to the store under a fixed name, so that a worker on another machine
+can resume it. When it ends, the files of its run folder are uploaded: Optuna's dashboard shows them, and `fetch` downloads
+them. The store never changes a trial's result: errors are logged, and at worst steps are trained again.
 """
 
 import contextlib
@@ -41,16 +39,16 @@ from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 
 FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
-LOOK = 1.0  # seconds between two looks for a newer checkpoint
-SHARE = 0.1  # of a worker's time, that copying takes at most
-REST = 60.0  # seconds after a copy that failed
-FAULTS = Exception  # the libraries under a store raise what they like, and a trial that has its result must not fail by it
+POLL_SECONDS = 1.0  # between two checks for a newer checkpoint
+MAX_TIME_FRACTION = 0.1  # largest fraction of the time spent on copying
+RETRY_SECONDS = 60.0  # pause after a failed copy
+STORE_ERRORS = Exception  # store libraries can raise anything, and that must not fail a finished trial
 
 log = logging.getLogger(__name__)
 
 
 class _Folder(FileSystemArtifactStore):
-    """Optuna's store in a folder, where a file is replaced whole: a copy that is cut off leaves the one before."""
+    """Optuna's store in a folder, with atomic writes: an interrupted copy leaves the previous file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -67,109 +65,109 @@ class _Folder(FileSystemArtifactStore):
 
 
 def open_store(spec: StudySpec) -> ArtifactStore | None:
-    """The store of a study's artifacts, after a file was written to it, read and removed; None when it keeps none.
+    """Open the artifact store of a study and check that it can be written, read and deleted from; None if it has none.
 
-    Raises UserError when that cannot be done.
+    Raises UserError when the check fails.
     """
     if spec.artifacts is None:
         return None
-    with _or_raise(UserError, f"cannot keep artifacts in {_where(spec.artifacts)}"):
-        store, name = _store(spec.artifacts), f"check-{uuid.uuid4().hex}"
-        store.write(name, io.BytesIO(b"a check that files can be kept here"))
-        _read(store, name)
+    with _or_raise(UserError, f"cannot keep artifacts in {_location(spec.artifacts)}"):
+        store, name = _make_store(spec.artifacts), f"check-{uuid.uuid4().hex}"
+        store.write(name, io.BytesIO(b"check"))
+        _download(store, name)
         store.remove(name)
     return store
 
 
 @contextlib.contextmanager
 def shared(lease: TrialLease, spec: StudySpec) -> Iterator[None]:
-    """While a trial runs here, copy its checkpoints to the store of its study; when it has ended, upload its files."""
-    store, copies = _store(spec.artifacts), _copies(lease.folder, spec.repeats)
+    """Copy a trial's checkpoints to the study's store while it runs, and upload its files when it has ended."""
+    store, copies = _make_store(spec.artifacts), _checkpoint_names(lease.folder, spec.repeats)
     if lease.attrs.get("versions", versions()) != versions():
         forget(lease, spec)
     elif "interruptions" in lease.attrs:
         done = len(lease.attrs.get("seeds", []))
-        _take_up(store, *list(copies.items())[: done + 1][-1])  # of the seed that is under way
-    copy = functools.partial(_copy, store, copies, {})
+        _restore_checkpoint(store, *list(copies.items())[: done + 1][-1])  # of the seed that was running
+    copy = functools.partial(_copy_checkpoints, store, copies, {})
     try:
-        with _now_and_then(copy):
+        with _copying(copy):
             yield
-    except RunError:  # it was stopped, and waits for a worker
+    except RunError:  # stopped; another worker will resume it
         copy()
         raise
-    if lease.mine():
-        _upload(store, lease, copies.values())
+    if lease.is_mine():
+        _upload_files(store, lease, copies.values())
 
 
 def forget(lease: TrialLease, spec: StudySpec) -> None:
-    """Remove the copies of a trial's checkpoints."""
+    """Delete a trial's checkpoints from the store."""
     try:
-        _remove(_store(spec.artifacts), _copies(lease.folder, spec.repeats))
-    except FAULTS as error:
-        log.warning("cannot remove the copy of trial %d's checkpoint: %s", lease.number, _reason(error))
+        _remove(_make_store(spec.artifacts), _checkpoint_names(lease.folder, spec.repeats))
+    except STORE_ERRORS as error:
+        log.warning("cannot delete the stored checkpoint of trial %d: %s", lease.number, _reason(error))
 
 
 def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
-    """Download the files of a trial that has ended into a folder, but those that it holds. Returns the paths of what came.
+    """Download the files of a finished trial into a folder, except those already there. Returns the new paths.
 
     Raises RunError when the study's store cannot be read.
     """
-    settings, found = _settings(study)[0], []
+    settings, found = _stored_settings(study)[0], []
     if settings is None:
         return []
-    with _or_raise(RunError, f"cannot fetch the files of trial {trial.number} from {_where(settings)}"):
-        store = _store(settings)
+    with _or_raise(RunError, f"cannot fetch the files of trial {trial.number} from {_location(settings)}"):
+        store = _make_store(settings)
         for meta in get_all_artifact_meta(trial, storage=study._storage):
             seed, _, name = meta.filename.rpartition("-")
             path = folder / seed / name
             if name in FILES and re.fullmatch(r"(seed-\d+)?", seed) and not path.exists():
                 with contextlib.suppress(ArtifactNotFound):
-                    write_atomically(path, _read(store, meta.artifact_id))
+                    write_atomically(path, _download(store, meta.artifact_id))
                     found.append(path)
     return found
 
 
 def remove_all(study: optuna.Study) -> None:
-    """Remove all that a study has in its store: to be done before the study is deleted.
+    """Delete all files of a study from its store, before the study itself is deleted.
 
-    Trials that came with another study, by an import, leave their files to it. Raises RunError when it cannot be done.
+    Files of imported trials belong to their own study and stay. Raises RunError when files cannot be deleted.
     """
-    settings, seeds = _settings(study)
+    settings, seeds = _stored_settings(study)
     if settings is None:
         return
     folder, names = folder_of(study), list[str]()
     for trial in study.get_trials(deepcopy=False):
         run_folder = TrialRecord(trial).folder
         if run_folder.parent == folder:
-            names += _copies(run_folder, seeds)
+            names += _checkpoint_names(run_folder, seeds)
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
-    with _or_raise(RunError, f"cannot remove the study's files from {_where(settings)}"):
-        _remove(_store(settings), names)
+    with _or_raise(RunError, f"cannot delete the study's files from {_location(settings)}"):
+        _remove(_make_store(settings), names)
 
 
-def _take_up(store: ArtifactStore, name: str, run: Path) -> None:
-    """Bring a run folder up to the copy of its checkpoint, where that is further than its own."""
+def _restore_checkpoint(store: ArtifactStore, name: str, run: Path) -> None:
+    """Download a checkpoint into a run folder if it has more steps than the one there."""
     fetched = (run / CHECKPOINT).with_name("fetched.safetensors")
     try:
-        write_atomically(fetched, _read(store, name))
+        write_atomically(fetched, _download(store, name))
         there, here = _progress(fetched), _progress(run / CHECKPOINT)
         if there is None:
-            log.warning("the copy of its checkpoint is damaged, and not used")
+            log.warning("the stored checkpoint is damaged and is ignored")
         elif here is None or there["step"] > here["step"]:
             epochs = "".join(json.dumps(epoch) + "\n" for epoch in there["history"])
             write_atomically(run / "metrics.jsonl", epochs.encode())
             os.replace(fetched, run / CHECKPOINT)
-            log.info("its checkpoint after step %d was fetched", there["step"])
+            log.info("downloaded the checkpoint after step %d", there["step"])
     except ArtifactNotFound:
         pass
-    except FAULTS as error:
-        log.warning("cannot fetch its checkpoint: %s", _reason(error))
+    except STORE_ERRORS as error:
+        log.warning("cannot download the stored checkpoint: %s", _reason(error))
     finally:
         fetched.unlink(missing_ok=True)
 
 
 def _progress(checkpoint: Path) -> dict[str, Any] | None:
-    """How far a checkpoint is; None for one that is missing or damaged."""
+    """Progress stored in a checkpoint; None if it is missing or damaged."""
     try:
         return dict(load_tensors(checkpoint, "checkpoint")[1]["progress"])
     except (UserError, KeyError):
@@ -177,15 +175,15 @@ def _progress(checkpoint: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _now_and_then(copy: Callable[[], bool]) -> Iterator[None]:
-    """Copy in the background, for a tenth of the time at most. What has become old in between is passed over."""
+def _copying(copy: Callable[[], bool]) -> Iterator[None]:
+    """Copy checkpoints in a background thread, for at most 10 % of the time; only the newest is copied."""
     ended = threading.Event()
 
     def keep() -> None:
-        pause = LOOK
+        pause = POLL_SECONDS
         while not ended.wait(pause):
             start = time.monotonic()
-            pause = max(LOOK if copy() else REST, (time.monotonic() - start) / SHARE)
+            pause = max(POLL_SECONDS if copy() else RETRY_SECONDS, (time.monotonic() - start) / MAX_TIME_FRACTION)
 
     (thread := threading.Thread(target=keep, daemon=True)).start()
     try:
@@ -195,51 +193,51 @@ def _now_and_then(copy: Callable[[], bool]) -> Iterator[None]:
         thread.join()
 
 
-def _copy(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tuple[int, int]]) -> bool:
-    """Copy the checkpoints that are newer than what was `done`. Whether that went well."""
+def _copy_checkpoints(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tuple[int, int]]) -> bool:
+    """Copy the checkpoints that have changed since the copies in `done`. Returns whether this succeeded."""
     try:
         for name, run in copies.items():
             with contextlib.suppress(FileNotFoundError), open(run / CHECKPOINT, "rb") as file:
-                state = os.fstat(file.fileno())  # of what is read now, also when the next one takes its place
+                state = os.fstat(file.fileno())  # of the opened file, even if it is replaced meanwhile
                 if done.get(name) != (mark := (state.st_ino, state.st_mtime_ns)):
                     store.write(name, file)
                     done[name] = mark
-    except FAULTS as error:
+    except STORE_ERRORS as error:
         log.warning("cannot copy the checkpoint: %s", _reason(error))
         return False
     return True
 
 
-def _upload(store: ArtifactStore, lease: TrialLease, runs: Iterable[Path]) -> None:
-    """Upload the files of a trial that ends. The storage takes their names only before it knows of the end."""
+def _upload_files(store: ArtifactStore, lease: TrialLease, runs: Iterable[Path]) -> None:
+    """Upload the files of a trial before its final state is stored: Optuna rejects attributes afterwards."""
     storage = lease.study._storage
     try:
         trial = patiently(storage.get_trial, lease.trial_id)
         there = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(trial, storage=storage)}
         upload = functools.partial(upload_artifact, study_or_trial=trial, storage=storage, artifact_store=store)
-        with tempfile.TemporaryDirectory() as links:  # an upload goes by its file's name, which seeds share
+        with tempfile.TemporaryDirectory() as links:  # uploads are named by file, and seeds have the same file names
             for run in runs:
                 for path in filter(Path.is_file, (run / name for name in FILES)):
                     link = Path(links) / (path.name if run == lease.folder else f"{run.name}-{path.name}")
                     link.symlink_to(path.resolve())
-                    if link.name in there:  # by a worker that was killed before it could store the end
+                    if link.name in there:  # uploaded by a worker that was killed before it stored the final state
                         with open(link, "rb") as file:
                             store.write(there[link.name], file)
                     else:
                         patiently(functools.partial(upload, file_path=str(link)))
-    except FAULTS as error:
+    except STORE_ERRORS as error:
         log.warning("cannot upload the files of the trial: %s", _reason(error))
         lease.note(not_uploaded=_reason(error))
 
 
-def _copies(folder: Path, seeds: int) -> dict[str, Path]:
-    """The run folders of a trial, one for each of its seeds, by the names of the copies of their checkpoints."""
+def _checkpoint_names(folder: Path, seeds: int) -> dict[str, Path]:
+    """Run folders of a trial, one per seed, by the name of their checkpoint in the store."""
     runs = [folder, *(folder / f"seed-{index}" for index in range(1, seeds))]
     return {"-".join((*run.relative_to(folder.parents[1]).parts, "checkpoint")): run for run in runs}
 
 
 def _remove(store: ArtifactStore, names: Iterable[str]) -> None:
-    """Remove files, of which some may not be there."""
+    """Delete files that may not exist."""
 
     def remove(name: str) -> None:
         with contextlib.suppress(ArtifactNotFound):
@@ -249,18 +247,18 @@ def _remove(store: ArtifactStore, names: Iterable[str]) -> None:
         list(pool.map(remove, names))
 
 
-def _read(store: ArtifactStore, name: str) -> bytes:
+def _download(store: ArtifactStore, name: str) -> bytes:
     with store.open_reader(name) as reader:
         return reader.read()
 
 
-def _settings(study: optuna.Study) -> tuple[str | dict[str, Any] | None, int]:
-    """Where a study keeps artifacts, and how many seeds its trials have at most."""
+def _stored_settings(study: optuna.Study) -> tuple[str | dict[str, Any] | None, int]:
+    """The `artifacts` and `repeats` keys of a study's spec."""
     spec = json.loads(study.user_attrs.get("spec", "{}"))
     return spec.get("artifacts"), spec.get("repeats", 1)
 
 
-def _store(settings: str | dict[str, Any] | None) -> ArtifactStore:
+def _make_store(settings: str | dict[str, Any] | None) -> ArtifactStore:
     if isinstance(settings, str):
         return _Folder(Path(settings).expanduser())
     return _bucket(json.dumps(settings))
@@ -284,7 +282,7 @@ def _bucket(settings: str) -> ArtifactStore:
     return Boto3ArtifactStore(options.pop("bucket"), boto3.client("s3", config=config, **options), avoid_buf_copy=True)
 
 
-def _where(settings: str | dict[str, Any]) -> str:
+def _location(settings: str | dict[str, Any]) -> str:
     return settings if isinstance(settings, str) else f"the bucket {settings['bucket']}"
 
 
@@ -294,7 +292,7 @@ def _or_raise(kind: type[UserError | RunError], what: str) -> Iterator[None]:
         yield
     except (UserError, RunError):
         raise
-    except FAULTS as error:
+    except STORE_ERRORS as error:
         raise kind(f"{what}: {_reason(error)}") from error
 
 

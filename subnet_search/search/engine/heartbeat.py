@@ -1,4 +1,4 @@
-"""A worker's sign of life."""
+"""A worker's heartbeat."""
 
 import threading
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from subnet_search.search.storage.retry import patiently
 
 
 @contextmanager
-def _beating(lease: TrialLease, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Signs of life while the trial runs. Yields two events: the trial is another worker's by now; it is to stop now."""
+def send_heartbeats(lease: TrialLease, heartbeat: float) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Send heartbeats while a trial runs. Yields two events: the lease was lost; the study was stopped."""
     ended, lost, stopped = threading.Event(), threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -26,7 +26,7 @@ def _beating(lease: TrialLease, heartbeat: float) -> Iterator[tuple[threading.Ev
             except (LeaseLost, KeyError):  # KeyError: the study was deleted
                 lost.set()
                 return
-            except RunError:  # the storage is away: that is found by whoever needs it next
+            except RunError:  # the storage is unavailable: the next storage call reports it
                 continue
 
     thread = threading.Thread(target=beat, daemon=True)

@@ -1,11 +1,9 @@
-"""What a trial may know of the others, as an Optuna study in memory that its sampler and its pruner look at.
+"""The visible history of a trial: an in-memory Optuna study for its sampler and pruner.
 
-A trial knows how those ended that began at least `parallel` places before it, and that those in between are under way.
-So what is drawn, and when it is stopped, is a function of a trial's place: the same with one worker, with eight, and
-with eight of which five were killed. (With `parallel: null` it knows whatever is finished by now, as usual in Optuna.)
-
-Optuna's samplers and pruners, given the stored study itself, look at all that is finished at that moment, so the order in
-which workers finish would decide what is drawn. Optuna has no option that hides trials from them.
+Optuna's samplers and pruners use all results available at that moment, so the order in which workers finish would change
+what is drawn, and Optuna has no option to hide trials from them. Here trial n sees the results of trials up to
+n - `parallel`, and the trials after those as running. What is drawn and when it is pruned then depends only on the trial
+number. (With `parallel: null`, a trial sees all finished trials, as in Optuna.)
 """
 
 import copy
@@ -21,30 +19,30 @@ from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.records import TrialRecord
 
 
-class _Memory(InMemoryStorage):
-    """Samplers may note things about the whole study. Nothing is kept: a note would depend on who made it, and when."""
+class _MemoryStorage(InMemoryStorage):
+    """Storage that drops study attributes written by samplers: they would depend on the order of trials."""
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         pass
 
     def strip(self, trial_id: int) -> None:
-        """Leave nothing of a trial that is under way but its parameters."""
+        """Remove everything but the parameters from a running trial."""
         trial = copy.copy(self._get_trial(trial_id))
         trial.intermediate_values, trial.system_attrs = {}, {}
         self._set_trial(trial_id, trial)
 
 
 class History:
-    """The trials up to a place, as the trial at that place may see them."""
+    """The history that is visible to a trial."""
 
     def __init__(self, spec: StudySpec) -> None:
         self.spec = spec
-        self.own: int | None = None  # the trial that was drawn last, which notes its reports here too
-        self._forget()
+        self.own: int | None = None  # the trial drawn last, which also reports its values here
+        self._reset()
 
     def draw(self, number: int, trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> tuple[optuna.Trial, dict[str, Any]]:
-        """A trial at place `number`, whose `fixed` parameters are set already, and a value for every key it searches."""
-        self._look(number, trials)
+        """Draw trial `number`, with the given `fixed` parameters; returns it with a value for every searched key."""
+        self._update(number, trials)
         self.study.sampler = make_sampler(self.spec, number)
         if fixed:
             self.study.enqueue_trial(dict(fixed))
@@ -52,23 +50,23 @@ class History:
         self.ids.append(trial._trial_id)
         return trial, self.spec.searched.suggest(trial)
 
-    def _look(self, number: int, trials: Sequence[FrozenTrial]) -> None:
-        """Bring the memory up to what the trial at place `number` may know."""
-        if not self.spec.looks_back:
+    def _update(self, number: int, trials: Sequence[FrozenTrial]) -> None:
+        """Update the in-memory study to what trial `number` can see."""
+        if not self.spec.uses_history:
             return
-        if number < len(self.ids):  # an earlier trial, taken up again
-            self._forget()
+        if number < len(self.ids):  # an earlier trial, resumed
+            self._reset()
         if self.own is not None and self.own not in self.ended:  # result not available yet
             self.memory.strip(self.ids[self.own])
         self.own = number
         for trial in trials[:number]:
             if trial.number == len(self.ids):
-                self.ids.append(self.memory.create_new_trial(self.study._study_id, _under_way(trial)))
+                self.ids.append(self.memory.create_new_trial(self.study._study_id, _running(trial)))
             if trial.number not in self.ended and sees_end(self.spec, number, trial):
-                self._end(trial)
+                self._add_result(trial)
 
-    def _forget(self) -> None:
-        self.memory = _Memory()
+    def _reset(self) -> None:
+        self.memory = _MemoryStorage()
         self.study = optuna.create_study(
             study_name=self.spec.name, storage=self.memory, directions=self.spec.directions, pruner=make_pruner(self.spec)
         )
@@ -76,7 +74,7 @@ class History:
         self.ended: set[int] = set()
         self.own = None
 
-    def _end(self, trial: FrozenTrial) -> None:
+    def _add_result(self, trial: FrozenTrial) -> None:
         here = self.ids[trial.number]
         for step, value in trial.intermediate_values.items():
             self.memory.set_trial_intermediate_value(here, step, value)
@@ -87,12 +85,12 @@ class History:
 
 
 def sees_end(spec: StudySpec, number: int, other: FrozenTrial) -> bool:
-    """Whether the trial at place `number` may know how another ended."""
+    """Whether the result of `other` is visible to trial `number`."""
     if spec.parallel is None or TrialRecord(other).imported_from is not None:
         return other.state.is_finished()
     return other.number <= number - spec.parallel
 
 
-def _under_way(trial: FrozenTrial) -> FrozenTrial:
-    """A trial under way, with its parameters alone."""
+def _running(trial: FrozenTrial) -> FrozenTrial:
+    """A running trial with only its parameters."""
     return optuna.trial.create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)

@@ -1,8 +1,8 @@
-"""Which trial a worker runs next. All that begins, hands over or ends a trial is here, and happens one at a time.
+"""Choose the next trial of a worker, under the study's lock.
 
-A trial enters the storage complete, with its parameters and configuration, in one write: there is no moment at which a
-killed worker could leave half a trial. One whose worker is gone waits again, and whoever takes it goes on from its
-checkpoint. So trials are numbered by their place in the study, and no death changes what is at a place.
+A trial is written with its parameters and configuration in one transaction, so that a killed worker leaves no partial
+trial. A trial that lost its worker is queued again, and the next worker resumes it from its checkpoint under the same
+number.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.provenance import versions
 from subnet_search.search.engine.history import History, sees_end
-from subnet_search.search.engine.trial_lease import TrialLease, let_wait
+from subnet_search.search.engine.trial_lease import TrialLease, requeue
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.leases import Leases, this_process
@@ -37,127 +37,127 @@ from subnet_search.search.storage.trust import check_imports, imports_of
 from subnet_search.search.storage.write import insert_trials, set_attrs
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-REFUSALS = 20  # in a row, after which a space is held to have no valid run
-TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # by a trial that is the same as an earlier one
+MAX_INVALID = 20  # invalid configurations in a row after which the worker gives up
+TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # attributes that a duplicate copies from the earlier trial
 
 
 class Scheduler:
-    """Hands out the trials of a study, to one worker."""
+    """Chooses the trials of one worker of a study."""
 
     def __init__(self, study: optuna.Study, spec: StudySpec, budget: int, allow_imports: Collection[str] = ()) -> None:
         self.study, self.spec, self.budget, self.allowed = study, spec, budget, allow_imports
         database = rdb(study._storage)
         assert database is not None, "studies are made in databases"
-        self.storage = database  # without Optuna's cache, which knows less
+        self.storage = database  # without Optuna's cache, which can be out of date
         self.stored, self.folder = study.user_attrs.get("folder", ""), folder_of(study)
         self.reader = Reader(study)
-        self.token = uuid.uuid4().hex  # this worker, as no other ever was
+        self.token = uuid.uuid4().hex  # unique to this worker
         self.history, self.leases = History(spec), Leases(spec.heartbeat, self.token)
-        self.refused: list[str] = []  # why configurations drawn one after the other could not be run
+        self.invalid: list[str] = []  # reasons of the last invalid configurations in a row
 
     def alone(self) -> AbstractContextManager[object]:
-        """While it lasts, no other worker begins or ends a trial of the study."""
+        """The study's lock: no other worker starts or ends a trial meanwhile."""
         return exclusive(self.storage, self.study.study_name)
 
-    def next(self, begin: bool = True) -> TrialLease | Literal["wait", "done"]:
-        """A trial to run. "wait": others are at work, and may leave some; "done": the study is finished, or stopped.
+    def next(self, start_new: bool = True) -> TrialLease | Literal["wait", "done"]:
+        """The next trial to run. "wait": try again later; "done": the study is finished or stopped.
 
-        Without `begin`, no trial is begun that was never begun before.
+        start_new   False: only resume trials that were started before
         """
-        while (found := patiently(self._next, begin)) is None:
+        while (found := patiently(self._next, start_new)) is None:
             pass
         return found
 
-    def reap(self) -> list[int]:
-        """Let the trials wait whose worker is gone; returns their numbers."""
+    def release_lost_trials(self) -> list[int]:
+        """Requeue the running trials that lost their worker; returns their numbers."""
         with self.alone():
-            return self._reap(self.reader.trials())
+            return self._release_lost(self.reader.trials())
 
-    def _next(self, begin: bool) -> TrialLease | Literal["wait", "done"] | None:
+    def _next(self, start_new: bool) -> TrialLease | Literal["wait", "done"] | None:
         with self.alone():
             stopped = self._is_stopped()
             trials = self.reader.trials()
-            if self._reap(trials):
+            if self._release_lost(trials):
                 trials = self.reader.trials()
             running = [trial for trial in trials if trial.state == TrialState.RUNNING]
             if stopped:
                 return "done"
-            places = [trial for trial in trials if TrialRecord(trial).counts]
-            room = self.spec.compares or sum(trial.state != TrialState.WAITING for trial in places) < self.budget
+            counting = [trial for trial in trials if TrialRecord(trial).counts]
+            below_budget = self.spec.compares or sum(trial.state != TrialState.WAITING for trial in counting) < self.budget
             waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
             for trial in waiting:
                 record = TrialRecord(trial)
-                allowed = (room or record.repeats is not None) and (begin or record.began)
-                if allowed and self._sees(trials, trial.number):
-                    return self._take(trial, trials)
-            full = self.spec.compares or len(places) >= self.budget or self._spent(trials)
-            if not full and begin:
-                return self._new(trials) if self._sees(trials, len(trials)) else "wait"
-            if running or (waiting and room and begin):
+                allowed = (below_budget or record.repeats is not None) and (start_new or record.began)
+                if allowed and self._history_complete(trials, trial.number):
+                    return self._start_queued(trial, trials)
+            full = self.spec.compares or len(counting) >= self.budget or self._steps_spent(trials)
+            if not full and start_new:
+                return self._draw_trial(trials) if self._history_complete(trials, len(trials)) else "wait"
+            if running or (waiting and below_budget and start_new):
                 return "wait"
-            return None if begin and self._repeat_best(trials) else "done"
+            return None if start_new and self._repeat_best(trials) else "done"
 
     def _is_stopped(self) -> bool:
-        """Raises RunError when the study is not there any more; SQLite may have given its number to another."""
+        """Whether the study was stopped. Raises RunError if it was deleted; SQLite may have reused its id for another study."""
         attrs = study_attributes(self.study, "folder", STOPPED)
         if attrs.get("folder", "") != self.stored:
             raise RunError(f"the study {self.study.study_name!r} was deleted")
         return bool(attrs.get(STOPPED))
 
-    def _reap(self, trials: Sequence[FrozenTrial]) -> list[int]:
+    def _release_lost(self, trials: Sequence[FrozenTrial]) -> list[int]:
         lost = self.leases.lost(trials)
-        # Running under this worker, which runs none now: the answer to its lease was lost on the way.
+        # Trials leased by this worker, which runs none now: the reply of the storage was lost.
         running = (trial for trial in trials if trial.state == TrialState.RUNNING)
         orphans = [trial for trial in running if TrialRecord(trial).worker.token == self.token]
         for trial in lost:
             worker = TrialRecord(trial).worker
-            let_wait(self.storage, trial, f"its worker {worker.pid} on {worker.host} was gone", died=True)
+            requeue(self.storage, trial, f"its worker (process {worker.pid} on {worker.host}) stopped responding", died=True)
         for trial in orphans:
-            let_wait(self.storage, trial, "the storage was away")
+            requeue(self.storage, trial, "the storage was unavailable")
         return [trial.number for trial in (*lost, *orphans)]
 
-    def _sees(self, trials: Sequence[FrozenTrial], number: int) -> bool:
-        """Whether all that a trial at place `number` may know has come about."""
-        if not self.spec.looks_back or self.spec.parallel is None:
+    def _history_complete(self, trials: Sequence[FrozenTrial], number: int) -> bool:
+        """Whether all results that trial `number` depends on are available."""
+        if not self.spec.uses_history or self.spec.parallel is None:
             return True
         return all(trial.state.is_finished() for trial in trials[: max(0, number - self.spec.parallel + 1)])
 
-    def _spent(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether the steps of the trials that a new one may know of have used up the study's."""
+    def _steps_spent(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether the visible trials have used up the study's budget of steps."""
         if self.spec.steps is None:
             return False
         return steps_spent(trial for trial in trials if sees_end(self.spec, len(trials), trial)) >= self.spec.steps
 
-    def _new(self, trials: Sequence[FrozenTrial]) -> TrialLease | None:
-        """Draw the next trial and store it. None for one that needs no worker."""
+    def _draw_trial(self, trials: Sequence[FrozenTrial]) -> TrialLease | None:
+        """Draw and store the next trial. None if it does not need a worker."""
         number = len(trials)
         in_memory, values = self.history.draw(number, trials, {})
         try:
             config = self._config(number, values)
         except UserError as error:
-            self._store(number, in_memory, TrialState.FAIL, {"reason": str(error)})
-            self.refused.append(str(error))
-            if len(self.refused) >= REFUSALS:
-                raise RunError(f"{REFUSALS} trials in a row ask for no valid run, the last because: {error}") from error
+            self._insert(number, in_memory, TrialState.FAIL, {"reason": str(error)})
+            self.invalid.append(str(error))
+            if len(self.invalid) >= MAX_INVALID:
+                raise RunError(f"{MAX_INVALID} trials in a row had an invalid configuration, the last: {error}") from error
             return None
-        attrs = self._attrs(self._folder(number), config)
-        if self.spec.duplicates != "rerun" and (twin := self._twin(attrs["key"], trials, number)):
+        attrs = self._start_attributes(self._run_folder(number), config)
+        if self.spec.duplicates != "rerun" and (twin := self._duplicate(attrs["key"], trials, number)):
             taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
             if self.spec.duplicates == "reuse":
-                self._store(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
+                self._insert(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:
-                self._store(number, in_memory, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})
+                self._insert(number, in_memory, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})
             return None
-        self.refused.clear()
-        trial_id = self._store(number, in_memory, TrialState.RUNNING, attrs)
+        self.invalid.clear()
+        trial_id = self._insert(number, in_memory, TrialState.RUNNING, attrs)
         return None if trial_id is None else self._lease(number, trial_id, config, in_memory, attrs, {})
 
-    def _take(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> TrialLease | None:
-        """Go on with a trial that waits, or begin one that was queued."""
+    def _start_queued(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> TrialLease | None:
+        """Resume a requeued trial, or start a queued one."""
         before = TrialRecord(trial)
-        given = self.spec.run.given(), before.config, before.cell and before.cell.values  # not of the spec alone
+        given = self.spec.run.given(), before.config, before.cell and before.cell.values
         check_imports(f"trial {trial.number} of the study {self.study.study_name!r}", imports_of(*given), self.allowed)
-        # Without a configuration, its worker died while it wrote the parameters: they must be drawn as they were then.
+        # Without a configuration, the worker died while it wrote the parameters: draw the same ones again.
         fixed = trial.params if before.config else trial.system_attrs.get("fixed_params", trial.params)
         in_memory, values = self.history.draw(trial.number, trials, fixed)
         try:
@@ -171,8 +171,8 @@ class Scheduler:
                 self.storage.set_trial_param(
                     trial._trial_id, name, distribution.to_internal_repr(in_memory.params[name]), distribution
                 )
-        attrs = self._attrs(self._folder(trial.number, before), config)
-        if before.versions:  # of its checkpoint: whoever runs it sees to that
+        attrs = self._start_attributes(self._run_folder(trial.number, before), config)
+        if before.versions:  # of its checkpoint; `run_trial` compares them
             attrs["versions"] = before.versions
         set_attrs(self.storage, trial._trial_id, attrs)
         self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
@@ -181,30 +181,29 @@ class Scheduler:
         )
 
     def _config(self, number: int, values: Mapping[str, Any], cell: Cell | None = None) -> RunConfig:
-        """The trial's complete configuration: its cell's, or what was drawn, with the seed of the trial's number."""
+        """The resolved configuration of a trial: from its cell, or from the drawn values and a seed derived from its number."""
         if cell:
             return self.spec.config(cell.values).resolve()
         return self.spec.config({**values, "seed": derive(self.spec.seed, "trial", number) % 2**31}).resolve()
 
-    def _folder(self, number: int, before: TrialRecord | None = None) -> Path:
-        """The run folder: the one that the trial began in, or a new one.
+    def _run_folder(self, number: int, before: TrialRecord | None = None) -> Path:
+        """The run folder: the one that the trial was started in, or a new one.
 
-        A folder of the trial's number that is there already is another study's: a copy, under the same name, in another
-        storage.
+        If the folder of this trial number exists, it belongs to a copy of the study in another storage.
         """
         if before and before.began and before.folder.parent == self.folder:
             return before.folder
         folder = self.folder / f"{number:04d}"
         return self.folder / f"{number:04d}-{uuid.uuid4().hex[:8]}" if folder.exists() else folder
 
-    def _attrs(self, folder: Path, config: RunConfig) -> dict[str, Any]:
-        """What a running trial holds."""
+    def _start_attributes(self, folder: Path, config: RunConfig) -> dict[str, Any]:
+        """User attributes of a trial that is started."""
         worker = asdict(this_process(self.token))
         attrs = {"worker": worker, "config": config.dump(), "seed": config.seed, "folder": str(folder)}
         key = {"key": configuration_key(config)} if self.spec.duplicates != "rerun" else {}
         return {**attrs, **key, "versions": versions()}
 
-    def _store(
+    def _insert(
         self,
         number: int,
         in_memory: optuna.Trial,
@@ -212,7 +211,7 @@ class Scheduler:
         attrs: Mapping[str, Any],
         values: Sequence[float] | None = None,
     ) -> int | None:
-        """Write a trial, all of it at once, and return its id; None when its place is taken: the lock was lost on the way."""
+        """Write a trial in one transaction and return its id; None if its number is taken (the lock was lost meanwhile)."""
         here = in_memory.study._storage.get_trial(in_memory._trial_id)
         template = create_trial(
             state=state,
@@ -236,13 +235,13 @@ class Scheduler:
         folder = Path(attrs["folder"])
         return TrialLease(self.study, self.token, number, trial_id, config, folder, in_memory, dict(attrs), dict(reports))
 
-    def _twin(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:
-        """The first complete trial of the same configuration that the one at place `number` may know of."""
+    def _duplicate(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:
+        """The first complete trial with the same configuration that is visible to trial `number`."""
         visible = (t for t in trials if t.state == TrialState.COMPLETE and sees_end(self.spec, number, t))
         return next((trial for trial in visible if TrialRecord(trial).key == key), None)
 
     def _repeat_best(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Queue the repeats of the best trials that are missing; whether there were any."""
+        """Queue the missing repeats of the best trials; returns whether any were queued."""
         if self.spec.repeats == 1 or self.spec.compares or self.spec.pruner["name"] == "wilcoxon":
             return False
         there = {(record.repeats, record.seed) for record in map(TrialRecord, trials) if record.repeats is not None}
@@ -268,7 +267,7 @@ def repeat_seed(seed: int, index: int) -> int:
 
 
 def configuration_key(config: RunConfig) -> str:
-    """What stands for a complete configuration, on whatever seed, device and threads."""
+    """Hash of a complete configuration without seed, device and threads."""
     complete = {**config.dump(), "seed": None}
     complete["recipe"] = {**complete["recipe"], "device": None, "threads": None}
     return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A trial that one worker runs: what it may store, and whether the trial is still its own."""
+"""The lease of a running trial: only the worker that holds it can write to the trial."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DEATHS = 5  # maximum worker deaths before a trial fails
 
 
 class LeaseLost(Exception):
-    """Another worker has taken the trial over, since this one gave no sign of life. What it finds is the same."""
+    """Another worker has taken over the trial, because this one missed its heartbeats."""
 
 
 @dataclass
@@ -34,47 +34,47 @@ class TrialLease:
     trial_id: int
     config: RunConfig
     folder: Path
-    in_memory: optuna.Trial  # the trial in the visible history, which a pruner looks at
-    attrs: dict[str, Any]  # what the storage held of it when it was taken
-    reports: dict[int, float]  # values after steps, those of earlier workers included
+    in_memory: optuna.Trial  # the trial in the visible history, for the pruner
+    attrs: dict[str, Any]  # user attributes when the lease was taken
+    reports: dict[int, float]  # intermediate values by step, including those of earlier workers
 
-    def mine(self) -> bool:
-        """Whether the trial is still this worker's."""
-        return patiently(self._mine)
+    def is_mine(self) -> bool:
+        """Whether this worker still holds the trial."""
+        return patiently(self._is_mine)
 
     def report(self, step: int, value: float) -> None:
-        """A value on the way, for people who look on and for the trials that come after."""
+        """Store an intermediate value."""
         self.reports[step] = value
         self._write(self.study._storage.set_trial_intermediate_value, self.trial_id, step, value)
 
     def note(self, **attrs: Any) -> None:
-        """Store something about the trial."""
+        """Store user attributes of the trial."""
         self._write(set_attrs, self.study._storage, self.trial_id, attrs)
 
     def constrain(self, name: str, violation: float) -> None:
-        """Store how far the trial is from keeping a constraint; 0 and below keeps it."""
+        """Store the violation of a constraint; 0 or below satisfies it."""
         key = f"constraints:{name}"
         self._write(self.study._storage.set_trial_system_attr, self.trial_id, key, violation)
-        self.in_memory.study._storage.set_trial_system_attr(self.in_memory._trial_id, key, violation)  # also a second time
+        self.in_memory.study._storage.set_trial_system_attr(self.in_memory._trial_id, key, violation)
 
     def end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
-        """Store how the trial ended. Raises LeaseLost, and stores nothing, when it is another worker's by now."""
+        """Store the final state. Raises LeaseLost, and stores nothing, if another worker holds the trial."""
         patiently(self._end, state, values, attrs)
 
     def release(self, why: str) -> None:
-        """Let the trial wait for a worker that goes on from its checkpoint."""
+        """Requeue the trial, to be resumed from its checkpoint."""
         patiently(self._release, why)
 
     def _write(self, call: Callable[..., None], *args: Any) -> None:
-        """Raises LeaseLost, and writes nothing, when the trial is another worker's by now, or has ended."""
-        if not self.mine():
+        """Raises LeaseLost, and writes nothing, if another worker holds the trial or it has ended."""
+        if not self.is_mine():
             raise LeaseLost
         try:
             patiently(call, *args)
-        except UpdateFinishedTrialError:  # in between
+        except UpdateFinishedTrialError:  # ended meanwhile
             raise LeaseLost from None
 
-    def _mine(self) -> bool:
+    def _is_mine(self) -> bool:
         try:
             trial = self.study._storage.get_trial(self.trial_id)
         except KeyError:  # the study was deleted
@@ -84,7 +84,7 @@ class TrialLease:
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
         database = rdb(self.study._storage)
         assert database is not None, "studies are made in databases"
-        noted = dict(self.in_memory.study._storage.get_trial(self.in_memory._trial_id).system_attrs)  # by the pruner
+        noted = dict(self.in_memory.study._storage.get_trial(self.in_memory._trial_id).system_attrs)  # written by the pruner
         noted.pop("fixed_params", None)
         with exclusive(self.study._storage, self.study.study_name):
             if not end_trial(database, self.trial_id, self.token, state, values, attrs, noted):
@@ -92,19 +92,19 @@ class TrialLease:
 
     def _release(self, why: str) -> None:
         with exclusive(self.study._storage, self.study.study_name):
-            if self._mine():
-                let_wait(self.study._storage, self.study._storage.get_trial(self.trial_id), why)
+            if self._is_mine():
+                requeue(self.study._storage, self.study._storage.get_trial(self.trial_id), why)
 
 
-def let_wait(storage: BaseStorage, trial: FrozenTrial, why: str, died: bool = False) -> None:
-    """Queue a trial that has lost its worker, to go on; after five deaths it fails."""
+def requeue(storage: BaseStorage, trial: FrozenTrial, why: str, died: bool = False) -> None:
+    """Queue a trial again to be resumed; it fails after five worker deaths."""
     record = TrialRecord(trial)
     changed = record.interrupted(why, died)
     deaths = died + sum(one.died for one in record.interruptions)
     if deaths >= DEATHS:
-        reason = f"its worker died {deaths} times, the last on {record.worker.host}: was there enough memory?"
+        reason = f"its worker died {deaths} times, the last on {record.worker.host}: possibly out of memory"
         set_attrs(storage, trial._trial_id, {"interruptions": changed["interruptions"], "reason": reason})
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return
-    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)  # first: a death is not to be counted twice
+    storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)  # first, so that a death is not counted twice
     set_attrs(storage, trial._trial_id, changed)

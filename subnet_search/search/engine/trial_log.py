@@ -1,4 +1,4 @@
-"""The log of a trial."""
+"""The log file of a trial."""
 
 import logging
 from collections.abc import Iterator
@@ -10,31 +10,31 @@ from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.storage.connect import scrub
 
 log = logging.getLogger("subnet_search")
-LOG_LINES = 20  # of a failed trial's log, kept in the study
+LOG_LINES = 20  # last lines of a failed trial's log, stored in the study
 
 
-def _tail(lease: TrialLease) -> list[str]:
+def log_tail(lease: TrialLease) -> list[str]:
     path = lease.folder / "log.txt"
     return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:] if path.is_file() else []
 
 
 @contextmanager
-def _logged(lease: TrialLease) -> Iterator[None]:
-    """The trial's log.txt: what is logged and warned of while it runs."""
+def log_to_file(lease: TrialLease) -> Iterator[None]:
+    """Write logs and warnings to the trial's log.txt while it runs."""
     try:
         lease.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(lease.folder / "log.txt")
     except OSError as error:
         raise RunError(f"cannot write {lease.folder}: {error.strerror}") from error
     handler.setFormatter(Redacting("%(asctime)s %(message)s"))
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk ends a trial by its checkpoint
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported when the checkpoint is written
     before, warned = log.level, logging.getLogger("py.warnings")
     for logger in (log, warned):
         logger.addHandler(handler)
     log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    worker = lease.attrs.get("interruptions", [])
-    log.info("trial %d %s", lease.number, f"goes on ({worker[-1]['why']})" if worker else "begins")
+    interruptions = lease.attrs.get("interruptions", [])
+    log.info("trial %d %s", lease.number, f"resumes ({interruptions[-1]['why']})" if interruptions else "starts")
     try:
         yield
     finally:

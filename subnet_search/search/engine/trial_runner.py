@@ -24,19 +24,19 @@ from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
 from subnet_search.extraction.session import check_storable
 from subnet_search.nets import build, is_ours
-from subnet_search.search.engine.heartbeat import _beating
+from subnet_search.search.engine.heartbeat import send_heartbeats
 from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
-from subnet_search.search.engine.trial_log import _logged, _tail
+from subnet_search.search.engine.trial_log import log_tail, log_to_file
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
-from subnet_search.search.spec.study_spec import WATCHED, StudySpec
+from subnet_search.search.spec.study_spec import EPOCH_METRICS, StudySpec
 from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.records import REPEATS
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
-REPORTS = 20  # at most, of a trial that no pruner watches
+REPORTS = 20  # most intermediate values of a trial without a pruner
 RECORD = ("density", "val_accuracy", "test_accuracy", "steps", "passes", "seconds", "sha256")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -45,7 +45,7 @@ log = logging.getLogger("subnet_search")
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ended, and what is stored about it."""
+    """Final state of a trial, with its values and user attributes."""
 
     state: TrialState
     values: Sequence[float] | None
@@ -53,7 +53,7 @@ class Ending:
 
 
 class _Pruned(Exception):
-    """The trial is not worth going on with."""
+    """The trial is stopped early."""
 
     def __init__(self, reason: str, attrs: dict[str, Any] | None = None) -> None:
         super().__init__(reason)
@@ -61,15 +61,15 @@ class _Pruned(Exception):
 
 
 def run_trial(lease: TrialLease, spec: StudySpec, load: Callable[[RunConfig], Data], should_stop: Callable[[], bool]) -> Ending:
-    """Run a trial to its end, whatever that is.
+    """Run a trial until it is complete, pruned or failed.
 
-    Raises Interrupted when stopped, RunError when the disk is full (in both cases the trial is as far as its last
-    checkpoint), and LeaseLost when another worker has it by now.
+    Raises Interrupted when stopped, RunError when the disk is full (both can be resumed from the last checkpoint), and
+    LeaseLost when another worker has taken over.
     """
-    with _logged(lease), _beating(lease, spec.heartbeat) as (lost, stopped), _shared(lease, spec):
+    with log_to_file(lease), send_heartbeats(lease, spec.heartbeat) as (lost, stopped), _artifacts(lease, spec):
         try:
             if lease.attrs.get("versions", versions()) != versions():
-                _begin_anew(lease)
+                _restart(lease)
             return _Trial(lease, spec, load(lease.config), lost).run(lambda: stopped.is_set() or should_stop())
         except _Pruned as pruned:
             log.info("stopped early: %s", pruned)
@@ -77,14 +77,14 @@ def run_trial(lease: TrialLease, spec: StudySpec, load: Callable[[RunConfig], Da
             return Ending(TrialState.PRUNED, last, {"reason": str(pruned), **pruned.attrs})
         except (Interrupted, LeaseLost):
             raise
-        except Exception as error:  # a fault of the network or the machine: the study must outlive it, with the reason kept
+        except Exception as error:  # any error fails this trial only; the reason is stored
             if any(isinstance(fault, OSError) and fault.errno in FULL for fault in (error, error.__cause__)):
                 raise RunError(f"the disk is full: {error}") from error
-            return _failed(lease, error)
+            return _failure(lease, error)
 
 
 class _Trial:
-    """What happens between a trial's first step and its last."""
+    """The runs of a trial, with constraints, reports and pruning."""
 
     def __init__(self, lease: TrialLease, spec: StudySpec, data: Data, lost: threading.Event) -> None:
         self.lease, self.spec, self.data, self.lost = lease, spec, data, lost
@@ -92,10 +92,10 @@ class _Trial:
         self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
-        self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in WATCHED else None
+        self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in EPOCH_METRICS else None
         self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
-        self.reached: dict[str, list[float]] = dict(lease.attrs.get("rungs", {}))
-        self.untold = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # by earlier workers
+        self.rung_values: dict[str, list[float]] = dict(lease.attrs.get("rungs", {}))
+        self.unreplayed = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # reports of earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if "bytes" in (*self.spec.objective, *(bound.name for bound in self.spec.bounds)):
@@ -106,24 +106,24 @@ class _Trial:
         record: dict[str, Any] = dict(self.lease.attrs.get("first", {}))
         for index in range(self.spec.repeats if by_seeds else 1):
             if index == len(seeds):
-                values, found = self._one(index, should_stop)
+                values, found = self._run_seed(index, should_stop)
                 seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
                 record = record or found
             if by_seeds:
                 self.lease.note(seeds=seeds, first=record)
                 drop_checkpoints(self.lease.folder)
                 self._compare_seeds(index, seeds[index]["values"][0], record)
-        self._catch_up(self.config.recipe.epochs)
+        self._replay_reports(self.config.recipe.epochs)
         attrs = {key: value for key, value in record.items() if key != "seed"}
         means = [fmean(column) for column in zip(*(seed["values"] for seed in seeds), strict=True)]
         for name, value in zip(self.spec.objective, means, strict=True):
-            if math.isnan(value):  # which no storage of Optuna's can hold
-                raise RunError(f"{name} is {value}: not a number that can be compared")
+            if math.isnan(value):  # Optuna cannot store it
+                raise RunError(f"{name} is {value}, not a number")
         log.info("complete: %s", ", ".join(f"{key} {value:.4g}" for key, value in zip(self.spec.objective, means, strict=True)))
         return Ending(TrialState.COMPLETE, means, attrs)
 
-    def _one(self, index: int, should_stop: Callable[[], bool]) -> tuple[list[float], dict[str, Any]]:
-        """One run: its values, and what is stored of it."""
+    def _run_seed(self, index: int, should_stop: Callable[[], bool]) -> tuple[list[float], dict[str, Any]]:
+        """Run one seed; returns its objective values and what is stored about it."""
         config, folder = self.config, self.lease.folder
         if index:
             config = config.model_copy(update={"seed": repeat_seed(config.seed, index)})
@@ -135,13 +135,13 @@ class _Trial:
             data=self.data,
             save=False,
             leased=True,
-            on_begin=self._begun if self.spec.bounds else None,
-            on_step=lambda _: self._still_ours(),
-            on_epoch=self._epoch,
+            on_begin=self._check_topology if self.spec.bounds else None,
+            on_step=lambda _: self._check_lease(),
+            on_epoch=self._on_epoch,
             should_stop=should_stop,
         )
-        reached = ["flops_ratio"] if "flops" in (config.target or ()) else []
-        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *reached])
+        rung_values = ["flops_ratio"] if "flops" in (config.target or ()) else []
+        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *rung_values])
         net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
@@ -153,24 +153,24 @@ class _Trial:
             "seed": config.seed,
         }
 
-    def _constrain(self, known: dict[str, float], when: str) -> None:
-        """Store the constraints that are certain by now. One that is broken ends the trial."""
+    def _constrain(self, metrics: dict[str, float], when: str) -> None:
+        """Store the constraints whose values are certain; a violated one ends the trial."""
         for bound in self.spec.bounds:
-            if bound.name in known:
-                self.lease.constrain(bound.name, bound.violation(known[bound.name]))
-                if bound.violation(known[bound.name]) > 0:
-                    raise _Pruned(f"{bound} is broken {when}: {known[bound.name]:.4g}")
+            if bound.name in metrics:
+                self.lease.constrain(bound.name, bound.violation(metrics[bound.name]))
+                if bound.violation(metrics[bound.name]) > 0:
+                    raise _Pruned(f"{bound} is violated {when}: {metrics[bound.name]:.4g}")
 
-    def _begun(self, masks: Masks) -> None:
-        self._constrain(of_topology(self.config, self.data, masks), "by the topology it began with")
+    def _check_topology(self, masks: Masks) -> None:
+        self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
 
-    def _still_ours(self) -> None:
+    def _check_lease(self) -> None:
         if self.lost.is_set():
             raise LeaseLost
 
-    def _epoch(self, epoch: Epoch) -> None:
+    def _on_epoch(self, epoch: Epoch) -> None:
         log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.val_accuracy, epoch.density)
-        # While a network is still denser than it will be, its accuracy says nothing about the trial.
+        # Values are comparable only once the target density is reached.
         if not epoch.reached:
             return
         last = epoch.epoch >= self.config.recipe.epochs
@@ -178,25 +178,25 @@ class _Trial:
         if self.watched and self.pruner != "wilcoxon" and (last or epoch.epoch % self.every == 0):
             value = at_epoch(epoch)[self.watched]
             if not math.isfinite(value):
-                raise RunError(f"{self.watched} is {value} after epoch {epoch.epoch}: not a number that can be compared")
-            self._catch_up(epoch.epoch)
-            self.untold.pop(epoch.epoch, None)
+                raise RunError(f"{self.watched} is {value} after epoch {epoch.epoch}, not a finite number")
+            self._replay_reports(epoch.epoch)
+            self.unreplayed.pop(epoch.epoch, None)
             self.lease.in_memory.report(value, epoch.epoch)
             self.lease.report(epoch.epoch, value)
             if not last and self.pruner != "none" and self.lease.in_memory.should_prune():
                 raise _Pruned(f"{self.spec.pruner['name']} stopped it after epoch {epoch.epoch}", now)
         if epoch.epoch in self.rungs and not last:
-            known = {**at_epoch(epoch), "density": epoch.density}
-            self.reached[str(epoch.epoch)] = [known[name] for name in self.spec.objective if name in known]
-            self.lease.note(rungs=self.reached)
-            if is_behind(self.lease, self.spec, str(epoch.epoch), self.reached[str(epoch.epoch)]):
-                raise _Pruned(f"behind others at rung {epoch.epoch}", now)
+            metrics = {**at_epoch(epoch), "density": epoch.density}
+            self.rung_values[str(epoch.epoch)] = [metrics[name] for name in self.spec.objective if name in metrics]
+            self.lease.note(rungs=self.rung_values)
+            if is_behind(self.lease, self.spec, str(epoch.epoch), self.rung_values[str(epoch.epoch)]):
+                raise _Pruned(f"pruned by rank at rung {epoch.epoch}", now)
 
-    def _catch_up(self, epoch: int) -> None:
+    def _replay_reports(self, epoch: int) -> None:
         """Replay past reports to the pruner after a resume."""
-        for step in sorted(step for step in self.untold if step < epoch):
-            self.lease.in_memory.report(self.untold.pop(step), step)
-            self.lease.in_memory.should_prune()  # it notes what it looked at
+        for step in sorted(step for step in self.unreplayed if step < epoch):
+            self.lease.in_memory.report(self.unreplayed.pop(step), step)
+            self.lease.in_memory.should_prune()  # the pruner stores its state
 
     def _compare_seeds(self, index: int, value: float, record: dict[str, Any]) -> None:
         self.lease.in_memory.report(value, index)
@@ -205,9 +205,9 @@ class _Trial:
             raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in RECORD})
 
 
-def _begin_anew(lease: TrialLease) -> None:
-    """Forget what other versions of the packages had come to: a trial is of one version."""
-    log.warning("begun anew: it was begun with other versions of the packages")
+def _restart(lease: TrialLease) -> None:
+    """Delete the progress made with other package versions: a trial uses one version throughout."""
+    log.warning("starting over: the checkpoint is from other package versions")
     for path in set(lease.folder.iterdir()) - {lease.folder / "log.txt"}:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     lease.reports.clear()
@@ -216,21 +216,21 @@ def _begin_anew(lease: TrialLease) -> None:
     lease.note(versions=versions())
 
 
-def _failed(lease: TrialLease, error: Exception) -> Ending:
+def _failure(lease: TrialLease, error: Exception) -> Ending:
     expected = isinstance(error, UserError | RunError)
     first = (str(error).splitlines() or [""])[0]
     reason = scrub(first if expected else f"{type(error).__name__}: {first}")
     trace = {} if expected else {"traceback": scrub("".join(traceback.format_exception(error)))}
     log.error("failed: %s", reason)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):  # what the trial held must be gone before the next begins
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):  # free its memory before the next trial
         error.__traceback__ = None
         gc.collect()
         torch.cuda.empty_cache()
-    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": _tail(lease)})
+    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": log_tail(lease)})
 
 
-def _shared(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
-    """Checkpoints and files reach other machines, where the spec says how."""
+def _artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
+    """Copy checkpoints and files to the artifact store, if the spec has one."""
     if spec.artifacts is None:
         return nullcontext()
     from subnet_search.search.engine.artifact_store import shared

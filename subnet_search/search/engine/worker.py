@@ -1,4 +1,4 @@
-"""A worker: one process that runs trials of a study until its budget is met. Stateless; the storage is the state."""
+"""A worker: one process that runs trials of a study until the budget is used up. All state is in the storage."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ from subnet_search.search.storage.records import FINISHED, TrialRecord
 from subnet_search.search.storage.retry import guarded, patiently
 
 FAILURES_IN_A_ROW = 5
-LOOK_AGAIN = 0.01, 2.0  # seconds a worker waits for others before it looks again: at first, and at most
+POLL_SECONDS = 0.01, 2.0  # between two attempts to get a trial: first and longest pause
 
 Objective = Callable[[TrialLease, StudySpec, Callable[[RunConfig], Data], Callable[[], bool]], Ending]
 
@@ -42,19 +42,22 @@ def run_worker(
     should_stop: Callable[[], bool] = lambda: False,
     objective: Objective = run_trial,
 ) -> list[int]:
-    """Run trials until `trials` of the study (default: its spec's number) are finished or `timeout` seconds passed.
+    """Run trials until the study is finished; returns the numbers of the trials that ended in this worker.
 
-    Returns the numbers of the trials that ended here. While others are at work the worker stays, to take over what they
-    leave. A trial that fails is recorded with its reason and the worker goes on; after five failures in a row it raises
-    RunError, since the sixth would fail too (but not in a comparison, whose cells have little in common). When
-    `should_stop` says so, the trial under way writes a checkpoint and waits to go on, and Interrupted is raised.
-    A storage that does not answer at first is waited for `wait` seconds. What the study imports, for networks that are
-    not ours, must be in `allow_imports`, by its name or its module: else UserError says so, and nothing is imported.
+    trials          finished trials at which the study ends; default: the spec's
+    timeout         seconds after which no trial is started; default: the spec's
+    wait            seconds to wait for a storage that does not respond at first
+    allow_imports   names or modules that the study may import
+    should_stop     when it returns True, the running trial writes a checkpoint and is requeued
+
+    The worker stays while other workers run trials, to take over those that they lose. A failed trial is stored with its
+    reason. Raises RunError after five failures in a row (except in a comparison), Interrupted when stopped, and UserError
+    for an import that is not allowed, before importing anything.
     """
-    should_stop = _held(should_stop)
+    should_stop = _latched(should_stop)
     storage = open_storage(url, wait=wait)
     with guarded(f"the study {name!r} in {safe_url(url)}"):
-        spec, scheduler = patiently(_take_up, name, storage, trials, allow_imports)
+        spec, scheduler = patiently(_open_study, name, storage, trials, allow_imports)
     if spec.artifacts is not None:
         from subnet_search.search.engine.artifact_store import open_store
 
@@ -63,44 +66,44 @@ def run_worker(
     deadline = time.monotonic() + (timeout or spec.timeout or float("inf"))
     failures: list[str] = []
     ran: list[int] = []
-    pause = LOOK_AGAIN[0]
+    pause = POLL_SECONDS[0]
     while True:
         if should_stop():
             raise Interrupted("stopped between trials")
-        lease = scheduler.next(begin=time.monotonic() < deadline)
+        lease = scheduler.next(start_new=time.monotonic() < deadline)
         if lease == "done":
             return ran
         if lease == "wait":
             time.sleep(pause)
-            pause = min(2 * pause, LOOK_AGAIN[1])
+            pause = min(2 * pause, POLL_SECONDS[1])
             continue
-        pause = LOOK_AGAIN[0]
-        ending = _run(lease, spec, objective, lambda config: data(config.data), should_stop)
+        pause = POLL_SECONDS[0]
+        ending = _run_and_store(lease, spec, objective, lambda config: data(config.data), should_stop)
         if ending is None:
             continue
         ran.append(lease.number)
         failures = [] if ending.state in FINISHED else [*failures, ending.attrs["reason"]]
         if len(failures) >= FAILURES_IN_A_ROW and not spec.compares:
-            raise RunError(f"{len(failures)} trials failed in a row, the last because: {failures[-1]}")
+            raise RunError(f"{len(failures)} trials failed in a row, the last: {failures[-1]}")
 
 
-def _take_up(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Scheduler]:
-    """All that a worker reads of a study before it looks for a trial."""
+def _open_study(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Scheduler]:
+    """Load the study and its spec, and make the scheduler."""
     study = load_study(name, storage)
     spec = trusted_spec_of(study, allowed)
     adopt(study)
-    _tell_versions(study.user_attrs.get("versions", {}))
+    _warn_of_versions(study.user_attrs.get("versions", {}))
     return spec, Scheduler(study, spec, trials or spec.trials, allowed)
 
 
-def _run(
+def _run_and_store(
     lease: TrialLease,
     spec: StudySpec,
     objective: Objective,
     load: Callable[[RunConfig], Data],
     should_stop: Callable[[], bool],
 ) -> Ending | None:
-    """Run a trial and store its end; None when another worker has taken it over, or the study was stopped."""
+    """Run a trial and store its final state; None if another worker took over or the study was stopped."""
     try:
         ending = objective(lease, spec, load, should_stop)
         lease.end(ending.state, ending.values, ending.attrs)
@@ -124,12 +127,12 @@ def _run(
         lease.release(str(error))
         raise
     except KeyboardInterrupt:
-        lease.release("broken off")
+        lease.release("interrupted")
         raise
 
 
-def _held(should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """`should_stop`, which goes on saying so once it has."""
+def _latched(should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, which stays True after the first time."""
     said = False
 
     def held() -> bool:
@@ -140,16 +143,16 @@ def _held(should_stop: Callable[[], bool]) -> Callable[[], bool]:
     return held
 
 
-def _tell_versions(begun: dict[str, str]) -> None:
-    changed = [f"{key} {begun[key]}, here {now}" for key, now in versions().items() if begun.get(key, now) != now]
+def _warn_of_versions(started: dict[str, str]) -> None:
+    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
     if changed:
-        log.warning("the study was begun with %s: its trials say which version they ran with", "; ".join(changed))
+        log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
 
 
 def config_of(trial: FrozenTrial) -> RunConfig:
-    """The complete configuration that a trial ran with. Raises RunError when it never began."""
+    """The complete configuration of a trial. Raises RunError if it was never started."""
     record = TrialRecord(trial)
     if record.config is None:
-        reason = "it waits to begin" if trial.state == TrialState.WAITING else record.reason or "it never began"
-        raise RunError(f"trial {trial.number} holds no configuration: {reason}")
+        reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
+        raise RunError(f"trial {trial.number} has no configuration: {reason}")
     return check(RunConfig, record.config)

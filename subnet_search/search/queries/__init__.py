@@ -1,1 +1,1 @@
-"""What is read out of a study."""
+"""Queries on studies."""

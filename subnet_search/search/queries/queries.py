@@ -1,7 +1,6 @@
-"""Looking into a storage: studies and trials as plain rows, for tables and JSON.
+"""Read studies and trials as plain rows, for tables and JSON.
 
-All of it needs the storage and nothing else: a study's specification is read as plain values, and torch, which takes
-longer to import than a study of thousands of trials to read, is not imported.
+Specifications are read as plain values, so that torch is not imported: that would take longer than reading a large study.
 """
 
 from collections import Counter
@@ -18,7 +17,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
-from subnet_search.search.storage.records import REPEATS, TrialRecord, plain_spec
+from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec
 
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
@@ -27,7 +26,7 @@ LOG_LINES = 20
 
 
 def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
-    """Every study: its name, how many trials in which state, its best value (one objective) and when it began."""
+    """One row per study: name, trials by state, objectives, best value (single objective only), start time."""
     rows = []
     for name, states in study_states(storage).items():
         study = Snapshot(optuna.load_study(study_name=name, storage=storage), without=COLDER)
@@ -46,7 +45,7 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
 
 
 def trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    """One trial, with what our runs store beside Optuna's own."""
+    """One trial as a row: Optuna's fields and the attributes that runs store."""
     record, attrs = TrialRecord(trial), trial.user_attrs
     return {
         "number": trial.number,
@@ -57,7 +56,7 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "steps": record.get("steps", int),
         "measured": {name: attrs[name] for name in attrs if name not in PLAIN and measured(trial, (), name) is not None},
         "repeats": record.repeats,
-        "known": record.imported_from,
+        "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "constraints": trial.constraints,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
@@ -65,24 +64,25 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
-    """All trials, in their order. Asked again and again of one study, only what has changed is read."""
+    """All trials as rows. Repeated calls on one study read only what has changed."""
     return [trial_row(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
-    """A trial by its number. Raises UserError when there is none."""
+    """A trial by its number. Raises UserError if there is none."""
     found = read_trials(study, first=number, last=number) if 0 <= number <= MOST else []
     if not found:
         count = study_states(study._storage)[study.study_name].total()
-        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, counted from 0")
+        raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {count}, numbered from 0")
     return found[0]
 
 
 def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
-    """Everything known about one trial, its repeats and the last lines of its log included. Raises UserError."""
+    """All stored data of a trial, with its repeats and the last lines of its log. Raises UserError if there is none."""
     trial = find_trial(study, number)
     attrs = dict(trial.user_attrs)
-    attrs.pop("interruptions", None)
+    for shown in ("interruptions", IMPORTED):
+        attrs.pop(shown, None)
     row = {**trial_row(trial), "interruptions": [asdict(one) for one in TrialRecord(trial).interruptions]}
     rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
     named = dict(zip(objectives(study), trial.values or (), strict=False))
@@ -105,7 +105,7 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
 
 
 def log_tail(trial: FrozenTrial) -> list[str]:
-    """The last lines of a trial's log, if its folder is on this machine; else those that were stored when it failed."""
+    """The last lines of a trial's log: from its folder if this machine has it, else as stored when it failed."""
     record = TrialRecord(trial)
     path = record.folder / "log.txt"
     try:
@@ -115,29 +115,29 @@ def log_tail(trial: FrozenTrial) -> list[str]:
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial, the earlier of equal ones; with several objectives, the Pareto front. Empty before any is complete."""
+    """The best trial (of equal ones the first), or the Pareto front for several objectives. Empty if no trial is complete."""
     return [ranked.trial for ranked in best_ranked(study)]
 
 
 def need_ranked(study: optuna.Study) -> list[Ranked]:
-    """`best_ranked`. Raises UserError that says why when there is none."""
+    """`best_ranked`. Raises UserError with the reason if there is no best trial."""
     found = best_ranked(study)
     if not found:
         complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         if not complete:
             raise UserError(f"no trial of {study.study_name!r} is complete yet")
         bounds = constraint_words(plain_spec(study))
-        raise UserError(f"none of the {complete} complete trials of {study.study_name!r} keeps its constraints ({bounds})")
+        raise UserError(f"none of the {complete} complete trials of {study.study_name!r} satisfies its constraints ({bounds})")
     return found
 
 
 def need_best(study: optuna.Study) -> list[FrozenTrial]:
-    """`best_trials`, complete with their configurations. Raises UserError that says why when there is none."""
+    """`best_trials` with all attributes. Raises UserError with the reason if there is no best trial."""
     return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
 
 
 def ranked_row(ranked: Ranked) -> dict[str, Any]:
-    """A trial with the mean, lowest and highest of each objective over its seeds."""
+    """A trial as a row, with mean, lowest and highest value of each objective over its seeds."""
     seeds = TrialRecord(ranked.trial).seeds
     ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
     spread = [list(ends) for ends in ranked.spread]
@@ -145,11 +145,12 @@ def ranked_row(ranked: Ranked) -> dict[str, Any]:
 
 
 def constraint_words(spec: Mapping[str, Any]) -> str:
+    """The constraints of a specification in one line."""
     return ", ".join(f"{name} {bound.strip()}" for name, bound in spec.get("constraints", {}).items())
 
 
 def counted(states: Iterable[TrialState]) -> dict[str, int]:
-    """How many trials in which state, in the order of Optuna's states."""
+    """Number of trials by state, in the order of Optuna's states."""
     found = Counter(states)
     return {state.name: found[state] for state in TrialState if found[state]}
 

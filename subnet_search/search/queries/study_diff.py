@@ -1,4 +1,4 @@
-"""Two studies side by side: what they cost, what they found, and who was ahead after equal work."""
+"""Compare two studies: budgets, results, and the best result after equal work."""
 
 import itertools
 from bisect import bisect_right
@@ -16,21 +16,21 @@ from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord, plain_spec, searched_trials, steps_spent
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both have done
+FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both studies have done
 BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat", "imports", "enqueue", "artifacts")
 
 
-def versus(a: Snapshot, b: Snapshot) -> dict[str, Any]:
-    """Two studies with the same objectives: their budgets and best, the best so far at equal numbers of trials and of
-    training steps (one objective), and what they search or run differently.
+def diff_studies(a: Snapshot, b: Snapshot) -> dict[str, Any]:
+    """Compare two studies with the same objectives: budgets, best trials, differences in the specifications, and for a single
+    objective the best value after equal numbers of trials and training steps.
 
-    Raises UserError when the objectives differ.
+    Raises UserError if the objectives differ.
     """
     mine, theirs = objectives(a), objectives(b)
     if (mine, a.directions) != (theirs, b.directions):
         raise UserError(
-            f"only studies for the same can be compared: {a.study_name!r} is for {', '.join(mine)}, "
-            f"{b.study_name!r} for {', '.join(theirs)}"
+            f"only studies with the same objectives can be compared: {a.study_name!r} has {', '.join(mine)}, "
+            f"{b.study_name!r} has {', '.join(theirs)}"
         )
     one, other = _summary(a), _summary(b)
     record = {"objective": mine, "studies": [one, other], "differences": differences(plain_spec(a), plain_spec(b))}
@@ -45,7 +45,7 @@ def versus(a: Snapshot, b: Snapshot) -> dict[str, Any]:
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where two specifications search or run something else: all but budgets and places."""
+    """Keys with different values in two specifications, without budgets, names and storage."""
     flat = [dict(_flat({key: value for key, value in spec.items() if key not in BUDGET})) for spec in (mine, theirs)]
     keys = dict.fromkeys(itertools.chain(*flat))
     pairs = ((key, flat[0].get(key), flat[1].get(key)) for key in keys)
@@ -74,7 +74,7 @@ def _summary(study: Snapshot) -> dict[str, Any]:
 
 
 def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
-    """After every finished trial, in their order: trials, training steps, and the best cost so far, one seed each."""
+    """After each finished trial: finished trials, training steps, and the best cost so far (first seeds only)."""
     course, trials, steps, best = [], 0, 0, float("inf")
     for trial in searched_trials(study.get_trials()):
         steps += TrialRecord(trial).steps
@@ -87,14 +87,14 @@ def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
 
 
 def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sign: float) -> list[dict[str, Any]]:
-    """The best so far of both at shares of the work that both have done."""
-    place = ("trials", "steps").index(key)
-    done = min(course[-1][place] if course else 0 for course in courses)
+    """Best value of both studies at fractions of the work that both have done."""
+    column = ("trials", "steps").index(key)
+    done = min(course[-1][column] if course else 0 for course in courses)
     rows = []
-    for work in dict.fromkeys(max(1, round(share * done)) for share in SHARES if done):
+    for work in dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done):
         best = []
         for course in courses:
-            reached = bisect_right([point[place] for point in course], work)
+            reached = bisect_right([point[column] for point in course], work)
             cost = course[reached - 1][2] if reached else float("inf")
             best.append(None if cost == float("inf") else sign * cost)
         rows.append({key: work, "a": best[0], "b": best[1]})
@@ -102,14 +102,14 @@ def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sig
 
 
 def _reached(course: list[tuple[int, int, float]], rival: list[tuple[int, int, float]]) -> dict[str, int] | None:
-    """After how much work one was as good as the other became; None if never."""
+    """Work after which one study reached the other's best value; None if never."""
     if not rival or rival[-1][2] == float("inf"):
         return None
     return next(({"trials": trials, "steps": steps} for trials, steps, best in course if best <= rival[-1][2]), None)
 
 
 def _dominated(a: optuna.Study, b: optuna.Study) -> int:
-    """How many points of b's front some point of a's is better than."""
+    """Number of points on b's front that a point of a's front dominates."""
     signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in a.directions]
     mine, theirs = ([tuple(s * v for s, v in zip(signs, r.mean, strict=True)) for r in best_ranked(study)] for study in (a, b))
     return sum(any(dominates(point, other) for point in mine) for other in theirs)

@@ -1,4 +1,4 @@
-"""A study on one page: what it searches, how far it is, what went wrong, and what it found."""
+"""Summary of a study: space, progress, failures and results."""
 
 import re
 from collections import Counter
@@ -21,8 +21,8 @@ from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord,
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
 
-def overview(study: optuna.Study) -> dict[str, Any]:
-    """Everything about a study, under way or finished, that fits on a page. It need not be one of ours."""
+def summarise_study(study: optuna.Study) -> dict[str, Any]:
+    """Summary of a study, as shown by `study show`; works for any Optuna study."""
     seen = study if isinstance(study, Snapshot) else Snapshot(study)
     spec, trials = plain_spec(seen), seen.get_trials()
     records = list(map(TrialRecord, trials))
@@ -68,11 +68,11 @@ def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTri
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
     if any(not is_dead(TrialRecord(trial).worker) for trial in running):
-        return "stopping" if study.user_attrs.get(STOPPED) else "under way"
+        return "stopping" if study.user_attrs.get(STOPPED) else "running"
     if study.user_attrs.get(STOPPED):
         return "stopped"
     if not trials:
-        return "not begun"
+        return "not started"
     compares = bool(spec) and not spec["space"]
     spent = spec.get("steps") and steps_spent(trials) >= spec["steps"]
     done = compares or spent or _finished(trials, compares) >= spec.get("trials", 0)
@@ -85,12 +85,12 @@ def _finished(trials: Iterable[FrozenTrial], compares: bool) -> int:
 
 
 def _name(part: Any) -> str | None:
-    """A part of a run is a name, or values with a name among them."""
+    """The name in a section of a run: the section is the name, or a mapping with a name."""
     return part.get("name") if isinstance(part, Mapping) else part
 
 
 def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """The parameters that the trials of a study which is not ours had."""
+    """Parameters and domains of the trials, for a study that subnet-search did not create."""
     seen: dict[str, BaseDistribution] = {}
     for trial in trials:
         seen.update(trial.distributions)
@@ -109,7 +109,7 @@ def _words(distribution: BaseDistribution) -> str:
 
 
 def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """The arms, densities and seeds of a comparison's cells."""
+    """Arms, densities and seeds of a comparison's cells."""
     seen: dict[str, dict[str, None]] = {}
     for trial in trials:
         for key, value in parameters(trial).items():
@@ -118,14 +118,14 @@ def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 
 
 def _elapsed(trials: Iterable[FrozenTrial]) -> float | None:
-    """Seconds from the first beginning of a trial to the last end of one."""
+    """Seconds from the start of the first trial to the end of the last; None if no trial has ended."""
     times = [(trial.datetime_start, trial.datetime_complete) for trial in trials if TrialRecord(trial).imported_from is None]
-    begun, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
-    return (max(ended) - min(begun)).total_seconds() if begun and ended else None
+    started, ended = ([moment for moment in column if moment] for column in zip(*times, strict=True)) if times else ([], [])
+    return (max(ended) - min(started)).total_seconds() if started and ended else None
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """Reasons with how often, the most frequent first; those that differ in numbers alone stand together."""
+    """Reasons with their counts, most frequent first; reasons that differ only in numbers are merged."""
     groups: dict[str, list[str]] = {}
     for trial in trials:
         reason = str(TrialRecord(trial).reason)
@@ -135,7 +135,7 @@ def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
 
 
 def _interruptions(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """How many trials lost a worker, how often that was, how many of them are complete by now."""
+    """Numbers of interrupted trials, interruptions, worker deaths, and interrupted trials that have finished since."""
     found = {trial.number: TrialRecord(trial).interruptions for trial in trials}
     past = [one for interruptions in found.values() for one in interruptions]
     ended = sum(trial.state in FINISHED for trial in trials if found[trial.number])
@@ -150,7 +150,7 @@ def _worker(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _versions(trials: Iterable[FrozenTrial]) -> dict[str, dict[str, int]]:
-    """Of what the trials had several versions of, which, and in how many trials."""
+    """Packages of which trials used several versions: number of trials by version."""
     seen: dict[str, Counter[str]] = {}
     for trial in trials:
         for key, version in TrialRecord(trial).versions.items():

@@ -1,4 +1,4 @@
-"""The trials of a study as a table: columns by name, filters, order."""
+"""The trials of a study as a table, with column lookup, filters and sorting."""
 
 import operator
 import re
@@ -12,7 +12,7 @@ from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.parameter_names import by_key
 from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import TrialRecord
+from subnet_search.search.storage.records import IMPORTED, TrialRecord
 
 FILTER = re.compile(r"\s*([^<>=!~]+?)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*")
 ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
@@ -21,13 +21,13 @@ Row = dict[str, Any]
 
 
 def flat_rows(study: Snapshot) -> list[Row]:
-    """A flat row for every trial: its number and state, values, all plain attributes, and parameters by their keys."""
+    """One flat row per trial: number, state, values, scalar attributes, and parameters by key."""
     names = objectives(study)
     return [_flat(trial, names) for trial in study.get_trials()]
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """All columns that a row of the table has a value in."""
+    """The columns in which any row has a value."""
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(key for key, value in row.items() if value is not None))
@@ -35,28 +35,28 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 
 def find_column(name: str, columns: Sequence[str]) -> str:
-    """The column of a name: its own, or the only one that ends in it (lr for recipe.lr). Raises UserError for none."""
+    """The column with this name, or the only one that ends with it (lr for recipe.lr). Raises UserError for none or several."""
     if name in columns:
         return name
     ending = [column for column in columns if column.endswith(f".{name}")]
     if len(ending) > 1:
-        raise UserError(f"{name!r} may be {' or '.join(ending)}")
+        raise UserError(f"{name!r} is ambiguous: {' or '.join(ending)}")
     if not ending:
         raise unknown("column", name, columns)
     return ending[0]
 
 
 def select(rows: Sequence[Row], conditions: Sequence[str], columns: Sequence[str]) -> list[Row]:
-    """The rows that keep all conditions. Raises UserError for one that cannot be read, or has no such column."""
+    """The rows that satisfy all conditions. Raises UserError for an invalid condition or an unknown column."""
     tests = [_condition(text, columns, rows) for text in conditions]
     return [row for row in rows if all(test(row) for test in tests)]
 
 
 def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[Row]:
-    """The rows by a column, those without a value last."""
-    known = [row for row in rows if row.get(column) is not None]
-    known.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
-    return [*known, *(row for row in rows if row.get(column) is None)]
+    """The rows sorted by a column, those without a value last."""
+    present = [row for row in rows if row.get(column) is not None]
+    present.sort(key=lambda row: (isinstance(row[column], str), row[column]), reverse=descending)
+    return [*present, *(row for row in rows if row.get(column) is None)]
 
 
 def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
@@ -69,9 +69,10 @@ def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
         **{
             key: value
             for key, value in record.attrs.items()
-            if isinstance(value, bool | int | float | str) and key not in names
+            if isinstance(value, bool | int | float | str) and key not in (*names, IMPORTED)
         },
         **by_key(parameters(trial)),
+        "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,
         "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
@@ -96,18 +97,18 @@ def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callab
     if not isinstance(wanted, kind):
         wanted = found[3] if kind is str else None
     if wanted is None:
-        raise UserError(f"the filter {text!r}: {column} holds numbers, and {found[3]!r} is none")
+        raise UserError(f"the filter {text!r}: {column} is a number, got {found[3]!r}")
     return lambda row: isinstance(row.get(column), kind) and ORDERS[sign](row[column], wanted)
 
 
 def _same(value: Any, wanted: Any, text: str) -> bool:
-    if isinstance(value, str):  # of two texts, the texts count: a hash may look like a number
+    if isinstance(value, str):  # texts are compared as texts: a hash can look like a number
         return value.lower() == text.lower()
     return bool(value == wanted)
 
 
 def _value(text: str) -> Any:
-    """What a text stands for: a number, yes or no, none, or itself."""
+    """The value of a text: a number, a bool, None, or the text itself."""
     try:
         return float(text)
     except ValueError:

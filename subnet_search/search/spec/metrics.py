@@ -1,7 +1,7 @@
-"""What a study can optimise or constrain: names, directions, and when and how each is known.
+"""Metrics that a study can optimise or constrain: their names, directions, when they are available, and how they are measured.
 
-All on validation data; test data is never looked at. What the topology alone decides (density, parameters, flops) may
-be certain before anything is trained: see `before_training` and `of_topology`.
+All use validation data; test data is never read. Metrics that depend only on the topology (density, parameters, flops) can
+be available before training: see `before_training` and `of_topology`.
 """
 
 import math
@@ -37,7 +37,7 @@ from subnet_search.training import Epoch
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended, with what is measured on it only when asked for."""
+    """A finished run; metrics are measured on request."""
 
     subnetwork: Subnetwork
     data: Data
@@ -51,19 +51,20 @@ class Finished:
         return net.eval().to(self.subnetwork.origin.recipe["device"])
 
     def bytes(self) -> int:
-        """The size of the file that the run would save, were its training time one digit."""
-        of_this_machine = ("seconds", "bytes", "dense_bytes", "subnetwork")  # a search must find the same on another
+        """Size of the file that the run would save, in bytes, without values that differ between machines."""
+        of_this_machine = ("seconds", "bytes", "dense_bytes", "subnetwork")
         metrics = {key: value for key, value in self.subnetwork.metrics.items() if key not in of_this_machine}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "subnetwork.safetensors"
             return replace(self.subnetwork, metrics={**metrics, "seconds": 0}).save(path, self.weights)
 
     def latency(self) -> float:
-        """Of the masked network; where channels are the units, of the one without those that are gone."""
+        """Median time of one input in milliseconds, of the masked network; dead channels are removed first."""
         inputs = self.subnetwork.inputs(1)
         return latency(without_dead(self.net, self.subnetwork), self.subnetwork.origin.shape, inputs=inputs).median
 
     def robustness(self) -> float:
+        """Mean accuracy on validation data under uniform noise, over all noise levels above 0."""
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin
         mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
         with torch.backends.cudnn.flags(deterministic=True):
@@ -73,29 +74,29 @@ class Finished:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that says how good a run's subnetwork is, or what it costs."""
+    """A metric of a run's subnetwork: quality or cost."""
 
     direction: Literal["maximize", "minimize"]
     unit: str
     text: str
-    known: Literal["before", "epoch", "end"]
-    """The earliest moment: before training (for some methods, else at the end), after every epoch, or at the end."""
+    available: Literal["before", "epoch", "end"]
+    """When the value is first available: before training (some methods only, else at the end), after each epoch, at the end."""
     of: Callable[[Finished], float] | None = None
-    """How to measure it. None: the run has, and it is in its record."""
+    """Function that measures it. None: the run has recorded it."""
     slack: float = 0.0
-    """How far beyond a bound a value still keeps it, as a fraction of the bound."""
+    """Tolerance of a constraint, as a fraction of the bound."""
 
 
-ONE_WEIGHT = 1e-3  # a density is met to one weight: 0.1 of 268,048 is 26,805 of them, which is a little more
+ONE_WEIGHT = 1e-3  # densities are rounded to whole weights: 0.1 of 268,048 is 26,805, slightly more than 0.1
 
 MEASURES = {
-    "val_accuracy": Measure("maximize", "fraction", "validation items classified right", "epoch"),
+    "val_accuracy": Measure("maximize", "fraction", "fraction of validation items classified correctly", "epoch"),
     "val_nll": Measure("minimize", "nats", "mean negative log-likelihood on validation data", "epoch"),
     "val_ece": Measure("minimize", "fraction", "expected calibration error on validation data", "end"),
-    "density": Measure("minimize", "fraction", "prunable weights kept, of all of them", "before", slack=ONE_WEIGHT),
-    "parameters": Measure("minimize", "weights", "weights kept, and those that are left whole", "before"),
-    "flops": Measure("minimize", "MACs", "multiply-accumulates with a kept weight, or one left whole, for one input", "before"),
-    "flops_ratio": Measure("minimize", "fraction", "flops, of those of the dense network", "before", slack=ONE_WEIGHT),
+    "density": Measure("minimize", "fraction", "kept fraction of the prunable weights", "before", slack=ONE_WEIGHT),
+    "parameters": Measure("minimize", "weights", "weights kept, plus parameters that are never pruned", "before"),
+    "flops": Measure("minimize", "MACs", "multiply-accumulates for one input, without pruned weights", "before"),
+    "flops_ratio": Measure("minimize", "fraction", "flops as a fraction of the dense network's", "before", slack=ONE_WEIGHT),
     "bytes": Measure("minimize", "bytes", "size of the subnetwork's file", "end", Finished.bytes),
     "latency": Measure(
         "minimize", "ms", "median time of one input, one thread, without dead channels", "end", Finished.latency
@@ -110,13 +111,13 @@ MEASURES = {
 def measure(
     names: Iterable[str], subnetwork: Subnetwork, data: Data, net: nn.Module | None = None, weights: Weights = "values"
 ) -> dict[str, float]:
-    """The values of a run that has just ended. Only what is asked for is measured, on the run's device and threads.
+    """The named metrics of a finished run, measured on the run's device and number of threads.
 
-    data      what the run was trained on
-    net       needed for latency and robustness where the network is the user's own factory: one that it made
-    weights   as in the run's configuration: what the file would store, for bytes
+    data      the run's data
+    net       a network of the same architecture; needed for latency and robustness if the user's own factory made it
+    weights   what the file stores, as in the run's configuration; needed for bytes
 
-    Raises RunError that names a measure which is not a finite number, UserError for one that does not exist.
+    Raises UserError for an unknown metric, RunError for a value that is not finite.
     """
     run, found, metrics = Finished(subnetwork, data, net, weights), dict[str, float](), subnetwork.metrics
     whole = [Whole(**row) for row in metrics.get("left_whole", ())]
@@ -129,21 +130,21 @@ def measure(
             of = MEASURES[name].of
             found[name] = float(record[name] if of is None else of(run))
             if not math.isfinite(found[name]):
-                raise RunError(f"{name} of this subnetwork is {found[name]}: not a number that can be compared")
+                raise RunError(f"{name} of this subnetwork is {found[name]}, not a finite number")
     return found
 
 
 def at_epoch(epoch: Epoch) -> dict[str, float]:
-    """What the end of an epoch says about the measures that are known then."""
+    """The metrics that are available after an epoch."""
     return {"val_accuracy": epoch.val_accuracy, "val_nll": epoch.val_loss}
 
 
 def before_training(config: RunConfig, data: Data) -> dict[str, float]:
-    """The measures of a resolved configuration that are certain before its first step.
+    """The metrics of a resolved configuration that are certain before training.
 
-    Where weights are the units, density and parameters where the method has a density to meet; flops and flops_ratio too
-    where it also shares it among the layers by a rule (to one weight a layer, where weights are dropped in several
-    moves). Raises UserError when the density cannot be shared so.
+    For `unit: weight` only: density and parameters if the method has a density; also flops and flops_ratio if a rule
+    allocates the density to the layers (exact to one weight a layer if weights are dropped in several steps).
+    Raises UserError when the density cannot be allocated.
     """
     density = config.extractor.target_density
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
@@ -160,13 +161,13 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
 
 
 def of_topology(config: RunConfig, data: Data, masks: Masks) -> dict[str, float]:
-    """The measures that a topology of a resolved configuration's network decides, whatever its weights."""
+    """The metrics that the masks of a resolved configuration's network determine without its weights."""
     found = _of_cost(cost(_blank(config.network, data), masks, data.shape, data.examples()))
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _of_cost(counted: Cost) -> dict[str, float]:
-    """flops_ratio is not a number for a network whose layers are called in a way that cannot be counted."""
+    """The metrics of a cost. flops_ratio is NaN if the operations of the network cannot be counted."""
     return {
         "density": counted.kept / counted.weights,
         "parameters": float(counted.kept_parameters),
@@ -176,7 +177,7 @@ def _of_cost(counted: Cost) -> dict[str, float]:
 
 
 def _counts(extractor: Extractor, density: float, shapes: Shapes) -> dict[str, int] | None:
-    """How many weights each layer keeps in the end; None when weights compete over all layers."""
+    """Weights that each layer keeps at the end of the run; None if weights are selected globally."""
     if density == 1:
         return {name: math.prod(shape) for name, shape in shapes.items()}
     how: Any = getattr(extractor, layer_field(type(extractor)) or "", "global")
@@ -184,14 +185,14 @@ def _counts(extractor: Extractor, density: float, shapes: Shapes) -> dict[str, i
 
 
 def _first(k: int, shape: tuple[int, ...]) -> Tensor:
-    """A mask of which the first `k` units live: for what counts alone."""
+    """A mask with the first `k` weights kept, for metrics that depend only on counts."""
     mask = torch.zeros(shape, dtype=torch.bool)
     mask.view(-1)[:k] = True
     return mask
 
 
 def _blank(spec: NetworkSpec, data: Data) -> nn.Module:
-    """The network of a resolved spec without its initial values: shapes are all that counts."""
+    """The network of a resolved spec without its initial values: only its shapes are used."""
     options = {"init": "keep", "init_density": None, "state": None, "state_sha256": None}
     net = _built(spec.model_copy(update=options).model_dump_json(), data.shape, data.classes)
     check_output(net, data.shape, data.classes, spec.name, data.examples())
@@ -200,13 +201,13 @@ def _blank(spec: NetworkSpec, data: Data) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _built(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The network of a spec, in JSON. Kept, since the trials of a study mostly look into the same one."""
+    """The network of a spec in JSON. Cached, because most trials of a study use the same network."""
     return build(NetworkSpec.model_validate_json(spec), shape, classes, 0)
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound that a measure has to keep; density and flops_ratio keep it to one part in a thousand."""
+    """A bound on a metric; density and flops_ratio have a tolerance of 0.1 % of the bound."""
 
     name: str
     op: Literal["<=", "<", ">=", ">"]
@@ -216,14 +217,14 @@ class Constraint:
         return f"{self.name} {self.op} {self.bound:g}"
 
     def violation(self, value: float) -> float:
-        """How far a value is beyond the bound: it is kept where this is 0 or below."""
+        """How far a value exceeds the bound; the constraint holds at 0 or below."""
         excess = value - self.bound if self.op[0] == "<" else self.bound - value
         beyond = excess - MEASURES[self.name].slack * abs(self.bound)
         return beyond if beyond or "=" in self.op else math.ulp(1.0)
 
 
 def parse_constraint(name: str, text: Any) -> Constraint:
-    """The constraint that a study's `name: "<= 0.1"` stands for. Raises UserError for anything else."""
+    """Parse a constraint such as `"<= 0.1"`. Raises UserError for an unknown metric or another form."""
     if name not in MEASURES:
         raise unknown("measure", name, MEASURES)
     found = re.fullmatch(r"\s*(<=|<|>=|>)\s*(\S+)\s*", str(text))
@@ -233,5 +234,5 @@ def parse_constraint(name: str, text: Any) -> Constraint:
         bound = math.nan
     if found is None or not math.isfinite(bound):
         example = '"<= 0.1"' if MEASURES[name].direction == "minimize" else '">= 0.9"'
-        raise UserError(f"the constraint on {name} is one of <=, <, >=, > and a number, as in {name}: {example}; got {text!r}")
+        raise UserError(f"a constraint is one of <=, <, >=, > and a number, as in {name}: {example}; got {name}: {text!r}")
     return Constraint(name, found[1], bound)  # type: ignore[arg-type]

@@ -1,15 +1,15 @@
-"""What a study searches: keys of a run with domains, some of which exist only for some values of others.
+"""The search space of a study: keys of a run with domains, some of them conditional on other keys.
 
     space:
-      extractor: {choice: [gumbel, granet, synflow]}      # each opens the domains that it declares
-      extractor.density: 0.1                              # the same for all of them
+      extractor: {choice: [gumbel, granet, synflow]}      # each method adds the domains that it declares
+      extractor.density: 0.1                              # fixed, the same for all methods
       recipe.lr:                                          # conditions written by hand
         - {when: {extractor: gumbel}, float: [10, 100], log: true}
         - {when: {extractor: [granet, synflow]}, float: [0.01, 0.3], log: true}
       density_per_layer: true                             # a relative density for every layer
 
-A parameter is called by its key. One that exists only under a condition is called by its key and the condition, as in
-`recipe.lr @granet|synflow`, so that a name has one domain throughout a study.
+A parameter is named by its key. The name of a conditional parameter includes the condition, as in
+`recipe.lr @granet|synflow`, so that each name has one domain in a study.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,11 +42,11 @@ from subnet_search.structure.units_of_network import units_of
 from subnet_search.topology.select import layer_name
 from subnet_search.training import Recipe
 
-DECISIVE = (METHOD, "unit")  # what values of other keys are valid with
+DECISIVE = (METHOD, "unit")  # keys that determine which values of other keys are valid
 
 
 class Space:
-    """The entries of a study's space, and how they change its run."""
+    """The entries of a study's space, and the run configuration of a trial."""
 
     def __init__(self, given: Mapping[str, Any], run: RunConfig, empty: bool = False) -> None:
         self.run = run
@@ -54,21 +54,21 @@ class Space:
         for key, value in given.items():
             if key not in (METHOD, LAYERS):
                 self.entries += entries_of(key, value)
-        self.entries.sort(key=lambda entry: bool(entry.when))  # what conditions look at comes first
+        self.entries.sort(key=lambda entry: bool(entry.when))  # unconditional entries first: conditions refer to them
         self._check()
         if not self.searched and not empty and given.get(LAYERS) is not True:
-            raise UserError("space: nothing is searched: give at least one key a domain", "space")
+            raise UserError("space: nothing is searched; give at least one key a domain", "space")
 
     @property
     def searched(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.domain is not None]
 
     def layers(self) -> list[str]:
-        """The layers that can have densities of their own. Raises UserError where those of one trial are not another's."""
+        """Layers for `density_per_layer`. Raises UserError if trials can have different units, and so different layers."""
         runs = [self.config(branch) for branch in self._branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:
-            raise UserError(f"space.{LAYERS}: layers differ between the units {' and '.join(units)}: search one of them alone")
+            raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
         return layers_of(runs[0])
 
     @property
@@ -76,11 +76,11 @@ class Space:
         return any(entry.when for entry in self.searched)
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """A value for every key of the space that counts, drawn by the trial."""
+        """Draw a value for every active key of the space."""
         return self._choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of keys of a run as Optuna's parameters. Raises UserError for one that is not searched or not possible."""
+        """Optuna parameters for values of keys. Raises UserError for a key or value outside the space."""
         found: dict[str, Any] = {}
 
         def take(entry: Entry) -> Any:
@@ -92,7 +92,7 @@ class Space:
             except (ValueError, TypeError):
                 inside = False
             if not inside:
-                raise UserError(f"{entry.key} is searched over {entry.domain}, which {values[entry.key]!r} is not of")
+                raise UserError(f"{entry.key}: {values[entry.key]!r} is outside the searched domain {entry.domain}")
             found[entry.name] = text
             return values[entry.key]
 
@@ -102,13 +102,13 @@ class Space:
         return found
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
-        """The run that these values of its keys ask for. Raises UserError when there is no such run."""
+        """The run configuration for these values. Raises UserError if it is invalid."""
         given = self.run.given()
         if given.get(TARGET) and METHOD in given:
-            given[METHOD].pop("density", None)  # which is the target's
+            given[METHOD].pop("density", None)  # the target sets it
         method = values.get(METHOD, self.run.extractor.name)
         own = given.get(METHOD, {"name": self.run.extractor.name})
-        # Where trials differ in their method, a published batch would give some of them more steps than others.
+        # One batch size for all methods, so that all trials have the same number of steps.
         fixed = {**own_rates(method, given), "recipe.batch_size": self.run.recipe.batch_size} if METHOD in values else {}
         base = with_values({**given, METHOD: own if own["name"] == method else {"name": method}}, fixed)
         seen = self._seen(values)
@@ -120,7 +120,7 @@ class Space:
         return check(RunConfig, with_values(with_values(base, pinned), rest))
 
     def words(self) -> dict[str, str]:
-        """Parameters with their domains, for people and for comparing."""
+        """Parameters with their domains as text, for display and comparison."""
         return {entry.name: str(entry.domain) for entry in self.searched}
 
     def pinned(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Space:
         return chosen
 
     def _seen(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """What conditions may look at: what was chosen, and what the space sets."""
+        """The values that conditions can refer to: drawn ones and fixed ones."""
         seen = dict(chosen)
         for entry in self.entries:
             if entry.domain is None and entry.holds(seen):
@@ -150,7 +150,7 @@ class Space:
 
     @cached_property
     def _branches(self) -> list[dict[str, Any]]:
-        """Every method with every unit that trials may have it with."""
+        """Every combination of method and unit that a trial can have."""
         found: list[dict[str, Any]] = [{}]
         for entry in self.entries:
             if entry.key in DECISIVE and entry.domain:
@@ -163,34 +163,34 @@ class Space:
         return found
 
     def _check(self) -> None:
-        """Every end of every domain must make a valid run, with every method and unit: found now, not in trial 17."""
+        """Check that both ends of every domain make a valid run with every method and unit."""
         keys = {entry.key for entry in self.entries}
         for entry in self.entries:
-            with blaming(entry.place):
+            with blaming(entry.spec_key):
                 for key in entry.when:
                     if key not in keys:
-                        raise UserError(f"space.{entry.key}: `when` looks at {key!r}, which the space does not search or set")
+                        raise UserError(f"space.{entry.key}: `when` refers to {key!r}, which the space does not search or set")
                     self._check_condition(entry, key)
                 for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
                     check_key(entry.key, get_extractor(method))
         for branch in self._branches:
             if len(amounts := self._amounts(branch)) > 1:
-                both = f"space: {' and '.join(amounts)} both say how much is kept: leave one of them out"
+                both = f"space: {' and '.join(amounts)} both set the density: remove one of them"
                 raise UserError(both, f"space.{amounts[0]}")
         for entry in self.searched:
-            with blaming(entry.place):
+            with blaming(entry.spec_key):
                 for value in entry.domain.bounds() if entry.domain else ():
                     self._check_value(entry, value)
 
     def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
-        """The keys by which the trials of a branch say how much is kept."""
+        """The keys that set the density in the trials of a branch."""
         found = self._seen(self._choose(lambda entry: branch.get(entry.key)))
         if TARGET not in found:
             found |= {f"{TARGET}.{measure}": None for measure in self.run.target or ()}
         return [key for key in found if key == f"{METHOD}.density" or key.partition(".")[0] == TARGET]
 
     def _check_condition(self, entry: Entry, key: str) -> None:
-        """Raise UserError for a condition that no trial meets."""
+        """Raise UserError for a condition that no trial can satisfy."""
         others = [other for other in self.entries if other.key == key]
         possible = [value for other in others for value in (other.domain.bounds() if other.domain else (other.value,))]
         wanted, ranges = entry.when[key], any(isinstance(other.domain, Real | Int) for other in others)
@@ -198,7 +198,7 @@ class Space:
             raise unknown(key, wanted[0], map(str, possible), where=f"`when` of space.{entry.key}")
 
     def _check_value(self, entry: Entry, value: Any) -> None:
-        """Raise UserError for a value that is invalid in some branch, and say in which where it is not in all."""
+        """Raise UserError for a value that is invalid in a branch; the message names the branch if others accept it."""
         first = {key: values[0] for key, values in entry.when.items()}
         branches = [b for b in self._branches if b.get(entry.key, value) == value and entry.holds(self._seen({**first, **b}))]
         valid, refused = [], []
@@ -208,7 +208,7 @@ class Space:
                 valid.append(branch)
             except UserError as error:
                 refused.append((branch, str(error)))
-        if not refused or (valid and entry.key == METHOD):  # then the other key says it
+        if not refused or (valid and entry.key == METHOD):  # the error is raised for the other key
             return
         branch, why = refused[0]
         if not valid:
@@ -216,21 +216,21 @@ class Space:
         others = (key for key in branch if key != entry.key)
         apart = next((key for key in others if all(other.get(key) != branch[key] for other in valid)), METHOD)
         where = ", ".join(f"{key} {text}" for key, text in branch.items())
-        raise UserError(f"space: {why} (in trials with {where}); `when: {{{apart}: ...}}` says where a key counts")
+        raise UserError(f"space: {why} (in trials with {where}); restrict the key with `when: {{{apart}: ...}}`")
 
 
 def layers_of(run: RunConfig) -> list[str]:
-    """The layers of a run's network that can have densities of their own: those of its units, by their modules' names."""
+    """Module names of the layers of a run's network whose density can be set separately, in the network's order."""
     data = load(run.data)
     units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
-    return [layer_name(name) for name in units.weights if name in units.shapes]  # in the network's order
+    return [layer_name(name) for name in units.weights if name in units.shapes]
 
 
 def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The published rate and decay of a method that learns relevance and nothing else, as changes to the run.
+    """The published lr and weight_decay of a method that trains masks but no weights, as changes to the run.
 
-    What a run sets for all methods are the rates of weights. A configuration that is written for the method sets them
-    itself.
+    `recipe.lr` and `recipe.weight_decay` of a run that compares methods are for weights. Empty for a method that trains
+    weights, and for a configuration written for this method, which sets its own.
     """
     cls = get_extractor(method)
     if trains_weights(cls) or given.get(METHOD, {}).get("name") == method:

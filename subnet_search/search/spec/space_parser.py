@@ -1,4 +1,4 @@
-"""Reading the items of a study's space: a domain, a value, or either under conditions."""
+"""Parse the items of a study's space: a domain or a fixed value, optionally under conditions."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,25 +17,25 @@ from subnet_search.extractors.base import layer_field
 from subnet_search.topology.units import Measure
 
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
-LAYER_DENSITY = Real(0.1, 10.0, log=True)  # relative: 1 is a layer like the others
+LAYER_DENSITY = Real(0.1, 10.0, log=True)  # relative: 1 is the average density
 
 When = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A key of a run, and what a study does to it: search a domain, or set a value. Under `when` alone."""
+    """A key of a run with a domain to search or a fixed value; active only if the conditions in `when` hold."""
 
     key: str
     domain: Domain | None = None
     value: Any = None
     when: When = field(default_factory=dict)
-    place: str = ""
-    """The key of the spec where it stands, for errors."""
+    spec_key: str = ""
+    """Dotted key in the spec, for error messages."""
 
     @property
     def name(self) -> str:
-        """What Optuna calls the parameter."""
+        """Name of the Optuna parameter."""
         return parameter_name(self.key, ",".join("|".join(map(str, values)) for values in self.when.values()))
 
     @property
@@ -50,54 +50,57 @@ class Entry:
         raise ValueError(f"{self.key} is not searched")
 
     def holds(self, chosen: Mapping[str, Any]) -> bool:
-        """Whether the entry counts, by the values that were chosen before it."""
+        """Whether the conditions hold for the values drawn so far."""
         return all(key in chosen and chosen[key] in values for key, values in self.when.items())
 
 
 def stored(choice: Any) -> Any:
-    """A choice as Optuna can store it: what is neither a number nor text is stored as text."""
+    """A choice as Optuna can store it: other types than numbers and text become text."""
     return choice if choice is None or isinstance(choice, bool | int | float | str) else str(choice)
 
 
 def value_of(entry: Entry, value: Any) -> Any:
-    """The choice that a stored value stands for."""
+    """The value of an entry for a stored value."""
     if isinstance(entry.domain, OneOf):
         return next(choice for choice in entry.domain.choices if stored(choice) == value)
     return value
 
 
 def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
-    """The method, if it is searched, and the hyperparameters of every method that a trial may have."""
+    """Entries for the method, if it is searched, and for the hyperparameters of every method that a trial can have."""
     wanted = given.get(METHOD)
     shared = {key.partition(".")[2] for key in given if key.startswith(f"{METHOD}.")}
     targeted = run.target is not None or any(key.partition(".")[0] == TARGET for key in given)
     if wanted is None:
         return
-    place = f"space.{METHOD}"
+    spec_key = f"space.{METHOD}"
     if not (isinstance(wanted, Mapping) and "choice" in wanted):
-        yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted, place)
+        yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted, spec_key)
         return
     choice = wanted["choice"]
     if len(wanted) > 1 or not isinstance(choice, list | Mapping) or not choice:
-        raise UserError("space.extractor: a choice is a list of methods, or methods with what is searched of each", place)
+        raise UserError(
+            "space.extractor: `choice` takes a list of methods, or a mapping from methods to their searched hyperparameters",
+            spec_key,
+        )
     for index, method in enumerate(choice):
-        with blaming(f"{place}.choice.{index if isinstance(choice, list) else method}"):
+        with blaming(f"{spec_key}.choice.{index if isinstance(choice, list) else method}"):
             get_extractor(method)
     spaces = (
         dict.fromkeys(choice, "all") if isinstance(choice, list) else {k: "all" if v is None else v for k, v in choice.items()}
     )
-    yield Entry(METHOD, OneOf(*spaces), place=place)
+    yield Entry(METHOD, OneOf(*spaces), spec_key=spec_key)
     for method, space in spaces.items():
-        at = f"{place}.choice.{method}"
+        at = f"{spec_key}.choice.{method}"
         yield from _hyperparameters(get_extractor(method), space, {METHOD: (method,)}, shared, targeted, at)
 
 
 def _hyperparameters(
-    method: type[Extractor], wanted: Any, when: When, shared: set[str], targeted: bool, place: str
+    method: type[Extractor], wanted: Any, when: When, shared: set[str], targeted: bool, spec_key: str
 ) -> Iterator[Entry]:
-    """`all` the domains that a method declares, a list of their names, or names with domains, values or nothing.
+    """Entries for `all` declared domains of a method, a list of names, or a mapping from names to a domain, a value or null.
 
-    `all` is without the density where a target says how much is kept.
+    `all` leaves out the density if a target sets it.
     """
     own = domains(method)
     if wanted == "all":
@@ -105,45 +108,45 @@ def _hyperparameters(
     elif isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
         wanted = dict.fromkeys(wanted)
     elif not isinstance(wanted, Mapping):
-        raise UserError("space.extractor is `all`, a list of hyperparameters, or hyperparameters with domains", place)
+        raise UserError("space.extractor takes `all`, a list of hyperparameters, or hyperparameters with domains", spec_key)
     for name, value in wanted.items():
-        with blaming(f"{place}.{name}"):
+        with blaming(f"{spec_key}.{name}"):
             if name not in method.model_fields:
                 raise unknown(f"hyperparameter of {method.name}", name, own)
             if value is None and name not in own:
-                raise UserError(f"space.extractor.{name}: {method.name} declares no domain for it, so give one")
+                raise UserError(f"space.extractor.{name}: {method.name} declares no domain for it: give one")
             if name not in shared:
-                yield from entries_of(f"{METHOD}.{name}", own[name] if value is None else value, when, f"{place}.{name}")
+                yield from entries_of(f"{METHOD}.{name}", own[name] if value is None else value, when, f"{spec_key}.{name}")
 
 
 def layer_entries(given: Mapping[str, Any]) -> list[Entry]:
     layers = given.get(LAYERS) or []
     if layers is True:
-        return []  # the layers are looked up when the study is made
+        return []  # the layers are filled in when the study is created
     if not isinstance(layers, list) or not all(isinstance(layer, str | int) for layer in layers):
-        raise UserError(f"space.{LAYERS} is true, or a list of layers", f"space.{LAYERS}")
-    return [Entry(f"{LAYERS}.{layer}", LAYER_DENSITY, place=f"space.{LAYERS}") for layer in layers]
+        raise UserError(f"space.{LAYERS} takes true, or a list of layers", f"space.{LAYERS}")
+    return [Entry(f"{LAYERS}.{layer}", LAYER_DENSITY, spec_key=f"space.{LAYERS}") for layer in layers]
 
 
-def entries_of(key: str, value: Any, when: When | None = None, place: str = "") -> list[Entry]:
-    """What an item of the space stands for: a domain, a value, or either under conditions. place: where it stands."""
-    place = place or f"space.{key}"
+def entries_of(key: str, value: Any, when: When | None = None, spec_key: str = "") -> list[Entry]:
+    """Entries of one item of the space. `spec_key` is its dotted key in the spec."""
+    spec_key = spec_key or f"space.{key}"
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and "when" in item for item in value):
-        return [e for index, item in enumerate(value) for e in entries_of(key, item, when, f"{place}.{index}")]
-    with blaming(place):
+        return [e for index, item in enumerate(value) for e in entries_of(key, item, when, f"{spec_key}.{index}")]
+    with blaming(spec_key):
         if isinstance(value, Mapping) and "when" in value:
             given, rest = value["when"], {name: inner for name, inner in value.items() if name != "when"}
             if not isinstance(given, Mapping) or not given or not rest or [] in given.values():
-                raise UserError(f"space.{key}: it takes `when: {{key: value}}` and a domain, or `value:`")
+                raise UserError(f"space.{key}: a condition takes `when: {{key: value}}` and a domain or `value:`")
             conditions = {name: tuple(v) if isinstance(v, list) else (v,) for name, v in given.items()}
             inner = rest["value"] if set(rest) == {"value"} else rest
-            return entries_of(key, inner, {**(when or {}), **conditions}, place)
+            return entries_of(key, inner, {**(when or {}), **conditions}, spec_key)
         domain = _domain(key, value)
-        return [Entry(key, domain, None if domain else value, when or {}, place)]
+        return [Entry(key, domain, None if domain else value, when or {}, spec_key)]
 
 
 def _domain(key: str, value: Any) -> Domain | None:
-    """The domain that an item of the space stands for; None when it sets a value."""
+    """The domain of an item of the space; None for a fixed value."""
     if isinstance(value, Real | Int | OneOf):
         return value
     kinds = [kind for kind in ("float", "int", "choice") if isinstance(value, Mapping) and kind in value]
@@ -151,7 +154,7 @@ def _domain(key: str, value: Any) -> Domain | None:
         return None
     extra = set(value) - {kinds[0], "log"}
     if extra or (kinds[0] == "choice" and len(value) > 1):
-        raise UserError(f"space.{key}: {kinds[0]} does not go with {', '.join(sorted(map(str, extra or {'log'})))}")
+        raise UserError(f"space.{key}: {kinds[0]} cannot be combined with {', '.join(sorted(map(str, extra or {'log'})))}")
     given, log = value[kinds[0]], value.get("log", False)
     if not isinstance(given, list) or not given or (kinds[0] != "choice" and len(given) != 2):
         wanted = "a list of values" if kinds[0] == "choice" else "[low, high]"
@@ -168,26 +171,26 @@ def _domain(key: str, value: Any) -> Domain | None:
 
 
 def _bound(key: str, kind: str, given: Any) -> float:
-    """The end of a range; of whole numbers a whole one."""
+    """A checked end of a range. Raises UserError for a value that is not finite, or not whole if kind is int."""
     try:
         value = math.nan if isinstance(given, bool) else given if isinstance(given, int) else float(given)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value) or (kind == "int" and value != int(value)):
         wanted = "numbers" if kind == "float" else "whole numbers"
-        raise UserError(f"space.{key}: {kind} takes {wanted} as its ends, got {shown(given)}")
+        raise UserError(f"space.{key}: {kind} takes {wanted} as low and high, got {shown(given)}")
     return value
 
 
 def check_key(key: str, method: type[Extractor]) -> None:
-    """Refuse a key that no run of the method has."""
+    """Raise UserError for a key that a run of this method does not have."""
     if key == "seed":
-        raise UserError("space.seed: every trial has a seed of its own already, made from the study's seed")
+        raise UserError("space.seed cannot be searched: each trial's seed is derived from the study's seed")
     if key == METHOD:
         return
     if key.startswith(f"{LAYERS}."):
         if layer_field(method) is None:
-            raise UserError(f"space.{LAYERS}: {method.name} has no densities by layer to set: leave the method out")
+            raise UserError(f"space.{LAYERS}: {method.name} does not support densities by layer: remove the method or {LAYERS}")
         return
     defaults: dict[str, Any] = {**RunConfig(extractor=create(method.name)).dump(), TARGET: dict.fromkeys(get_args(Measure))}
     valid = flatten(defaults)

@@ -1,4 +1,4 @@
-"""Optuna's protocol of artifact stores, a private name; apart from the others, since importing it imports boto3."""
+"""Optuna's private artifact store protocol, in a separate module because importing it imports boto3."""
 
 from optuna.artifacts._protocol import ArtifactStore as ArtifactStore
 

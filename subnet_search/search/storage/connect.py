@@ -1,4 +1,4 @@
-"""Storages underneath: opening them, one process at a time, many attributes at once, patience through outages."""
+"""Open storages and load studies."""
 
 import logging
 import re
@@ -22,9 +22,9 @@ from subnet_search.search.storage.optuna_private import CachedStorage, models
 from subnet_search.search.storage.retry import in_one_line, patiently
 
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
-BUSY = 60.0  # seconds that SQLite waits for another process to end its write
-RACES = 8  # tries at making a storage, when other processes make it at the same moment
-POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed within a minute or so
+BUSY = 60.0  # seconds that SQLite waits for a write of another process
+RACES = 8  # attempts to create the tables while other processes create them
+POSTGRES = {  # libpq connection options: a lost peer is detected within about a minute
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -36,15 +36,17 @@ POSTGRES = {  # libpq's connection options: a peer that vanishes is noticed with
 LOST_RACE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # progress is read from the storage instead
 
 
 def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage:
-    """Any storage that Optuna knows by a URL: SQLite, PostgreSQL (needs the extra `postgres`), MySQL.
+    """Open a storage by its URL: SQLite, PostgreSQL (needs the extra `postgres`), or MySQL.
 
-    SQLite files get write-ahead logging, ten times faster and safe on a local disk; `create` makes a missing one.
-    One that does not answer is tried for `wait` seconds. Raises UserError, without the URL's password, when there is no
-    such storage; RunError when that was waited for in vain.
+    create   create a missing SQLite file
+    wait     seconds to wait for a server that does not respond
+
+    SQLite files use write-ahead logging, which is ten times faster and safe on a local disk. Raises UserError, without the
+    URL's password, if there is no such storage; RunError if it does not respond within `wait` seconds.
     """
     parsed = _parse(url)
     remember(url)
@@ -66,7 +68,7 @@ def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage
         if parsed.drivername == "postgresql+psycopg":
             reason = "PostgreSQL needs psycopg (pip install 'subnet-search[postgres]')"
         raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(reason, url)}") from error
-    except Exception as error:  # of a file that is damaged or none of ours, a server, bad options in a URL
+    except Exception as error:  # damaged or foreign file, server error, bad URL options
         raise UserError(f"cannot open the storage {safe_url(url)}: {scrub(in_one_line(error), url)}") from error
     if (kind := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
         log.warning("no lock on a %s storage: with several workers a study may exceed its budget by workers - 1", kind)
@@ -80,7 +82,7 @@ def _parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         raise UserError(f"not a storage URL: {safe_url(url)!r}; for example sqlite:///runs/studies.db") from None
     except ImportError:
-        pass  # the driver is missing: said when it is opened
+        pass  # the driver is missing: reported when the storage is opened
     if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
         raise UserError(f"not a storage URL: {safe_url(url)!r}; in a password, write @ as %40, : as %3A and / as %2F")
     return parsed
@@ -94,13 +96,13 @@ def _require(parsed: URL, create: bool) -> None:
     try:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder of {parsed.database}: {error.strerror}") from error
-    if _is_foreign(Path(parsed.database)):  # into which Optuna would write its tables
-        raise UserError(f"{parsed.database} is a database of another program, with no studies of Optuna's in it")
+        raise UserError(f"cannot create the folder of {parsed.database}: {error.strerror}") from error
+    if _is_foreign(Path(parsed.database)):  # Optuna would add its tables to it
+        raise UserError(f"{parsed.database} is a SQLite file of another program, without Optuna studies")
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a SQLite file has tables, and none of Optuna's. What cannot be read is not: opening it says why."""
+    """Whether a SQLite file has tables but none of Optuna's. False if it cannot be read: opening it reports the error."""
     with suppress(sqlite3.Error, OSError), closing(only_read(path)) as found:
         tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         return bool(tables) and models.StudyModel.__tablename__ not in tables
@@ -108,19 +110,19 @@ def _is_foreign(path: Path) -> bool:
 
 
 def only_read(path: Path) -> sqlite3.Connection:
-    """A SQLite file, which is not changed by looking into it."""
+    """Open a SQLite file read-only."""
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", timeout=1, uri=True)
 
 
 def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
-    """Optuna makes missing tables without a lock, so whoever loses the race finds them half made, and looks again."""
+    """Open a storage and create missing tables. Optuna does this without a lock, so a lost race is retried."""
     url = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")  # Optuna formats it
     began = time.monotonic()
     for tried in range(1, RACES + 1):
         try:
             return RDBStorage(url, engine_kwargs=dict(options))
         except (DBAPIError, StorageInternalError) as error:
-            waited = time.monotonic() - began  # for a lock, which nobody holds for so long who makes tables
+            waited = time.monotonic() - began  # longer than any process needs to create tables
             if tried == RACES or waited > BUSY or not LOST_RACE.search(str(error.__cause__ or error)):
                 raise
             time.sleep(0.1 * tried)
@@ -135,7 +137,7 @@ def _write_ahead(connection: Any, _: Any) -> None:
 
 
 def _keep_alive(connection: Any, _: Any) -> None:
-    """The server too must notice within a minute when a client's machine is gone: its locks are released then."""
+    """Let the server detect a lost client within a minute, so that its locks are released."""
     cursor = connection.cursor()
     for option in ("idle = 30", "interval = 10", "count = 3"):
         cursor.execute(f"SET tcp_keepalives_{option}")
@@ -145,16 +147,13 @@ def _keep_alive(connection: Any, _: Any) -> None:
 
 
 def rdb(storage: BaseStorage) -> RDBStorage | None:
-    """The database behind a storage (Optuna wraps it in a cache), None when it has none."""
+    """The database of a storage, without Optuna's cache; None if it is not a database."""
     inner = storage._backend if isinstance(storage, CachedStorage) else storage
     return inner if isinstance(inner, RDBStorage) else None
 
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # every event Optuna logs is in the storage, and shown from there
-
-
 def load_study(name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
-    """A study that exists. Raises UserError with the nearest names when it does not."""
+    """Load a study. Raises UserError with the most similar names if it does not exist."""
     try:
         return optuna.load_study(study_name=name, storage=storage, **options)
     except KeyError as error:

@@ -1,8 +1,7 @@
-"""Who runs a trial, and whether that worker is still there. No clock of any machine is compared with another's.
+"""Detect trials whose worker is dead, without comparing clocks of different machines.
 
-Optuna's heartbeats do not do. A trial whose worker was killed fails, and is queued under a new number, where here the same
-number goes on from its checkpoint. They beat only inside `Study.optimize`, and our workers ask and tell. A process that is
-dead on this machine is found after its grace period, where here it is found at once.
+Optuna's heartbeats fail a trial of a killed worker and queue it under a new number; here the same trial is resumed. They only
+work inside `Study.optimize`, which this package does not use, and find a dead local process only after a grace period.
 """
 
 import os
@@ -17,20 +16,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.search.storage.records import TrialRecord, Worker
 
-PATIENCE = 5  # heartbeats without a sign of life, after which a worker is given up
+PATIENCE = 5  # missed heartbeats after which a worker counts as dead
 
 
 def this_process(token: str) -> Worker:
-    """This process, as a trial keeps it: readable, and enough to find out on the same machine whether it is alive."""
+    """This process as a stored worker record, by which another process on this machine can check whether it is alive."""
     return Worker(socket.gethostname(), os.getpid(), token, _started(os.getpid()), *_machine())
 
 
 class Leases:
-    """Watches the running trials, and tells which have lost their worker.
+    """Finds running trials that lost their worker.
 
-    On the same machine a process is looked up. Elsewhere, and for one that hangs, a worker counts up the trial's `beat`,
-    and is gone when that stays the same for five heartbeats by the watcher's own monotonic clock: a clock that jumps,
-    there or here, changes nothing.
+    A process on the same machine is looked up. Any worker increments the trial's `beat`; it counts as dead if that does not
+    change for five heartbeats on the local monotonic clock, so clock changes on either machine have no effect.
     """
 
     def __init__(self, heartbeat: float, token: str) -> None:
@@ -38,7 +36,7 @@ class Leases:
         self.seen: dict[int, tuple[Any, float]] = {}
 
     def lost(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-        """The running trials that nobody runs any more."""
+        """The running trials whose worker is dead."""
         now, found = time.monotonic(), []
         for trial in trials:
             record = TrialRecord(trial)
@@ -55,35 +53,35 @@ class Leases:
 
 
 def is_dead(worker: Worker) -> bool:
-    """Whether a worker ran on this machine and its process is gone; False when that cannot be told from here."""
+    """Whether a worker ran on this machine and its process is dead; False for other machines."""
     boot, namespace = _machine()
     if worker.pid is None or (worker.host, worker.namespace) != (socket.gethostname(), namespace):
         return False
     if worker.boot != boot:
-        return True  # the machine was started again
+        return True  # the machine was rebooted
     try:
         os.kill(worker.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         return False
-    return _started(worker.pid) != worker.started  # the number belongs to another process by now
+    return _started(worker.pid) != worker.started  # the process id was reused
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None for one that is gone, or where the system does not say."""
-    fields = (_read(f"/proc/{pid}/stat") or "Z").rpartition(")")[2].split()
+    """Start time of a process in clock ticks since boot; None if it is dead or /proc is missing."""
+    fields = (_read_text(f"/proc/{pid}/stat") or "Z").rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
 
 
 @cache
 def _machine() -> tuple[str | None, int | None]:
-    """What tells this run of this machine, and its numbering of processes, from every other."""
+    """Boot id of this machine and its process id namespace."""
     namespace = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else None
-    return _read("/proc/sys/kernel/random/boot_id"), namespace
+    return _read_text("/proc/sys/kernel/random/boot_id"), namespace
 
 
-def _read(path: str) -> str | None:
+def _read_text(path: str) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""One process at a time on a study."""
+"""Locks on studies."""
 
 import threading
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from subnet_search.core.redaction import scrub as scrub
 from subnet_search.search.storage.connect import log, rdb
 from subnet_search.search.storage.retry import PATIENCE, _reason
 
-_threads = threading.Lock()  # for storages that no other process can reach
+_threads = threading.Lock()  # for in-memory storages
 
 
 def exclusive(storage: BaseStorage, name: str, patience: float = PATIENCE) -> AbstractContextManager[object]:
-    """One process (and thread) at a time works on the study `name` of a storage: `with exclusive(...):`. Not re-entrant.
+    """Lock the study `name` against other processes and threads: `with exclusive(...):`. Not re-entrant.
 
-    A file lock beside a SQLite file, an advisory lock of a PostgreSQL server: both are released when their holder is
-    killed. Raises RunError when another has held it for `patience` seconds.
+    A file lock next to a SQLite file, or an advisory lock of PostgreSQL; both are released when the holder is killed. Raises
+    RunError when the lock is not free within `patience` seconds.
     """
     database = rdb(storage)
     if database and database.engine.dialect.name == "postgresql":
@@ -38,7 +38,7 @@ def _beside(file: str, name: str, patience: float) -> Iterator[None]:
     try:
         lock.acquire(timeout=patience, poll_interval=0.01)
     except Timeout:
-        raise RunError(_stuck(name, patience, f"who has {lock.lock_file} open?")) from None
+        raise RunError(_stuck(name, patience, f"check which process has {lock.lock_file} open")) from None
     except OSError as error:
         raise RunError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
     try:
@@ -49,7 +49,7 @@ def _beside(file: str, name: str, patience: float) -> Iterator[None]:
 
 @contextmanager
 def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
-    """The lock belongs to a transaction on a separate connection, and is released when either ends, also by a kill."""
+    """Take the lock in a transaction on a separate connection; it is released when either ends, even by a kill."""
     key = int.from_bytes(blake2b(f"subnet-search {name}".encode(), digest_size=8).digest(), "big", signed=True)
     with engine.connect() as connection:
         try:
@@ -58,7 +58,7 @@ def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
                 f"SELECT pg_advisory_xact_lock({key})"
             )
         except OperationalError as error:
-            if type(error.orig).__name__ == "LockNotAvailable":  # so called by every driver
+            if type(error.orig).__name__ == "LockNotAvailable":  # this name in every driver
                 raise RunError(_stuck(name, patience, "see pg_locks on the server")) from None
             raise
         try:
@@ -66,8 +66,8 @@ def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
         finally:
             try:
                 connection.commit()
-            except DBAPIError as error:  # what was done under the lock is done; only the server went away in between
-                log.warning("the lock of the study %r was lost before its end: %s", name, scrub(_reason(error)))
+            except DBAPIError as error:  # the work under the lock is complete; only the connection was lost
+                log.warning("the lock of the study %r was lost: %s", name, scrub(_reason(error)))
 
 
 def _stuck(name: str, patience: float, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Which trials of a study are best: those that keep its constraints first, by the mean over their seeds."""
+"""Rank the trials of a study that satisfy its constraints, by the mean over their seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,14 @@ from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord
 
 @dataclass(frozen=True)
 class Ranked:
-    """A complete trial with what its repeats, if any, came to."""
+    """A complete trial with the results of its repeats."""
 
     trial: FrozenTrial
-    values: tuple[tuple[float, ...], ...]  # of every seed: the trial's own, then its repeats'
+    values: tuple[tuple[float, ...], ...]  # objective values per seed: of the trial, then of its repeats
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each objective, over the seeds."""
+        """Mean of each objective over the seeds."""
         return tuple(fmean(column) for column in zip(*self.values, strict=True))
 
     @property
@@ -34,9 +34,9 @@ class Ranked:
 
 
 def rank(study: optuna.Study) -> list[Ranked]:
-    """Complete trials, the best first; with several objectives, the Pareto front alone.
+    """Complete trials, best first; with several objectives, only the Pareto front.
 
-    Only trials that keep all constraints, and only those with most seeds: a lucky one must not pass for a good one.
+    Only trials that satisfy all constraints and have the largest number of seeds, since a single seed can be lucky.
     """
     found = list(_with_repeats(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
     found = [ranked for ranked in found if is_feasible(ranked.trial)]
@@ -45,16 +45,16 @@ def rank(study: optuna.Study) -> list[Ranked]:
 
 
 def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection], count: int) -> list[FrozenTrial]:
-    """The trials that deserve to be repeated: the best `count`, as far as one seed tells."""
+    """The best `count` trials by their first seed, to be repeated."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and is_feasible(trial)]
     alone = [Ranked(trial, (tuple(trial.values),)) for trial in complete if TrialRecord(trial).is_drawn]
     return [ranked.trial for ranked in order(alone, directions)[:count]]
 
 
 def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list[Ranked]:
-    """By the one objective; with several, those that no other is better than in all, in the order of the first objective.
+    """Trials sorted by the objective; with several, the Pareto front sorted by the first objective.
 
-    One with a value that is NaN is in no order.
+    Trials with a NaN value are left out.
     """
     found = [ranked for ranked in found if not any(map(math.isnan, ranked.mean))]
     signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
@@ -62,7 +62,7 @@ def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list
     found = sorted(found, key=lambda ranked: (costs[id(ranked)], ranked.trial.number))
     if len(signs) == 1:
         return found
-    front: list[Ranked] = []  # in this order, whoever dominates a trial comes before it, and so does one of the front
+    front: list[Ranked] = []  # after sorting, a dominated trial comes after a trial of the front that dominates it
     for ranked in found:
         if not any(dominates(costs[id(other)], costs[id(ranked)]) for other in front):
             front.append(ranked)
@@ -70,12 +70,12 @@ def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether costs `a` are nowhere above `b`, and somewhere below."""
+    """Whether costs `a` are nowhere above `b`, and below it somewhere."""
     return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps its study's constraints."""
+    """Whether a trial satisfies its study's constraints."""
     return all(violation <= 0 for violation in trial.constraints.values())
 
 
@@ -95,16 +95,16 @@ def _first(trial: FrozenTrial) -> int:
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A row for every complete trial that has all the measures: their means over its seeds, and whether it is on the front.
+    """One row for each complete trial with all the metrics: their means over its seeds, and whether it is Pareto-optimal.
 
-    names   two measures or more; default: the study's objectives, or its objective and density
+    names   two or more metrics; default: the study's objectives, or its objective and density
 
-    A trial is on the front when no other is as good in all measures and better in one, also one that breaks a
-    constraint: `feasible` says which do not. The front comes first, in the order of the first measure. Raises UserError.
+    The front comes first, sorted by the first metric. Trials that violate a constraint are included (`feasible` is False).
+    Raises UserError for an unknown metric, or if no trial recorded all of them.
     """
     names = list(names) or default_names(study)
     if len(set(names)) < max(2, len(names)):
-        raise UserError(f"a front takes two measures or more, each once; these were recorded: {', '.join(measures(study))}")
+        raise UserError(f"a Pareto front needs two or more different metrics; recorded: {', '.join(measures(study))}")
     directions = [direction(study, name) for name in names]
     found = _points(study, names)
     if not found:
@@ -126,13 +126,13 @@ def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def default_names(study: Snapshot) -> list[str]:
-    """The objectives of a study, or its one and density."""
+    """The objectives of a study, or its single objective and density."""
     names = objectives(study)
     return names if len(names) > 1 else [names[0], "density"]
 
 
 def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
-    """Complete trials with what they and their repeats came to."""
+    """Complete trials with the given metrics of themselves and their repeats."""
     own = objectives(study)
     groups: dict[int, list[tuple[FrozenTrial, tuple[float, ...]]]] = {}
     for trial in study.get_trials(states=(TrialState.COMPLETE,)):
@@ -143,28 +143,28 @@ def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
     return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]
 
 
-HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # of what runs measure; tested against measures.py
+HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # metrics of runs; a test compares them with spec/metrics.py
 
 
-NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numbers that say nothing about how good a run is
+NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
 def objectives(study: optuna.Study) -> list[str]:
     """The names of a study's values."""
     count = len(study.directions)
-    return study.metric_names or (["value"] if count == 1 else [f"value_{place}" for place in range(count)])
+    return study.metric_names or (["value"] if count == 1 else [f"value_{index}" for index in range(count)])
 
 
 def parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """What tells a trial from the others of its study: what Optuna sampled, or its cell in a comparison."""
+    """The parameters that Optuna sampled, or the cell of a comparison."""
     cell = TrialRecord(trial).cell
     return trial.params if cell is None else {"arm": cell.arm, "extractor.density": cell.density, "seed": cell.seed}
 
 
 def best_ranked(study: optuna.Study) -> list[Ranked]:
-    """The best trial by the mean over its seeds, or the Pareto front; empty before one is complete.
+    """The best trial by the mean over its seeds, or the Pareto front; empty if no trial is complete.
 
-    Of a comparison, the first trial of the best arm, with the values of all its seeds.
+    For a comparison, the first trial of the best arm with the values of all its seeds.
     """
     arms = compared(study)
     seeds = max((len(arm.values) for arm in arms), default=0)
@@ -173,7 +173,7 @@ def best_ranked(study: optuna.Study) -> list[Ranked]:
 
 
 def compared(study: optuna.Study) -> list[Ranked]:
-    """The arms of a comparison, the best mean first: their first trial, with the values of all seeds; else nothing."""
+    """The arms of a comparison, best mean first, as their first trial with the values of all seeds; empty for other studies."""
     groups: dict[tuple[str, float], list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if cell := TrialRecord(trial).cell:
@@ -183,13 +183,13 @@ def compared(study: optuna.Study) -> list[Ranked]:
 
 
 def measured(trial: FrozenTrial, names: Sequence[str], name: str) -> float | None:
-    """What a complete trial came to in a measure: one of the study's objectives, `names`, or any that its run recorded."""
+    """A metric of a complete trial: one of the study's objectives `names`, or any recorded by its run; None if missing."""
     value = trial.values[names.index(name)] if name in names else trial.user_attrs.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def measures(study: optuna.Study) -> list[str]:
-    """The measures that the complete trials of a study recorded, its objectives first."""
+    """Names of the metrics that complete trials recorded, objectives first."""
     names = dict.fromkeys(objectives(study))
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         names.update(dict.fromkeys(key for key in trial.user_attrs if measured(trial, (), key) is not None))
@@ -197,7 +197,7 @@ def measures(study: optuna.Study) -> list[str]:
 
 
 def direction(study: optuna.Study, name: str) -> StudyDirection:
-    """Which way a measure is better. Raises UserError with the nearest names for one that no complete trial recorded."""
+    """Direction of a metric. Raises UserError with similar names if no complete trial recorded it."""
     names = objectives(study)
     if name in names:
         return study.directions[names.index(name)]

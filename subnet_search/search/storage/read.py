@@ -1,4 +1,4 @@
-"""Reading whole studies fast: a few plain SELECTs, where Optuna builds an object for every cell of every table."""
+"""Read studies fast: a few plain SELECTs, where Optuna builds an object for every cell of every table."""
 
 import json
 import math
@@ -20,15 +20,17 @@ from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.optuna_private import models
 
 STORED_AS_NULL = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
-"""Numbers that Optuna stores as NULL, by the type that stands beside them."""
-MOST = 2**31 - 1  # trials of a study
+"""Numbers that Optuna stores as NULL, by the stored type."""
+MOST = 2**31 - 1  # largest trial number
 
 
 def read_trials(study: optuna.Study, without: Collection[str] = (), first: int = 0, last: int = MOST) -> list[FrozenTrial]:
-    """Trials of a study at one moment, in the order of their numbers: as `study.get_trials(deepcopy=False)`, faster.
+    """A consistent snapshot of a study's trials, ordered by number: a faster `study.get_trials(deepcopy=False)`.
 
-    All, or those from one number to another. User attributes named in `without` (long ones that nobody will look at) are
-    left out. A value that is NaN, which Optuna would refuse to read, is one.
+    without       user attributes to leave out
+    first, last   range of trial numbers
+
+    NaN values, which Optuna refuses to read, are returned as NaN.
     """
     database = rdb(study._storage)
     if database is None:
@@ -38,13 +40,13 @@ def read_trials(study: optuna.Study, without: Collection[str] = (), first: int =
 
 
 class Reader:
-    """Reads a study again and again, and each trial that has ended once: such a trial does not change any more."""
+    """Reads the trials of a study repeatedly, finished trials only once."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self.study, self.ended = study, list[FrozenTrial]()  # up to the first that has not
+        self.study, self.ended = study, list[FrozenTrial]()  # the finished trials before the first unfinished one
 
     def trials(self) -> list[FrozenTrial]:
-        """As `read_trials`."""
+        """The same as `read_trials(study)`."""
         database = rdb(self.study._storage)
         if database is None:
             return self.study.get_trials(deepcopy=False)
@@ -59,14 +61,14 @@ class Reader:
 def _at_one_moment(database: RDBStorage) -> Iterator[Connection]:
     with database.engine.connect() as connection:
         if database.engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN")  # without it, every SELECT would see another moment
+            connection.exec_driver_sql("BEGIN")  # one snapshot for all SELECTs
         else:
             connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
 
 
 def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
-    """Those of a study's user attributes that it has; nothing when there is no such study."""
+    """The given user attributes of a study; missing ones are left out. Empty if the study was deleted."""
     database = rdb(study._storage)
     if database is None:
         return {key: value for key, value in study.user_attrs.items() if key in keys}
@@ -77,7 +79,7 @@ def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
 
 
 def study_states(storage: BaseStorage) -> dict[str, Counter[TrialState]]:
-    """How many trials of each study are in which state, in the order in which the studies were made."""
+    """Number of trials in each state, by study, in order of creation."""
     database = rdb(storage)
     if database is None:
         studies = storage.get_all_studies()
@@ -106,7 +108,7 @@ def _trials(
     def cells(model: Any, *columns: str, without: Collection[str] = ()) -> list[tuple[Any, ...]]:
         query = _cells(model, *columns)
         result: Any = connection.execute(query.where(model.key.not_in(without)) if without else query, which)
-        return list(result.cursor.fetchall())  # the driver's own tuples: SQLAlchemy's rows cost as much as all the rest
+        return list(result.cursor.fetchall())  # the driver's tuples: SQLAlchemy's rows would double the time
 
     rows = connection.execute(_TRIALS, which).all()
     values: dict[int, dict[int, float]] = defaultdict(dict)
@@ -144,7 +146,7 @@ def _trials(
 
 _distribution = cache(json_to_distribution)
 
-# Statements are made once: to put one together takes as long as to run it.
+# Statements are built once: building one takes as long as running it.
 _trial = models.TrialModel
 _WHICH = _trial.study_id == bindparam("study"), _trial.number >= bindparam("first"), _trial.number <= bindparam("last")
 _TRIALS = (
@@ -156,14 +158,14 @@ _TRIALS = (
 
 @cache
 def _cells(model: Any, *columns: str) -> Select[Any]:
-    """The ids of trials and what stands in a table about them, in the order in which it was written."""
+    """Select trial ids and columns of a table, in order of writing."""
     key = model.__table__.primary_key.columns.values()[0]
     query = select(model.trial_id, *(getattr(model, column) for column in columns))
     return query.join(_trial, _trial.trial_id == model.trial_id).where(*_WHICH).order_by(key)
 
 
 def _attributes(cells: list[tuple[Any, ...]]) -> dict[int, dict[str, Any]]:
-    """By trial. One JSON text for all of them is parsed five times as fast as one for each."""
+    """Attributes by trial. All are parsed as one JSON text, which is five times faster than one by one."""
     attributes: dict[int, dict[str, Any]] = defaultdict(dict)
     for (id, key, _), value in zip(cells, json.loads(f"[{','.join(text for _, _, text in cells)}]"), strict=True):
         attributes[id][key] = value
@@ -175,11 +177,11 @@ def _local(moment: datetime | None) -> datetime | None:
     return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-COLD = ("config", "traceback", "log")  # long attributes, which only a look at one trial shows
+COLD = ("config", "traceback", "log")  # long attributes, shown only for a single trial
 
 
 class Snapshot(optuna.Study):
-    """A study with its trials as they were at one moment, for everything in Optuna that looks at studies."""
+    """A study with a fixed snapshot of its trials, for Optuna's functions that read studies."""
 
     def __init__(
         self, study: optuna.Study, trials: Iterable[FrozenTrial] | None = None, without: Collection[str] = COLD
@@ -188,5 +190,5 @@ class Snapshot(optuna.Study):
         self._seen = list(read_trials(study, without) if trials is None else trials)
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        """The trials, or those in some states. Never copied."""
+        """The trials in the given states (default: all), not copied."""
         return [trial for trial in self._seen if states is None or trial.state in states]

@@ -1,7 +1,6 @@
-"""What we store about studies and trials: their user attributes, by name and type.
+"""Typed access to the user attributes of studies and trials. Imports no torch.
 
-Light: whoever only looks at a study imports no torch. An attribute of a type that no version of ours stores, in a file from
-elsewhere, counts as absent.
+An attribute of an unexpected type, in a file from elsewhere, counts as missing.
 """
 
 import json
@@ -17,12 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from subnet_search.search.storage.study_folder import rebased
 
-IMPORTED = "known"  # of a result that was imported: its source. Known to the sampler from the start, and no part of the budget
-REPEATS = "repeats"  # of a trial that repeats another on a fresh seed: the number of that one
-RETRIES = "retries"  # of a trial that runs a failed one again: the number of that one
-WITHDRAWN = "withdrawn"  # of a trial that waits, and is not to be run
-STOPPED = "stopped"  # of a study whose workers are to begin no more trials: true, or
-NOW = "now"  # when they are to interrupt those under way too
+IMPORTED = "known"  # source of an imported result; the stored name is older than the term
+REPEATS = "repeats"  # number of the trial that this one repeats with a new seed
+RETRIES = "retries"  # number of the failed trial that this one retries
+WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
+STOPPED = "stopped"  # whether the workers of a study start no more trials
+NOW = "now"  # value of STOPPED that also interrupts running trials
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Value = TypeVar("Value")
@@ -30,14 +29,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Worker:
-    """The process that runs a trial, or ran it last. All is None for a trial that has none."""
+    """The process that runs a trial, or ran it last. All fields are None if there is none."""
 
     host: str | None = None
     pid: int | None = None
-    token: str | None = None  # no other worker, of any process, has it
-    started: str | None = None  # when the process began, in ticks since the machine did
-    boot: str | None = None  # of the machine, from one start to the next
-    namespace: int | None = None  # of the process numbers
+    token: str | None = None  # unique to the worker
+    started: str | None = None  # start time of the process, in clock ticks since boot
+    boot: str | None = None  # boot id of the machine
+    namespace: int | None = None  # of the process ids
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" if self.pid else "an unknown worker"
@@ -55,12 +54,12 @@ class Interruption:
 
 @dataclass(frozen=True)
 class Cell:
-    """The place of a trial in a comparison."""
+    """The cell of a comparison that a trial runs."""
 
     arm: str
     density: float
     seed: int
-    values: dict[str, Any]  # keys of the run that it changes, its seed among them
+    values: dict[str, Any]  # keys of the run that it changes, including the seed
 
 
 class TrialRecord:
@@ -72,7 +71,7 @@ class TrialRecord:
         self.trial, self.attrs = trial, trial.user_attrs
 
     def get(self, key: str, kind: type[Value]) -> Value | None:
-        """An attribute, if it is there and of a type. A bool is no number, and every other number is a float."""
+        """An attribute if it has the type, else None. A bool is not a number; an int is also a float."""
         value = self.attrs.get(key)
         if isinstance(value, bool) and kind is not bool:
             return None
@@ -97,17 +96,17 @@ class TrialRecord:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the search itself drew the trial: it is not imported, and repeats no other."""
+        """Whether the search itself drew the trial: neither imported nor a repeat."""
         return not self.attrs.keys() & {IMPORTED, REPEATS}
 
     @property
     def withdrawn(self) -> bool:
-        """Whether the trial waits, and is not to be run."""
+        """Whether the trial is queued but not to be run."""
         return self.trial.state == TrialState.WAITING and bool(self.attrs.get(WITHDRAWN))
 
     @property
     def counts(self) -> bool:
-        """Whether the trial counts in the budget of trials: finished, or still to be."""
+        """Whether the trial counts in the budget of trials: finished, running or queued."""
         return self.trial.state != TrialState.FAIL and self.is_drawn and not self.withdrawn
 
     @property
@@ -117,20 +116,20 @@ class TrialRecord:
 
     @property
     def worker(self) -> Worker:
-        return _made(Worker, self.attrs.get("worker")) or Worker()
+        return _record(Worker, self.attrs.get("worker")) or Worker()
 
     @property
     def beat(self) -> int | None:
-        """Counted up by the worker as a sign of life."""
+        """Heartbeat counter of the worker."""
         return self.get("beat", int)
 
     @property
     def interruptions(self) -> list[Interruption]:
         found = self.get("interruptions", list) or []
-        return [_made(Interruption, one) or Interruption() for one in found]
+        return [_record(Interruption, one) or Interruption() for one in found]
 
     def interrupted(self, why: str, died: bool = False) -> dict[str, Any]:
-        """What is stored of the trial once its worker has lost it."""
+        """The attributes to store when the trial loses its worker."""
         last = Interruption(why, self.worker.host, self.worker.pid, died)
         return {"worker": {}, "interruptions": [asdict(one) for one in (*self.interruptions, last)]}
 
@@ -141,7 +140,7 @@ class TrialRecord:
 
     @property
     def cell(self) -> Cell | None:
-        return _made(Cell, self.attrs.get("cell"))
+        return _record(Cell, self.attrs.get("cell"))
 
     @property
     def seed(self) -> int | None:
@@ -149,7 +148,7 @@ class TrialRecord:
 
     @property
     def seeds(self) -> list[Any]:
-        """What each seed came to, of a trial that a pruner compares by its seeds."""
+        """Results per seed, for the Wilcoxon pruner."""
         return self.get("seeds", list) or []
 
     @property
@@ -159,7 +158,7 @@ class TrialRecord:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the packages that ran the trial."""
+        """Versions of the packages that ran the trial."""
         return self.get("versions", dict) or {}
 
     @property
@@ -174,7 +173,7 @@ class TrialRecord:
 
     @property
     def key(self) -> str | None:
-        """What stands for the configuration, when duplicates are looked for."""
+        """Hash of the configuration, for finding duplicates."""
         return self.get("key", str)
 
     @property
@@ -187,13 +186,13 @@ class TrialRecord:
         return self.get("seconds", float) or 0.0
 
 
-def _made(kind: type[Value], values: Any) -> Value | None:
-    """A record out of stored values; None when one is missing or of another type. Values that it does not know are left out."""
+def _record(kind: type[Value], values: Any) -> Value | None:
+    """A record from stored values; None if one is missing or has another type. Unknown values are ignored."""
     if not isinstance(values, dict):
         return None
-    known = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
+    stored = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
     try:
-        return _adapter(kind).validate_python(known)  # type: ignore[no-any-return, arg-type]
+        return _adapter(kind).validate_python(stored)  # type: ignore[no-any-return, arg-type]
     except ValidationError:
         return None
 
@@ -204,7 +203,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def plain_spec(study: optuna.Study) -> dict[str, Any]:
-    """The specification that a study was made with, as plain values; empty for a study that is none of ours."""
+    """The stored specification of a study as plain values; empty if subnet-search did not create it."""
     try:
         found = json.loads(study.user_attrs.get("spec", "{}"))
     except (ValueError, TypeError):
@@ -213,10 +212,10 @@ def plain_spec(study: optuna.Study) -> dict[str, Any]:
 
 
 def searched_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that the search itself drew: no repeats, and nothing imported."""
+    """The trials that the search drew: neither imported nor repeats."""
     return [trial for trial in trials if TrialRecord(trial).is_drawn]
 
 
 def steps_spent(trials: Iterable[FrozenTrial]) -> int:
-    """Training steps of all trials but those that were imported: what counts in a study's budget of steps."""
+    """Training steps of all trials except imported ones, as counted in the study's budget of steps."""
     return sum(record.steps for record in map(TrialRecord, trials) if record.imported_from is None)

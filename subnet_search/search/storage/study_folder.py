@@ -1,8 +1,7 @@
-"""Which study this is, and where its trials run: by its name in the storage, whatever its attributes came from.
+"""File names and folders of studies.
 
-Optuna's `copy_study` and the dashboard's Rename copy all attributes, so a copy says that it is the study it was made of.
-A name may hold any letters, and a folder that a storage or a file names may lie anywhere: new folders are named here, and
-those that were stored are taken for what they should be, folders below runs/trials.
+A study name may hold any characters, and a stored folder could be any path: names are made safe here, and stored folders are
+always placed below runs/trials.
 """
 
 import hashlib
@@ -15,11 +14,11 @@ import optuna
 
 TRIALS = Path("runs/trials")
 PLAIN = re.compile(r"\w[\w.-]*")
-LONGEST = 100  # bytes of a name that is a file's name as it is; with what is added, it stays below what file systems take
+LONGEST = 100  # bytes; longer names are shortened, so that file names stay below the limits of file systems
 
 
 def file_name(name: str) -> str:
-    """A study's name as that of a file or folder: as it is when it is a plain one, else what is readable of it and a hash."""
+    """A file name for a study: its name if that is safe, else its safe characters and a hash."""
     if PLAIN.fullmatch(name) and len(name.encode()) <= LONGEST:
         return name
     readable = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:30]
@@ -27,12 +26,12 @@ def file_name(name: str) -> str:
 
 
 def new_folder(name: str) -> str:
-    """A folder for the trials of a study, which no other has."""
+    """A new, unique folder for the trials of a study."""
     return str(TRIALS / f"{file_name(name)}-{uuid.uuid4().hex[:8]}")
 
 
 def rebased(folder: Any) -> Path:
-    """A folder of trials as it was stored, but below runs/trials: what is stored does not decide on other places."""
+    """A stored folder of trials, moved below runs/trials if it is elsewhere: a storage must not choose other paths."""
     path = Path(folder := str(folder))
     inside = path.parts[: len(TRIALS.parts)] == TRIALS.parts and len(path.parts) > len(TRIALS.parts)
     if inside and ".." not in path.parts and "\0" not in folder:

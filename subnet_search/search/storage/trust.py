@@ -1,7 +1,7 @@
-"""What a study or a run folder that is stored may cause: no import, and no download, that nobody here has asked for.
+"""Imports and downloads of stored studies and run folders need the user's permission.
 
-A configuration that the user passes may name a network by `package.module:factory`, and have weights or data downloaded.
-One that is read from a storage, an exported study or a run folder may have come from anybody, so it needs the user's word.
+A configuration file that the user passes may import code (`package.module:factory`) and download weights or data. A
+configuration from a storage, an exported study or a run folder may come from somebody else, so the user must allow it.
 """
 
 import re
@@ -11,19 +11,19 @@ from typing import Any
 
 from subnet_search.core.errors import UserError
 
-PARTS = ("network", "extractor", "data")  # of a run, whose names may stand for code or a download
-NAMES = ("network", "extractor", "data", "name", "source")  # the last part of the keys that are such names
-DOWNLOADS = re.compile("pretrained|weights")  # torchvision's options that do, by how they begin
+PARTS = ("network", "extractor", "data")  # sections of a run that can import code or download
+NAMES = ("network", "extractor", "data", "name", "source")  # last part of the keys with such names
+DOWNLOADS = re.compile("pretrained|weights")  # prefixes of torchvision's options that download
 TORCHVISION = "torchvision:"
 DATA = {"fashion_mnist": "train-images-idx3-ubyte*", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-"""Data sets that are downloaded when they are not in the folder that is their root, and what a folder that has them holds."""
+"""Data sets that can be downloaded, with a file pattern that shows whether a folder has them."""
 
 
 def imports_of(*values: Any) -> set[str]:
-    """The names by which values of a run, or domains over them, would import code, or download weights or data.
+    """Names in values of a run, or in domains over them, that would import code or download weights or data.
 
-    A data set counts when it is not in the folder that is named for it, and that folder is not below the current one.
-    What is no mapping names nothing.
+    A data set counts if it is missing from its `root` and that is outside the current folder. Values that are not mappings
+    are ignored.
     """
     found = [
         (part, *leaf)
@@ -43,27 +43,27 @@ def imports_of(*values: Any) -> set[str]:
 
 
 def imports_of_spec(spec: Mapping[str, Any]) -> set[str]:
-    """Those of all trials that a study's specification, as plain values, may lead to."""
+    """The names that any trial of a study's specification, as plain values, could import."""
     return imports_of(spec.get("run"), spec.get("space"))
 
 
 def check_imports(what: str, names: Collection[str], allowed: Collection[str]) -> None:
-    """Raise UserError for a name that is not allowed, by itself or by its module."""
+    """Raise UserError for a name if neither it nor its module is allowed."""
     for name in sorted(names):
         module = name.partition(":")[0]
         if not {name, module} & set(allowed):
             act = "downloads weights for" if name.startswith(TORCHVISION) else "imports"
             if name in DATA:
-                act = "downloads, to a folder that it names,"
+                act = "downloads, to a folder outside the current one,"
             how = f"--allow-import {name}" + (f" (or --allow-import {module})" if module != name else "")
-            raise UserError(f"{what} {act} {name}, and what is stored may do so only when it is allowed: {how}")
+            raise UserError(f"{what} {act} {name}, which a stored configuration may do only with {how}")
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value that is no mapping or list, with the last part of the key that it is a value of."""
+    """Every scalar value with the last part of its key."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            if name == "choice" and isinstance(inner, Mapping):  # methods, with what is searched of each
+            if name == "choice" and isinstance(inner, Mapping):  # methods with their hyperparameters
                 yield from ((key, one) for one in inner)
             yield from _leaves(inner, key if name in ("choice", "value") else _last(str(name)))
     elif isinstance(value, list | tuple):
@@ -74,7 +74,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_elsewhere(root: str) -> bool:
-    """Whether a folder is not below the current one."""
+    """Whether a folder is outside the current one."""
     return Path(root).is_absolute() or ".." in Path(root).parts
 
 

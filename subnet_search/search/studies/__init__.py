@@ -1,1 +1,1 @@
-"""What is done with whole studies: start, continue, compare, repair."""
+"""Operations on studies: start, continue, compare, repair."""

@@ -1,4 +1,4 @@
-"""Repairs by hand: failed trials once more, trials without a worker, stopping a study, deleting one."""
+"""Administration of studies: retry failed trials, release lost trials, stop or delete a study."""
 
 import shutil
 import time
@@ -23,67 +23,70 @@ from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 from subnet_search.search.storage.write import insert_trials
 
-SAME_RUN = ("config", "seed", "cell", REPEATS)  # what makes a trial the same run as another
+SAME_RUN = ("config", "seed", "cell", REPEATS)  # attributes that a retry copies from the failed trial
 
 
 @dataclass(frozen=True)
 class Retried:
-    """What `retry` did."""
+    """The result of `retry`."""
 
-    queued: dict[int, int]  # the numbers of the new trials, by those of the failed ones
-    skipped: dict[int, str]  # why others were not queued
-    places: int  # trials that count in the study's budget once all are finished
+    queued: dict[int, int]  # number of the new trial, by the number of the failed one
+    skipped: dict[int, str]  # reason why a trial was not queued, by number
+    counting: int  # trials that count in the study's budget, queued ones included
 
 
 def retry(study: optuna.Study, numbers: Sequence[int] = ()) -> Retried:
-    """Queue failed trials once more, by default all of them: the same configuration, on the same seed.
+    """Queue failed trials (default: all) again with the same configuration and seed.
 
-    A trial is retried once; a retry that fails is a failed trial like any other. Raises UserError for a trial that has
-    not failed.
+    Each trial is retried once; a failed retry can itself be retried. Raises UserError for a trial that has not failed.
     """
     return patiently(_retry, study, tuple(numbers))
 
 
 def stop(study: optuna.Study, now: bool = False) -> list[int]:
-    """Let the study's workers end after the trials under way; with `now`, interrupt those at their last checkpoint.
+    """Stop the study's workers after their running trials; with `now`, interrupt these at a checkpoint.
 
-    Returns the numbers of the trials under way. `study run` goes on.
+    Returns the numbers of the running trials. `study run` continues the study.
     """
     patiently(study.set_user_attr, STOPPED, NOW if now else True)
-    return list(at_work(study))
+    return list(running_trials(study))
 
 
-def at_work(study: optuna.Study) -> dict[int, str]:
-    """The trials under way whose worker is not known to be gone, by number, and who the worker is."""
-    return {trial.number: str(TrialRecord(trial).worker) for trial in _running(study) if not is_dead(TrialRecord(trial).worker)}
+def running_trials(study: optuna.Study) -> dict[int, str]:
+    """Running trials whose worker is not known to be dead: the worker as text, by trial number."""
+    return {
+        trial.number: str(TrialRecord(trial).worker)
+        for trial in _running_trials(study)
+        if not is_dead(TrialRecord(trial).worker)
+    }
 
 
 def check_idle(study: optuna.Study) -> None:
-    """Raises UserError that names the trials under way."""
-    if busy := at_work(study):
+    """Raise UserError if trials are running."""
+    if busy := running_trials(study):
         trials = ", ".join(f"trial {number} ({who})" for number, who in busy.items())
         raise UserError(
-            f"the study {study.study_name!r} is at work: {trials}; stop it first (subnet-search study stop --now "
-            f"{study.study_name}, for dead workers study reap), or use --force"
+            f"the study {study.study_name!r} has running trials: {trials}; stop it first (subnet-search study stop --now "
+            f"{study.study_name}; if the workers are dead, subnet-search study reap {study.study_name}), or use --force"
         )
 
 
 def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True) -> list[Path]:
-    """Delete a study; with `files`, its folder of run folders and its artifacts too. Returns what was deleted of the disk.
+    """Delete a study and, with `files`, its run folders and artifacts. Returns the deleted paths.
 
-    Run folders of trials that came with a copy or an import belong to the study that they came from, and stay.
+    Run folders of copied or imported trials belong to the original study and stay.
 
-    Raises UserError when trials are under way, unless `force`; RunError when files cannot be deleted: the study stays.
+    Raises UserError if trials are running, unless `force`; RunError if files cannot be deleted, and the study then stays.
     """
     name, storage = study.study_name, study._storage
     adopt(study)
     folder = folder_of(study) if files and "folder" in study.user_attrs else None
     if folder and folder.is_symlink():
-        raise UserError(f"{folder} is a link to a folder: delete it yourself, or keep the files (--keep-files)")
+        raise UserError(f"{folder} is a symbolic link: delete it yourself, or use --keep-files")
     with exclusive(storage, name):
         if not force:
             check_idle(study)
-        study.set_user_attr(STOPPED, NOW)  # so that nobody begins a trial meanwhile
+        study.set_user_attr(STOPPED, NOW)  # so that no trial is started meanwhile
     deleted = []
     if files and plain_spec(study).get("artifacts"):
         from subnet_search.search.engine.artifact_store import remove_all
@@ -101,13 +104,13 @@ def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True
     return deleted
 
 
-def reap(
+def release_lost_trials(
     study: optuna.Study, *, now: bool = False, watch: Callable[[float, Sequence[int]], None] = lambda left, numbers: None
 ) -> list[FrozenTrial]:
-    """Let the trials wait whose worker is gone, and return them as they are by then; after five deaths a trial fails.
+    """Requeue the running trials that lost their worker and return them; after five worker deaths a trial fails.
 
-    A worker's process on this machine is looked up. One elsewhere is gone when it gives no sign of life for five
-    heartbeats: `watch` is told the seconds left and the trials. With `now` it is held to be gone at once.
+    Worker processes on this machine are looked up. A worker on another machine counts as dead after five heartbeats
+    without a sign of it: `watch` receives the remaining seconds and the trial numbers. `now` skips this wait.
     """
     from subnet_search.search.engine.scheduler import Scheduler
     from subnet_search.search.spec.study_spec import spec_of
@@ -115,14 +118,14 @@ def reap(
     spec = spec_of(study)
     adopt(study)
     scheduler = Scheduler(study, spec, 0)
-    freed = patiently(scheduler.reap)
+    freed = patiently(scheduler.release_lost_trials)
     if now:
-        freed += patiently(_give_up, study)
-    seen, began = {trial.number: _sign(trial) for trial in _running(study)}, time.monotonic()
-    while silent := [t.number for t in _running(study) if seen.get(t.number) == _sign(t) and not _in_sight(t)]:
+        freed += patiently(_release_remote, study)
+    seen, began = {trial.number: _heartbeat(trial) for trial in _running_trials(study)}, time.monotonic()
+    while silent := [t.number for t in _running_trials(study) if seen.get(t.number) == _heartbeat(t) and not _is_alive_here(t)]:
         watch(max(0.0, PATIENCE * spec.heartbeat - (time.monotonic() - began)), silent)
         time.sleep(min(1.0, spec.heartbeat / 4))
-        freed += patiently(scheduler.reap)
+        freed += patiently(scheduler.release_lost_trials)
     return [study.get_trials(deepcopy=False)[number] for number in sorted(set(freed))]
 
 
@@ -132,33 +135,33 @@ def _retry(study: optuna.Study, numbers: Sequence[int]) -> Retried:
     with exclusive(study._storage, study.study_name):
         trials = read_trials(study, without=("log", "traceback"))
         done = {record.retries: record.trial.number for record in map(TrialRecord, trials) if record.retries is not None}
-        chosen = _chosen(study, trials, numbers) if numbers else _failed(trials, but=done)
-        skipped = {t.number: f"it was retried as trial {done[t.number]}" for t in chosen if t.number in done}
+        chosen = _select(study, trials, numbers) if numbers else _failed_trials(trials, but=done)
+        skipped = {t.number: f"already retried as trial {done[t.number]}" for t in chosen if t.number in done}
         for trial in chosen:
             record = TrialRecord(trial)
             if record.config is None:
-                skipped[trial.number] = f"it asks for no run that can be: {record.reason or 'it never began'}"
+                skipped[trial.number] = f"its configuration is invalid: {record.reason or 'it was never started'}"
         again = [trial for trial in chosen if trial.number not in skipped]
-        added = insert_trials(database, study._study_id, [_again(trial) for trial in again])
-    places = sum(TrialRecord(trial).counts for trial in trials)
+        added = insert_trials(database, study._study_id, [_retry_of(trial) for trial in again])
+    counting = sum(TrialRecord(trial).counts for trial in trials)
     queued = dict(zip((trial.number for trial in again), added, strict=True))
-    return Retried(queued, skipped, places + len(searched_trials(again)))
+    return Retried(queued, skipped, counting + len(searched_trials(again)))
 
 
-def _failed(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[FrozenTrial]:
+def _failed_trials(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in set(but)]
 
 
-def _chosen(study: optuna.Study, trials: Sequence[FrozenTrial], numbers: Sequence[int]) -> list[FrozenTrial]:
+def _select(study: optuna.Study, trials: Sequence[FrozenTrial], numbers: Sequence[int]) -> list[FrozenTrial]:
     for number in numbers:
         if not 0 <= number < len(trials):
-            raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {len(trials)}, counted from 0")
+            raise UserError(f"the study {study.study_name!r} has no trial {number}: it has {len(trials)}, numbered from 0")
         if trials[number].state != TrialState.FAIL:
-            raise UserError(f"trial {number} has not failed, so it cannot be retried: it is {trials[number].state.name}")
+            raise UserError(f"only failed trials can be retried; trial {number} is {trials[number].state.name}")
     return [trials[number] for number in dict.fromkeys(numbers)]
 
 
-def _again(trial: FrozenTrial) -> FrozenTrial:
+def _retry_of(trial: FrozenTrial) -> FrozenTrial:
     same = {key: trial.user_attrs[key] for key in SAME_RUN if key in trial.user_attrs}
     return create_trial(
         state=TrialState.WAITING,
@@ -168,35 +171,35 @@ def _again(trial: FrozenTrial) -> FrozenTrial:
     )
 
 
-def _give_up(study: optuna.Study) -> list[int]:
-    """Let the running trials wait that cannot be seen from this machine."""
-    from subnet_search.search.engine.trial_lease import let_wait
+def _release_remote(study: optuna.Study) -> list[int]:
+    """Requeue the running trials whose worker is not a live process on this machine."""
+    from subnet_search.search.engine.trial_lease import requeue
 
     with exclusive(study._storage, study.study_name):
-        unseen = [trial for trial in _running(study) if not _in_sight(trial)]
+        unseen = [trial for trial in _running_trials(study) if not _is_alive_here(trial)]
         for trial in unseen:
-            let_wait(study._storage, trial, f"{TrialRecord(trial).worker} was given up by hand")
+            requeue(study._storage, trial, f"{TrialRecord(trial).worker} was declared dead by `study reap --now`")
     return [trial.number for trial in unseen]
 
 
-def _running(study: optuna.Study) -> list[FrozenTrial]:
-    storage = rdb(study._storage) or study._storage  # its cache would first read all trials, finished ones too
+def _running_trials(study: optuna.Study) -> list[FrozenTrial]:
+    storage = rdb(study._storage) or study._storage  # the cache would read all trials first
     return patiently(lambda: storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,)))
 
 
-def _sign(trial: FrozenTrial) -> tuple[Any, Any]:
-    """A worker's sign of life: alive is one for whom it changes."""
+def _heartbeat(trial: FrozenTrial) -> tuple[Any, Any]:
+    """Changes while the worker is alive."""
     return TrialRecord(trial).worker.token, TrialRecord(trial).beat
 
 
-def _in_sight(trial: FrozenTrial) -> bool:
-    """Whether the trial's worker can be looked up from here, and is there."""
+def _is_alive_here(trial: FrozenTrial) -> bool:
+    """Whether the trial's worker is a live process on this machine."""
     here, worker = this_process(""), TrialRecord(trial).worker
     return (worker.host, worker.namespace) == (here.host, here.namespace) and not is_dead(worker)
 
 
 def _delete_trials(study: optuna.Study) -> None:
-    """All trials, table by table; Optuna would read each of them first."""
+    """Delete all trials table by table; Optuna would read each of them first."""
     if (database := rdb(study._storage)) is None:
         return
     trials = models.TrialModel.__table__

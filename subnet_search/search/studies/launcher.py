@@ -1,4 +1,4 @@
-"""Start or continue a study: check it against the storage, then one worker here, several processes, or a cluster."""
+"""Start or continue a study with one worker in this process, several processes, or a Ray cluster."""
 
 import json
 import os
@@ -23,17 +23,17 @@ from subnet_search.search.storage.records import STOPPED
 from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
-from subnet_search.search.studies.processes import _run_processes, reap
+from subnet_search.search.studies.processes import release_lost_trials, run_processes
 from subnet_search.search.studies.warm_start import warm_start
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where Ray places workers, and what each of them takes."""
+    """A Ray cluster, and the resources of each worker."""
 
-    address: str | None = None  # of a Ray cluster; None starts a local one
-    gpus: float = 0.0  # a worker, which runs one trial at a time
-    cpus: float | None = None  # default: the threads of a trial
+    address: str | None = None  # of the cluster; None starts a local one
+    gpus: float = 0.0  # per worker, which runs one trial at a time
+    cpus: float | None = None  # per worker; default: the threads of a trial
 
 
 def run_study(
@@ -48,16 +48,20 @@ def run_study(
     allow_imports: Collection[str] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
-    """Start a study, or continue it if its storage already has it, and return it as Optuna knows it.
+    """Start a study, or continue it if the storage has one of this name; returns the Optuna study.
 
     spec            a StudySpec, or the path of a YAML file
-    storage         overrides the spec's, as do workers, trials (finished ones, over all continuations) and timeout (seconds)
-    cluster         lets Ray place the workers; default: processes on this machine, one worker in this process
-    wait            seconds for a storage that does not answer at first; one that goes away later is waited for anyway
-    allow_imports   names or modules that the workers may import for networks; default: those that the spec names
+    storage         storage URL; this and the next three override the spec
+    workers         number of workers; a single one runs in this process
+    trials          finished trials at which the study ends, including those of earlier calls
+    timeout         seconds after which no trial is started
+    cluster         run the workers on a Ray cluster; default: processes on this machine
+    wait            seconds to wait for a storage that does not respond at first
+    allow_imports   names or modules that the workers may import; default: those named in the spec
+    should_stop     when it returns True, running trials write a checkpoint and are requeued
 
-    Raises UserError when the storage's study searches something else, and names the difference; Interrupted when
-    stopped; RunError when trial after trial fails, or the workers cannot go on.
+    Raises UserError if the stored study has another spec, and names the difference; Interrupted when stopped; RunError
+    when five trials in a row fail, or the workers fail.
     """
     spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
     url = storage or spec.storage
@@ -81,11 +85,11 @@ def run_study(
                 should_stop=should_stop,
             )
         finally:
-            reap(study)
+            release_lost_trials(study)
     elif count == 1:
         run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, allow_imports=allowed, should_stop=should_stop)
     else:
-        _run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
+        run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
 
@@ -93,24 +97,26 @@ def run_study(
 def find_spec(
     given: str, overrides: list[str], storage: str | None, allow_imports: Collection[str] = ()
 ) -> tuple[StudySpec, list[str]]:
-    """The spec in a YAML file, or that of a study which is in the storage already; and what its workers may import.
+    """The spec of a YAML file or of a stored study, and the names that its workers may import.
 
-    A file that the user passes may name what it likes; of a study in a storage, `allow_imports` must have all that it names.
+    A file that the user passes may import anything; a stored study only what `allow_imports` names.
     """
     if Path(given).suffix in (".yaml", ".yml") or Path(given).is_file():
         spec = read_study(given, overrides)
         return spec, sorted({*allow_imports, *imports_of_spec(json.loads(spec.to_json()))})
     study = load_study(given, open_storage(storage or DEFAULT_STORAGE))
     if overrides:
-        raise UserError(f"-s changes a spec file, but {given!r} is a study that has begun; --trials extends it")
+        raise UserError(
+            f"-s cannot change the stored study {given!r}; use it with a YAML file, or --trials to extend the study"
+        )
     spec = trusted_spec_of(study, allow_imports)
     return spec.model_copy(update={"storage": storage or DEFAULT_STORAGE}), sorted(allow_imports)
 
 
 def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
-    """The study in the storage: made now, or checked to search the same; one that was stopped may go on.
+    """Create the study, or check that the stored one has the same spec and clear its stop flag.
 
-    A storage that does not answer is waited for `wait` seconds.
+    Waits up to `wait` seconds for a storage that does not respond. Raises UserError if the specs differ.
     """
     store = open_storage(url, create=True, wait=wait)
     with guarded(f"the study {spec.name!r} in {safe_url(url)}"):
@@ -121,7 +127,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
     if spec.space.get(LAYERS) is True:
         spec = spec.model_copy(update={"space": {**spec.space, LAYERS: spec.searched.layers()}})
         spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
-    make_sampler(spec), make_pruner(spec)  # an option they do not have is found here
+    make_sampler(spec), make_pruner(spec)  # raises UserError for an invalid option
     if spec.pruner["name"] == "rungs":
         check_options(spec)
     if spec.artifacts is not None:
@@ -141,19 +147,19 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
-            f"the study {spec.name!r} searches something else: {differences[0]}{more}; give the new one another name"
+            f"the study {spec.name!r} exists with another specification: {differences[0]}{more}; choose another name"
         )
     if study.user_attrs.get(STOPPED):
         study.set_user_attr(STOPPED, False)
-    if not spec.compares and study.user_attrs["spec"] != spec.to_json():  # a budget or the like has changed
+    if not spec.compares and study.user_attrs["spec"] != spec.to_json():  # the budget or another key that may change
         study.set_user_attr("spec", spec.to_json())
     return study
 
 
 def _check_reach(spec: StudySpec) -> None:
-    """Refuse hyperparameters that the run sets for its own method, where trials have other methods, which get none of them.
+    """Raise UserError for a hyperparameter that `run` sets for its own method if trials can have other methods.
 
-    Raises UserError. Of a new study alone: one that was begun goes on as it began.
+    Only new studies are checked.
     """
     own, methods = spec.run.extractor.name, spec.searched.methods()
     given = [key for key in spec.run.given().get(METHOD, {}) if key != "name" and not (key == "density" and spec.run.target)]
@@ -163,8 +169,8 @@ def _check_reach(spec: StudySpec) -> None:
             value = getattr(spec.run.extractor, key)
             alone = f"{{when: {{{METHOD}: {own}}}, value: {value}}}"
             raise UserError(
-                f"run.{METHOD} sets {key} for {own} alone, and this study searches {', '.join(methods)}: say in its space what "
-                f"it is for all, {METHOD}.{key}: {value}, or for one, {METHOD}.{key}: {alone}"
+                f"run.{METHOD} sets {key} for {own} only, but this study searches {', '.join(methods)}: set it in the space "
+                f"for all methods ({METHOD}.{key}: {value}) or for one ({METHOD}.{key}: {alone})"
             )
 
 
@@ -176,9 +182,9 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
         study.set_user_attr("versions", versions())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names(spec.objective)  # so that Optuna's own tools call the values by name
+            study.set_metric_names(spec.objective)  # names of the values in Optuna's tools
         warm_start(study, spec)
-        study.set_user_attr("space", spec.searched.words())  # for whoever looks on without reading the spec
+        study.set_user_attr("space", spec.searched.words())  # for commands that do not parse the spec
         study.set_user_attr("spec", spec.to_json())
     except UserError:
         optuna.delete_study(study_name=spec.name, storage=store)
@@ -187,6 +193,6 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
 
 
 def _is_half_made(study: optuna.Study) -> bool:
-    """Whether the process that made a study was killed before it wrote the spec, which comes last. Holds nothing then."""
+    """Whether a study is empty because its process was killed before writing the spec, which is written last."""
     attrs = study.user_attrs.keys()
     return attrs <= {"folder", "versions", "space"} and ("folder" in attrs or not study.get_trials(deepcopy=False))

@@ -1,9 +1,9 @@
-"""Comparisons: methods side by side on one run, over densities and seeds, with the same recipe and number of steps for all.
+"""Compare methods over densities and seeds, with the same network, data, recipe and number of steps.
 
-A comparison is a study whose trials are the cells of a grid. A cell is known by the complete configuration of its run,
-so one that has been run is never run again, and a grid may grow by arms, densities and seeds; a cell that has failed
-is queued once more by every call. Spread is shown as lowest to highest, which claims nothing: the standard deviation
-of three values leaves the true one anywhere from half to six times it (95 %). The rows hold both.
+A comparison is a study whose trials are the cells of a grid. A cell is identified by its complete configuration, so a
+finished cell is never run again, and a grid can be extended by methods, densities and seeds; each call retries failed
+cells. Tables show the lowest and highest value: the standard deviation of three values is too uncertain (95 % interval:
+0.5 to 6 times the estimate). Rows hold both.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.training import Recipe
 
 Choice = Literal["shared", "published"]
-"""Of the recipe in a comparison: one for all methods that train weights, or each method's published settings."""
+"""Recipe of a comparison: one for all methods that train weights, or each method's published settings."""
 
-# What all methods that train weights share where the configuration leaves it open. Most methods here were published on
-# CIFAR-10 with this rate, momentum and decay; a cosine stands for their different milestones, and fits any length.
+# Defaults for all methods that train weights. Most of them were published on CIFAR-10 with this learning rate, momentum and
+# weight decay; the cosine schedule replaces their different milestones, because it fits any number of epochs.
 SHARED = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
-# The keys of a recipe that say how weights are trained.
+# Recipe keys for training weights.
 WEIGHTS = (
     "optimizer",
     "lr",
@@ -47,27 +47,27 @@ WEIGHTS = (
     "label_smoothing",
     "augment",
 )
-RATES = ("lr", "weight_decay")  # of masks, in a configuration that is written for a method that trains no weights
+RATES = ("lr", "weight_decay")  # these are for masks in a configuration whose method trains no weights
 MEASURES = ("val_accuracy", "test_accuracy", "achieved_density", "steps", "forward", "backward", "seconds")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A line of the comparison: what it is called, the density it is at, and the keys of the run that it changes."""
+    """A row of the comparison: label, density, and the keys of the run that it changes."""
 
     label: str
     density: float
     changes: Mapping[str, Any]
 
 
-# Every unit is kept, so it does not matter which unit.
+# The dense network: every unit is kept.
 WHOLE = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
 DENSE = Arm("dense", 1.0, WHOLE)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm with a seed: one run. Equal keys stand for equal configurations, but for device and threads."""
+    """An arm with a seed: one run. Configurations with equal keys differ at most in device and threads."""
 
     arm: Arm
     seed: int
@@ -75,40 +75,40 @@ class Cell:
 
     @property
     def attribute(self) -> dict[str, Any]:
-        """As a trial keeps it."""
+        """As stored in the trial."""
         values = {**self.arm.changes, "seed": self.seed}
         return {"arm": self.arm.label, "density": self.arm.density, "seed": self.seed, "values": values}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells of a comparison, seed by seed: one that is stopped has compared all arms as far as it got."""
+    """All cells of a comparison, ordered by seed, so that a stopped comparison still covers all arms."""
 
     spec: Comparison
     cells: tuple[Cell, ...]
     choice: Choice = "shared"
     recipe: Recipe | None = None
-    """The one that all arms which train weights have; None where they differ in it."""
+    """The recipe of all arms that train weights; None if it is not the same for all."""
     masks_alone: tuple[str, ...] = ()
     """The arms that train no weights."""
 
     def recipe_record(self) -> dict[str, Any]:
-        """The recipe as `--json` has it; `settings` is null where the arms that train weights differ."""
+        """The recipe for `--json`; `settings` is null if the arms that train weights have different recipes."""
         keys = (*WEIGHTS, "batch_size")
         settings = self.recipe and self.recipe.model_dump(mode="json", include=set(keys))
         return {"choice": self.choice, "settings": settings, "masks_alone": list(self.masks_alone), "text": self.recipe_text()}
 
     def recipe_text(self) -> str:
-        """What the rows have in common in training, as a table says it."""
+        """The recipe in one line, for the table."""
         if self.choice == "published":
-            text = "each method's published settings where the configuration leaves them open, so differences between rows "
+            text = "each method's published settings for keys that the configuration does not set, so differences between rows "
             text += "include the recipe"
         elif self.recipe is None:
             text = "not the same for all rows, so differences between rows include the recipe"
         else:
             text = f"shared by all methods that train weights: {self.recipe.summary()}"
         if self.masks_alone:
-            text += f"; trains masks alone, at its published rate and decay: {', '.join(self.masks_alone)}"
+            text += f"; only masks are trained, with published lr and weight_decay: {', '.join(self.masks_alone)}"
         return f"recipe: {text}"
 
 
@@ -120,19 +120,18 @@ def method_grid(
     seeds: int,
     recipe: Choice = "shared",
 ) -> Grid:
-    """Methods at densities, and the dense network.
+    """A grid of methods at densities, and the dense network.
 
-    The configuration's own method has the hyperparameters it is given there, the others their published defaults. The
-    epochs and the batch size are the configuration's for all. How the rest of the recipe is filled is `recipe_changes`.
-    A density is of units, or of what the configuration's target counts. Raises UserError for a method that cannot be had
-    at a density.
+    The configuration's own method has the hyperparameters set there, the others their defaults. Epochs and batch size are
+    the same for all; `recipe_changes` sets the rest of the recipe. A density is a fraction of units, or of what the
+    configuration's target counts. Raises UserError for a method without a density.
     """
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
     arms = []
     for method in dict.fromkeys(methods):
         if "density" not in get_extractor(method).model_fields:
-            raise UserError(f"{method} has no density to set, so it cannot be compared at {densities[0]:g}: leave it out")
+            raise UserError(f"{method} has no density, so it cannot be compared at {densities[0]:g}: remove it")
         spec, changes = own if own["name"] == method else {"name": method}, recipe_changes(method, given, recipe)
         for density in dict.fromkeys(densities):
             target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
@@ -143,13 +142,13 @@ def method_grid(
 
 
 def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
-    """What a method's runs change in the recipe of the configuration, of which `given` is what was set.
+    """Changes to the recipe for a method; `given` holds the keys that the configuration sets.
 
-    What the configuration sets holds for all, but that lr and weight_decay are those of weights: a method that trains no
-    weights has its published ones, and where the configuration is written for such a method, the others do not take its.
-    What the configuration leaves open is SHARED for all methods that train weights; relevance that they learn as well has
-    its published optimizer, rate and decay. With the choice `published` it is each method's published setting. Epochs and
-    batch size are never changed.
+    Keys that the configuration sets apply to all methods, except that lr and weight_decay are for weights: a method that
+    trains no weights has its published ones, and the others ignore those of a configuration written for such a method.
+    Keys that are not set have the values in SHARED for all methods that train weights; relevance has its published
+    optimizer, learning rate and weight decay. With `published`, these keys have each method's published settings. Epochs
+    and batch size are never changed.
     """
     if not trains_weights(get_extractor(method)):
         return own_rates(method, given)
@@ -163,26 +162,24 @@ def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shar
 
 
 def _pinned(given: Iterable[str], wanted: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Changes by which these keys of the recipe are as wanted, or as by default, but for those that are given."""
+    """Changes that set recipe keys to the wanted or default value, except keys that are given."""
     taken = set(given)
     default = Recipe.model_fields
     return {f"recipe.{key}": wanted.get(key, default[key].default) for key in dict.fromkeys(keys) if key not in taken}
 
 
 def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
-    """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that finds its topology before training.
+    """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that prunes before training.
 
-    All arms have the method's density and its recipe: what the configuration sets, then what was published for the method.
-    Raises UserError for a method that finds its topology otherwise.
+    All arms have the method's density and recipe: the configuration's keys, then the method's published settings.
+    Raises UserError for other methods.
     """
     method, given = config.extractor, config.given()
     density = method.target_density
     if not only_begins(type(method)):
-        raise UserError(
-            f"the sanity checks are for methods that find their topology before training, and {method.name} does not"
-        )
+        raise UserError(f"the sanity checks are for methods that prune before training, which {method.name} does not")
     if density is None:
-        raise UserError(f"the sanity checks compare at one density: set extractor.density of {method.name}")
+        raise UserError(f"the sanity checks need a density: set extractor.density of {method.name}")
     own = {**given.get("extractor", {"name": method.name}), "density": density}
     shuffled = {"name": "shuffled", "source": own, "density": density}
     extractors = {
@@ -203,12 +200,12 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
-    """The comparison's study, made or checked to be of the same run, with every cell queued that is still to be run.
+    """Create the comparison's study or check that it has the same run, and queue the cells that have not been run.
 
-    Cells that wait but are not of this grid are withdrawn, unless somebody is at work on the study.
+    Queued cells of other grids are withdrawn, unless trials of the study are running.
     """
     study = prepare_study(grid.spec, url)
-    with exclusive(study._storage, study.study_name):  # two calls at the same moment must not both queue a cell
+    with exclusive(study._storage, study.study_name):  # two calls at once must not both queue a cell
         _queue(study, grid)
     return study
 
@@ -229,14 +226,14 @@ def _queue(study: optuna.Study, grid: Grid) -> None:
 
 
 def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
-    """Run the cells of a comparison that are still to be run, and return the records of all. Raises as `run_study` does."""
+    """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
     study = prepare_grid(grid, url)
-    budget = spec_of(study).trials  # of all cells that the study holds, this grid's and earlier ones
+    budget = spec_of(study).trials  # all cells of the study, including earlier grids
     return cell_records(run_study(grid.spec, storage=url, workers=workers, trials=budget, should_stop=should_stop), grid)
 
 
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
-    """Every cell, and what its run came to; `state` is none for one that was never queued."""
+    """One record per cell; `state` is None if it was never queued."""
     found = _trials_by_key(study, grid.spec)
     return [_record(cell, found.get(cell.key, [])) for cell in grid.cells]
 
@@ -259,7 +256,7 @@ def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[str, Any]]:
-    """What `plots.accuracy_density` takes: the rows of which something is known, with the density that came out."""
+    """Points for `plots.accuracy_density`: rows with a result, at the density that was reached."""
     return [
         {"label": row["label"], "density": row["achieved_density"]["mean"]}
         | {key: row[measure][key] for key in ("mean", "low", "high")}
@@ -269,7 +266,7 @@ def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[st
 
 
 def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared") -> Grid:
-    """Raises UserError when an arm is no valid run: now, and not after hours of others."""
+    """Make a grid and check all its configurations. Raises UserError for an invalid one."""
     spec = check(Comparison, {"name": name, "run": run})
     cells: list[Cell] = []
     recipes: dict[str, Recipe] = {}
@@ -290,17 +287,17 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
 
 
 def _key(config: RunConfig) -> str:
-    """What stands for a complete configuration, on whatever device and threads."""
+    """Hash of a complete configuration without device and threads."""
     complete = config.dump()
     complete["recipe"] |= {"device": None, "threads": None}
     return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
-    """The key of a trial's configuration; empty for one that is of no use to this version of the package.
+    """The key of a trial's configuration; empty if this version cannot read it.
 
-    Read from the whole configuration that was run, so a default that has changed since is seen, and a hyperparameter
-    that is new since has its default.
+    It uses the stored complete configuration, so that a changed default makes another key; a new hyperparameter has its
+    default.
     """
     record = TrialRecord(trial)
     try:
@@ -320,7 +317,7 @@ def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[Froz
 
 
 def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
-    """Of the trials of a cell, the one that is complete or under way, or else the last."""
+    """The record of a cell: from its complete, running or queued trial, or else from the last failed one."""
     trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
     attrs = trial.user_attrs if trial else {}
     passes = attrs.get("passes", {})
@@ -340,8 +337,8 @@ def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, float | None] | None:
-    known = [value for value in values if value is not None]
-    if not known:
+    present = [value for value in values if value is not None]
+    if not present:
         return None
-    deviation = stdev(known) if len(known) > 1 else None
-    return {"mean": fmean(known), "low": min(known), "high": max(known), "deviation": deviation}
+    deviation = stdev(present) if len(present) > 1 else None
+    return {"mean": fmean(present), "low": min(present), "high": max(present), "deviation": deviation}

@@ -22,24 +22,24 @@ from subnet_search.search.storage.study_folder import folder_of
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
 
 
-RESTARTS = 10  # of a worker process that is killed from outside, while no trial is finished
+RESTARTS = 10  # of a killed worker process while no trial is finished
 
 
-TOLD_TO_STOP = 130  # what a worker ends with that was
+STOPPED_EXIT_CODE = 130  # of a worker that was stopped by a signal
 
 
 def finished(study: optuna.Study) -> int:
-    """Trials that count as finished: results that were imported and repeats do not."""
+    """Number of finished trials, without imported results and repeats."""
     trials = patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED))
     return sum(TrialRecord(trial).counts for trial in trials)
 
 
-def reap(study: optuna.Study) -> list[int]:
-    """Let the trials wait whose worker's process on this machine is gone; returns their numbers."""
-    return patiently(lambda: Scheduler(study, spec_of(study), 0).reap())
+def release_lost_trials(study: optuna.Study) -> list[int]:
+    """Requeue the trials whose worker process on this machine is dead; returns their numbers."""
+    return patiently(lambda: Scheduler(study, spec_of(study), 0).release_lost_trials())
 
 
-def _run_processes(
+def run_processes(
     study: optuna.Study,
     spec: StudySpec,
     url: str,
@@ -49,7 +49,7 @@ def _run_processes(
     allowed: Collection[str],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Workers as processes of their own, each with a log file; wait for all. One that is killed is started again."""
+    """Run workers as processes, each with a log file, until all end; a killed one is restarted."""
     end, folder = time.monotonic() + (limit or float("inf")), patiently(folder_of, study)
     processes = [_Process(spec, url, budget, folder, index, allowed) for index in range(count)]
     for process in processes:
@@ -70,37 +70,37 @@ def _run_processes(
     finally:
         for process in processes:
             process.stop()
-    reap(study)
+    release_lost_trials(study)
     if stopped:
-        raise Interrupted("stopped; the trials under way wait to go on")
+        raise Interrupted("stopped; the running trials are queued to resume")
     ended_early = [process for process in processes if process.code() != 0]
     if ended_early and time.monotonic() < end and not (spec.compares or finished(study) >= budget):
-        failed = [process for process in ended_early if process.code() != TOLD_TO_STOP]
+        failed = [process for process in ended_early if process.code() != STOPPED_EXIT_CODE]
         if not failed:
-            raise Interrupted("the workers were told to stop; the trials under way wait to go on")
-        raise RunError(f"a worker failed: {failed[0].last_words()} ({failed[0].log})")
+            raise Interrupted("the workers were stopped; the running trials are queued to resume")
+        raise RunError(f"a worker failed: {failed[0].failure_reason()} ({failed[0].log})")
 
 
 class _Process:
     """A worker process."""
 
     def __init__(self, spec: StudySpec, url: str, budget: int, folder: Path, index: int, allowed: Collection[str]) -> None:
-        self.log = folder / f"worker-{os.getpid()}-{index}.log"  # of several launches each its own
-        # The URL is not on the command line, where every user of the machine could read its password.
+        self.log = folder / f"worker-{os.getpid()}-{index}.log"  # the process id separates several launches
+        # Not on the command line: other users of the machine could read the password.
         self.environment = {**os.environ, STORAGE_VARIABLE: url, "OMP_NUM_THREADS": str(spec.run.recipe.threads or 1)}
         self.command = [sys.executable, "-m", "subnet_search", "study", "worker", "--trials", str(budget)]
         self.command += [f"--wait={PATIENCE:g}", *(f"--allow-import={name}" for name in allowed)]
         self.name = spec.name
-        self.starts, self.in_vain, self.finished = 0, 0, 0
+        self.starts, self.unproductive_restarts, self.finished = 0, 0, 0
 
     def start(self, limit: float | None) -> None:
         if self.starts == 0:
             write_atomically(self.log, b"")
         self.starts += 1
         with open(self.log, "ab") as file:
-            # A new session: Ctrl-C reaches the first process alone, which then stops the workers one way.
+            # A new session, so that Ctrl-C reaches only this process, which then stops the workers.
             self.process = subprocess.Popen(
-                # The name comes last: it may begin with a dash.
+                # The name comes last because it may start with a dash.
                 [*self.command, *(["--timeout", str(max(0.001, limit))] if limit else []), "--", self.name],
                 env=self.environment,
                 stdout=file,
@@ -116,21 +116,22 @@ class _Process:
         return self.process.returncode
 
     def was_killed(self) -> bool:
-        """Whether a signal ended the process, which it did not get from here, and it may be started again."""
-        return not self.alive() and self.process.returncode < 0 and self.in_vain <= RESTARTS
+        """Whether a signal ended the process and restarts are left."""
+        return not self.alive() and self.process.returncode < 0 and self.unproductive_restarts <= RESTARTS
 
     def may_restart(self, finished: int) -> bool:
-        """Whether it makes sense after it was killed; finished: the trials of the study that are, by now."""
-        self.in_vain = 0 if finished > self.finished else self.in_vain + 1
+        """Whether to restart it after a kill. finished: number of finished trials of the study."""
+        self.unproductive_restarts = 0 if finished > self.finished else self.unproductive_restarts + 1
         self.finished = finished
-        return self.in_vain <= RESTARTS
+        return self.unproductive_restarts <= RESTARTS
 
     def stop(self) -> None:
         if self.alive():
             self.process.send_signal(signal.SIGTERM)
 
-    def last_words(self) -> str:
+    def failure_reason(self) -> str:
         if self.code() < 0:
-            return f"killed {self.in_vain} times (signal {-self.code()}) while no trial was finished; was there enough memory?"
+            times = f"killed {self.unproductive_restarts} times (signal {-self.code()})"
+            return f"{times} while no trial was finished; possibly out of memory"
         lines = scrub(self.log.read_text(errors="replace")).strip().splitlines()
         return lines[-1] if lines else "no reason given"

@@ -1,16 +1,14 @@
-"""Ray as an engine: it places a study's workers on a cluster, packs them onto its devices and restarts the lost ones.
+"""Run a study's workers on a Ray cluster.
 
-An actor is one worker: it calls `run_worker` and holds nothing, since the storage is the state. Ray restarts an actor
-whose process or node died, on any node with room; the trial it was at is found by its lease, and goes on from its
-checkpoint, in that worker or another.
+Each Ray actor is one worker: it calls `run_worker` and has no state of its own. Ray restarts an actor whose process or node
+died on any node with free resources; its trial is requeued when the lease expires and resumes from its checkpoint.
 
-Ray itself is driven from a process of its own: it takes over signals, prints what it likes on standard output, and ends
-its process when the cluster's head is lost.
+Ray runs in a separate driver process, because it takes over signals, prints to standard output, and exits the process
+when the cluster's head node is lost.
 
-The storage's URL may hold a password. Ray shows a job's command line, the classes and names of actors and their
-runtime environment to everybody on the cluster, and keeps in its control store what an actor is made of. So the URL
-reaches the driving process through a pipe, and a worker as an argument of the call that runs it, which Ray sends to
-that one process and shows nowhere.
+The storage URL may hold a password. Ray shows command lines, actor names and runtime environments to all users of the
+cluster and stores the arguments of actor constructors. So the URL goes to the driver through a pipe, and to a worker as an
+argument of its `run` call, which Ray does not show.
 """
 
 import importlib
@@ -38,13 +36,13 @@ from subnet_search.search.storage.connect import load_study, open_storage, scrub
 from subnet_search.search.storage.retry import PATIENCE, patiently
 from subnet_search.search.storage.study_folder import folder_of
 
-RESTARTS = 3  # of each worker, before it counts as failed
+RESTARTS = 3  # of each worker before it counts as failed
 POLL_SECONDS = 0.5
-KNOCK_SECONDS = 10.0  # for a cluster to take a connection
-STOP_SECONDS = 15.0  # for a worker to hear that it must stop; one that does not was lost, or never began
-END_SECONDS = 30.0  # for Ray to end, when it must at once
-CALLS = 8  # at once to one worker: its run, the order to stop, and either again after the connection broke
-OBJECT_STORE = 100 * 2**20  # bytes, of a Ray of our own: nothing but a worker's arguments goes through it
+CONNECT_SECONDS = 10.0  # timeout of the connection test
+STOP_SECONDS = 15.0  # for a worker to confirm that it stops; one that does not is killed
+END_SECONDS = 30.0  # for the driver to exit before it is killed
+CALLS = 8  # concurrent calls to one worker: `run`, `stop`, and retries of both
+OBJECT_STORE = 100 * 2**20  # bytes, of a local Ray: it only passes the workers' arguments
 
 logger = logging.getLogger(__name__)
 
@@ -62,27 +60,27 @@ def run_on_ray(
     allow_imports: Sequence[str] = (),
     should_stop: Callable[[], bool],
 ) -> None:
-    """Run a study that is in its storage already, by workers on a Ray cluster, until its budget is met.
+    """Run a stored study with workers on a Ray cluster until its budget is used up.
 
-    timeout      seconds after which no trial is begun
-    address      of a cluster, as `ray start` prints it (`auto`: the one on this machine); None starts a Ray of our own
-                 here, and ends it afterwards
-    gpus, cpus   what one worker, and so one trial, takes of a node; gpus may be a fraction below 1
-    allow_imports   what the workers may import for networks
-    should_stop  asked twice a second
+    timeout         seconds after which no trial is started
+    address         of the cluster, as printed by `ray start` (`auto`: the one on this machine); None starts a local Ray and
+                    stops it afterwards
+    gpus, cpus      resources of each worker, which runs one trial at a time; gpus may be a fraction below 1
+    allow_imports   names or modules that the workers may import
+    should_stop     called twice a second
 
-    More workers than the cluster has room for wait for a place. What Ray has to say is in `ray.log` in the study's
-    folder. The caller reaps the study afterwards.
+    Workers for which the cluster has no free resources wait. Ray's output is in `ray.log` in the study's folder. The
+    caller requeues lost trials afterwards.
 
-    Raises UserError when Ray is not installed, the cluster cannot be joined or has no node that is large enough, or
-    SQLite would be used from several machines; Interrupted when stopped, after every worker has stopped; RunError
-    when every worker has failed, each after three restarts if its process or node was lost, or Ray itself has.
+    Raises UserError if Ray is not installed, the cluster cannot be joined, no node has the resources, or SQLite would be
+    used from several machines; Interrupted when stopped, after all workers have stopped; RunError when all workers or Ray
+    itself failed.
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("the engine ray needs Ray: pip install 'subnet-search[ray]'")
     if gpus > 1 and gpus != int(gpus):
-        raise UserError(f"a trial takes a whole number of GPUs, or a fraction of one: not {gpus:g}")
-    _knock(address)
+        raise UserError(f"--gpus-per-trial takes a whole number or a fraction below 1, got {gpus:g}")
+    _check_address(address)
     job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
     deadline = None if timeout is None else time.time() + timeout
     job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus, "allow": list(allow_imports)}
@@ -90,7 +88,7 @@ def run_on_ray(
     log = patiently(lambda: folder_of(load_study(name, store))) / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from subnet_search.search.studies.ray_launcher import drive; drive()"]
-    with open(log, "wb") as file:  # a session of its own: Ctrl-C reaches this process alone, which stops the workers one way
+    with open(log, "wb") as file:  # a new session: Ctrl-C reaches only this process
         pipe = subprocess.PIPE
         driver = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=file, start_new_session=True)
     assert driver.stdin
@@ -105,23 +103,23 @@ def run_on_ray(
                     orders.close()
                 time.sleep(POLL_SECONDS)
         finally:
-            _end(driver)
-        _raise(answer.read(), log)
+            _end_driver(driver)
+        _raise_outcome(answer.read(), log)
 
 
-def _knock(address: str | None) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes."""
+def _check_address(address: str | None) -> None:
+    """Raise UserError for an address that accepts no connection: Ray itself would retry for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        return  # no place that could be tried: Ray says what it makes of it
+        return  # not HOST:PORT: Ray checks it
     try:
-        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except OSError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+        raise UserError(f"cannot connect to a Ray cluster at {address}: {error.strerror or error}") from error
 
 
-def _end(driver: subprocess.Popen[bytes]) -> None:
-    """End the driving process at once, if it has not ended by itself, and with it its Ray or its part of a cluster."""
+def _end_driver(driver: subprocess.Popen[bytes]) -> None:
+    """Terminate the driver process, which disconnects from the cluster or stops a local Ray."""
     driver.terminate()
     try:
         driver.wait(END_SECONDS)
@@ -130,13 +128,13 @@ def _end(driver: subprocess.Popen[bytes]) -> None:
         driver.wait()
 
 
-def _raise(answer: bytes, log: Path) -> None:
-    """Say here what the driving process had to say."""
+def _raise_outcome(answer: bytes, log: Path) -> None:
+    """Log the failures that the driver reported, and raise its error."""
     if not answer:
-        raise RunError(f"Ray has ended, and with it the workers; it says why in {log}")
+        raise RunError(f"Ray exited and stopped the workers; the reason is in {log}")
     outcome = json.loads(answer)
     for failure in outcome["failures"]:
-        logger.warning("a worker failed, and others did its work: %s", failure)
+        logger.warning("a worker failed; others finished the study: %s", failure)
     match outcome["error"]:
         case "UserError":
             raise UserError(outcome["message"])
@@ -147,27 +145,27 @@ def _raise(answer: bytes, log: Path) -> None:
 
 
 def drive() -> None:
-    """The process that drives Ray: reads a job from standard input, which is closed to stop it, and answers in JSON."""
+    """Main function of the driver process: reads a job from standard input, stops when that is closed, and writes JSON."""
     answer = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what Ray prints goes to the log
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's output goes to the log
     job = json.loads(sys.stdin.buffer.readline())
     stopping = threading.Event()
 
     def listen() -> None:
-        os.read(sys.stdin.fileno(), 1)  # returns when the other process closes it, or is gone
+        os.read(sys.stdin.fileno(), 1)  # returns when the parent closes it or dies
         stopping.set()
 
     threading.Thread(target=listen, daemon=True).start()
     outcome: dict[str, Any] = {"error": None, "failures": []}
     try:
-        outcome["failures"] = _run(job, stopping.is_set)
+        outcome["failures"] = _run_workers(job, stopping.is_set)
     except (UserError, RunError) as error:
         outcome |= {"error": type(error).__name__, "message": str(error)}
     os.write(answer, json.dumps(outcome).encode())
 
 
-def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
-    """Join or start a Ray, and run a job's workers on it. Returns why some failed, when others did their work."""
+def _run_workers(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
+    """Connect to or start Ray and run a job's workers. Returns the failures of workers if others finished the study."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray: Any = importlib.import_module("ray")
     options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
@@ -178,64 +176,64 @@ def _run(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[str]:
         raise UserError(f"cannot {doing}: {_in_one_line(error.__cause__ or error)}") from error
     try:
         _check_nodes(ray.nodes(), job)
-        # A call is repeated as often as it takes to reach a restarted worker; how often one is restarted has its limit.
-        room = {"num_gpus": job["gpus"], "num_cpus": job["cpus"], "max_restarts": RESTARTS, "max_task_retries": -1}
-        actor = ray.remote(max_concurrency=CALLS, **room)(StudyWorker)
+        # Calls are retried without limit, so that they reach a restarted worker; only the restarts are limited.
+        resources = {"num_gpus": job["gpus"], "num_cpus": job["cpus"], "max_restarts": RESTARTS, "max_task_retries": -1}
+        actor = ray.remote(max_concurrency=CALLS, **resources)(StudyWorker)
         order = [job[key] for key in ("name", "url", "trials", "deadline", "folder", "allow")]
-        crew = {worker.run.remote(*order): worker for worker in [actor.remote() for _ in range(job["workers"])]}
-        return _follow(ray, crew, should_stop)
+        runs = {worker.run.remote(*order): worker for worker in [actor.remote() for _ in range(job["workers"])]}
+        return _wait_for_workers(ray, runs, should_stop)
     finally:
         ray.shutdown()
 
 
 def _check_nodes(nodes: list[dict[str, Any]], job: dict[str, Any]) -> None:
-    """Refuse what no node has room for, and SQLite on more machines than this one."""
+    """Raise UserError if no node has the resources of a worker, or if SQLite would be used on other machines."""
     alive = [node for node in nodes if node["Alive"]]
     have = {(node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0)) for node in alive}
     if not any(gpus >= job["gpus"] and cpus >= job["cpus"] for gpus, cpus in have):
         wants, largest = f"{job['gpus']:g} GPU and {job['cpus']:g} CPU", max(have, default=(0.0, 0.0))
-        raise UserError(f"a trial takes {wants}, and no node has that: the largest has {largest[0]:g} and {largest[1]:g}")
+        raise UserError(f"a trial needs {wants}, but the largest node has {largest[0]:g} GPU and {largest[1]:g} CPU")
     others = {node["NodeManagerHostname"] for node in alive} - {socket.gethostname()}
     if others and make_url(job["url"]).get_backend_name() == "sqlite":
         raise UserError(
-            f"SQLite is for one machine, and the cluster has others ({min(others)}): give a --storage that all can reach, "
-            "for example postgresql://me@host/studies"
+            f"SQLite supports one machine, and the cluster has others ({min(others)}): give a --storage that all machines can "
+            "reach, for example postgresql://me@host/studies"
         )
 
 
-def _follow(ray: Any, under_way: dict[Any, Any], should_stop: Callable[[], bool]) -> list[str]:
-    """Wait for all workers, by the reference to what their `run` returns; stop them when asked to."""
+def _wait_for_workers(ray: Any, under_way: dict[Any, Any], should_stop: Callable[[], bool]) -> list[str]:
+    """Wait for all workers, given by the reference to their `run` call; stop them when `should_stop` is True."""
     placed = {run: worker.__ray_ready__.remote() for run, worker in under_way.items()}
     failures: list[str] = []
     stopped = finished = False
     while under_way:
         for run in ray.wait(list(under_way), timeout=POLL_SECONDS)[0]:
-            failure = _outcome(ray, run)
-            ray.kill(under_way.pop(run))  # its place is for one that waits
+            failure = _failure_of(ray, run)
+            ray.kill(under_way.pop(run))  # frees its resources for a waiting worker
             finished |= failure is None
             failures += [] if failure is None else [failure]
         stopped = stopped or should_stop()
-        if stopped or finished:  # there is nothing more to begin
-            _dismiss(ray, under_way, placed)
-        if stopped:  # said again and again: a worker that was restarted has not heard it
-            _dismiss(ray, under_way, {run: worker.stop.remote() for run, worker in under_way.items()}, STOP_SECONDS)
+        if stopped or finished:  # no more trials to start
+            _kill_unanswered(ray, under_way, placed)
+        if stopped:  # repeated, because a restarted worker does not know about it
+            _kill_unanswered(ray, under_way, {run: worker.stop.remote() for run, worker in under_way.items()}, STOP_SECONDS)
     if stopped:
-        raise Interrupted("stopped; the trials under way wait to go on")
+        raise Interrupted("stopped; the running trials are queued to resume")
     if not finished:
-        raise RunError(f"no worker is left: {failures[-1]}")
+        raise RunError(f"all workers failed, the last: {failures[-1]}")
     return failures
 
 
-def _dismiss(ray: Any, under_way: dict[Any, Any], answers: dict[Any, Any], patience: float = 0.0) -> None:
-    """Kill the workers that have not answered: they wait for a place, or were lost. What they held is found by its lease."""
+def _kill_unanswered(ray: Any, under_way: dict[Any, Any], answers: dict[Any, Any], patience: float = 0.0) -> None:
+    """Kill the workers that have not answered: they wait for resources or were lost. Their trials are requeued by lease."""
     asked = [answers[run] for run in under_way]
     answered = set(ray.wait(asked, num_returns=len(asked), timeout=patience)[0]) if asked else set()
     for run in [run for run in under_way if answers[run] not in answered]:
         ray.kill(under_way.pop(run))
 
 
-def _outcome(ray: Any, run: Any) -> str | None:
-    """What `run` returned, or in one line why Ray has given the worker up."""
+def _failure_of(ray: Any, run: Any) -> str | None:
+    """The failure that `run` returned, or in one line why Ray lost the worker; None on success."""
     try:
         reason: str | None = ray.get(run)
     except ray.exceptions.RayError as error:
@@ -244,14 +242,14 @@ def _outcome(ray: Any, run: Any) -> str | None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    """What Ray says, without the traceback or the particulars that it puts before the reason."""
+    """Ray's error message in one line, without traceback and actor details."""
     text = str(error).strip() or type(error).__name__
-    told = text.splitlines()[-1] if "Traceback" in text or "actor_id" in text else text
-    return textwrap.shorten(told, 250, placeholder=" ...")
+    message = text.splitlines()[-1] if "Traceback" in text or "actor_id" in text else text
+    return textwrap.shorten(message, 250, placeholder=" ...")
 
 
 class StudyWorker:
-    """The actor. Ray calls `stop` in a second thread while `run` is under way."""
+    """The Ray actor. Ray calls `stop` in a second thread while `run` is running."""
 
     def __init__(self) -> None:
         self._stopping = False
@@ -260,16 +258,16 @@ class StudyWorker:
     def run(
         self, name: str, url: str, trials: int | None, deadline: float | None, folder: str, allow: Sequence[str] = ()
     ) -> str | None:
-        """Run trials until the study is finished, and return None; or the reason why this worker cannot go on.
+        """Run trials until the study is finished. Returns None, or the reason why this worker failed.
 
-        deadline  when to begin no more trials (seconds since 1970), the same for a worker that was restarted
-        folder    where the study was started, which relative paths are relative to; used where there is such a folder
-        allow     what may be imported for networks
+        deadline  Unix time in seconds after which no trial is started; a restarted worker keeps it
+        folder    folder that the study was started in, for relative paths; ignored if this machine does not have it
+        allow     names or modules that may be imported
         """
         if os.path.isdir(folder):
             os.chdir(folder)
-        with self._running:  # Ray calls again when the connection broke, though the first call may be at work still
-            timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 would be no limit
+        with self._running:  # Ray repeats the call after a broken connection, while the first may still be running
+            timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 means no limit
             try:
                 stop = lambda: self._stopping  # noqa: E731
                 run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, allow_imports=allow, should_stop=stop)
@@ -277,11 +275,11 @@ class StudyWorker:
                 return None
             except (UserError, RunError) as error:
                 return str(error)
-            except Exception as error:  # of any package: it must reach the caller, as a line, from wherever it was raised
+            except Exception as error:  # from any package: reported to the caller in one line
                 logger.error("a worker failed: %s", scrub(traceback.format_exc()))
                 return scrub(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return None
 
     def stop(self) -> None:
-        """The trial under way writes a checkpoint at its next step, and `run` returns."""
+        """Stop: the running trial writes a checkpoint at its next step, and `run` returns."""
         self._stopping = True

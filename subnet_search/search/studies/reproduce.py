@@ -1,4 +1,4 @@
-"""Train a study's trial again, to its subnetwork."""
+"""Train a trial again to get its subnetwork."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -26,25 +26,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A trial's subnetwork, trained again, beside what the trial itself had found."""
+    """A trial's subnetwork, trained again, and how it compares with the trial's result."""
 
     subnetwork: Subnetwork
-    same: bool | None  # by hash; None when the trial stored no hash (it was stopped early)
-    overlap: float | None  # Jaccard index of the two topologies; None when the trial's is not at hand
-    changed: list[str]  # versions and machine, where they differ from the trial's
+    same: bool | None  # whether the hashes match; None if the trial was stopped early and has none
+    overlap: float | None  # Jaccard index of the topologies; None if the trial's masks are not available
+    changed: list[str]  # differences in package versions and machine
 
     def in_words(self) -> str:
         """One line for people."""
         if self.same:
             return "the same subnetwork, bit for bit"
         if self.same is None:
-            return "the trial was stopped early, so there is nothing to compare with"
+            return "the trial was stopped early, so there is no result to compare with"
         overlap = "" if self.overlap is None else f"; the topologies overlap by {self.overlap:.4f}"
-        reason = "; ".join(self.changed) or "the same versions, so another kind of processor"
-        return f"not the same bits ({reason}){overlap}"
+        reason = "; ".join(self.changed) or "same versions; probably another kind of processor"
+        return f"not bit-identical ({reason}){overlap}"
 
 
-def train_again(
+def retrain_trial(
     trial: FrozenTrial,
     out: str | Path,
     *,
@@ -58,11 +58,13 @@ def train_again(
 ) -> Reproduction:
     """Run a trial's stored configuration again, threads and seed included, and compare the hashes.
 
-    On another kind of machine floating point may differ; then `same` is false and `overlap` says how much. With the
-    `study`, the trial's topology is fetched from its artifacts where the run folder is not on this machine.
-    weights: what the file stores of them, in place of what the study says; it does not change what is found.
-    Raises UserError when the trial never began, the folder holds another run, or the trial's network is imported by a
-    name that is not in `allow_imports`.
+    Floating-point results can differ on another kind of machine; `same` is then False and `overlap` measures the difference.
+
+    study           used to download the trial's masks from its artifacts if the run folder is not on this machine
+    weights         `values` or `seed`: what the file stores; default: as in the study. It does not change the result
+    allow_imports   names or modules that the trial's configuration may import
+
+    Raises RunError if the trial was never started; UserError if the folder holds another run, or an import is not allowed.
     """
     record = TrialRecord(trial)
     check_imports(f"trial {trial.number}", imports_of(record.config), allow_imports)

@@ -1,8 +1,7 @@
-"""Warm starts: what a new study knows from others, and what it tries first.
+"""Warm starts: import results of other studies, and queue values to try first.
 
-A result of another study is known here by the values of this study's keys that its run had, and by what was measured
-on that run: the objectives and constraints are this study's. It counts for the sampler from the first trial on, and
-not in the budget.
+An imported result has the values of this study's keys in the configuration of its run, and this study's objectives and
+constraints as measured on that run. The sampler uses it from the first trial on; it does not count in the budget.
 """
 
 import logging
@@ -35,12 +34,12 @@ TAKEN_OVER = ("config", "seed", "folder", "versions", "steps", "passes", "sha256
 log = logging.getLogger(__name__)
 
 
-class _Misfit(Exception):
-    """Why a trial of another study says nothing here."""
+class _DoesNotFit(Exception):
+    """A trial of another study cannot be used; the message is the reason."""
 
 
-class _Result:
-    """Stands in for a trial that is drawn: every parameter is what the run had."""
+class _FixedTrial:
+    """Replacement for an Optuna trial whose parameters are the values of a finished run."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -50,40 +49,40 @@ class _Result:
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         key, _ = key_and_condition(name)
         if key not in self.values:
-            raise _Misfit(f"without a value of {key}")
+            raise _DoesNotFit(f"without a value for {key}")
         value = stored(self.values[key])
         try:
             inside = distribution._contains(distribution.to_internal_repr(value))
         except (ValueError, TypeError):
             inside = False
         if not inside:
-            raise _Misfit(f"with {key} where this study does not look")
+            raise _DoesNotFit(f"with {key} outside this study's domain")
         self.params[name], self.distributions[name] = value, distribution
         return value
 
 
 def warm_start(study: optuna.Study, spec: StudySpec) -> None:
-    """Add the results that the spec's `imports` name, then queue what its `enqueue` asks for.
+    """Add the results of the spec's `imports`, then queue the trials of its `enqueue`.
 
-    Raises UserError, before anything is added, for a source that is not there or of which nothing fits, and for an item
-    that this study does not search.
+    Raises UserError, before adding anything, for a source that does not exist or has no usable result, and for an invalid
+    item of `enqueue`.
     """
-    known = [trial for source in spec.imports for trial in _results(source, study, spec)]
-    queued = [params for place, item in enumerate(spec.enqueue, 1) for params in _first(item, place, study, spec)]
-    if known:
+    imported = [trial for source in spec.imports for trial in _import_results(source, study, spec)]
+    queued = [params for index, item in enumerate(spec.enqueue, 1) for params in _queued_by(item, index, study, spec)]
+    if imported:
         database = rdb(study._storage)
         assert database is not None, "studies are made in databases"
-        insert_trials(database, study._study_id, known)  # first: a trial sees none that come after it
+        insert_trials(database, study._study_id, imported)  # first: a trial sees only trials with lower numbers
     for params in queued:
         study.enqueue_trial(params)
 
 
-def _first(item: Mapping[str, Any], place: int, study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
-    """The parameters of the trials that an item of `enqueue` stands for."""
-    where = f"enqueue, item {place}"
+def _queued_by(item: Mapping[str, Any], index: int, study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
+    """Parameters of the trials for one item of `enqueue`."""
+    where = f"enqueue, item {index}"
     try:
         if "study" in item:
-            return _best(item, where, study, spec)
+            return _best_of(item, where, study, spec)
         if not item:
             raise UserError("it has no values")
         return [spec.searched.named(item)]
@@ -91,22 +90,22 @@ def _first(item: Mapping[str, Any], place: int, study: optuna.Study, spec: Study
         raise UserError(f"{where}: {error}") from error
 
 
-def _best(item: Mapping[str, Any], where: str, study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
+def _best_of(item: Mapping[str, Any], where: str, study: optuna.Study, spec: StudySpec) -> list[dict[str, Any]]:
     name, count = item["study"], item.get("best", 1)
     if item.keys() - {"study", "best"} or type(name) is not str or type(count) is not int or count < 1:
-        raise UserError(f"it takes `study`, a name, and `best`, a whole number, got {dict(item)}")
+        raise UserError(f"takes `study` (a name) and `best` (a whole number, 1 or more), got {dict(item)}")
     found: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for ranked in rank(_source(name, study))[:count]:
+    for ranked in rank(_open_source(name, study))[:count]:
         params: dict[str, Any] = {}
         try:
             values = _values(ranked.trial, spec)
-        except _Misfit as why:
+        except _DoesNotFit as why:
             left_out.append(f"trial {ranked.trial.number}, {why}")
             continue
         kept: dict[str, Any] = {}
         for key in dict.fromkeys(entry.key for entry in spec.searched.searched if entry.key in values):
-            try:  # what conditions look at comes first
+            try:  # unconditional keys come first
                 params = spec.searched.named({**kept, key: values[key]})
                 kept[key] = values[key]
             except UserError:
@@ -114,43 +113,45 @@ def _best(item: Mapping[str, Any], where: str, study: optuna.Study, spec: StudyS
         if params and params not in found:
             found.append(params)
     if left_out:
-        log.warning("%s: this study does not look at %s", where, "; ".join(left_out))
+        log.warning("%s: left out, not in this study's space: %s", where, "; ".join(left_out))
     if not found:
-        raise UserError(f"no complete trial of {name!r} has values that this study searches")
+        raise UserError(f"no complete trial of {name!r} has values in this study's search space")
     return found
 
 
-def _results(source: str, study: optuna.Study, spec: StudySpec) -> list[FrozenTrial]:
-    """The complete trials of another study, as trials of this one."""
-    theirs = _source(source, study)
+def _import_results(source: str, study: optuna.Study, spec: StudySpec) -> list[FrozenTrial]:
+    """The complete trials of another study, converted to trials of this one."""
+    theirs = _open_source(source, study)
     names = theirs.metric_names or ()
     found: list[FrozenTrial] = []
-    misfits: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     for trial in read_trials(theirs, without=("log", "traceback")):
         record = TrialRecord(trial)
         again = record.repeats is not None or record.imported_from in spec.imports
         if trial.state != TrialState.COMPLETE or again:
             continue
         try:
-            found.append(_known(trial, names, source, spec))
-        except _Misfit as why:
-            misfits[str(why)] += 1
-    reasons = ", ".join(f"{count} {why}" for why, count in misfits.most_common())
+            found.append(_as_imported(trial, names, source, spec))
+        except _DoesNotFit as why:
+            rejected[str(why)] += 1
+    reasons = ", ".join(f"{count} {why}" for why, count in rejected.most_common())
     if not found:
-        raise UserError(f"imports: no result of {source!r} fits: {reasons or 'it has no complete trial'}")
-    if misfits:
-        log.warning("imports: %d results of %r do not fit, %d do: %s", misfits.total(), source, len(found), reasons)
+        raise UserError(f"imports: no usable result in {source!r}: {reasons or 'it has no complete trial'}")
+    if rejected:
+        log.warning("imports: %d results of %r cannot be used, %d can: %s", rejected.total(), source, len(found), reasons)
     return found
 
 
-def _known(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> FrozenTrial:
-    """A result as a trial of this study. Raises _Misfit."""
+def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> FrozenTrial:
+    """A finished trial of another study, converted to a trial of this one. Raises _DoesNotFit."""
     attrs = {key: trial.user_attrs[key] for key in TAKEN_OVER if key in trial.user_attrs}
-    measured = {key: value for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items() if _real(value)}
+    measured = {
+        key: value for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items() if _is_finite(value)
+    }
     for name in (*spec.objective, *(bound.name for bound in spec.bounds)):
         if name not in measured:
-            raise _Misfit(f"without {name}")
-    result = _Result(_values(trial, spec))
+            raise _DoesNotFit(f"without {name}")
+    result = _FixedTrial(_values(trial, spec))
     spec.searched.suggest(cast(optuna.Trial, result))
     if spec.duplicates != "rerun" and (config := TrialRecord(trial).config):
         attrs["key"] = configuration_key(check(RunConfig, config))
@@ -165,23 +166,23 @@ def _known(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> Froz
 
 
 def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
-    """Keys of a run with the values that a trial's had: those that were searched, and those that were set."""
+    """Values of all keys in a trial's run, searched and fixed."""
     values = flatten(TrialRecord(trial).config or {})
     if (method := values.get(f"{METHOD}.name")) is not None:
         if method not in spec.searched.methods():
-            raise _Misfit(f"of another method ({method})")
+            raise _DoesNotFit(f"of another method ({method})")
         values[METHOD] = method
     return {**values, **by_key(trial.params)}
 
 
-def _source(name: str, study: optuna.Study) -> optuna.Study:
+def _open_source(name: str, study: optuna.Study) -> optuna.Study:
     """A study in the same storage, or in a file."""
     if name.endswith((".db", ".json")):
         return study_in(name)
     if name == study.study_name:
-        raise UserError(f"a study cannot begin with results of its own: {name!r}")
+        raise UserError(f"a study cannot import its own results: {name!r}")
     return load_study(name, study._storage)
 
 
-def _real(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
