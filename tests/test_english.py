@@ -26,17 +26,23 @@ MISREAD = (  # everywhere
     "nobody is at work",
     "says nothing to a pruner",
     "Get it:",
-    "is none of ours",
     "sign of life",
     "nobody to ask",
     "whoever only looks on",
     "comes about",
+    "none of ours",
+    "says so",
+    "said to be",
+    "at work",
+    "stands for",
+    "of its own",
+    "handed in",
+    "goes on",
+    "go on",
     "hand it in",
     "let wait",
     "lost touch",
 )
-UNCLEAR = ("none of ours", "says so", "said to be", "at work", "stands for", "of its own", "handed in", "goes on", "go on")
-CHECKED = "core topology structure nets data evaluation training artifact deploy analysis"  # folders without UNCLEAR
 
 
 def found(phrases, pages):
@@ -45,11 +51,6 @@ def found(phrases, pages):
 
 def test_no_sentence_that_was_misread_comes_back():
     assert found(MISREAD, [*PACKAGE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]) == []
-
-
-def test_no_unclear_phrase_in_the_checked_folders():
-    pages = [path for folder in CHECKED.split() for path in (PACKAGE / folder).rglob("*.py")]
-    assert found(UNCLEAR, [*pages, ROOT / "docs/data.md", ROOT / "docs/deploy.md"]) == []
 
 
 def test_no_name_that_was_misread_comes_back():

@@ -18,7 +18,7 @@ from subnet_search.nets.dynamic import Gate
 
 @dataclass(frozen=True)
 class Whole:
-    """A parameter that is left whole: not part of any density, but part of all counts of parameters and operations."""
+    """A parameter that is not pruned: not part of any density, but part of all counts of parameters and operations."""
 
     name: str
     why: str
@@ -35,19 +35,19 @@ class Cost:
     weights: int  # prunable weights, dead and alive
     kept: int  # prunable weights alive
     macs: int  # multiply-accumulates of the dense network
-    kept_macs: int  # those with weights that are alive or left whole: the operations left when zeros are skipped
+    kept_macs: int  # those with weights that are alive or not pruned: the operations left when zeros are skipped
     left_whole: Sequence[Whole] = ()
 
     @property
     def kept_parameters(self) -> int:
-        """Prunable weights alive, plus all parameters left whole."""
+        """Prunable weights alive, plus all parameters not pruned."""
         return self.kept + sum(one.parameters for one in self.left_whole)
 
 
 def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Tensor | None = None) -> Cost:
     """Count weights and multiply-accumulates in one forward pass of an input of `shape`.
 
-    Counted parameters without a mask are left whole. example: as for `layer_macs`.
+    Counted parameters without a mask are not pruned. example: as for `layer_macs`.
     """
     parameters, reasons = dict(net.named_parameters()), left_whole(net, masks)
     shapes = {name: tuple(parameters[name].shape) for name in (*masks, *reasons)}
@@ -69,13 +69,13 @@ def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], ex
 
 
 def in_words(whole: Sequence[Whole]) -> str:
-    """One line about the parameters left whole, with their fractions of parameters and multiply-accumulates."""
+    """One line about the parameters not pruned, with their fractions of parameters and multiply-accumulates."""
     names: dict[str, list[str]] = {}
     for one in whole:
         names.setdefault(one.why, []).append(one.name)
     parts = [f"{_listed(found)} ({why})" for why, found in names.items()]
     parameters, macs = sum(one.parameters_share for one in whole), sum(one.macs_share for one in whole)
-    return f"left whole: {'; '.join(parts)}: {parameters:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
+    return f"not pruned: {'; '.join(parts)}: {parameters:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
 
 
 def _listed(names: Sequence[str], shown: int = 3) -> str:
@@ -202,7 +202,7 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
 
 
 def all_macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-accumulates of every counted weight, prunable or left whole, for one input of `shape`."""
+    """Multiply-accumulates of every counted weight, prunable or not pruned, for one input of `shape`."""
     weights = prunable(net)
     names, parameters = {*weights, *left_whole(net, weights)}, net.named_parameters()
     return layer_macs(net, {name: tuple(parameter.shape) for name, parameter in parameters if name in names}, shape)

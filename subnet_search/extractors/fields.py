@@ -23,7 +23,7 @@ from subnet_search.topology.select import LayerDensities, layer_name
 
 @dataclass(frozen=True)
 class Help:
-    """The help text of a field that has no docstring of its own."""
+    """The help text of a field without a docstring."""
 
     text: str
 

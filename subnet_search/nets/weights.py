@@ -1,4 +1,4 @@
-"""Which parameters are prunable, and which are counted but left whole, with the reason.
+"""Which parameters are prunable, and which are counted but not pruned, with the reason.
 
 Counted: every parameter with two or more dimensions, except those of normalisation layers. Prunable: weights of layers,
 also recurrent ones (`weight_ih_l0`). Left whole: embeddings, frozen parameters (`requires_grad=False`), and parameters that
@@ -47,7 +47,7 @@ def left_whole(net: nn.Module, pruned: Iterable[str]) -> dict[str, str]:
 
 
 def _counted(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, str | None]]:
-    """Every counted parameter: its first name, the parameter, and why it is left whole (None: prunable)."""
+    """Every counted parameter: its first name, the parameter, and why it is not pruned (None: prunable)."""
     owned = [(module, parameter) for module in net.modules() for parameter in module.parameters(recurse=False)]
     uncounted = {parameter for module, parameter in owned if isinstance(module, _UNCOUNTED)}
     embeddings = {parameter for module, parameter in owned if isinstance(module, nn.Embedding | nn.EmbeddingBag)}

@@ -53,7 +53,7 @@ def units_of(
 def _prices(
     net: nn.Module, shapes: Shapes, shape: tuple[int, ...], measure: Measure, example: Tensor | None
 ) -> tuple[dict[str, float] | None, float]:
-    """The cost of a weight of each layer, and of all parameters left whole; (None, 0) when units are counted."""
+    """The cost of a weight of each layer, and of all parameters not pruned; (None, 0) when units are counted."""
     if measure == "units":
         return None, 0.0
     parameters = dict(net.named_parameters())
@@ -75,7 +75,7 @@ def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], ex
         if all(channel_slice.tensor in prunable for channel_slice in group.slices if channel_slice.reads)
     ]
     if not groups:
-        why = "; they are read by weights that are left whole" if coupling.groups else coupling.why
+        why = "; they are read by weights that are not pruned" if coupling.groups else coupling.why
         raise UserError(f"this network has no channels that can be removed{why}")
     return groups
 

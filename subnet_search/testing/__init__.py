@@ -35,7 +35,7 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
 def results(name: str) -> Iterator[tuple[str, str]]:
     """Each check of an extractor in turn: what a sound one does, and in one line what is wrong; "" where nothing is.
 
-    name: a registered name, or `package.module:Class`. Raises UserError for one that stands for no extractor.
+    name: a registered name, or `package.module:Class`. Raises UserError for a name that is not an extractor.
     """
     with tempfile.TemporaryDirectory() as folder:
         method = Method(name, Path(folder))

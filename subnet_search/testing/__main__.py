@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m subnet_search.testing",
         description="Check that an extractor keeps to what the training loop and the files rely on: some seconds of short "
-        "runs on small networks. Exit code 1 when a check fails, 2 for a name that stands for no extractor.",
+        "runs on small networks. Exit code 1 when a check fails, 2 for a name that is not an extractor.",
     )
     parser.add_argument(
         "name", help="package.module:Class, in the current folder or on PYTHONPATH; or a name of `subnet-search methods`"

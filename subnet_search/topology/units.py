@@ -86,7 +86,7 @@ class Units:
     def check(self, density: float | None, scope: str | LayerDensities = "global") -> None:
         """Raise UserError when no topology can have this density, or this allocation to layers."""
         if density is not None and self.whole and density < (least := self._cost({})):
-            raise UserError(f"parameters left whole are {least:.3g} of this network's cost, so {density:g} cannot be reached")
+            raise UserError(f"parameters not pruned are {least:.3g} of this network's cost, so {density:g} cannot be reached")
         if density is not None and scope != "global":
             allocate(self.shapes, density if self.prices is None else 1.0, scope)  # of cost: another number of units
 

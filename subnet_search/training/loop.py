@@ -350,7 +350,7 @@ class Run:
                 raise RunError(f"the loss is {self.losses[bad[0]].item()} at step {step}: try a lower learning rate")
 
     def _warn_left_whole(self) -> None:
-        """Log the parameters that are left whole, which no density counts."""
+        """Log the parameters that are not pruned, which no density counts."""
         net = self.supernet.net
         if left_whole(net, self.supernet.weights):
             counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, self.data.examples())

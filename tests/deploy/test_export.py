@@ -381,7 +381,7 @@ def test_onnx_for_one_batch_alone_is_not_written(tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     net, data = Queried(), (torch.randn(60, 5, 8), torch.arange(60) % 3)
     subnet = ss.extract(net, data, "magnitude", density=0.5, unit="channel", recipe=SHORT)
-    caplog.clear()  # of what was left whole
+    caplog.clear()  # of what was not pruned
     with pytest.raises(UserError, match=r"^the ONNX model does not run at batch 7: .*INVALID_ARGUMENT") as caught:
         export(subnet, "onnx", tmp_path / "file", network=net, seconds=0)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What counts: recurrent weights are pruned, what is left whole is named with its share and is part of every total."""
+"""What counts: recurrent weights are pruned, what is not pruned is named with its share and is part of every total."""
 
 import json
 
@@ -181,11 +181,11 @@ def test_channels_that_frozen_weights_read_stay():
     net[2].requires_grad_(False)
     assert [group.name for group in units_of("channel", net, (10,)).groups] == ["2.weight"]  # the last layer reads them
     net[4].requires_grad_(False)
-    with pytest.raises(UserError, match="no channels that can be removed; they are read by weights that are left whole"):
+    with pytest.raises(UserError, match="no channels that can be removed; they are read by weights that are not pruned"):
         units_of("channel", net, (10,))
 
 
-# --- what is left whole counts in totals ---
+# --- what is not pruned counts in totals ---
 
 
 def test_embeddings_and_parameters_of_a_modules_own_are_named(caplog):
@@ -195,9 +195,9 @@ def test_embeddings_and_parameters_of_a_modules_own_are_named(caplog):
     assert rows == {"embed.weight": (160, 0), "positions": (40, 0), "mix": (64, 5 * 64)}
     assert subnet.metrics["macs"] == 5 * 64 + 16
     assert subnet.metrics["kept_macs"] == 5 * 64 + 8
-    (line,) = [record.getMessage() for record in caplog.records if "left whole" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "not pruned" in record.getMessage()]
     assert line == (
-        "left whole: positions, mix (a parameter that is not a layer's weight); embed.weight (an embedding): "
+        "not pruned: positions, mix (a parameter that is not a layer's weight); embed.weight (an embedding): "
         "94.3% of the parameters, 95.2% of the multiply-accumulates"
     )
 
@@ -208,7 +208,7 @@ def test_targets_rest_on_totals_with_what_is_left_whole():
     masks = units.keep({"2.weight": torch.rand(3, 16)}, 0.9)
     assert units.cost(masks) == pytest.approx((160 + masks.kept) / 208)
     assert abs(units.cost(masks) - 0.9) <= 0.5 / 208 + 1e-9
-    with pytest.raises(UserError, match=r"parameters left whole are 0\.769 of this network's cost, so 0\.3 cannot be reached"):
+    with pytest.raises(UserError, match=r"parameters not pruned are 0\.769 of this network's cost, so 0\.3 cannot be reached"):
         ss.extract(net, points(100), "magnitude", target={"flops": 0.3}, recipe=RECIPE)
 
 

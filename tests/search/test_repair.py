@@ -373,7 +373,7 @@ def test_the_commands_that_move_a_study(capsys):
     assert command(capsys, "export", "toy").startswith("toy.db (")
     assert "the storage has a study 'toy' already" in command(capsys, "import", "toy.db", code=2)
     said = command(capsys, "import", "toy.db", "--name", "copy")
-    assert said == "copy with 2 trials; go on with: subnet-search study run copy\n"
+    assert said == "copy with 2 trials; continue with: subnet-search study run copy\n"
     assert load_study("copy", open_storage(URL)).trials[1].values == study.trials[1].values
     command(capsys, "import", "toy.db", "--storage", "sqlite:///new/other.db")
     command(capsys, "run", "toy", "--storage", "sqlite:///new/other.db", "--trials", 3)

@@ -18,7 +18,7 @@ SEEDS = range(40)
 
 
 def drawn(seed):
-    """Units of random shapes, with or without prices and a rest that is left whole, and random scores."""
+    """Units of random shapes, with or without prices and a rest that is not pruned, and random scores."""
     draw, rng = random.Random(seed), torch.Generator().manual_seed(seed)
     m = draw.choice([2, 3, 4, 8])
     n = draw.randint(1, m - 1)

@@ -168,7 +168,7 @@ def import_(
     study = import_study(file, open_storage(storage or DEFAULT_STORAGE, create=True), name)
     count = study_states(study._storage)[study.study_name].total()
     command = format.command("study run", study.study_name, storage=storage)
-    format.console.print(f"{study.study_name} with {count} trials; go on with: {command}", markup=False, soft_wrap=True)
+    format.console.print(f"{study.study_name} with {count} trials; continue with: {command}", markup=False, soft_wrap=True)
 
 
 @studies.command(epilog="Example: subnet-search study dashboard quickstart")

@@ -4,7 +4,7 @@ Section 3. The geometric median minimises the sum of distances to all filters. A
 smallest g(j) = sum_k ||F_j - F_k||_2, and the filters of smallest g are dropped, the same fraction in every layer. Filters
 dropped in an earlier round do not count in the distances.
 
-Where we differ: the authors prune again after every epoch and let dropped filters go on learning; here they stay dropped.
+Where we differ: the authors prune again after every epoch and keep training dropped filters; here they stay dropped.
 """
 
 from subnet_search.extractors import author as ss

@@ -2,7 +2,7 @@
 
 Algorithm 1 and equation 1. At every change (1) the smallest |w| over all layers are dropped, down to the density of a cubic
 curve, and (2) every layer drops a further fraction p and grows as many weights where |gradient| is largest. p falls from 0.5
-to 0.005 along a cosine over the whole run; (2) goes on after (1) has ended. `initial_density` 1 is the paper's
+to 0.005 along a cosine over the whole run; (2) continues after (1) has ended. `initial_density` 1 is the paper's
 dense-to-sparse, 0.5 from an ERK topology its sparse-to-sparse.
 
 A weight that (2) drops and grows in one change keeps its value and momentum; one that (1) drops and (2) grows begins at zero.

@@ -1,6 +1,6 @@
 """Magnitude pruning of a trained network, once or in rounds, and fine-tuning.
 
-Train, drop the smallest |w|, train on. The learning rate's schedule goes on as it is; `lottery` rewinds it.
+Train, drop the smallest |w|, train on. The learning rate's schedule continues; `lottery` rewinds it.
 """
 
 from subnet_search.extractors import author as ss

@@ -111,7 +111,7 @@ def study_in(path: str | Path) -> Snapshot:
 
 
 def _checksum(rows: sqlite3.Connection) -> int:
-    """CRC-32 over all rows of Optuna's tables, as SQLite's `user_version` can hold it; never 0, which stands for none."""
+    """CRC-32 over all rows of Optuna's tables, as SQLite's `user_version` can hold it; never 0, which means no checksum."""
     checksum = 0
     for table in models.BaseModel.metadata.sorted_tables:
         for row in rows.execute(f"SELECT * FROM {table.name} ORDER BY rowid"):
@@ -182,6 +182,6 @@ def _rebased(spec: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _hand_back(trial: FrozenTrial) -> None:
-    """A trial that was under way elsewhere waits to go on here."""
+    """Let a trial that was running elsewhere wait for a worker here."""
     trial.user_attrs |= TrialRecord(trial).interrupted(ELSEWHERE)
     trial.state = TrialState.WAITING

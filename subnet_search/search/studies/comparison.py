@@ -35,7 +35,7 @@ def compare(
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
     `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
-    failed, and Interrupted when `should_stop` says so.
+    failed, and Interrupted when `should_stop` returns true.
     """
     if isinstance(config, str | Path):
         config = read_config(RunConfig, Path(config), ())

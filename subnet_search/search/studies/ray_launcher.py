@@ -1,6 +1,6 @@
 """Run a study's workers on a Ray cluster.
 
-Each Ray actor is one worker: it calls `run_worker` and has no state of its own. Ray restarts an actor whose process or node
+Each Ray actor is one worker: it calls `run_worker` and keeps no state. Ray restarts an actor whose process or node
 died on any node with free resources; its trial is requeued when the lease expires and resumes from its checkpoint.
 
 Ray runs in a separate driver process, because it takes over signals, prints to standard output, and exits the process
