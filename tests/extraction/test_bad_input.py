@@ -159,7 +159,7 @@ def test_a_weight_with_two_names(name, tmp_path):
     net = nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10))
     net[2].weight = net[0].weight
     said = refused(tmp_path, name, net)
-    assert said == "Sequential shares one weight tensor under two names, '2.weight' among them"
+    assert said == "Sequential shares one weight tensor under two names; one of them is '2.weight'"
 
 
 @pytest.mark.parametrize("name", ["granet", "cht"])

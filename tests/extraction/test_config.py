@@ -107,7 +107,7 @@ def test_an_override_of_the_whole_extractor_leaves_nothing_of_the_old_one(tmp_pa
         ("extractor: {name: random,\n  density: 1.4}", 2, ["extractor.density:", "less than or equal to 1", "1.4"]),
         ("recipe:\n  optimizer: sdg", 2, ["recipe.optimizer:", "'sgd'", "'adam'", "'sdg'"]),
         ("recipe:\n  augment: [flop]", 2, ["recipe.augment:", "unknown augmentation 'flop'", "'flip'", "cutout"]),
-        ("recipe:\n  milestones: [0.9, 0.1]", 2, ["recipe.milestones:", "rising", "[0.9, 0.1]"]),
+        ("recipe:\n  milestones: [0.9, 0.1]", 2, ["recipe.milestones:", "increasing", "[0.9, 0.1]"]),
         ("recipe:\n  milestones: [x]", 2, ["recipe.milestones", "number", "'x'"]),
         ("network:\n  init: kaiming", 2, ["network.init:", "'kaiming_normal'", "'kaiming'"]),
         ("seed: 1\nnetwork: con2", 2, ["network:", "unknown network 'con2'", "'conv2'", "lenet5", "torchvision:NAME"]),
