@@ -595,7 +595,7 @@ def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
 
     file = "runs/a/subnetwork.safetensors"
     assert "unknown format 'zip'" in mistake(file, "x", "--to", "zip")
-    assert "is the subnetwork itself" in mistake(file, file, "--to", "compact")
+    assert "is the subnetwork file itself" in mistake(file, file, "--to", "compact")
     assert "no such subnetwork file: nothing" in mistake("nothing", "x", "--to", "compact")
     assert "2:4" in mistake(file, "x", "--to", "2:4")
     assert "no batch norm to recalibrate" in mistake(file, "x", "--to", "compact", "--recalibrate", "3")
