@@ -1,6 +1,7 @@
 """Data passed from Python: tensors, arrays, a Dataset or a DataLoader; every item is read once, in order."""
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations, count, islice
 from typing import Any
 
@@ -19,32 +20,108 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from subnet_search.core.errors import UserError, guarded
+from subnet_search.core.errors import UserError, guarded, unknown
 from subnet_search.data.sources import Data, DataSpec, Split, assemble, load
 
 _END = object()
+PARTS = ("train", "val", "test")
 
 
-def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None) -> Data:
-    """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name.
+def from_user(
+    data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None, all_is_test: bool = False
+) -> Data:
+    """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name; or from such parts.
 
+    Parts are `(train, val, test)`, `(train, val)` or `{"train": ..., "val": ..., "test": ...}`; val and test may be None or
+    missing. Without a validation part, `val_fraction` of the training items are held out. The test part is read only when
+    it is needed. With `all_is_test`, data that is not in parts is its own test split: for evaluation alone.
     A Dataset is read once and kept as tensors, so a random transform is applied only once (use `Recipe(augment=...)`
     instead). From a DataLoader the dataset is read in order, without workers; collate_fn is used, shuffling and drop_last
     are not. A SubsetRandomSampler selects the items; a sampler that may draw an item more than once is refused, since
     copies of an item could be in both training and validation.
     uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel (default:
-    the mean and standard deviation of the training images). Other inputs are not normalised. Only data by name has a
-    test split.
-    Raises UserError for anything that is not a classification data set, and for an invalid mean or std.
+    the mean and standard deviation of the training images). Other inputs are not normalised.
+    Raises UserError for anything that is not a classification data set, for items that are in two parts, and for an invalid
+    mean or std.
     """
     set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(data, Data):
         if set_here:
             raise UserError("this data is already loaded: pass mean and std to load_data")
         return data
+    spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
+    if parts := _parts(data):
+        _refuse_shared_items(parts)
+        train, val, test = (parts.get(name) for name in PARTS)
+        test_split = lambda: None if test is None else _split(test)  # noqa: E731
+        return assemble(spec, _split(train), None if val is None else _split(val), test_split, None, given=True)
     if isinstance(data, str | DataSpec | dict):
         named = DataSpec.of(data)
         return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
+    split = _split(data)
+    if all_is_test:
+        return assemble(spec, split, split, lambda: split, None, given=True)
+    return assemble(spec, split, None, lambda: None, None, given=True)
+
+
+def _parts(data: Any) -> dict[str, Any] | None:
+    """The parts of data that is passed in parts; None for a whole. Raises UserError for parts without training items."""
+    if isinstance(data, dict) and data.keys() & set(PARTS):
+        if unknown_keys := data.keys() - set(PARTS):
+            raise unknown("part of the data", str(min(unknown_keys, key=str)), PARTS)
+        parts = dict(data)
+    elif isinstance(data, tuple) and (len(data) == 3 or (len(data) == 2 and all(map(_is_whole, data)))):
+        parts = dict(zip(PARTS, data, strict=False))
+    else:
+        return None
+    if parts.get("train") is None:
+        raise UserError("data in parts needs a training part: (train, val, test) or {'train': ..., 'val': ..., 'test': ...}")
+    return parts
+
+
+def _is_whole(data: Any) -> bool:
+    """Whether a part of a pair is a data set, and not the inputs or labels of one."""
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    return data is None or pair or (isinstance(data, Dataset | DataLoader) and not isinstance(data, Tensor))
+
+
+def _refuse_shared_items(parts: Mapping[str, Any]) -> None:
+    """Raise UserError when two parts have an item of a Dataset in common, or are the same tensors."""
+    items = {name: _identities(part) for name, part in parts.items() if part is not None}
+    for (one, mine), (other, theirs) in combinations(items.items(), 2):
+        if mine & theirs:
+            raise UserError(f"the {one} and {other} parts of the data have {len(mine & theirs):,} items in common")
+
+
+def _identities(data: Any) -> set[tuple[int, int]]:
+    """The items of a part, each as the identity of its data set and its index there."""
+    if isinstance(data, DataLoader):
+        return (
+            _identities(data.dataset)
+            if isinstance(data.dataset, IterableDataset)
+            else set(_located(data.dataset, _order(data)))
+        )
+    if isinstance(data, tuple | list):
+        return {(id(data[0]), 0)}
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return {(id(data), 0)}
+    return set(_located(data, range(len(data))))
+
+
+def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    """Where the items at these indices are, behind every Subset and ConcatDataset."""
+    for index in map(int, indices):
+        if isinstance(data, Subset):
+            yield from _located(data.dataset, [data.indices[index]])
+        elif isinstance(data, ConcatDataset):
+            part = bisect_right(data.cumulative_sizes, index)
+            yield from _located(data.datasets[part], [index - (data.cumulative_sizes[part - 1] if part else 0)])
+        else:
+            yield id(data), index
+
+
+def _split(data: Any) -> Split:
+    """Inputs and labels of data that is not in parts."""
     if isinstance(data, DataLoader):
         _refuse_copies(data.dataset)
         inputs, labels = _joined(_batches(data), stacked=False)
@@ -56,17 +133,14 @@ def from_user(data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean
         labels = labels.view(-1) if labels.shape == (len(inputs), 1) else labels
     else:
         raise UserError(
-            "data must be a name, a pair (inputs, labels), a Dataset or DataLoader of such pairs, "
+            "data must be a name, a pair (inputs, labels), a Dataset or DataLoader of such pairs, (train, val, test) of these, "
             f"or the result of subnet_search.load_data, got {type(data).__name__}"
         )
     if labels.is_floating_point() or labels.is_complex():
         raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
     if inputs.is_complex():
         raise UserError(f"inputs must be real numbers, got {inputs.dtype}")
-    if inputs.dtype == torch.float64:
-        inputs = inputs.float()
-    spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
-    return assemble(spec, Split(inputs, labels.long()), None, lambda: None, None, given=True)
+    return Split(inputs.float() if inputs.dtype == torch.float64 else inputs, labels.long())
 
 
 def _tensor(part: Any, what: str) -> Tensor:

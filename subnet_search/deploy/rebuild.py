@@ -29,7 +29,7 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
     return build(spec, origin.shape, origin.classes, origin.seed)
 
 
-def data_of(subnetwork: Subnetwork | Deployed, data: Any) -> Data:
+def data_of(subnetwork: Subnetwork | Deployed, data: Any, all_is_test: bool = False) -> Data:
     """The given data, or the data set that the subnetwork was found on, with the same split.
 
     For security a file cannot cause downloads or reads elsewhere: its `root`, paths outside the current folder, and data
@@ -39,7 +39,7 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any) -> Data:
     origin = subnetwork.origin
     same = origin.data is not None and isinstance(data, str) and data == origin.data.get("name")
     if data is not None and not same:
-        return from_user(data)
+        return from_user(data, all_is_test=all_is_test)
     if origin.data is None:
         raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
     spec = DataSpec.of({**origin.data, "root": None})

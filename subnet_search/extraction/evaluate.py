@@ -32,7 +32,8 @@ def evaluate(
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
 
     network       a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
-    data          another data set than the run's; images are normalised as in the run
+    data          another data set than the run's; images are normalised as in the run. Of data from Python without parts, the
+                  split "test" is all of it
     noise         add accuracy under uniform noise
     corruptions   add accuracy under common corruptions, by kind and severity
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
@@ -44,7 +45,7 @@ def evaluate(
     origin = subnetwork.origin
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()
-    given = data_of(subnetwork, data)
+    given = data_of(subnetwork, data, all_is_test=split == "test")
     if given.shape != origin.shape or given.classes > origin.classes:
         raise UserError(
             f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "

@@ -38,7 +38,8 @@ def extract(
     """Find a subnetwork of a network on classification data.
 
     network          a torch module (copied, never changed), or a name such as "conv2" or "torchvision:resnet18"
-    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or the result of `load_data`
+    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or the result of `load_data`; or
+                     parts of these, (train, val, test) or {"train": ..., "val": ..., "test": ...}
     extractor        name of a method, with its hyperparameters as keyword arguments, or an Extractor object
     recipe           training settings; the default of each is the method's published setting
     seed             seed of all random numbers: the same arguments give a bit-identical subnetwork on one machine
@@ -61,7 +62,7 @@ def extract(
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
         spec = {"name": spec} if isinstance(spec, str) else spec
         settings["network"] = {**spec, "init": init} if init else spec
-    named = isinstance(data, str | dict | DataSpec)
+    named = isinstance(data, str | DataSpec) or (isinstance(data, dict) and "name" in data)
     if named:
         settings["data"] = data
     config = check(RunConfig, settings)

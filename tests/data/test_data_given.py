@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 from toys import mlp, pictures, points, run_config
 
+import subnet_search as ss
 from subnet_search import RunConfig
 from subnet_search.core.errors import Interrupted, UserError
 from subnet_search.data import from_user, load
@@ -128,6 +129,84 @@ def test_a_dataset_that_repeats_items_is_refused(data, wrap):
         from_user(wrap(data))
     other = TensorDataset(X + 1, Y)
     assert len(from_user(Subset(ConcatDataset([ITEMS, other]), range(5, 75))).train) == 63
+
+
+PARTS = [(X[:20], Y[:20]), (X[20:30], Y[20:30]), (X[30:], Y[30:])]
+SUBSETS = [Subset(ITEMS, range(20)), Subset(ITEMS, range(20, 30)), Subset(ITEMS, range(30, 40))]
+THREE = ("train", "val", "test")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tuple(PARTS),
+        dict(zip(THREE, PARTS, strict=True)),
+        tuple(SUBSETS),
+        {name: DataLoader(part, 4, shuffle=True) for name, part in zip(THREE, SUBSETS, strict=True)},
+        {"test": PARTS[2], "train": SUBSETS[0], "val": DataLoader(TensorDataset(*PARTS[1]), 4)},
+    ],
+)
+def test_data_in_parts(data):
+    found = from_user(data)
+    for part, (inputs, labels) in zip((found.train, found.val, found.test()), PARTS, strict=True):
+        assert torch.equal(part.inputs, inputs)
+        assert torch.equal(part.labels, labels)
+
+
+def test_parts_may_be_absent():
+    whole = from_user(PARTS[0])
+    for data in ({"train": PARTS[0]}, (PARTS[0], None), (PARTS[0], None, None)):
+        assert from_user(data).fingerprint == whole.fingerprint
+        assert from_user(data).test() is None
+    held = from_user((PARTS[0], None, PARTS[2]))
+    assert (held.fingerprint, len(held.test())) == (whole.fingerprint, 10)
+    assert from_user((PARTS[0], PARTS[1])).test() is None
+    assert len(from_user((SUBSETS[0], SUBSETS[1])).val) == 10
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": ITEMS, "valid": ITEMS}, "unknown part of the data 'valid': did you mean 'val'"),
+        ({"val": ITEMS}, "data in parts needs a training part"),
+        ((None, ITEMS, None), "data in parts needs a training part"),
+        ((ITEMS, ITEMS), "the train and val parts of the data have 40 items in common"),
+        ((SUBSETS[0], None, Subset(ITEMS, [5, 19, 21])), "the train and test parts of the data have 2 items in common"),
+        (
+            (SUBSETS[0], Subset(ConcatDataset([SUBSETS[1], SUBSETS[0]]), [0, 12])),
+            "train and val parts of the data have 1 items",
+        ),
+        ((DataLoader(SUBSETS[0]), DataLoader(ITEMS, sampler=[3, 30])), "train and val parts of the data have 1 items"),
+        ((PARTS[0], PARTS[1], PARTS[0]), "the train and test parts of the data have 1 items in common"),
+        ((PARTS[0], (X[:3, :1], Y[:3])), r"given data \(validation\): inputs are"),
+        ((PARTS[0], (X[:3], Y[:3] + 9)), r"given data \(validation\): label"),
+    ],
+)
+def test_mistakes_in_parts(data, message):
+    with pytest.raises(UserError, match=message):
+        from_user(data)
+
+
+def test_a_test_part_is_read_after_training_and_evaluated_as_a_whole():
+    read = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    made = points(80)
+    inputs, labels = (torch.cat([getattr(made.train, key), getattr(made.val, key)]) for key in ("inputs", "labels"))
+    test = Watched(inputs[60:], labels[60:])
+    run = {"recipe": ss.Recipe(epochs=1, device="cpu", threads=1), "density": 0.5}
+    subnet = ss.extract(
+        mlp(), {"train": (inputs[:50], labels[:50]), "val": (inputs[50:60], labels[50:60]), "test": test}, "random", **run
+    )
+    assert read == list(range(20))
+    assert subnet.summary()["test_accuracy"] is not None
+    for data in (test, (inputs[60:], labels[60:]), (TensorDataset(inputs[:50], labels[:50]), None, test)):
+        found = ss.evaluate(subnet, "test", network=mlp(), data=data)
+        assert (found["items"], found["accuracy"]) == (20, subnet.summary()["test_accuracy"])
 
 
 def test_a_run_on_a_shuffled_loader_is_resumed_to_the_same_bits(tmp_path):
