@@ -70,7 +70,7 @@ def _parts(data: Any) -> dict[str, Any] | None:
         if unknown_keys := data.keys() - set(PARTS):
             raise unknown("part of the data", str(min(unknown_keys, key=str)), PARTS)
         parts = dict(data)
-    elif isinstance(data, tuple) and (len(data) == 3 or (len(data) == 2 and all(map(_is_whole, data)))):
+    elif isinstance(data, tuple) and len(data) in (2, 3) and all(map(_is_whole, data)):
         parts = dict(zip(PARTS, data, strict=False))
     else:
         return None
@@ -80,8 +80,8 @@ def _parts(data: Any) -> dict[str, Any] | None:
 
 
 def _is_whole(data: Any) -> bool:
-    """Whether a part of a pair is a data set, and not the inputs or labels of one."""
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
+    """Whether this is a data set or missing, and not the inputs or labels of one."""
+    pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
     return data is None or pair or (isinstance(data, Dataset | DataLoader) and not isinstance(data, Tensor))
 
 

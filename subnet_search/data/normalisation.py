@@ -30,6 +30,8 @@ def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+INDICES = (torch.int32, torch.int64)
+"""Types of inputs that are passed to the network as they are: token ids, say."""
 Mean = Annotated[tuple[float, ...] | None, BeforeValidator(_list), AfterValidator(_in_range)]
 Std = Annotated[tuple[float, ...] | None, BeforeValidator(_list), AfterValidator(_positive)]
 
@@ -65,9 +67,9 @@ def normalisation(
 
 
 def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """uint8 images (N, C, H, W) as normalised float32; inputs without statistics as float32, unchanged."""
+    """uint8 images (N, C, H, W) as normalised float32; other inputs as float32, but indices as they are."""
     if mean is None or std is None:
-        return inputs.float()
+        return inputs if inputs.dtype in INDICES else inputs.float()
     # x / 255 / std - mean / std, as one multiply-add
     scale = (1 / (255 * std)).view(-1, 1, 1)
     return torch.addcmul((-mean / std).view(-1, 1, 1), inputs.float(), scale)

@@ -21,13 +21,16 @@ BATCHES = (1, 16, 256)  # measured batch sizes
 FASTER = 1.05  # minimum ratio of medians for `faster` or `slower`
 
 
-def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Prunable weights and multiply-accumulates (MACs) for one input of `shape`, of the dense and the exported network.
+def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, example: Tensor) -> dict[str, int]:
+    """Prunable weights and multiply-accumulates (MACs) for one input, of the dense and the exported network.
 
     masked: the dense network with zeros. plain: the exported network with dense layers. runs: the exported network.
     `weights` and `macs` are stored and computed; `kept` and `kept_macs` are those of nonzero weights.
     """
-    before, after = (cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, shape) for net in (masked, plain))
+    before, after = (
+        cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, tuple(example.shape[1:]), example)
+        for net in (masked, plain)
+    )
     stored = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
     return {
         "dense_weights": before.weights,
@@ -35,7 +38,7 @@ def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, shape: tuple[in
         "kept": after.kept,
         "dense_macs": before.macs,
         "dense_kept_macs": before.kept_macs,
-        "macs": sum(round(stored.get(name, 1) * macs) for name, macs in all_macs(plain, shape).items()),
+        "macs": sum(round(stored.get(name, 1) * macs) for name, macs in all_macs(plain, example).items()),
         "kept_macs": after.kept_macs,
     }
 
@@ -94,13 +97,13 @@ def compared(dense: Latency, exported: Latency) -> str:
     return "as fast" if 1 / FASTER < speedup < FASTER else "unsure"
 
 
-def advice(unit: str, to: str, masked: nn.Module, shape: tuple[int, ...]) -> str:
+def advice(unit: str, to: str, masked: nn.Module, example: Tensor) -> str:
     """Advice for a subnetwork of `unit` that is not faster when exported to `to`: which unit or format would be faster."""
     if gated_layers(masked):
         return (
             "filters that an input does not choose save time at batch 1, where layers are large; unit=channel does at any batch"
         )
-    macs, weights = all_macs(masked, shape), prunable(masked)
+    macs, weights = all_macs(masked, example), prunable(masked)
     pointwise = sum(count for name, count in macs.items() if masked.get_parameter(name).shape[2:].numel() == 1)
     if unit == "channel":
         if to in ("compact", "onnx"):

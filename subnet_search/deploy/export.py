@@ -82,7 +82,7 @@ def export(
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
     if data is not None and not recalibrate:
         raise UserError("data is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
-    path, shape = Path(out), subnetwork.origin.shape
+    path, example = Path(out), subnetwork.inputs(2)
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
     if recalibrate:
@@ -105,14 +105,14 @@ def export(
         "whole": made.whole,
         "layers": [asdict(choice) for choice in made.layers],
         "dense_bytes": subnetwork.dense_bytes(),
-        **counts(masked, made.plain, made.runs, shape),
+        **counts(masked, made.plain, made.runs, example),
         "dynamic": subnetwork.origin.dynamic,
         "latency": measured(nets, subnetwork.inputs, batch, threads, seconds),
     }
     if subnetwork.origin.dynamic:
         record["kept_macs"] = subnetwork.metrics["kept_macs"]
     record["faster"] = any(row["faster"] for row in record["latency"])
-    record["advice"] = None if record["faster"] else advice(subnetwork.origin.unit, to, masked, shape)
+    record["advice"] = None if record["faster"] else advice(subnetwork.origin.unit, to, masked, example)
     _write(path, subnetwork, masked, made, record)
     return {**record, "bytes": path.stat().st_size, "file": str(path)}
 
@@ -202,7 +202,7 @@ def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: K
     except UserError as error:
         if kind == "2:4":
             raise
-        raise UserError(f"{error}; {advice(origin.unit, kind, plain, origin.shape)}") from error
+        raise UserError(f"{error}; {advice(origin.unit, kind, plain, subnetwork.inputs(2))}") from error
     return _Made(plain, runs, layers=layers, whole=whole)
 
 

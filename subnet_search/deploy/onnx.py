@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
+from subnet_search.nets import LogitsOnly
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -32,8 +33,10 @@ def to_onnx(net: nn.Module, example: Tensor, metadata: Mapping[str, str] | None 
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
+            with torch.no_grad():
+                output = net.eval()(example)
             program: Any = torch.onnx.export(
-                net.eval(),
+                net if isinstance(output, Tensor) else LogitsOnly(net),
                 (example,),
                 dynamo=True,
                 verbose=False,

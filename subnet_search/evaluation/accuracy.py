@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subnet_search.data import Split, prepare
+from subnet_search.nets import logits_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def logits(
     forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, std: Tensor | None, batch: int = 1000
 ) -> Tensor:
     """The logits (N, classes) of every input of the split, in order. The caller sets evaluation mode."""
-    parts = [forward(prepare(inputs, mean, std)) for inputs in split.inputs.split(batch)]
+    parts = [logits_of(forward(prepare(inputs, mean, std))) for inputs in split.inputs.split(batch)]
     return torch.cat(parts)
 
 

@@ -173,7 +173,7 @@ def _by_operation(net: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[
 
 
 @contextmanager
-def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], int]]:
+def on_average(net: nn.Module, example: Tensor) -> Iterator[Callable[[], int]]:
     """Count what the inputs of a dynamic network choose, as they pass; gives a function that returns the mean MACs of one.
 
     Those of the filters that win, on channels that are not zero, and those of the gates; layers without one in full.
@@ -190,7 +190,7 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
     def mean() -> int:
         shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
         gates = sum(gated.gate.phi.numel() for gated in layers.values())
-        return gates + round(sum(shares.get(name, 1.0) * count for name, count in all_macs(net, shape).items()))
+        return gates + round(sum(shares.get(name, 1.0) * count for name, count in all_macs(net, example).items()))
 
     layers = gated_layers(net)
     handles = [gated.gate.register_forward_hook(count(name)) for name, gated in layers.items()]
@@ -201,8 +201,13 @@ def on_average(net: nn.Module, shape: tuple[int, ...]) -> Iterator[Callable[[], 
             handle.remove()
 
 
-def all_macs(net: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """Multiply-accumulates of every counted weight, prunable or not pruned, for one input of `shape`."""
+def all_macs(net: nn.Module, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of every counted weight, prunable or not pruned, for one of the inputs `example` (batch, ...)."""
     weights = prunable(net)
     names, parameters = {*weights, *left_whole(net, weights)}, net.named_parameters()
-    return layer_macs(net, {name: tuple(parameter.shape) for name, parameter in parameters if name in names}, shape)
+    return layer_macs(
+        net,
+        {name: tuple(parameter.shape) for name, parameter in parameters if name in names},
+        tuple(example.shape[1:]),
+        example,
+    )

@@ -33,6 +33,8 @@ from torch import Tensor
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.rng import generator
 from subnet_search.data import Split, prepare
+from subnet_search.data.normalisation import INDICES
+from subnet_search.nets import logits_of
 
 Forward = Callable[[Tensor], Tensor]
 BATCH = 1000  # fixed, since the noise of an image depends on the batch size
@@ -66,8 +68,10 @@ def noise_curve(
     levels: eps >= 0, in standard deviations of the data. Draws depend only on `seed` and a level's index in `levels`.
     Rows: `level`, `accuracy`, `agreement` (fraction of equal predictions) and `distance` (mean L2 norm of the difference of
     softmax outputs, 0 to 1.41); the last two are None without a reference.
-    Raises UserError for a level below 0.
+    Raises UserError for a level below 0, and for indices, such as token ids.
     """
+    if split.inputs.dtype in INDICES:
+        raise UserError(f"noise is added to float inputs, and these are {split.inputs.dtype}")
     rows = []
     for index, level in enumerate(levels):
         if not level >= 0:
@@ -77,7 +81,7 @@ def noise_curve(
         for inputs, labels in zip(split.inputs.split(BATCH), split.labels.split(BATCH), strict=True):
             clean = prepare(inputs, mean, std)
             noisy = clean + level * torch.empty_like(clean).uniform_(-1, 1, generator=rng)
-            outputs = forward(noisy)
+            outputs = logits_of(forward(noisy))
             right += int((outputs.argmax(1) == labels).sum())
             if reference is not None:
                 others = reference(noisy)
@@ -114,7 +118,7 @@ def corruption_table(
     for kind, severity in ((kind, severity) for kind in kinds for severity in severities):
         right, rng = 0, generator(0, "corruption", kind, severity, device=images.device)
         for inputs, labels in zip(images.split(BATCH), split.labels.split(BATCH), strict=True):
-            outputs = forward(prepare(corrupt(inputs, kind, severity, rng), mean, std))
+            outputs = logits_of(forward(prepare(corrupt(inputs, kind, severity, rng), mean, std)))
             right += int((outputs.argmax(1) == labels).sum())
         rows.append({"corruption": kind, "severity": severity, "accuracy": right / len(split)})
     return rows

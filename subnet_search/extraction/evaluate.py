@@ -56,7 +56,7 @@ def evaluate(
         raise UserError(f"{given.name} has no test split")
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
-    with on_average(net, origin.shape) as macs:
+    with on_average(net, subnetwork.inputs(2)) as macs:
         found = quality(logits(net, chosen, *scaled), chosen.labels)
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
     if origin.dynamic:
@@ -84,5 +84,5 @@ def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) 
         "compacted": timed is not net,
         "latency": rows,
         "faster": faster,
-        "advice": None if faster or exported else advice(origin.unit, "compact", net, origin.shape),
+        "advice": None if faster or exported else advice(origin.unit, "compact", net, subnetwork.inputs(2)),
     }

@@ -64,7 +64,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
     masks = supernet.weight_masks(units)
     counted = cost(supernet.net, masks, data.shape, data.examples())
     if supernet.extractor.dynamic:
-        with on_average(supernet.net, data.shape) as macs:
+        with on_average(supernet.net, data.examples()) as macs:
             logits(supernet.evaluator(), data.val, data.mean, data.std)
         counted = replace(counted, kept_macs=macs())
     return {

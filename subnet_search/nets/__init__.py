@@ -5,12 +5,14 @@ from subnet_search.nets.checkpoints import read_state
 from subnet_search.nets.copying import own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
-from subnet_search.nets.spec import NetworkSpec, build, check_logits, check_output, is_ours, network_names
+from subnet_search.nets.outputs import LogitsOnly, check_logits, logits_of
+from subnet_search.nets.spec import NetworkSpec, build, check_output, is_ours, network_names
 from subnet_search.nets.weights import left_whole, prunable
 
 __all__ = [
     "INITS",
     "InitName",
+    "LogitsOnly",
     "NetworkSpec",
     "build",
     "check_batch_norm",
@@ -21,6 +23,7 @@ __all__ = [
     "initialise",
     "is_ours",
     "left_whole",
+    "logits_of",
     "make_dynamic",
     "network_names",
     "noting_saliency",

@@ -16,6 +16,7 @@ from subnet_search.core.settings import Settings
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
+from subnet_search.nets.outputs import check_logits
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 NETWORKS: dict[str, Factory] = {
@@ -182,17 +183,11 @@ def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str
         out = net.eval()(torch.zeros(2, *shape, device=device) if example is None else example.to(device))
     except Exception as error:  # anything that a user's forward pass raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} does not accept inputs of shape {tuple(shape)}: {reason}") from error
+        kind, hint = "", ""
+        if example is not None and not example.is_floating_point():
+            kind = f"{str(example.dtype).removeprefix('torch.')} "
+            hint = "; indices are passed as they are: if they are measurements, pass inputs.float()"
+        raise UserError(f"{name} does not accept {kind}inputs of shape {tuple(shape)}: {reason}{hint}") from error
     finally:
         net.train(was_training)
     check_logits(out, classes, name)
-
-
-def check_logits(out: Any, classes: int, name: str, when: str = "") -> None:
-    """Raise UserError unless `out` is logits of shape (batch, at least `classes`). when: added to the message."""
-    if not isinstance(out, Tensor) or out.dim() != 2:
-        several = f" of {len(out)}" if isinstance(out, tuple | list | Mapping) else ""
-        got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(out).__name__}{several}"
-        raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
-    if out.shape[1] < classes:
-        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError
+from subnet_search.nets import logits_of
 from subnet_search.structure.channel_groups import Coupling, couple
 from subnet_search.structure.shrink import remove_channels
 from subnet_search.structure.verify_groups import WRITTEN, first_line
@@ -52,7 +53,7 @@ def difference_between(net: nn.Module, other: nn.Module, example: Tensor) -> flo
     """The largest difference between two networks' outputs in evaluation mode, relative to the largest output."""
     modes = net.training, other.training
     try:
-        expected, found = net.eval()(example), other.eval()(example)
+        expected, found = logits_of(net.eval()(example)), logits_of(other.eval()(example))
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:

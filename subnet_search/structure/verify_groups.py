@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.core.errors import UserError
+from subnet_search.nets import logits_of
 from subnet_search.structure.shrink import remove_channels
 from subnet_search.topology.channels import Group, along
 
@@ -61,7 +62,7 @@ def _removal_problem(net: nn.Module, example: Tensor, groups: list[Group]) -> st
     zeroed = _outputs(net, _changed(net, groups, noise=False), example)
     small = remove_channels(net, {group: torch.arange(group.size) % 2 == 0 for group in groups})
     try:
-        fewer = small(example)
+        fewer = logits_of(small(example))
     except (RuntimeError, ValueError) as error:  # sizes that do not match
         return f"{WRITTEN}: without some of them, {first_line(error)}"
     if fewer.shape != zeroed.shape:
@@ -97,9 +98,9 @@ def _changed(net: nn.Module, groups: list[Group], noise: bool) -> dict[str, Tens
 
 
 def _outputs(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Tensor:
-    out = functional_call(net, dict(state), (example,))
+    out = logits_of(functional_call(net, dict(state), (example,)))
     if not isinstance(out, Tensor):
-        raise UserError(f"to remove channels, a network must return one tensor, not {type(out).__name__}")
+        raise UserError(f"to remove channels, a network must return logits, not {type(out).__name__}")
     return out
 
 

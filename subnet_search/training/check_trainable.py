@@ -40,8 +40,8 @@ def check_trainable(supernet: Supernet, data: Data) -> None:
 
 
 def _pass(net: nn.Module, weights: dict[str, Tensor], inputs: Tensor, labels: Tensor, classes: int, name: str) -> None:
-    logits = _guarded(name, lambda: functional_call(net, weights, (inputs,)))
-    check_logits(logits, classes, name, " in training mode too")
+    output = _guarded(name, lambda: functional_call(net, weights, (inputs,)))
+    logits = check_logits(output, classes, name, " in training mode too")
     loss = F.cross_entropy(logits.float(), labels)
     if not loss.requires_grad:
         raise UserError(f"no gradient reaches the weights of {name}: its forward pass detaches them, or disables gradients")

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from subnet_search.core.errors import UserError
 from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data
-from subnet_search.nets import check_logits
+from subnet_search.nets import check_logits, logits_of
 from subnet_search.training.distributed import average, rank_and_world
 from subnet_search.training.supernet import Passes, Supernet
 
@@ -55,14 +55,16 @@ class Probe:
 
     def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
         """The gradient of sum f(1; |theta|) with respect to |w| (SynFlow), in float64: float32 overflows in deep networks."""
-        net = self.supernet.net
+        net, inputs = self.supernet.net, self.data.train.inputs
+        if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+            raise UserError(f"{self.supernet.extractor.name} passes ones through the network, so it needs float inputs")
         with self._network():
             net.eval()
             tensors = dict((*net.named_parameters(), *net.named_buffers()))
             rest = {name: value.abs().double() for name, value in tensors.items() if value.is_floating_point()}
             values = _leaves({name: weight.abs().double() for name, weight in weights.items()})
             ones = torch.ones(1, *self.data.shape, dtype=torch.float64, device=self.supernet.device)
-            found = _gradients(functional_call(net, {**rest, **values}, (ones,)).sum(), values)
+            found = _gradients(logits_of(functional_call(net, {**rest, **values}, (ones,))).sum(), values)
         return self._counted(found, 1, backward=1)
 
     def _logits(self, values: Tensors, index: int, images: int | None) -> tuple[Tensor, Tensor]:
@@ -73,8 +75,8 @@ class Probe:
         batches = Batches(data.train, data.mean, data.std, size, supernet.seed, supernet.recipe.augment, rank, world)
         inputs, labels = batches.batch(index)
         torch.manual_seed(derive(supernet.seed, "dropout", "probe", index, rank))
-        logits = functional_call(supernet.net, dict(values), (inputs,))
-        check_logits(logits, data.classes, type(supernet.net).__name__, " in training mode too")
+        output = functional_call(supernet.net, dict(values), (inputs,))
+        logits = check_logits(output, data.classes, type(supernet.net).__name__, " in training mode too")
         return logits.float(), labels
 
     def _counted(self, found: dict[str, Tensor], images: int | None, backward: int) -> dict[str, Tensor]:

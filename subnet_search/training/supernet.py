@@ -15,7 +15,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
-from subnet_search.nets import noting_saliency, prunable, set_winners
+from subnet_search.nets import logits_of, noting_saliency, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
@@ -262,7 +262,7 @@ class Supernet:
         self.gates = self.units.gates(self.masks)
 
     def _plain_call(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return functional_call(self.net, effective, (inputs,))  # type: ignore[no-any-return]
+        return logits_of(functional_call(self.net, effective, (inputs,)))  # type: ignore[no-any-return]
 
     def _forward(self, effective: dict[str, Tensor], inputs: Tensor, call: Callable[..., Tensor] | None = None) -> Tensor:
         if self.recipe.channels_last and inputs.dim() == 4:

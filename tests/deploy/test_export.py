@@ -258,7 +258,7 @@ def test_what_is_counted():
     with torch.no_grad():
         net[0].weight.view(-1)[10:] = 0
     out, _ = sparsify(net, "csr", x, measure=False)
-    assert counts(net, net, out, (8,)) == {
+    assert counts(net, net, out, torch.zeros(2, 8)) == {
         "dense_weights": 88,
         "weights": 34,
         "kept": 34,
@@ -272,12 +272,14 @@ def test_what_is_counted():
 def test_advice():
     convs, full = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)), nn.Sequential(nn.Linear(8, 8))
     assert "do not make a convolution faster: use unit=channel and --to compact" in advice(
-        "weight", "state-dict", convs, (1, 8, 8)
+        "weight", "state-dict", convs, torch.zeros(2, 1, 8, 8)
     )
-    assert "use --to compact, which removes the pruned channels" in advice("channel", "state-dict", convs, (1, 8, 8))
-    assert "too few channels" in advice("channel", "compact", convs, (1, 8, 8))
-    assert "about 90 % of their weights are zero" in advice("weight", "onnx", full, (8,))
-    assert "use --to csr" in advice("weight", "onnx", nn.Sequential(thinned(full[0])), (8,))
+    assert "use --to compact, which removes the pruned channels" in advice(
+        "channel", "state-dict", convs, torch.zeros(2, 1, 8, 8)
+    )
+    assert "too few channels" in advice("channel", "compact", convs, torch.zeros(2, 1, 8, 8))
+    assert "about 90 % of their weights are zero" in advice("weight", "onnx", full, torch.zeros(2, 8))
+    assert "use --to csr" in advice("weight", "onnx", nn.Sequential(thinned(full[0])), torch.zeros(2, 8))
 
 
 # The file, and what is written to it

@@ -152,7 +152,7 @@ def test_macs_that_inputs_choose_by_hand():
             gated.gate.phi.zero_()
             gated.gate.rho.copy_(torch.arange(len(gated.gate.rho)))  # the last half wins
         assert layer_macs(net, {"0.layer.weight": (4, 1, 3, 3)}, (1, 8, 8)) == {"0.layer.weight": 36 * 9 * 4}
-        with on_average(net, (1, 8, 8)) as macs:
+        with on_average(net, torch.zeros(2, 1, 8, 8)) as macs:
             net(torch.randn(5, 1, 8, 8)), net(torch.randn(1, 1, 8, 8))
     gates = 1 * 4 + 4 * 8
     assert macs() == 36 * 9 * 2 + 36 * 4 * 2 + 8 * 3 + gates

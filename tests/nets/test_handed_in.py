@@ -1,6 +1,7 @@
 """Networks that are not plain: each is trained under its own names, or refused in one line before the first step."""
 
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -34,8 +35,23 @@ def plain(net, x):
     return net.b(net.a(x).relu())
 
 
-def with_logits_beside(net, x):
-    return (plain(net, x), plain(net, x)) if net.training else plain(net, x)
+def without_logits_in_training(net, x):
+    return {"out": plain(net, x)} if net.training else plain(net, x)
+
+
+@dataclass
+class Output:
+    loss: object
+    logits: object
+
+
+OUTPUTS = {
+    "a tuple": lambda net, x: (plain(net, x), x),
+    "a list": lambda net, x: [plain(net, x)],
+    "a mapping": lambda net, x: {"hidden": x, "logits": plain(net, x)},
+    "an object": lambda net, x: Output(None, plain(net, x)),
+    "auxiliary logits in training": lambda net, x: (plain(net, x), x) if net.training else plain(net, x),
+}
 
 
 def carries_its_graph(net, x):
@@ -86,9 +102,9 @@ REFUSED = {
     "a lock": (with_lock, r"cannot copy Sequential: its attribute guard \(lock\) cannot"),
     "extra state": (lambda: nn.Sequential(ExtraState(10, 3)), r"0 has extra state \(get_extra_state\)"),
     "DataParallel": (lambda: nn.DataParallel(mlp()), r"cannot prune nn.DataParallel; pass its \.module"),
-    "auxiliary logits": (
-        lambda: Answers(with_logits_beside),
-        r"Answers must return logits of shape \(batch, classes\) in training mode too, got tuple of 2",
+    "no logits in training": (
+        lambda: Answers(without_logits_in_training),
+        r"Answers must return logits of shape \(batch, classes\) in training mode too, got dict of 1 with out",
     ),
     "a graph from batch to batch": (
         lambda: Answers(carries_its_graph),
@@ -109,6 +125,62 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(kind, method, t
         ss.extract(make(), DATA, method, density=0.5, recipe=RECIPE, out=tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("method", ["gumbel", "snip", "synflow"])
+def test_logits_are_found_in_what_a_network_returns(kind, method, tmp_path):
+    torch.manual_seed(0)
+    net, bare = Answers(OUTPUTS[kind]), Answers(plain)
+    bare.load_state_dict(net.state_dict())
+    recipe = RECIPE.model_copy(update={"epochs": 4})
+    subnet, wanted = (ss.extract(one, DATA, method, density=0.5, recipe=recipe) for one in (net, bare))
+    assert subnet.sha256 == wanted.sha256
+    assert ss.evaluate(subnet, network=net, data=DATA)["accuracy"] == ss.evaluate(wanted, network=bare, data=DATA)["accuracy"]
+    ss.export(subnet, "state-dict", tmp_path / "state.safetensors", network=net, seconds=0.01)
+
+
+def test_a_network_that_returns_more_than_logits_is_exported(tmp_path):
+    net = Answers(OUTPUTS["a mapping"])
+    subnet = ss.extract(net, DATA, "l1_filters", density=0.5, recipe=RECIPE)
+    ss.export(subnet, "compact", tmp_path / "small.safetensors", network=net, seconds=0.01)
+    ss.export(subnet, "onnx", tmp_path / "small.onnx", network=net, seconds=0.01)
+    small = ss.load_deployed(tmp_path / "small.safetensors", net)
+    inputs = DATA.val.inputs
+    with torch.no_grad():
+        assert torch.allclose(small(inputs)["logits"], subnet.on(net).eval()(inputs)["logits"], atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+class Tokens(nn.Module):
+    """A classifier of sequences of token ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden, self.out = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 2)
+
+    def forward(self, ids):
+        return {"logits": self.out(self.hidden(self.embed(ids)).relu().mean(1))}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_token_ids_stay_integers(dtype, tmp_path):
+    torch.manual_seed(0)
+    ids, net = torch.randint(0, 20, (120, 8)).to(dtype), Tokens()
+    labels = (ids.float().mean(1) > 9.5).long()
+    recipe = RECIPE.model_copy(update={"epochs": 3})
+    for method in ("gumbel", "magnitude", "granet"):
+        subnet = ss.extract(net, (ids, labels), method, density=0.5, recipe=recipe, out=tmp_path / f"{method}-{dtype}")
+        found = ss.evaluate(subnet, network=net, data=(ids, labels), latency=True)
+        assert found["val_accuracy"] == subnet.metrics["val_accuracy"]
+        assert subnet.inputs(2).dtype == dtype
+    ss.export(subnet, "onnx", tmp_path / f"{dtype}.onnx", network=net, seconds=0.01)
+    with pytest.raises(UserError, match=r"noise is added to float inputs, and these are torch\.int"):
+        ss.evaluate(subnet, network=net, data=(ids, labels), noise=True)
+    with pytest.raises(UserError, match="synflow passes ones through the network, so it needs float inputs"):
+        ss.extract(net, (ids, labels), "synflow", density=0.5, recipe=recipe)
+    with pytest.raises(UserError, match=r"does not accept int(32|64) inputs of shape \(8,\): .* pass inputs\.float\(\)"):
+        ss.extract(nn.Sequential(nn.Linear(8, 2)), (ids, labels), method, density=0.5)
 
 
 def test_a_stored_activation_is_copied_without_its_graph():

@@ -333,7 +333,7 @@ def refuse(x):
     [
         (nn.Linear(4, 2), "Linear has 2 outputs, but the data has 3 classes"),
         (network_returning(lambda x: x[:, :3].view(2, 3, 1)), r"logits of shape \(batch, classes\), got \(2, 3, 1\)"),
-        (network_returning(lambda x: (x, x)), r"logits of shape \(batch, classes\), got tuple"),
+        (network_returning(lambda x: {"out": x}), r"logits of shape \(batch, classes\), got dict of 1 with out"),
         (nn.Linear(5, 3), r"does not accept inputs of shape \(4,\)"),
         (network_returning(refuse), r"does not accept inputs of shape \(4,\): .*three channels"),
     ],
