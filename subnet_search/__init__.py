@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from subnet_search.extraction.evaluate import evaluate as evaluate
     from subnet_search.extraction.extract import extract as extract
     from subnet_search.extraction.extract import run as run
+    from subnet_search.extraction.predict import predict as predict
     from subnet_search.extractors import Extractor as Extractor
     from subnet_search.extractors import Paper as Paper
     from subnet_search.extractors import Paradigm as Paradigm
@@ -63,6 +64,7 @@ _NAMES = {
     "extraction.config": "RunConfig",
     "extraction.evaluate": "evaluate",
     "extraction.extract": "extract run",
+    "extraction.predict": "predict",
     "extractors.author": "Change Extractor Paper Paradigm Published RelevanceLearner register",
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",

@@ -17,6 +17,7 @@ LAYERS = (  # from the lowest up: a folder may import those before it, and none 
     "nets",
     "data",
     "evaluation",
+    "tasks",
     "extractors",
     "structure",
     "training",

@@ -27,6 +27,7 @@ OneOf
 Paper
 Paradigm
 PhaseEnd
+predict
 Published
 Real
 Recipe

@@ -40,6 +40,8 @@ class Origin(BaseModel):
     init_density: float | None
     shape: tuple[int, ...]  # of one input
     classes: int = Field(ge=1)
+    class_names: tuple[str, ...] | None = None
+    task: dict[str, Any] | None = None  # None: a file from before tasks, of classification
     dtype: str = "float32"  # of inputs, as passed to the network
     low: float | None = None  # minimum and maximum of inputs, as passed to the network; None: unknown
     high: float | None = None

@@ -8,7 +8,7 @@ from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
-from subnet_search.cli.commands.run import data, evaluate, extract, methods
+from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict
 from subnet_search.cli.commands.study_admin import studies
 
 app = typer.Typer(
@@ -44,6 +44,9 @@ app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s
 
 
 app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")(evaluate)
+
+
+app.command(epilog="Example: subnet-search predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/")(predict)
 
 
 app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors")(

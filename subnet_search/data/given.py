@@ -54,14 +54,24 @@ def from_user(
         _refuse_shared_items(parts)
         train, val, test = (parts.get(name) for name in PARTS)
         test_split = lambda: None if test is None else _split(test)  # noqa: E731
-        return assemble(spec, _split(train), None if val is None else _split(val), test_split, None, given=True)
+        return assemble(spec, _split(train), None if val is None else _split(val), test_split, _names(train), given=True)
     if isinstance(data, str | DataSpec | dict):
         named = DataSpec.of(data)
         return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
     split = _split(data)
     if all_is_test:
-        return assemble(spec, split, split, lambda: split, None, given=True)
-    return assemble(spec, split, None, lambda: None, None, given=True)
+        return assemble(spec, split, split, lambda: split, _names(data), given=True)
+    return assemble(spec, split, None, lambda: None, _names(data), given=True)
+
+
+def _names(data: Any) -> list[str] | None:
+    """The class names of a Dataset, if it has a list of them in `classes`, as those of torchvision do."""
+    while isinstance(data, DataLoader | Subset):
+        data = data.dataset
+    names = getattr(data, "classes", None)
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None
 
 
 def _parts(data: Any) -> dict[str, Any] | None:

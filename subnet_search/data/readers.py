@@ -9,6 +9,7 @@ import math
 import os
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,7 +139,6 @@ def class_names(folder: Path) -> list[str]:
 def image_folder(folder: Path, size: int) -> Arrays:
     """Images in `folder/CLASS/*`, resized and cropped to `size` x `size`; hidden files and folders are ignored."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-    from torchvision.transforms import v2
 
     def is_image(path: str) -> bool:
         parts = Path(path).relative_to(folder).parts
@@ -150,12 +150,29 @@ def image_folder(folder: Path, size: int) -> Arrays:
             raise UserError(f"{folder} is not an image folder (one sub-folder of images a class): it has no sub-folders")
         files = make_dataset(str(folder), {name: i for i, name in enumerate(names)}, is_valid_file=is_image)
     check_size(f"{folder} at data.size {size}", 3 * len(files) * size**2)
+    return images([path for path, _ in files], size), torch.tensor([label for _, label in files])
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder and its sub-folders, sorted, without hidden ones."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    with guarded(f"{folder} is not a readable folder"):
+        paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS]
+        return sorted(path for path in paths if not any(map(_hidden, path.relative_to(folder).parts)))
+
+
+def images(paths: Sequence[str | Path], size: int, channels: int = 3) -> Tensor:
+    """Image files as uint8 (N, channels, size, size), resized and cropped at the centre; 1 channel: grey."""
+    from torchvision.transforms import v2
+
     resize = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for image, (path, _) in zip(images, files, strict=True):
+    found = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    for image, path in zip(found, paths, strict=True):
         with guarded(f"{path} is not a readable image"):
-            image.copy_(resize(_rgb(path)))
-    return images, torch.tensor([label for _, label in files])
+            colours = _rgb(str(path))
+            image.copy_(resize(colours.convert("L") if channels == 1 else colours))
+    return found
 
 
 def _rgb(path: str) -> "Image":

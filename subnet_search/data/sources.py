@@ -4,7 +4,7 @@ The test split is read from disk only when `Data.test()` is called, so that trai
 accident.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -113,6 +113,7 @@ class Data:
     mean: Tensor | None = None  # (channels,), of images scaled to 0..1; None: inputs are not normalised
     std: Tensor | None = None
     spec: DataSpec | None = None  # None: passed from Python
+    class_names: tuple[str, ...] | None = None
     _test: Callable[[], Split | None] = field(default=lambda: None, repr=False)
 
     @property
@@ -166,7 +167,7 @@ def _load(spec: DataSpec) -> Data:
     kind, _, path = spec.name.partition(":")
     val: Split | None = None
     test: Callable[[], Split | None]
-    classes: int | None = None
+    names: list[str] | None = None
     match kind:
         case "digits":
             rest, held = _hold_out(Split(*readers.digits()), 0.2, seed=0)  # the same test images with any settings
@@ -186,21 +187,21 @@ def _load(spec: DataSpec) -> Data:
             test = lambda: _optional(readers.npz(file, "test"))  # noqa: E731
         case _:
             folder = Path(spec.root or ".") / Path(path).expanduser()
-            train, val, test, classes = _image_folder(folder, spec.size)
-    return assemble(spec, train, val, test, classes)
+            train, val, test, names = _image_folder(folder, spec.size)
+    return assemble(spec, train, val, test, names)
 
 
 def _optional(arrays: readers.Arrays | None) -> Split | None:
     return Split(*arrays) if arrays else None
 
 
-def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callable[[], Split | None], int]:
+def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callable[[], Split | None], list[str]]:
     if not folder.is_dir():
         raise UserError(f"no such image folder: {folder}")
     splits = [folder / split for split in ("train", "val", "test")]
     if not splits[0].is_dir():
         train, held = _hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
-        return train, None, lambda: held, len(readers.class_names(folder))
+        return train, None, lambda: held, readers.class_names(folder)
     names = readers.class_names(splits[0])
     for split in splits[1:]:  # compares folder names only; no test image is opened
         if split.is_dir() and (others := readers.class_names(split)) != names:
@@ -209,16 +210,21 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
     def read(split: Path) -> Split | None:
         return Split(*readers.image_folder(split, size)) if split.is_dir() else None
 
-    return Split(*readers.image_folder(splits[0], size)), read(splits[1]), partial(read, splits[2]), len(names)
+    return Split(*readers.image_folder(splits[0], size)), read(splits[1]), partial(read, splits[2]), names
 
 
 def assemble(
-    spec: DataSpec, train: Split, val: Split | None, test: Callable[[], Split | None], classes: int | None, given: bool = False
+    spec: DataSpec,
+    train: Split,
+    val: Split | None,
+    test: Callable[[], Split | None],
+    class_names: Sequence[str] | None,
+    given: bool = False,
 ) -> Data:
     """Check the data, split off validation items, and compute mean and std. Raises UserError for invalid data."""
     name = "given data" if given else spec.name
-    if classes is None:
-        classes = int(train.labels.max()) + 1 if len(train.labels) else 0
+    found = int(train.labels.max()) + 1 if len(train.labels) else 0
+    classes = found if class_names is None else len(class_names)
     _check(name, train, classes)
     _check_classes(name, train.labels, classes)
     if spec.limit is not None and spec.limit < len(train):
@@ -229,7 +235,8 @@ def assemble(
         train, val = _hold_out(train, spec.val_fraction, spec.split_seed)
     _check(f"{name} (validation)", val, classes, train)
     mean, std = normalisation(name, spec.mean, spec.std, train.inputs)
-    return Data(name, train, val, classes, mean, std, None if given else spec, test)
+    names = None if class_names is None else tuple(class_names)
+    return Data(name, train, val, classes, mean, std, None if given else spec, names, test)
 
 
 def _check(name: str, split: Split, classes: int, like: Split | None = None) -> None:

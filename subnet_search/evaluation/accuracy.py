@@ -18,6 +18,8 @@ class Quality:
     accuracy: float  # fraction of correct predictions
     nll: float  # mean negative log-likelihood of the correct class, in nats
     brier: float  # mean squared distance of the probabilities to the one-hot label, 0 to 2
+    balanced_accuracy: float  # mean of the accuracies of all classes that have items
+    class_accuracy: list[float | None]  # of each class; None: no items
     ece: float  # expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)
 
 
@@ -26,8 +28,15 @@ def logits(
     forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, std: Tensor | None, batch: int = 1000
 ) -> Tensor:
     """The logits (N, classes) of every input of the split, in order. The caller sets evaluation mode."""
-    parts = [logits_of(forward(prepare(inputs, mean, std))) for inputs in split.inputs.split(batch)]
-    return torch.cat(parts)
+    return outputs_of(forward, lambda inputs: prepare(inputs, mean, std), split.inputs, batch)
+
+
+@torch.no_grad()
+def outputs_of(
+    forward: Callable[[Tensor], Tensor], prepared: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = 1000
+) -> Tensor:
+    """The logits (N, classes) of raw inputs (N, ...), each prepared first. The caller sets evaluation mode."""
+    return torch.cat([logits_of(forward(prepared(chunk))) for chunk in inputs.split(batch)])
 
 
 @torch.no_grad()
@@ -40,9 +49,14 @@ def quality(outputs: Tensor, labels: Tensor, bins: int = 15) -> Quality:
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gaps = torch.zeros(bins, dtype=torch.float64, device=outputs.device).index_add_(0, index, confidence - right)
     brier = (probability - F.one_hot(labels, outputs.shape[1])).square().sum(1)
+    counts, hits = labels.bincount(minlength=outputs.shape[1]), labels.bincount(right, minlength=outputs.shape[1])
+    by_class = [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
+    known = [value for value in by_class if value is not None]
     return Quality(
         accuracy=right.mean().item(),
         nll=F.nll_loss(probability.clamp(min=1e-12).log(), labels).item(),
         brier=brier.mean().item(),
+        balanced_accuracy=sum(known) / len(known),
+        class_accuracy=by_class,
         ece=(gaps.abs().sum() / len(labels)).item(),
     )

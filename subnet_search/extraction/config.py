@@ -21,6 +21,7 @@ from subnet_search.data import DataSpec
 from subnet_search.extraction.config_file import DEFAULTS
 from subnet_search.extractors import Extractor, create
 from subnet_search.nets import NetworkSpec
+from subnet_search.tasks import Classification
 from subnet_search.topology.units import parse
 from subnet_search.training import Recipe
 
@@ -46,6 +47,8 @@ class RunConfig(Settings):
     """The network to prune."""
     data: DataSpec = DataSpec(name=DEFAULTS["data"])
     """The data to train and evaluate on."""
+    task: Classification = Classification()
+    """What the network is trained for."""
     extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
     """The method, and its hyperparameters."""
     unit: str = "weight"

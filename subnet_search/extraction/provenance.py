@@ -66,6 +66,8 @@ def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data
         init_density=spec.init_density if spec else scaled,
         shape=data.shape,
         classes=data.classes,
+        class_names=data.class_names,
+        task=config.task.model_dump(mode="json"),
         dtype=str(data.examples(1).dtype).removeprefix("torch."),
         low=low,
         high=high,

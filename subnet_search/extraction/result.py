@@ -72,6 +72,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> d
         "val_accuracy": val.accuracy,
         "val_nll": val.nll,
         "val_ece": val.ece,
+        "val_balanced_accuracy": val.balanced_accuracy,
         "epoch": outcome.epoch,
         "steps": outcome.steps,
         "probe_steps": outcome.probe_steps,

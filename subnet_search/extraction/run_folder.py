@@ -248,7 +248,8 @@ def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
         full = RunConfig.model_validate({key: value for key, value in written.items() if value is not None}).dump()
     except ValidationError:  # incomplete, or with keys that no longer exist
         return written
-    return {key: None if value is None else full[key] for key, value in written.items()}
+    absent = [key for key, value in written.items() if value is None]
+    return {**full, **dict.fromkeys(absent)}
 
 
 def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Subnetwork | None:

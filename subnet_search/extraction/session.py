@@ -71,7 +71,8 @@ class RunSession:
             example=self.data.examples(),
         )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
-        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units)
+        criterion = config.task.criterion(self.data, config.recipe.device)
+        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, criterion)
         self.learners = at_densities(self.supernet, densities)
 
     def run(

@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from subnet_search.core.errors import UserError
@@ -31,7 +30,7 @@ def check_trainable(supernet: Supernet, data: Data) -> None:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
             net.train()
             for _ in range(PASSES):
-                _pass(net, weights, inputs, labels, data.classes, name)
+                _pass(supernet, weights, inputs, labels, data.classes, name)
     finally:
         net.train(was_training)
         with torch.no_grad():
@@ -39,10 +38,10 @@ def check_trainable(supernet: Supernet, data: Data) -> None:
                 buffer.copy_(before[key])
 
 
-def _pass(net: nn.Module, weights: dict[str, Tensor], inputs: Tensor, labels: Tensor, classes: int, name: str) -> None:
-    output = _guarded(name, lambda: functional_call(net, weights, (inputs,)))
+def _pass(supernet: Supernet, weights: dict[str, Tensor], inputs: Tensor, labels: Tensor, classes: int, name: str) -> None:
+    output = _guarded(name, lambda: functional_call(supernet.net, weights, (inputs,)))
     logits = check_logits(output, classes, name, " in training mode too")
-    loss = F.cross_entropy(logits.float(), labels)
+    loss = supernet.criterion(logits.float(), labels)
     if not loss.requires_grad:
         raise UserError(f"no gradient reaches the weights of {name}: its forward pass detaches them, or disables gradients")
     _guarded(name, lambda: torch.autograd.grad(loss, list(weights.values()), allow_unused=True))

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -132,7 +131,7 @@ def training_step(
     if isinstance(extractor, RelevanceLearner) and supernet.relevance:
         loss = extractor.objective(logits, lambda: supernet.dense(inputs))
     if loss is None:
-        loss = F.cross_entropy(logits, labels, label_smoothing=supernet.recipe.label_smoothing)
+        loss = supernet.criterion(logits, labels, label_smoothing=supernet.recipe.label_smoothing)
     if (penalty := extractor.penalty(supernet, clock)) is not None:
         loss = loss + penalty
     optimizer.zero_grad()

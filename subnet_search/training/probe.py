@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -35,7 +34,7 @@ class Probe:
         """The gradient of the loss for every weight, of the weights' shapes."""
         with self._network():
             values = _leaves(weights)
-            found = _gradients(F.cross_entropy(*self._logits(values, index, images)), values)
+            found = _gradients(self.supernet.criterion(*self._logits(values, index, images)), values)
         return self._counted(found, images, backward=1)
 
     def hessian_gradients(
@@ -45,7 +44,7 @@ class Probe:
         with self._network():
             values = _leaves(weights)
             logits, labels = self._logits(values, index, images)
-            loss = F.cross_entropy(logits / temperature, labels)
+            loss = self.supernet.criterion(logits / temperature, labels)
             first = _gradients(loss, values, keep_graph=True)
             fixed = {name: gradient.detach().clone() for name, gradient in first.items()}
             average(fixed.values())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,6 +18,7 @@ from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
 from subnet_search.nets import logits_of, noting_saliency, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
+from subnet_search.tasks import Criterion
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.units import Units
@@ -39,14 +41,22 @@ class Passes(NamedTuple):
 class Supernet:
     """A network, its topology, and the learned tensors `weights`, `relevance` and `scales`, all by parameter name."""
 
-    def __init__(self, net: nn.Module, extractor: Extractor, recipe: Recipe, seed: int, units: Units | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        extractor: Extractor,
+        recipe: Recipe,
+        seed: int,
+        units: Units | None = None,
+        criterion: Criterion = F.cross_entropy,
+    ) -> None:
         """units: the groups of weights that are kept or pruned together; default: single weights.
 
         Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
         """
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
-        self.extractor, self.recipe, self.seed = extractor, recipe, seed
+        self.extractor, self.recipe, self.seed, self.criterion = extractor, recipe, seed, criterion
         self.weights: dict[str, Tensor] = dict(prunable(net))
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(

@@ -11,6 +11,8 @@ from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
 
+Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
+
 
 def extract(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a run [default: all default values].")] = None,
@@ -76,9 +78,7 @@ def evaluate(
     subnetwork: Annotated[Path, typer.Argument(help="File of a subnetwork or an exported network.")],
     split: Annotated[str, typer.Option(help="Split to evaluate on: val or test.")] = "val",
     data: Annotated[str | None, typer.Option(help="Another data set than the run's: a name, npz:FILE, ...")] = None,
-    network: Annotated[
-        str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")
-    ] = None,
+    network: Network = None,
     noise: Annotated[bool, typer.Option("--noise", help="Also measure accuracy under uniform noise.")] = False,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also measure accuracy under common image corruptions.")
@@ -115,6 +115,7 @@ def evaluate(
             "negative log-likelihood": f"{record['nll']:.4f} nats",
             "Brier score": f"{record['brier']:.4f}",
             "calibration error (15 bins)": format.percent(record["ece"]),
+            "balanced accuracy": format.percent(record["balanced_accuracy"]),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -134,6 +135,33 @@ def evaluate(
         format.console.print()
         headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
         format.table(rows, headings, title="Accuracy under corruptions, by severity")
+
+
+def predict(
+    subnetwork: Annotated[Path, typer.Argument(help="File of a subnetwork or an exported network.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Image files, folders of images, or one .npy or .npz file.")],
+    network: Network = None,
+    json: Json = False,
+) -> None:
+    """Predict the classes of new inputs.
+
+    Prints a line for each input: the class with the highest probability, and that probability. Images are resized to the size
+    of the run's images, and normalised as in the run.
+    """
+    from subnet_search.data.readers import images_in
+    from subnet_search.deploy.exported_network import read_artifact
+    from subnet_search.extraction.predict import predict as predictions
+
+    found = predictions(read_artifact(subnetwork), inputs, network=network)
+    files = [file for path in inputs for file in (images_in(path) if path.is_dir() else [path])]
+    names = list(map(str, files)) if len(files) == len(found.classes) else [str(index) for index in range(len(found.classes))]
+    rows = [{"input": name, **row} for name, row in zip(names, found.rows(), strict=True)]
+    if json:
+        probabilities = found.probabilities.tolist()
+        format.print_json([{**row, "probabilities": all_} for row, all_ in zip(rows, probabilities, strict=True)])
+        return
+    shown = [{**row, "probability": format.percent(row["probability"])} for row in rows]
+    format.table(shown, {"input": "input", "class": "class", "probability": "probability"})
 
 
 def methods(

@@ -93,6 +93,7 @@ MEASURES = {
     "val_accuracy": Measure("maximize", "fraction", "fraction of validation items classified correctly", "epoch"),
     "val_nll": Measure("minimize", "nats", "mean negative log-likelihood on validation data", "epoch"),
     "val_ece": Measure("minimize", "fraction", "expected calibration error on validation data", "end"),
+    "val_balanced_accuracy": Measure("maximize", "fraction", "mean of the accuracies of all classes on validation data", "end"),
     "density": Measure("minimize", "fraction", "kept fraction of the prunable weights", "before", slack=ONE_WEIGHT),
     "parameters": Measure("minimize", "weights", "weights kept, plus parameters that are never pruned", "before"),
     "flops": Measure("minimize", "MACs", "multiply-accumulates for one input, without pruned weights", "before"),

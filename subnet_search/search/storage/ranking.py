@@ -143,7 +143,12 @@ def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
     return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]
 
 
-HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "robustness")  # metrics of runs; a test compares them with spec/metrics.py
+HIGHER_IS_BETTER = (
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "test_accuracy",
+    "robustness",
+)  # metrics of runs; a test compares them with spec/metrics.py
 
 
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics

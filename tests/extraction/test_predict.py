@@ -1,0 +1,112 @@
+"""Predictions for new inputs, from Python and on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toys import mlp, points
+
+import subnet_search as ss
+from subnet_search import UserError
+from subnet_search.cli import main
+
+RECIPE = ss.Recipe(epochs=1, batch_size=20, threads=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of two classes by colour, and a subnetwork of them."""
+    folder = tmp_path_factory.mktemp("predict")
+    for place in range(24):
+        name = ("blue", "red")[place % 2]
+        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+        colour = [(20, 20, 200 - place), (200 - place, 20, 20)][place % 2]
+        Image.new("RGB", (12, 10), colour).save(folder / "images" / name / f"{place}.png")
+    data = {"name": f"image_folder:{folder / 'images'}", "size": 8}
+    subnet = ss.extract(
+        "small_conv",
+        data,
+        "magnitude",
+        density=0.5,
+        recipe=ss.Recipe(epochs=20, batch_size=8, lr=0.02, threads=1, device="cpu"),
+    )
+    subnet.save(folder / "s.safetensors")
+    return folder
+
+
+def command(capsys, *words, code=0):
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", *map(str, words)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == code, err
+    return err if code else out
+
+
+def test_tensors():
+    data = points(60)
+    subnet = ss.extract(mlp(), data, "random", density=0.5, recipe=RECIPE)
+    found = ss.predict(subnet, data.val.inputs, network=mlp())
+    logits = subnet.on(mlp()).eval()(data.val.inputs)
+    assert torch.equal(found.classes, logits.argmax(1))
+    assert torch.allclose(found.probabilities, logits.softmax(1))
+    assert found.names is None
+    assert found.rows()[0] == {
+        "class": int(logits[0].argmax()),
+        "probability": pytest.approx(logits[0].softmax(0).max().item()),
+    }
+    same = ss.predict(subnet, data.val.inputs.double().numpy(), network=mlp())
+    assert torch.equal(same.probabilities, found.probabilities)
+    with pytest.raises(UserError, match=r"the inputs have shape \(3,\); the subnetwork takes \(10,\)"):
+        ss.predict(subnet, torch.zeros(2, 3), network=mlp())
+    with pytest.raises(UserError, match="the inputs cannot be converted to a tensor"):
+        ss.predict(subnet, object(), network=mlp())
+    with pytest.raises(UserError, match=r"takes inputs of shape \(10,\), and no images: pass an \.npy or \.npz file"):
+        ss.predict(subnet, "x.png", network=mlp())
+
+
+def test_images(folder):
+    subnet = ss.Subnetwork.load(folder / "s.safetensors")
+    red = folder / "images" / "red" / "1.png"
+    [row] = ss.predict(subnet, red).rows()
+    assert row["class"] == "red"
+    pixels = torch.tensor([200 - 1, 20, 20], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert torch.equal(ss.predict(subnet, pixels).probabilities, ss.predict(subnet, [red]).probabilities)
+    with pytest.raises(UserError, match=r"takes uint8 images, which are normalised as in its run; got torch\.float32"):
+        ss.predict(subnet, pixels.float())
+
+
+def test_the_command(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    shown = command(capsys, "s.safetensors", "images/red/1.png", "images/blue")
+    lines = shown.splitlines()
+    assert lines[0].split() == ["input", "class", "probability"]
+    assert lines[1].split()[:2] == ["images/red/1.png", "red"]
+    assert len(lines) == 1 + 1 + 12
+    assert all(line.split()[1] == "blue" for line in lines[2:])
+    [row] = json.loads(command(capsys, "s.safetensors", "images/red/1.png", "--json"))
+    assert (row["input"], row["class"], len(row["probabilities"])) == ("images/red/1.png", "red", 2)
+    array = np.stack([np.asarray(Image.open("images/red/1.png").resize((8, 8)))] * 2)
+    np.savez("more.npz", inputs=array)
+    np.save("more.npy", array)
+    for name in ("more.npz", "more.npy"):
+        assert [row["class"] for row in json.loads(command(capsys, "s.safetensors", name, "--json"))] == ["red", "red"]
+
+
+def test_mistakes_are_one_line(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "text.png").write_text("no image")
+    np.savez("other.npz", x=np.zeros(3))
+    for words, message in (
+        (["none.safetensors", "images/red/1.png"], "no such subnetwork file: none.safetensors"),
+        (["s.safetensors", "none.png"], "none.png is not a readable image: not a file"),
+        (["s.safetensors", "text.png"], "text.png is not a readable image"),
+        (["s.safetensors", "empty"], "empty has no images"),
+        (["s.safetensors", "other.npz"], "other.npz has none of the arrays inputs, images, test_images; it holds x"),
+        (["s.safetensors", "none.npz"], "none.npz is not a readable .npz file"),
+    ):
+        err = command(capsys, *words, code=2)
+        assert message in err
+        assert err.count("\n") == 1
