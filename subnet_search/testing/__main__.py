@@ -9,7 +9,7 @@ from subnet_search.testing import results
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 when the extractor passes every check, 1 when it fails one, 2 for a name that is none."""
+    """Run the checks. Returns the exit code: 0 if all pass, 1 if one fails, 2 for a name that is not an extractor."""
     parser = argparse.ArgumentParser(
         prog="python -m subnet_search.testing",
         description="Check that an extractor keeps to what the training loop and the files rely on: some seconds of short "
@@ -19,7 +19,6 @@ def main(arguments: list[str] | None = None) -> int:
         "name", help="package.module:Class, in the current folder or on PYTHONPATH; or a name of `subnet-search methods`"
     )
     name = parser.parse_args(arguments).name
-    logging.getLogger("subnet_search").setLevel(logging.ERROR)  # what short runs warn of is no fault of the method
     failed = checks = 0
     try:
         for sound, wrong in results(name):
@@ -34,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("subnet_search").setLevel(logging.ERROR)  # warnings of short runs are not faults of the method
     try:
         sys.exit(main())
     except KeyboardInterrupt:
