@@ -1,4 +1,4 @@
-"""The wheel: built, installed in an environment of its own without the checkout, and used there as a user would."""
+"""The wheel: built, installed in a new environment without the checkout, and used there as a user would."""
 
 import json
 import os

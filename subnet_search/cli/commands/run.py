@@ -111,7 +111,7 @@ def evaluate(
         return
     format.pairs(
         {
-            f"accuracy ({split}, {record['items']:,} images)": format.percent(record["accuracy"]),
+            f"accuracy ({split}, {record['items']:,} items)": format.percent(record["accuracy"]),
             "negative log-likelihood": f"{record['nll']:.4f} nats",
             "Brier score": f"{record['brier']:.4f}",
             "calibration error (15 bins)": format.percent(record["ece"]),
