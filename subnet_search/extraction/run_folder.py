@@ -248,8 +248,8 @@ def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
         full = RunConfig.model_validate({key: value for key, value in written.items() if value is not None}).dump()
     except ValidationError:  # incomplete, or with keys that no longer exist
         return written
-    absent = [key for key, value in written.items() if value is None]
-    return {**full, **dict.fromkeys(absent)}
+    keys = {**dict.fromkeys(wanted), **written}
+    return {key: None if key in written and written[key] is None else full[key] for key in keys}
 
 
 def _finished(folder: Path, weights: Weights, densities: Iterable[float]) -> Subnetwork | None:
