@@ -124,6 +124,7 @@ def test_extract_again_takes_another_folder_and_gives_the_same():
     assert "runs/extract already has a run" in mistake("extract", *FAST, "--out", "runs/extract")
 
 
+@pytest.mark.slow
 def test_people_get_a_table_and_progress_on_standard_error():
     done = process("extract", *FAST)
     assert "validation accuracy" in done.stdout
@@ -176,6 +177,7 @@ def study_file(**more):
     return "toy.yaml"
 
 
+@pytest.mark.slow
 def test_a_study_from_the_command_line():
     done = command("study", "run", study_file())
     assert "[3/3] trial 2 complete" in done.stderr

@@ -555,6 +555,7 @@ def test_onnx_that_is_not_installed(channels, tmp_path, monkeypatch):
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_on_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 

@@ -21,7 +21,7 @@ from subnet_search.training import Supernet
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-QUICK = ("fbs", "gumbel", "lottery", "redraw", "rigl", "slimming", "snip", "sr_ste")
+QUICK = ("gumbel", "rigl", "snip", "sr_ste")
 """Of each kind one: for make test-short."""
 
 

@@ -193,6 +193,7 @@ def test_the_penalty_makes_filters_less_salient():
     assert sums[1] < sums[0] - 1
 
 
+@pytest.mark.slow
 def test_a_batch_of_any_size_in_onnx():
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'subnet-search[onnx]')")
     from subnet_search.deploy.onnx import OnnxNetwork, to_onnx

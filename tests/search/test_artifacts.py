@@ -28,6 +28,8 @@ from subnet_search.search.storage.connect import load_study, open_storage
 from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.search.studies.reproduce import retrain_trial
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "network": "lenet_300_100",
     "data": {"name": "digits", "limit": 200},

@@ -24,6 +24,8 @@ from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.write import set_attrs
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["servers"]
 FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported all this: started at once
 FORKS.set_forkserver_preload(["pytest", "subnet_search.search.storage.connect"])

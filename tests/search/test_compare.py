@@ -316,6 +316,7 @@ def file(tmp_path):
     return "toy.yaml"
 
 
+@pytest.mark.slow
 def test_the_commands(file, capsys, tmp_path, flawed):
     words = ["compare", file, "--extractors", "edge_popup, flawed", "--densities", "0.3"]
     shown = said(capsys, *words, "--seeds", 2)

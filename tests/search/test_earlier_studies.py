@@ -14,6 +14,8 @@ import pytest
 
 from subnet_search.cli import main
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "format2"
 STUDY = GOLDEN / "study"
 EXPECTED = json.loads((STUDY / "undisturbed.json").read_text())

@@ -475,6 +475,7 @@ def test_a_death_is_counted_once_whoever_dies_next():
     assert ticks > 4
 
 
+@pytest.mark.slow
 def test_a_study_whose_maker_was_killed_is_made_again():
     wanted = spec(epochs=1, enqueue=[{"recipe.lr": 3.0}])
     with dying() as die:

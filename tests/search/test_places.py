@@ -18,6 +18,8 @@ from subnet_search.search.storage.connect import load_study, open_storage
 from subnet_search.search.storage.ranking import rank
 from subnet_search.search.studies.launcher import prepare_study
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "network": "lenet_300_100",
     "data": {"name": "digits", "limit": 200},

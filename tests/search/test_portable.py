@@ -24,6 +24,8 @@ from subnet_search.search.storage.connect import load_study, open_storage, rdb
 from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.transfer import import_study, study_in, write_export
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["servers"]
 RUN = {
     "network": "lenet_300_100",

@@ -227,6 +227,7 @@ def test_the_commands_say_which_recipe_it_is(capsys, tmp_path):
     said(capsys, *words, "--recipe", "mine", code=2)
 
 
+@pytest.mark.slow
 def test_a_comparison_on_another_recipe_goes_on_with_new_cells():
     """One that was stored before the recipe was shared: its trials change no key of the recipe."""
     new = grid(["granet"])

@@ -370,6 +370,7 @@ def test_an_imported_study_is_asked_about_too(trap, capsys):
     ("artifacts", "kept"),
     [("kept", "kept"), ("/tmp/x", None), ("../x", None), ("~/x", None), ({"bucket": "b", "endpoint_url": "http://evil"}, None)],
 )
+@pytest.mark.slow
 def test_an_imported_study_does_not_say_where_artifacts_go(artifacts, kept, caplog, tmp_path):
     study = prepare_study(spec(), URL)
     study.set_user_attr("spec", json.dumps({**plain_spec(study), "artifacts": artifacts}))
@@ -543,6 +544,7 @@ def test_a_database_that_another_program_keeps_locked(a_study, capsys, monkeypat
 
 
 @pytest.mark.parametrize("seed", range(15))
+@pytest.mark.slow
 def test_a_damaged_export_is_one_line_or_whole(seed, a_study):
     Path("whole.db").write_bytes(a_study[1])
     Path("bad.db").write_bytes(damaged(a_study[1], seed))
@@ -574,6 +576,7 @@ def odd_cell(database, seed):
 
 
 @pytest.mark.parametrize("lie", [*LIES, *range(20)])
+@pytest.mark.slow
 def test_an_export_that_lies_is_one_line(lie, a_study, capsys):
     """It has no checksum: somebody has made it."""
     Path("bad.db").write_bytes(a_study[1])
@@ -716,6 +719,7 @@ STORED += ("known", "repeats", "retries", "withdrawn", "beat", "key", "rungs", "
 
 
 @pytest.mark.parametrize("value", LYING, ids=str)
+@pytest.mark.slow
 def test_a_trial_attribute_of_another_type_is_no_traceback(value, capsys):
     """A trial for each attribute: every command that looks at the study, and a worker that goes on with it, do their best."""
     complete = ss.run_study(spec(), storage=URL).trials[0]

@@ -19,6 +19,8 @@ from subnet_search.search.storage.transfer import write_export
 from subnet_search.search.studies.launcher import prepare_study
 from subnet_search.search.studies.processes import finished
 
+pytestmark = pytest.mark.slow
+
 RUN = {
     "network": "lenet_300_100",
     "data": {"name": "digits", "limit": 200},

@@ -18,6 +18,8 @@ from subnet_search.training.distributed import any_rank, average, check_equal, c
 from subnet_search.training.probe import Probe
 from subnet_search.training.recipe import processors
 
+pytestmark = pytest.mark.slow
+
 
 def learn(name):
     net = supernet(name, mlp(), epochs=3, batch_size=40, lr=1.0)

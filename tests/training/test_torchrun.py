@@ -149,6 +149,7 @@ def test_a_process_that_is_killed_ends_the_run():
     assert Path("runs/extract/checkpoint/state.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_half_of_what_torchrun_sets(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
