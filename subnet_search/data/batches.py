@@ -47,9 +47,9 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"crop":
 class Batches:
     """The training batches of a split; `batch(step)` depends only on the arguments.
 
-    Every epoch is a new permutation by (seed, epoch). Images left over at the end of an epoch are dropped, so all batches
-    have the same size. With `world` processes each takes its shard (`rank`) of every batch; raises UserError when the
-    shards would differ in size.
+    Every epoch is a new permutation by (seed, epoch), or as many draws with replacement where items have weights. Images left
+    over at the end of an epoch are dropped, so all batches have the same size. With `world` processes each takes its shard
+    (`rank`) of every batch; raises UserError when the shards would differ in size.
     """
 
     def __init__(
@@ -78,7 +78,11 @@ class Batches:
         """Prepared inputs and labels of training step `step`, counted from 0 over the whole run."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(len(self.split), generator=generator(self.seed, "order", epoch))
+            rng, weights = generator(self.seed, "order", epoch), self.split.weights
+            if weights is None:
+                order = torch.randperm(len(self.split), generator=rng)
+            else:
+                order = torch.multinomial(weights, len(self.split), replacement=True, generator=rng)
             self._epoch, self._order = epoch, order.to(self.split.labels.device)
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
         inputs, labels = self.split.inputs[chosen], self.split.labels[chosen]

@@ -1,7 +1,7 @@
 """Data passed from Python: tensors, arrays, a Dataset or a DataLoader; every item is read once, in order."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import combinations, count, islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    WeightedRandomSampler,
 )
 
 from subnet_search.core.errors import UserError, guarded, unknown
@@ -37,8 +38,9 @@ def from_user(
     it is needed. With `all_is_test`, data that is not in parts is its own test split: for evaluation alone.
     A Dataset is read once and kept as tensors, so a random transform is applied only once (use `Recipe(augment=...)`
     instead). From a DataLoader the dataset is read in order, without workers; collate_fn is used, shuffling and drop_last
-    are not. A SubsetRandomSampler selects the items; a sampler that may draw an item more than once is refused, since
-    copies of an item could be in both training and validation.
+    are not. A SubsetRandomSampler selects the items, and the weights of a WeightedRandomSampler are sampling weights of the
+    training items; any other sampler that may draw an item more than once is refused, since copies of an item could be in
+    both training and validation.
     uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel (default:
     the mean and standard deviation of the training images). Other inputs are not normalised.
     Raises UserError for anything that is not a classification data set, for items that are in two parts, and for an invalid
@@ -150,7 +152,8 @@ def _split(data: Any) -> Split:
         raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
     if inputs.is_complex():
         raise UserError(f"inputs must be real numbers, got {inputs.dtype}")
-    return Split(inputs.float() if inputs.dtype == torch.float64 else inputs, labels.long())
+    weights = _weights(data, len(labels)) if isinstance(data, DataLoader) else None
+    return Split(inputs.float() if inputs.dtype == torch.float64 else inputs, labels.long(), weights)
 
 
 def _tensor(part: Any, what: str) -> Tensor:
@@ -230,10 +233,10 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _order(loader: DataLoader[Any]) -> Iterable[Any]:
     """The indices of the items that a loader draws, sorted. Raises UserError when it may draw an item more than once."""
-    sampler: Any = loader.sampler
-    if loader.batch_sampler is not None:
-        sampler = loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+    sampler = _sampler(loader)
     kind = type(sampler)
+    if kind is WeightedRandomSampler and isinstance(loader.dataset, Sized):
+        return range(len(loader.dataset))  # each item once: the weights are those of training batches
     if kind is SequentialSampler:
         return range(len(sampler.data_source))
     if kind is RandomSampler and not sampler.replacement and sampler.num_samples <= len(sampler.data_source):
@@ -245,6 +248,33 @@ def _order(loader: DataLoader[Any]) -> Iterable[Any]:
         f"a DataLoader with {kind.__name__} may draw an item more than once, so the validation split could contain training "
         "items: pass its dataset"
     )
+
+
+def _sampler(loader: DataLoader[Any]) -> Any:
+    """What draws the items of a loader."""
+    if loader.batch_sampler is None:
+        return loader.sampler
+    return loader.batch_sampler.sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler
+
+
+def _weights(loader: DataLoader[Any], count: int) -> Tensor | None:
+    """The sampling weights (count,) of a loader with a WeightedRandomSampler. Raises UserError for invalid ones."""
+    sampler = _sampler(loader)
+    if type(sampler) is not WeightedRandomSampler:
+        return None
+    weights = torch.as_tensor(sampler.weights, dtype=torch.float64).cpu()
+    if weights.shape != (count,):
+        raise UserError(f"the WeightedRandomSampler has {weights.numel()} weights, but the data has {count} items")
+    if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
+        raise UserError("the weights of the WeightedRandomSampler must be finite numbers of at least 0, and not all be 0")
+    return weights
+
+
+def batch_size_of(data: Any) -> int | None:
+    """The batch size of a DataLoader, or of the training part of data in parts; None if it has none."""
+    parts = _parts(data)
+    train = parts["train"] if parts else data
+    return getattr(train.batch_sampler, "batch_size", None) if isinstance(train, DataLoader) else None
 
 
 def _refuse_copies(data: Any) -> None:

@@ -83,15 +83,18 @@ class Split:
 
     inputs: Tensor
     labels: Tensor
+    weights: Tensor | None = None
+    """Sampling weights of training items (N,) float64: an epoch draws N items with replacement. None: each item once."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Split":
-        return Split(self.inputs.to(device), self.labels.to(device))
+        return Split(self.inputs.to(device), self.labels.to(device), self.weights)
 
     def take(self, index: Tensor) -> "Split":
-        return Split(self.inputs[index], self.labels[index])
+        weights = None if self.weights is None else self.weights[index]
+        return Split(self.inputs[index], self.labels[index], weights)
 
 
 class InputRange(NamedTuple):
@@ -132,10 +135,10 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over inputs and labels of training and validation, the number of classes, mean and std."""
+        """SHA-256 over inputs, labels and weights of training and validation, the number of classes, mean and std."""
         tensors = {f"{name}.{key}": value for name in ("train", "val") for key, value in vars(getattr(self, name)).items()}
-        tensors |= {key: value for key, value in (("mean", self.mean), ("std", self.std)) if value is not None}
-        return digest({**tensors, "classes": torch.tensor(self.classes)})
+        tensors |= {"mean": self.mean, "std": self.std, "classes": torch.tensor(self.classes)}
+        return digest({key: value for key, value in tensors.items() if value is not None})
 
     def examples(self, count: int = 2) -> Tensor:
         """The first `count` training inputs as passed to the network: normalised images, other inputs as float32."""

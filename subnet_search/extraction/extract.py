@@ -9,6 +9,7 @@ from torch import nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data, DataSpec, from_user
+from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
@@ -41,7 +42,8 @@ def extract(
     data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or the result of `load_data`; or
                      parts of these, (train, val, test) or {"train": ..., "val": ..., "test": ...}
     extractor        name of a method, with its hyperparameters as keyword arguments, or an Extractor object
-    recipe           training settings; the default of each is the method's published setting
+    recipe           training settings; the default of each is the method's published setting, and that of the batch size
+                     a DataLoader's
     seed             seed of all random numbers: the same arguments give a bit-identical subnetwork on one machine
     init             initialisation: "signed_constant", "kaiming_normal", ...; default: keep the weights of a module
     unit             what is pruned together: "weight", "channel", "2:4", "block:16"; default: the method's first unit
@@ -57,6 +59,9 @@ def extract(
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
     settings |= {key: given for key, given in (("unit", unit), ("target", target), ("round_to", round_to)) if given is not None}
+    size = batch_size_of(data)
+    if size and "batch_size" not in settings["recipe"].model_fields_set:
+        settings["recipe"] = settings["recipe"].model_copy(update={"batch_size": size})
     module = network if isinstance(network, nn.Module) else None
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network

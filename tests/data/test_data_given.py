@@ -27,7 +27,7 @@ from toys import mlp, pictures, points, run_config
 import subnet_search as ss
 from subnet_search import RunConfig
 from subnet_search.core.errors import Interrupted, UserError
-from subnet_search.data import from_user, load
+from subnet_search.data import Batches, Split, from_user, load
 from subnet_search.extraction.config_file import check
 from subnet_search.nets import check_batch_norm
 
@@ -99,16 +99,10 @@ def test_a_loader_of_some_indices_reads_those():
 @pytest.mark.parametrize(
     ("loader", "name"),
     [
-        (DataLoader(ITEMS, 4, sampler=WEIGHTED), "WeightedRandomSampler"),
         (DataLoader(ITEMS, 4, sampler=RandomSampler(ITEMS, replacement=True)), "RandomSampler"),
         (DataLoader(ITEMS, 4, sampler=RandomSampler(ITEMS, num_samples=80)), "RandomSampler"),
         (DataLoader(ITEMS, 4, sampler=DistributedSampler(ITEMS, 3, 0)), "DistributedSampler"),
         (DataLoader(ITEMS, batch_sampler=Own()), "Own"),
-        (
-            DataLoader(ITEMS, batch_sampler=BatchSampler(WEIGHTED, 4, False)),
-            "WeightedRandomSampler",
-        ),
-        (DataLoader(ITEMS, None, sampler=WEIGHTED), "WeightedRandomSampler"),
     ],
 )
 def test_a_sampler_that_may_repeat_an_item_is_refused(loader, name):
@@ -129,6 +123,64 @@ def test_a_dataset_that_repeats_items_is_refused(data, wrap):
         from_user(wrap(data))
     other = TensorDataset(X + 1, Y)
     assert len(from_user(Subset(ConcatDataset([ITEMS, other]), range(5, 75))).train) == 63
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(ITEMS, 4, sampler=WEIGHTED),
+        DataLoader(ITEMS, batch_sampler=BatchSampler(WEIGHTED, 4, False)),
+        DataLoader(ITEMS, None, sampler=WEIGHTED),
+    ],
+)
+def test_a_weighted_sampler_gives_sampling_weights_of_training_items(loader):
+    found, plain = from_user(loader), from_user(ITEMS)
+    assert torch.equal(found.train.inputs, plain.train.inputs)  # each item once, so none is in training and validation
+    assert torch.equal(found.val.inputs, plain.val.inputs)
+    given = {tuple(x.tolist()): weight for x, weight in zip(X, WEIGHTED.weights.tolist(), strict=True)}
+    assert found.train.weights.tolist() == [given[tuple(x.tolist())] for x in found.train.inputs]
+    assert found.fingerprint != plain.fingerprint
+
+
+def test_items_are_drawn_by_their_weights():
+    weights = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64).repeat_interleave(100)
+    split = Split(torch.arange(300).view(-1, 1), torch.zeros(300).long(), weights)
+    made = Batches(split, None, None, 60, seed=0)
+    assert made.steps_per_epoch == 5
+    drawn = torch.cat([made.batch(step)[0].view(-1) for step in range(5 * 40)])
+    counts = (drawn // 100).bincount(minlength=3)
+    assert counts[0] == 0
+    assert counts[2] / counts[1] == pytest.approx(3, rel=0.1)
+    again = Batches(split, None, None, 60, seed=0)
+    assert torch.equal(again.batch(7)[0], made.batch(7)[0])
+    assert not torch.equal(again.batch(7)[0], made.batch(2)[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(3), "has 3 weights, but the data has 40 items"),
+        (torch.zeros(40), "must be finite numbers of at least 0, and not all be 0"),
+        (-torch.ones(40), "must be finite numbers of at least 0, and not all be 0"),
+        (torch.full((40,), float("nan")), "must be finite numbers of at least 0, and not all be 0"),
+    ],
+)
+def test_mistakes_in_sampling_weights(weights, message):
+    with pytest.raises(UserError, match=message):
+        from_user(DataLoader(ITEMS, 4, sampler=WeightedRandomSampler(weights, 40)))
+
+
+def test_the_batch_size_of_a_loader_counts_where_the_recipe_has_none(tmp_path):
+    data, recipe = points(60), {"epochs": 2, "threads": 1, "device": "cpu"}
+    loader = DataLoader(TensorDataset(data.train.inputs, data.train.labels), 9)
+    for given, set_here, size in (
+        (loader, {}, 9),
+        ((loader, None), {}, 9),
+        (loader, {"batch_size": 5}, 5),
+        (loader.dataset, {}, 128),
+    ):
+        subnet = ss.extract(mlp(), given, "random", density=0.5, recipe=ss.Recipe(**recipe, **set_here))
+        assert subnet.origin.recipe["batch_size"] == size
 
 
 PARTS = [(X[:20], Y[:20]), (X[20:30], Y[20:30]), (X[30:], Y[30:])]
