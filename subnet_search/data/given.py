@@ -26,6 +26,7 @@ from subnet_search.data.sources import Data, DataSpec, Split, assemble, load
 
 _END = object()
 PARTS = ("train", "val", "test")
+AS_FLOAT = (torch.float64, torch.uint16, torch.uint32, torch.uint64)  # torch 2.6 cannot index the unsigned ones
 
 
 def from_user(
@@ -153,7 +154,7 @@ def _split(data: Any) -> Split:
     if inputs.is_complex():
         raise UserError(f"inputs must be real numbers, got {inputs.dtype}")
     weights = _weights(data, len(labels)) if isinstance(data, DataLoader) else None
-    return Split(inputs.float() if inputs.dtype == torch.float64 else inputs, labels.long(), weights)
+    return Split(inputs.float() if inputs.dtype in AS_FLOAT else inputs, labels.long(), weights)
 
 
 def _tensor(part: Any, what: str) -> Tensor:
