@@ -92,8 +92,8 @@ class Origin(BaseModel):
         if spec is None or not is_ours(spec.name):
             name = spec.name if spec else "passed from Python"
             raise UserError(
-                f"the network of this file ({name}) cannot be built by name: pass it, subnetwork.on(net), "
-                f"or --network package.module:factory"
+                f"the network of this file ({name}) cannot be built by name: pass it, network=... in Python or "
+                f"--network package.module:factory"
             )
         spec = spec.model_copy(update={"init": "keep", "options": self.options, "state": None})
         if shapes is not None:
@@ -145,6 +145,7 @@ class Subnetwork:
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
     examples: Tensor | None = field(default=None, repr=False, compare=False)  # a few inputs of the run; not in the file
+    module: nn.Module | None = field(default=None, repr=False, compare=False)  # as passed to `extract`; not in the file
 
     @classmethod
     def of(
@@ -175,7 +176,12 @@ class Subnetwork:
         return digest(self.state_dict())
 
     def network(self) -> nn.Module:
-        """Build the masked network by its name. Raises UserError when it is not one of ours or torchvision's."""
+        """The masked network: of the module that was passed to `extract`, or built by its name.
+
+        Raises UserError when it is not one of ours or torchvision's, and was read from a file.
+        """
+        if self.module is not None:
+            return self.on(self.module)
         return self.on(self.origin.build({name: tuple(value.shape) for name, value in self.state_dict().items()}))
 
     def inputs(self, batch: int) -> Tensor:

@@ -44,7 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     except RunError as error:
         code = complain(error, FAILURE)
     except PARSER_ERROR as error:
-        code = complain(error.format_message(), USER_MISTAKE)  # type: ignore[attr-defined]
+        text = error.format_message()  # type: ignore[attr-defined]
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command without arguments: its help
+            print(text)
+            sys.exit(0)
+        code = complain(text, USER_MISTAKE)
     except (KeyboardInterrupt, typer.Abort):
         code = complain("stopped", STOPPED, "stopped")
     except BrokenPipeError:

@@ -1,5 +1,6 @@
 """Data passed from Python: tensors, arrays, a Dataset or a DataLoader; every item is read once, in order."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import combinations, count, islice
@@ -18,11 +19,14 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
 from subnet_search.core.errors import UserError, guarded, unknown
 from subnet_search.data.sources import Data, DataSpec, Split, assemble, load
+
+log = logging.getLogger(__name__)
 
 _END = object()
 PARTS = ("train", "val", "test")
@@ -57,7 +61,10 @@ def from_user(
         _refuse_shared_items(parts)
         train, val, test = (parts.get(name) for name in PARTS)
         test_split = lambda: None if test is None else _split(test)  # noqa: E731
-        return assemble(spec, _split(train), None if val is None else _split(val), test_split, _names(train), given=True)
+        train_split, val_split = _split(train), None if val is None else _split(val)
+        if val_split is not None:
+            _warn_of_copies(train_split, val_split)
+        return assemble(spec, train_split, val_split, test_split, _names(train), given=True)
     if isinstance(data, str | DataSpec | dict):
         named = DataSpec.of(data)
         return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
@@ -106,6 +113,13 @@ def _refuse_shared_items(parts: Mapping[str, Any]) -> None:
             raise UserError(f"the {one} and {other} parts of the data have {len(mine & theirs):,} items in common")
 
 
+def _warn_of_copies(train: Split, val: Split) -> None:
+    """Log how many validation inputs are equal to a training input: validation does not measure generalisation on those."""
+    rows = {row.tobytes() for row in train.inputs.numpy()}
+    if copies := sum(row.tobytes() in rows for row in val.inputs.numpy()):
+        log.warning("%d of %d validation inputs are equal to a training input", copies, len(val))
+
+
 def _identities(data: Any) -> set[tuple[int, int]]:
     """The items of a part, each as the identity of its data set and its index there."""
     if isinstance(data, DataLoader):
@@ -115,10 +129,24 @@ def _identities(data: Any) -> set[tuple[int, int]]:
             else set(_located(data.dataset, _order(data)))
         )
     if isinstance(data, tuple | list):
-        return {(id(data[0]), 0)}
+        return _rows(data[0])
+    if isinstance(data, TensorDataset):
+        return _rows(data.tensors[0])
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         return {(id(data), 0)}
     return set(_located(data, range(len(data))))
+
+
+def _rows(inputs: Any) -> set[tuple[int, int]]:
+    """Rows of a tensor or array by their place in memory, which slices of one tensor share."""
+    try:
+        tensor = torch.as_tensor(inputs)
+    except Exception:  # reported when the data is read
+        return {(id(inputs), 0)}
+    if not tensor.dim() or tensor.layout != torch.strided:
+        return {(id(inputs), 0)}
+    start, step = tensor.data_ptr(), tensor.stride(0) * tensor.element_size()
+    return {(0, start + index * step) for index in range(len(tensor))}
 
 
 def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
@@ -129,6 +157,9 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
         elif isinstance(data, ConcatDataset):
             part = bisect_right(data.cumulative_sizes, index)
             yield from _located(data.datasets[part], [index - (data.cumulative_sizes[part - 1] if part else 0)])
+        elif isinstance(data, TensorDataset):
+            tensor = data.tensors[0]
+            yield 0, tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
         else:
             yield id(data), index
 

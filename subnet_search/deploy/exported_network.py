@@ -163,4 +163,6 @@ def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) ->
 
 def read_artifact(path: str | os.PathLike[str]) -> Subnetwork | Deployed:
     """The subnetwork or exported network in a file. Raises UserError for other files."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name the file in it, such as {Path(path) / 'subnetwork.safetensors'}")
     return Deployed.load(path) if has_header_key(Path(path), "deployed") else Subnetwork.load(path)

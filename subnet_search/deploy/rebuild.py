@@ -22,6 +22,8 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
     """The dense network of a file; `network` if it is a module, otherwise newly built."""
     if isinstance(network, nn.Module):
         return network
+    if network is None and isinstance(subnetwork, Subnetwork) and subnetwork.module is not None:
+        return subnetwork.module
     origin = subnetwork.origin
     if network is None:
         return origin.build()

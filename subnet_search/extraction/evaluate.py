@@ -42,6 +42,8 @@ def evaluate(
 
     Raises UserError if the split does not exist, or the network and data do not match.
     """
+    if split not in ("val", "test"):
+        raise UserError(f"split must be val or test, got {split!r}")
     origin = subnetwork.origin
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()

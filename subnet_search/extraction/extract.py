@@ -31,6 +31,7 @@ def extract(
     init: str | None = None,
     unit: str | None = None,
     target: dict[str, float] | None = None,
+    task: str | dict[str, Any] | None = None,
     round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -48,9 +49,10 @@ def extract(
     init             initialisation: "signed_constant", "kaiming_normal", ...; default: keep the weights of a module
     unit             what is pruned together: "weight", "channel", "2:4", "block:16"; default: the method's first unit
     target           the density as a fraction of units, parameters or FLOPs: {"flops": 0.5}
+    task             "classification", or its settings: {"class_weights": "balanced"}
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     out              run folder for checkpoints, metrics and the result; default: nothing is written
-    resume           continue from the checkpoint in `out`
+    resume           continue from the checkpoint in `out`, or start if there is none
 
     Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
@@ -58,7 +60,8 @@ def extract(
         raise UserError("hyperparameters cannot be changed on an Extractor object; pass the method's name instead")
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
-    settings |= {key: given for key, given in (("unit", unit), ("target", target), ("round_to", round_to)) if given is not None}
+    options = {"unit": unit, "target": target, "task": task, "round_to": round_to}
+    settings |= {key: value for key, value in options.items() if value is not None}
     size = batch_size_of(data)
     if size and "batch_size" not in settings["recipe"].model_fields_set:
         settings["recipe"] = settings["recipe"].model_copy(update={"batch_size": size})

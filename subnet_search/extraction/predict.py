@@ -61,8 +61,16 @@ def predict(
         raise UserError(f"the inputs have shape {tuple(values.shape[1:])}; the subnetwork takes {origin.shape}")
     if mean is not None and values.dtype != torch.uint8:
         raise UserError(f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}")
+    wanted = getattr(torch, origin.dtype)
+    if mean is None and not wanted.is_floating_point and values.is_floating_point():
+        raise UserError(f"the subnetwork takes indices ({origin.dtype}), got {values.dtype}")
+    if mean is None and wanted.is_floating_point:
+        values = values.to(wanted)
+    if values.is_floating_point() and not values.isfinite().all():
+        raise UserError("the inputs contain NaN or infinite values")
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)
-    outputs = outputs_of(net, lambda chunk: prepare(chunk, *scaled), values)[:, : origin.classes]
+    with guarded("the network fails on these inputs"):
+        outputs = outputs_of(net, lambda chunk: prepare(chunk, *scaled), values)[:, : origin.classes]
     probabilities = outputs.float().softmax(1)
     return Prediction(probabilities.argmax(1), probabilities, origin.class_names)
 

@@ -50,7 +50,7 @@ class RunSession:
         data: Data | None = None,
         densities: Sequence[float] = (),
     ) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.module = config, folder, module
         own = {"network": module is not None, "data": data is not None and data.spec is None}
         self.passed_in = [key for key, given in own.items() if given]  # by the caller: not in the configuration
         self.data = data or local_first(lambda: load(config.data))
@@ -107,7 +107,7 @@ class RunSession:
                 )
             methods = [config.extractor, *self.learners.values()]
             found = subnetworks(self.supernet, self.data, outcome, self.origin, methods)
-            subnet, *others = (replace(one, examples=examples) for one in found)
+            subnet, *others = (replace(one, examples=examples, module=self.module) for one in found)
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
 
 

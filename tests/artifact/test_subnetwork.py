@@ -191,7 +191,7 @@ def test_a_network_handed_in_is_handed_in_again(tmp_path, digits):
         subnet.save(tmp_path / "net.safetensors", "seed")
     subnet.save(tmp_path / "net.safetensors")
     loaded = ss.Subnetwork.load(tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match=r"passed from Python.*pass it, subnetwork\.on\(net\)"):
+    with pytest.raises(UserError, match=r"passed from Python.*pass it, network="):
         loaded.network()
     masked = loaded.on(handed_in(seed=1)).eval()
     assert masked[2].num_batches_tracked == 10  # buffers came along
@@ -207,7 +207,7 @@ def test_a_file_does_not_choose_what_is_imported(found, tmp_path, monkeypatch):
     origin = found.origin.model_copy(update={"network": NetworkSpec(name=f"{module}:factory")})
     dataclasses.replace(found, origin=origin).save(tmp_path / "net.safetensors")
     loaded = ss.Subnetwork.load(tmp_path / "net.safetensors")
-    with pytest.raises(UserError, match=rf"{module}:factory.*pass it, subnetwork\.on\(net\)"):
+    with pytest.raises(UserError, match=rf"{module}:factory.*pass it, network="):
         loaded.network()
     assert module not in sys.modules
     assert loaded.on(lenet5()) is not None

@@ -319,3 +319,13 @@ def test_a_closed_pipe_is_no_traceback():
     done = subprocess.run(f"{COMMAND} methods --json | head -1", shell=True, capture_output=True, text=True)
     assert done.stdout == "[\n"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["study"]])
+def test_a_command_without_arguments_shows_its_help(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert out.startswith("Usage: subnet-search")
+    assert out.count("\n") > 10

@@ -229,14 +229,25 @@ def test_parts_may_be_absent():
             "train and val parts of the data have 1 items",
         ),
         ((DataLoader(SUBSETS[0]), DataLoader(ITEMS, sampler=[3, 30])), "train and val parts of the data have 1 items"),
-        ((PARTS[0], PARTS[1], PARTS[0]), "the train and test parts of the data have 1 items in common"),
-        ((PARTS[0], (X[:3, :1], Y[:3])), r"given data \(validation\): inputs are"),
-        ((PARTS[0], (X[:3], Y[:3] + 9)), r"given data \(validation\): label"),
+        ((PARTS[0], PARTS[1], PARTS[0]), "the train and test parts of the data have 20 items in common"),
+        (((X, Y), (X[:15], Y[:15])), "the train and val parts of the data have 15 items in common"),
+        ((TensorDataset(X, Y), Subset(TensorDataset(X[30:], Y[30:]), [1, 2])), "train and val parts of the data have 2 items"),
+        (((X.numpy(), Y.numpy()), None, (X[30:], Y[30:])), "the train and test parts of the data have 10 items in common"),
+        ((PARTS[0], (X[30:33, :1], Y[30:33])), r"given data \(validation\): inputs are"),
+        ((PARTS[0], (X[30:33], Y[30:33] + 9)), r"given data \(validation\): label"),
     ],
 )
 def test_mistakes_in_parts(data, message):
     with pytest.raises(UserError, match=message):
         from_user(data)
+
+
+def test_copies_of_training_inputs_are_counted(caplog):
+    from_user(((X[:20], Y[:20]), (torch.cat([X[:3], X[30:]]), torch.cat([Y[:3], Y[30:]]))))
+    assert caplog.messages == ["3 of 13 validation inputs are equal to a training input"]
+    caplog.clear()
+    from_user((PARTS[0], PARTS[1]))
+    assert caplog.messages == []
 
 
 def test_a_test_part_is_read_after_training_and_evaluated_as_a_whole():

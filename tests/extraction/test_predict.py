@@ -60,10 +60,28 @@ def test_tensors():
     assert torch.equal(same.probabilities, found.probabilities)
     with pytest.raises(UserError, match=r"the inputs have shape \(3,\); the subnetwork takes \(10,\)"):
         ss.predict(subnet, torch.zeros(2, 3), network=mlp())
+    assert torch.equal(ss.predict(subnet, data.val.inputs).classes, found.classes)  # the network passed to extract is known
+    with pytest.raises(UserError, match="the inputs contain NaN or infinite values"):
+        ss.predict(subnet, data.val.inputs * float("nan"))
+    assert torch.equal(subnet.network()[0].weight, subnet.on(mlp())[0].weight)
+    with pytest.raises(UserError, match="split must be val or test, got 'tset'"):
+        ss.evaluate(subnet, "tset", data=data)
     with pytest.raises(UserError, match="the inputs cannot be converted to a tensor"):
         ss.predict(subnet, object(), network=mlp())
     with pytest.raises(UserError, match=r"takes inputs of shape \(10,\), and no images: pass an \.npy or \.npz file"):
         ss.predict(subnet, "x.png", network=mlp())
+
+
+def test_token_ids():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(20, 2))
+    ids, labels = torch.randint(0, 9, (60, 5)), torch.randint(0, 2, (60,))
+    subnet = ss.extract(net, (ids, labels), "magnitude", density=0.5, recipe=RECIPE, task={"class_weights": "balanced"})
+    assert len(ss.predict(subnet, ids[:7]).classes) == 7
+    with pytest.raises(UserError, match=r"the subnetwork takes indices \(int64\), got torch\.float32"):
+        ss.predict(subnet, ids.float())
+    with pytest.raises(UserError, match=r"the network fails on these inputs: .*out of range"):
+        ss.predict(subnet, ids + 1000)
 
 
 def test_images(folder):
@@ -105,6 +123,7 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch):
         (["s.safetensors", "text.png"], "text.png is not a readable image"),
         (["s.safetensors", "empty"], "empty has no images"),
         (["s.safetensors", "other.npz"], "other.npz has none of the arrays inputs, images, test_images; it holds x"),
+        (["images", "images/red/1.png"], "images is a folder: name the file in it"),
         (["s.safetensors", "none.npz"], "none.npz is not a readable .npz file"),
     ):
         err = command(capsys, *words, code=2)

@@ -78,6 +78,12 @@ def test_a_study_with_two_workers(here):
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
 
 
+def test_a_comparison_imports_the_methods_that_it_is_given(here):
+    config = {"network": "lenet_300_100", "data": {"name": "digits", "limit": 100}, "recipe": RECIPE}
+    found = ss.compare(config, ["random", "largest:Largest"], [0.2], seeds=1)
+    assert [(row["label"], row["complete"]) for row in found["rows"]] == [("random", 1), ("largest:Largest", 1), ("dense", 1)]
+
+
 def test_a_subnetwork_of_a_method_that_is_not_here(here, monkeypatch):
     found = ss.extract("lenet_300_100", {"name": "digits", "limit": 100}, "largest:Largest", recipe=RECIPE)
     found.save("s.safetensors")

@@ -25,6 +25,7 @@ from subnet_search.search.spec.search_space import own_rates
 from subnet_search.search.spec.study_spec import Comparison, spec_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
+from subnet_search.search.storage.trust import imports_of
 from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.training import Recipe
 
@@ -229,7 +230,9 @@ def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], b
     """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
     study = prepare_grid(grid, url)
     budget = spec_of(study).trials  # all cells of the study, including earlier grids
-    return cell_records(run_study(grid.spec, storage=url, workers=workers, trials=budget, should_stop=should_stop), grid)
+    imports = sorted(imports_of(grid.spec.run.given(), *(cell.arm.changes for cell in grid.cells)))
+    study = run_study(grid.spec, storage=url, workers=workers, trials=budget, allow_imports=imports, should_stop=should_stop)
+    return cell_records(study, grid)
 
 
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
