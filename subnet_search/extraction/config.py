@@ -99,7 +99,7 @@ class RunConfig(Settings):
         extractor = info.data.get("extractor")
         if target is None or extractor is None:
             return target
-        if "density" not in type(extractor).model_fields:
+        if not extractor.has_density():
             raise UserError(f"{extractor.name} has no density, so it does not support a target")
         if "density" in extractor.model_fields_set and extractor.density not in target.values():
             raise UserError("extractor.density and target both set the density: remove one of them")

@@ -151,7 +151,7 @@ def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, 
 
 def _chooses_in_the_end(method: type[Extractor]) -> bool:
     """Whether the method selects weights by density from learned relevance at the end of the run."""
-    return issubclass(method, RelevanceLearner) and "density" in method.model_fields and not method.paradigm.trains_after
+    return issubclass(method, RelevanceLearner) and method.has_density() and not method.paradigm.trains_after
 
 
 def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:

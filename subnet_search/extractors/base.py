@@ -159,6 +159,11 @@ class Extractor(Settings, ABC):
         """Whether `step` reads `net.features` of the training step that begins at `clock`."""
         return False
 
+    @classmethod
+    def has_density(cls) -> bool:
+        """Whether the method has a `density` to set."""
+        return "density" in cls.model_fields
+
     @property
     def target_density(self) -> float | None:
         """The density asked for. None: the method has no `density`, or none was set."""
@@ -214,7 +219,7 @@ class Extractor(Settings, ABC):
         masks: what `finish` returned; clock: the next step. True without a density to meet; a method that has no such
         hyperparameter reaches its size when its phases (`PhaseEnd`) have ended.
         """
-        if "density" not in type(self).model_fields:
+        if not self.has_density():
             return all(clock.step >= clock.point(getattr(self, end)) for end in marked(type(self), PhaseEnd))
         return self.target_density is None or net.units.reached(masks, self.target_density)
 

@@ -35,7 +35,7 @@ class Method:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         self.cls = get_extractor(name)
-        self.has_density = "density" in self.cls.model_fields
+        self.has_density = self.cls.has_density()
         self.half: dict[str, Any] = {"density": 0.5} if self.has_density else {}
 
     @property

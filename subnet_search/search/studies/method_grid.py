@@ -131,7 +131,7 @@ def method_grid(
     own = given.get("extractor", {"name": config.extractor.name})
     arms = []
     for method in dict.fromkeys(methods):
-        if "density" not in get_extractor(method).model_fields:
+        if not get_extractor(method).has_density():
             raise UserError(f"{method} has no density, so it cannot be compared at {densities[0]:g}: remove it")
         spec, changes = own if own["name"] == method else {"name": method}, recipe_changes(method, given, recipe)
         for density in dict.fromkeys(densities):
