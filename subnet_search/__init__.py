@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from subnet_search.core.search_domains import OneOf as OneOf
     from subnet_search.core.search_domains import Real as Real
     from subnet_search.data import Data as Data
-    from subnet_search.data import from_user as load_data  # noqa: F401
     from subnet_search.deploy.export import export as export
     from subnet_search.deploy.exported_network import load_deployed as load_deployed
     from subnet_search.extraction.config import RunConfig as RunConfig
@@ -51,6 +50,8 @@ if TYPE_CHECKING:
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
     from subnet_search.search.studies.comparison import compare as compare
+    from subnet_search.tasks import Task as Task
+    from subnet_search.tasks import load_data as load_data
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
@@ -58,7 +59,7 @@ _NAMES = {
     "artifact": "Subnetwork",
     "core.errors": "RunError UserError",
     "core.search_domains": "Int OneOf Real",
-    "data": "Data load_data=from_user",
+    "data": "Data",
     "deploy.export": "export",
     "deploy.exported_network": "load_deployed",
     "extraction.config": "RunConfig",
@@ -70,6 +71,7 @@ _NAMES = {
     "Scope Strength Until",
     "search": "StudySpec run_study",
     "search.studies.comparison": "compare",
+    "tasks": "Task load_data",
     "topology.masks": "Masks",
     "training": "Recipe",
 }

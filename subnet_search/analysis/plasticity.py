@@ -147,9 +147,9 @@ def plasticity(
     given = {"network": module is not None, "data": data is not None and data.spec is None}
     folder = RunFolder(Path(out))
     folder.check_free()
-    data = data or load(config.data)
+    data = data or load(config.data, config.task.kind_of_labels)
     with on_threads(recipe.threads):
-        net, spec = make_network(config, module, "keep", data)
+        net, spec = make_network(config, module, "keep", data, config.task.fitted(data, "cpu"))
         per_epoch = Batches(data.train, None, None, recipe.batch_size, config.seed).steps_per_epoch
         branches = plan.branches(recipe.epochs, per_epoch)
         wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
@@ -273,7 +273,7 @@ class _Experiment:
         return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed)
 
     def _accuracy(self, supernet: Supernet) -> float:
-        return evaluate(supernet, self.data, self.data.val).accuracy
+        return float(evaluate(supernet, self.data, self.data.val)["accuracy"])
 
     def _record(self, branch: Branch) -> dict[str, Any] | None:
         return next((record for record in self.records if asdict(branch).items() <= record.items()), None)

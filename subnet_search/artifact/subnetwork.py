@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from subnet_search.artifact.input_spec import Spec, load_examples, random_inputs
 from subnet_search.artifact.mask_file import unpack_masks
 from subnet_search.core.errors import UserError, guarded
+from subnet_search.core.nested import map_tensors
 from subnet_search.core.tensor_files import damaged, digest, header_of, load_tensors, save_tensors
-from subnet_search.nets import NetworkSpec, build, check_output, initial_weight, is_ours, make_dynamic, own_copy, read_state
+from subnet_search.nets import NetworkSpec, build, check_accepts, initial_weight, is_ours, make_dynamic, own_copy, read_state
 from subnet_search.structure.compact import compact
 from subnet_search.topology.masks import Masks, pack
 
@@ -38,8 +40,9 @@ class Origin(BaseModel):
     network: NetworkSpec | None  # None: a module passed from Python
     init: str  # weight initialisation; `keep`: the weights that were passed
     init_density: float | None
-    shape: tuple[int, ...]  # of one input
-    classes: int = Field(ge=1)
+    shape: tuple[int, ...]  # of one input; empty where inputs are not one tensor
+    input_spec: dict[str, Any] | list[Any] | None = None  # of inputs that are not one tensor
+    classes: int = Field(ge=0)  # outputs that the task needs; 0: not known
     class_names: tuple[str, ...] | None = None
     task: dict[str, Any] | None = None  # None: a file from before tasks, of classification
     dtype: str = "float32"  # of inputs, as passed to the network
@@ -78,6 +81,16 @@ class Origin(BaseModel):
         return {"pixels": "0 to 1 (8-bit values / 255)", "mean": list(self.mean), "std": list(self.std)}
 
     @property
+    def logits(self) -> int | None:
+        """The number of logits of a classifier; None for other tasks."""
+        return self.classes if (self.task or {"name": "classification"})["name"] == "classification" else None
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the inputs."""
+        return self.input_spec or {"shape": list(self.shape), "dtype": self.dtype, "low": self.low, "high": self.high}
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of the network's factory, without those that download weights."""
         options = self.network.options if self.network else {}
@@ -99,29 +112,26 @@ class Origin(BaseModel):
         if shapes is not None:
             own = None
             with suppress(Exception), torch.device("meta"):  # fails for networks that read values while they are built
-                net = build(spec, self.shape, self.classes, 0)
+                net = build(spec, self.shape, self.classes or None, 0)
                 own = _shapes(self.with_gates(net))
             if own is not None:
                 _check_shapes(own, shapes)
-        net = build(spec, self.shape, self.classes, 0)
+        net = build(spec, self.shape, self.classes or None, 0)
         return self.with_gates(net)
 
     def with_gates(self, net: nn.Module) -> nn.Module:
         """`net` with the gates of a run whose inputs choose filters, added in place; in other runs, `net` as it is."""
         return make_dynamic(net, self.shape) if self.dynamic else net
 
-    def inputs(self, batch: int) -> Tensor:
-        """Random inputs (batch, *shape) of the run's dtype, uniform over its range; the same on every call.
+    def inputs(self, batch: int) -> Any:
+        """Random inputs of `batch` items of the run's dtype, uniform over its range; the same on every call.
 
         Normally distributed for older files, which do not contain the range.
         """
-        rng, shape = torch.Generator().manual_seed(0), (batch, *self.shape)
-        dtype = getattr(torch, self.dtype)
-        if self.low is None or self.high is None:
-            return torch.randn(shape, generator=rng).to(dtype)
-        if dtype.is_floating_point:
-            return (self.low + (self.high - self.low) * torch.rand(shape, generator=rng)).to(dtype)
-        return torch.randint(int(self.low), int(self.high) + 1, shape, generator=rng).to(dtype)
+        rng = torch.Generator().manual_seed(0)
+        if self.input_spec is None and (self.low is None or self.high is None):
+            return torch.randn((batch, *self.shape), generator=rng).to(getattr(torch, self.dtype))
+        return random_inputs(self.spec, batch, rng)
 
 
 def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -144,7 +154,7 @@ class Subnetwork:
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
-    examples: Tensor | None = field(default=None, repr=False, compare=False)  # a few inputs of the run; not in the file
+    examples: Any = field(default=None, repr=False, compare=False)  # a few inputs of the run; not in the file
     module: nn.Module | None = field(default=None, repr=False, compare=False)  # as passed to `extract`; not in the file
 
     @classmethod
@@ -184,11 +194,11 @@ class Subnetwork:
             return self.on(self.module)
         return self.on(self.origin.build({name: tuple(value.shape) for name, value in self.state_dict().items()}))
 
-    def inputs(self, batch: int) -> Tensor:
-        """Inputs (batch, *shape) for tests: those of the run, repeated, if available; otherwise random."""
+    def inputs(self, batch: int) -> Any:
+        """Inputs of `batch` items for tests: those of the run, repeated, if available; otherwise random."""
         if self.examples is None:
             return self.origin.inputs(batch)
-        return self.examples[torch.arange(batch) % len(self.examples)]
+        return map_tensors(lambda tensor: tensor[torch.arange(batch) % len(tensor)], self.examples)
 
     def on(self, net: nn.Module) -> nn.Module:
         """A copy of `net` with this subnetwork's effective weights; dead weights are zero.
@@ -202,18 +212,19 @@ class Subnetwork:
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # keeps the version metadata of `state_dict`, which some modules read
         out.load_state_dict(own)
-        check_output(out, self.origin.shape, self.origin.classes, example=self.inputs(2))
+        check_accepts(out, self.inputs(2), self.origin.logits)
         return out
 
-    def compact(self, example: Tensor | None = None, net: nn.Module | None = None) -> nn.Module:
+    def compact(self, example: Any = None, net: nn.Module | None = None) -> nn.Module:
         """The masked network without the channels that no weight reads: smaller and dense. See `structure/compact.py`.
 
-        example: inputs (batch, ...); default: those of the run, or random. net: as for `on`.
+        example: inputs of a batch; default: those of the run, or random. net: as for `on`.
         Raises UserError when no channel can be removed, or when net or example do not fit; RunError when the outputs differ
         from the masked network's.
         """
         shape = self.origin.shape
-        if example is not None and (not isinstance(example, Tensor) or tuple(example.shape[1:]) != shape):
+        one = self.origin.input_spec is None
+        if one and example is not None and (not isinstance(example, Tensor) or tuple(example.shape[1:]) != shape):
             got = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"is a {type(example).__name__}"
             raise UserError(f"the example {got}; this network needs {('batch', *shape)}")
         masked = self.network() if net is None else self.on(net)
@@ -318,17 +329,10 @@ def has_header_key(path: Path, key: str) -> bool:
     return key in header_of(path)
 
 
-def save_examples(path: Path, inputs: Tensor) -> None:
-    """Save a few inputs of a run, as passed to the network, for checking exports."""
-    save_tensors(path, {"inputs": inputs}, {"format": FORMAT})
-
-
-def _examples(path: Path, origin: Origin) -> Tensor | None:
+def _examples(path: Path, origin: Origin) -> Any:
     """The inputs in a file; None when it is missing or does not match the origin."""
     with suppress(UserError, KeyError):
-        inputs = load_tensors(path, "file of inputs")[0]["inputs"]
-        if len(inputs) and tuple(inputs.shape[1:]) == origin.shape and inputs.dtype == getattr(torch, origin.dtype):
-            return inputs
+        return load_examples(path, origin.spec)
     return None
 
 

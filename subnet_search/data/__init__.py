@@ -1,10 +1,13 @@
-"""Data sets in memory as tensors, and batches as a function of (seed, step)."""
+"""Data sets in memory or read item by item, and batches as a function of (seed, step)."""
 
-from subnet_search.data.batches import AUGMENTATIONS, Batches
+from subnet_search.data.batch import Labels, split_batch
+from subnet_search.data.batches import AUGMENTATIONS, Batches, in_order
 from subnet_search.data.catalogue import catalogue, describe
 from subnet_search.data.given import from_user
+from subnet_search.data.items import Items
 from subnet_search.data.normalisation import prepare
-from subnet_search.data.sources import Data, DataSpec, InputRange, Split, load
+from subnet_search.data.sources import Data, DataSpec, InputRange, load
+from subnet_search.data.split import Split
 
 __all__ = [
     "AUGMENTATIONS",
@@ -12,10 +15,14 @@ __all__ = [
     "Data",
     "DataSpec",
     "InputRange",
+    "Items",
+    "Labels",
     "Split",
     "catalogue",
     "describe",
     "from_user",
+    "in_order",
     "load",
     "prepare",
+    "split_batch",
 ]

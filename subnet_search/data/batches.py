@@ -1,15 +1,19 @@
 """Batches and augmentation on the device, as a function of (seed, step), so there is no state to save."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.rng import derive, generator
-from subnet_search.data.normalisation import prepare
-from subnet_search.data.sources import Split
+from subnet_search.data.batch import prepared, split_batch
+from subnet_search.data.items import Items, Key
+from subnet_search.data.split import Split
 
 
 def crop(images: Tensor, rng: torch.Generator, pad: int = 4) -> Tensor:
@@ -47,14 +51,14 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {"crop":
 class Batches:
     """The training batches of a split; `batch(step)` depends only on the arguments.
 
-    Every epoch is a new permutation by (seed, epoch), or as many draws with replacement where items have weights. Images left
-    over at the end of an epoch are dropped, so all batches have the same size. With `world` processes each takes its shard
-    (`rank`) of every batch; raises UserError when the shards would differ in size.
+    Every epoch is a new permutation by (seed, epoch), or as many draws with replacement where items have weights; an iterable
+    dataset keeps its order. Items left over at the end of an epoch are dropped, so all batches have the same size. With
+    `world` processes each takes its shard (`rank`) of every batch; raises UserError when the shards would differ in size.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: Split | Items,
         mean: Tensor | None,
         std: Tensor | None,
         batch_size: int,
@@ -63,30 +67,75 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.split, self.mean, self.std = split, mean, std
+        self.mean, self.std = mean, std
+        self.split = split if isinstance(split, Split) else split.seeded(seed)
         self.batch_size = min(batch_size, len(split))
         if self.batch_size % world:
-            raise UserError(f"a batch of {self.batch_size} images cannot be split equally over {world} processes")
-        if augment and split.inputs.dim() != 4:
-            shape = tuple(split.inputs.shape[1:])
-            raise UserError(f"recipe.augment: {augment[0]} needs images (channels, height, width); inputs have shape {shape}")
+            raise UserError(f"a batch of {self.batch_size} items cannot be split equally over {world} processes")
+        if augment and not _images(inputs := _example(split)):
+            shape = f"; inputs have shape {tuple(inputs.shape[1:])}" if isinstance(inputs, Tensor) else ""
+            raise UserError(f"recipe.augment: {augment[0]} needs images (channels, height, width){shape}")
         self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
         self.steps_per_epoch = len(split) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)
+        self._next, self._reader = -1, iter(())
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Prepared inputs and labels of training step `step`, counted from 0 over the whole run."""
+    def batch(self, step: int) -> Any:
+        """The prepared batch of training step `step`, counted from 0 over the whole run: for most data (inputs, labels)."""
+        batch = self._in_memory(step) if isinstance(self.split, Split) else self._read(step)
+        if self.augment:
+            inputs, *others = batch
+            rng = torch.Generator(inputs.device)
+            for name in self.augment:
+                inputs = AUGMENTATIONS[name](inputs, rng.manual_seed(derive(self.seed, name, step, self.rank)))
+            batch = (inputs, *others)
+        return prepared(batch, self.mean, self.std)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        """The positions of the epoch's items, in order."""
+        rng, weights = generator(self.seed, "order", epoch), self.split.weights
+        if not isinstance(self.split, Split) and isinstance(self.split.dataset, IterableDataset):
+            return torch.arange(len(self.split))
+        if weights is None:
+            return torch.randperm(len(self.split), generator=rng)
+        return torch.multinomial(weights, len(self.split), replacement=True, generator=rng)
+
+    def _in_memory(self, step: int) -> Any:
+        assert isinstance(self.split, Split)
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            rng, weights = generator(self.seed, "order", epoch), self.split.weights
-            if weights is None:
-                order = torch.randperm(len(self.split), generator=rng)
-            else:
-                order = torch.multinomial(weights, len(self.split), replacement=True, generator=rng)
-            self._epoch, self._order = epoch, order.to(self.split.labels.device)
+            self._epoch, self._order = epoch, self._order_of(epoch).to(self.split.device)
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
-        inputs, labels = self.split.inputs[chosen], self.split.labels[chosen]
-        rng = torch.Generator(inputs.device)
-        for name in self.augment:
-            inputs = AUGMENTATIONS[name](inputs, rng.manual_seed(derive(self.seed, name, step, self.rank)))
-        return prepare(inputs, self.mean, self.std), labels
+        return self.split.batch(chosen)
+
+    def _read(self, step: int) -> Any:
+        """The batch of a step from a reader that is ahead of the training, if the last call was for the step before."""
+        assert isinstance(self.split, Items)
+        if step != self._next:
+            self._reader = self.split.read(self._keys(step))
+        self._next = step + 1
+        return next(self._reader)
+
+    def _keys(self, step: int) -> Iterator[list[Key]]:
+        assert isinstance(self.split, Items)
+        first, skipped = divmod(step, self.steps_per_epoch)
+        for epoch in count(first):
+            self.split.check_length()
+            order = self._order_of(epoch)[: self.steps_per_epoch * self.batch_size]
+            chunks = order.view(self.steps_per_epoch, self.batch_size)[skipped if epoch == first else 0 :]
+            for chunk in chunks[:, self.rank :: self.world]:
+                yield [(epoch, position) for position in chunk.tolist()]
+
+
+def in_order(split: Split | Items, mean: Tensor | None, std: Tensor | None) -> Iterator[Any]:
+    """All items of a split as prepared batches, in order, for validation and tests."""
+    for batch in split.batches("val"):
+        yield prepared(batch, mean, std)
+
+
+def _example(split: Split | Items) -> Any:
+    return split_batch(split.first(1))[0]
+
+
+def _images(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.dim() == 4

@@ -1,9 +1,13 @@
-"""Data passed from Python: tensors, arrays, a Dataset or a DataLoader; every item is read once, in order."""
+"""Data passed from Python: tensors, arrays, a Dataset or a DataLoader, whole or in parts."""
 
+import copy
+import hashlib
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from itertools import combinations, count, islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,35 +25,57 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
+    default_convert,
 )
 
-from subnet_search.core.errors import UserError, guarded, unknown
-from subnet_search.data.sources import Data, DataSpec, Split, assemble, load
+from subnet_search.core.errors import RunError, UserError, guarded, unknown
+from subnet_search.core.nested import map_tensors, tensors_in
+from subnet_search.data.batch import Labels, split_batch
+from subnet_search.data.items import Items, counted, scan
+from subnet_search.data.sources import Data, DataSpec, assemble, load
+from subnet_search.data.split import Split
 
 log = logging.getLogger(__name__)
 
-_END = object()
+CLASSES = Labels()
 PARTS = ("train", "val", "test")
 AS_FLOAT = (torch.float64, torch.uint16, torch.uint32, torch.uint64)  # torch 2.6 cannot index the unsigned ones
 
 
 def from_user(
-    data: Any, val_fraction: float = 0.1, split_seed: int = 0, *, mean: Any = None, std: Any = None, all_is_test: bool = False
+    data: Any,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    *,
+    mean: Any = None,
+    std: Any = None,
+    labels: Labels = CLASSES,
+    workers: int | None = None,
+    val_transform: Any = None,
+    all_is_test: bool = False,
 ) -> Data:
-    """Data from tensors `(inputs, labels)`, a map-style or iterable Dataset, a DataLoader, or a name; or from such parts.
+    """Data from tensors, a Dataset, a DataLoader, or a name; or from such parts.
 
-    Parts are `(train, val, test)`, `(train, val)` or `{"train": ..., "val": ..., "test": ...}`; val and test may be None or
-    missing. Without a validation part, `val_fraction` of the training items are held out. The test part is read only when
-    it is needed. With `all_is_test`, data that is not in parts is its own test split: for evaluation alone.
-    A Dataset is read once and kept as tensors, so a random transform is applied only once (use `Recipe(augment=...)`
-    instead). From a DataLoader the dataset is read in order, without workers; collate_fn is used, shuffling and drop_last
-    are not. A SubsetRandomSampler selects the items, and the weights of a WeightedRandomSampler are sampling weights of the
-    training items; any other sampler that may draw an item more than once is refused, since copies of an item could be in
-    both training and validation.
+    Tensors are `(inputs, labels)`, each a tensor or nested tensors with one row for each item, or a mapping of tensors. Parts
+    are `(train, val, test)`, `(train, val)` or `{"train": ..., "val": ..., "test": ...}`; val and test may be None or missing.
+    Without a validation part, `val_fraction` of the training items are held out, and all copies of an item are in one part.
+    The test part is read only when it is needed. With `all_is_test`, data that is not in parts is its own test split: for
+    evaluation alone.
+
+    Tensors and a TensorDataset stay in memory. The items of any other Dataset are read when they are needed, anew in every
+    epoch, by `workers` processes (default: a DataLoader's, otherwise none), with random numbers that are a function of (seed,
+    epoch, index). One pass before training checks all items. Held-out items have the data set's own transform, with the same
+    random numbers at each validation, unless `val_transform` replaces it: a callable in place of the attribute `transform`
+    of the Dataset, or {attribute: callable}. An iterable Dataset is read in its own order, and needs a validation part.
+    From a DataLoader come the dataset, the collate function and the workers; the order is ours. A SubsetRandomSampler selects
+    the items, and the weights of a WeightedRandomSampler are sampling weights of the training items; any other sampler that
+    may draw an item more than once is refused.
+
+    labels: what the labels are.
     uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel (default:
     the mean and standard deviation of the training images). Other inputs are not normalised.
-    Raises UserError for anything that is not a classification data set, for items that are in two parts, and for an invalid
-    mean or std.
+    Raises UserError for data of another kind, for items that are in two parts, and for an invalid mean or std.
     """
     set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(data, Data):
@@ -57,21 +83,97 @@ def from_user(
             raise UserError("this data is already loaded: pass mean and std to load_data")
         return data
     spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
-    if parts := _parts(data):
+    parts = _parts(data)
+    if not parts and isinstance(data, str | DataSpec | dict) and not _is_batch(data):
+        named = DataSpec.of(data)
+        spec = DataSpec.of({**named.model_dump(exclude_unset=True), **set_here})
+        return load(spec, labels)
+    read = partial(_read, kind=labels, workers=workers)
+    put = partial(assemble, spec, given=True, kind=labels)
+    if parts:
         _refuse_shared_items(parts)
         train, val, test = (parts.get(name) for name in PARTS)
-        test_split = lambda: None if test is None else _split(test)  # noqa: E731
-        train_split, val_split = _split(train), None if val is None else _split(val)
-        if val_split is not None:
+        test_split = lambda: None if test is None else _changed(read(test, scanned=False)[0], val_transform)  # noqa: E731
+        train_split, sums = read(train)
+        val_split = None if val is None else _changed(read(val)[0], val_transform)
+        if isinstance(train_split, Split) and isinstance(val_split, Split):
             _warn_of_copies(train_split, val_split)
-        return assemble(spec, train_split, val_split, test_split, _names(train), given=True)
-    if isinstance(data, str | DataSpec | dict):
-        named = DataSpec.of(data)
-        return load(DataSpec.of({**named.model_dump(exclude_unset=True), **set_here}))
-    split = _split(data)
+        groups = None
+        if val_split is None:
+            groups = _groups(train, train_split)
+            _check_can_be_held_out(train_split, val_transform)
+        found = put(train_split, val_split, test_split, _names(train), sums=sums, groups=groups)
+        return found if val is not None else replace(found, val=_changed(found.val, val_transform))
+    split, sums = read(data)
     if all_is_test:
-        return assemble(spec, split, split, lambda: split, _names(data), given=True)
-    return assemble(spec, split, None, lambda: None, _names(data), given=True)
+        return put(split, split, lambda: split, _names(data), sums=sums)
+    _check_can_be_held_out(split, val_transform)
+    found = put(split, None, lambda: None, _names(data), sums=sums, groups=_groups(data, split))
+    return replace(found, val=_changed(found.val, val_transform))
+
+
+def _changed(split: Any, transform: Any) -> Any:
+    """The items with another transform, for validation. Raises UserError when the dataset has no such attribute."""
+    if transform is None:
+        return split
+    if not isinstance(split, Items):
+        raise UserError("val_transform replaces the transform of a Dataset, and this data is tensors in memory")
+    changes = transform if isinstance(transform, Mapping) else {"transform": transform}
+    dataset = _with_attributes(split.dataset, dict(changes))
+    return replace(split, dataset=dataset)
+
+
+def _with_attributes(data: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a dataset, and of the one inside a Subset, with other attributes."""
+    copied = copy.copy(data)
+    if isinstance(data, Subset) and not all(hasattr(data, name) for name in changes):
+        copied.dataset = _with_attributes(data.dataset, changes)
+        return copied
+    if missing := [name for name in changes if not hasattr(data, name)]:
+        raise UserError(f"val_transform: {type(data).__name__} has no attribute {missing[0]!r}")
+    for name, value in changes.items():
+        setattr(copied, name, value)
+    return copied
+
+
+def _check_can_be_held_out(split: Split | Items, val_transform: Any) -> None:
+    """Raise UserError for an iterable dataset; log when the held-out items are random, as with augmentation."""
+    if not isinstance(split, Items):
+        return
+    if isinstance(split.dataset, IterableDataset):
+        raise UserError("an iterable data set is read in its own order, so no items can be held out: pass (train, val)")
+    if val_transform is None and _is_random(split):
+        log.warning(
+            "the items of the data are random, and so are those held out for validation: pass (train, val), or val_transform"
+        )
+
+
+def _is_random(items: Items, looked_at: int = 8) -> bool:
+    """Whether some of the first items differ between two readings."""
+    positions = range(min(looked_at, len(items)))
+    one, other = (next(items.read([[(epoch, position) for position in positions]])) for epoch in ("val", "scan"))
+    pairs = zip(tensors_in(one), tensors_in(other), strict=True)
+    return any(not torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
+
+
+def _groups(data: Any, split: Split | Items) -> Tensor | None:
+    """For each item the number of its first copy (N,); None where no item has a copy."""
+    keys: list[Any]
+    if isinstance(split, Items):
+        dataset = data.dataset if isinstance(data, DataLoader) else data
+        keys = list(_located(dataset, split.places.tolist()))
+    else:
+        keys = list(_row_digests(split.inputs))
+    first: dict[Any, int] = {}
+    numbers = [first.setdefault(key, index) for index, key in enumerate(keys)]
+    return None if len(first) == len(keys) else torch.tensor(numbers)
+
+
+def _row_digests(inputs: Any) -> Iterator[bytes]:
+    """A hash of each item's inputs."""
+    tensors = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8).numpy() for _, tensor in tensors_in(inputs)]
+    for rows in zip(*tensors, strict=True):
+        yield hashlib.blake2b(b"".join(row.tobytes() for row in rows), digest_size=16).digest()
 
 
 def _names(data: Any) -> list[str] | None:
@@ -101,8 +203,10 @@ def _parts(data: Any) -> dict[str, Any] | None:
 
 def _is_whole(data: Any) -> bool:
     """Whether this is a data set or missing, and not the inputs or labels of one."""
-    pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data)
-    return data is None or pair or (isinstance(data, Dataset | DataLoader) and not isinstance(data, Tensor))
+    arrays = Tensor | np.ndarray
+    pair = isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], arrays)
+    pair = pair and (isinstance(data[0], arrays | tuple) or _is_batch(data[0]))
+    return data is None or pair or _is_batch(data) or isinstance(data, DataLoader) or _is_map_style(data)
 
 
 def _refuse_shared_items(parts: Mapping[str, Any]) -> None:
@@ -115,8 +219,8 @@ def _refuse_shared_items(parts: Mapping[str, Any]) -> None:
 
 def _warn_of_copies(train: Split, val: Split) -> None:
     """Log how many validation inputs are equal to a training input: validation does not measure generalisation on those."""
-    rows = {row.tobytes() for row in train.inputs.numpy()}
-    if copies := sum(row.tobytes() in rows for row in val.inputs.numpy()):
+    rows = set(_row_digests(train.inputs))
+    if copies := sum(row in rows for row in _row_digests(val.inputs)):
         log.warning("%d of %d validation inputs are equal to a training input", copies, len(val))
 
 
@@ -128,13 +232,22 @@ def _identities(data: Any) -> set[tuple[int, int]]:
             if isinstance(data.dataset, IterableDataset)
             else set(_located(data.dataset, _order(data)))
         )
-    if isinstance(data, tuple | list):
-        return _rows(data[0])
+    if isinstance(data, tuple | list | dict):
+        return _rows(next((one for one in _leaves(data)), None))
     if isinstance(data, TensorDataset):
         return _rows(data.tensors[0])
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         return {(id(data), 0)}
     return set(_located(data, range(len(data))))
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    """The tensors and arrays in nested data."""
+    if isinstance(data, Mapping | tuple | list):
+        for part in data.values() if isinstance(data, Mapping) else data:
+            yield from _leaves(part)
+    else:
+        yield data
 
 
 def _rows(inputs: Any) -> set[tuple[int, int]]:
@@ -164,28 +277,126 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield id(data), index
 
 
-def _split(data: Any) -> Split:
-    """Inputs and labels of data that is not in parts."""
-    if isinstance(data, DataLoader):
-        _refuse_copies(data.dataset)
-        inputs, labels = _joined(_batches(data), stacked=False)
-    elif isinstance(data, Dataset):
-        _refuse_copies(data)
-        inputs, labels = _joined(_items(data), stacked=True)
-    elif isinstance(data, tuple | list) and len(data) == 2:
-        inputs, labels = _tensor(data[0], "the inputs"), _tensor(data[1], "the labels")
-        labels = labels.view(-1) if labels.shape == (len(inputs), 1) else labels
-    else:
-        raise UserError(
-            "data must be a name, a pair (inputs, labels), a Dataset or DataLoader of such pairs, (train, val, test) of these, "
-            f"or the result of subnet_search.load_data, got {type(data).__name__}"
-        )
-    if labels.is_floating_point() or labels.is_complex():
-        raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}")
+def _read(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
+    """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
+    if isinstance(data, DataLoader | Dataset) or _is_map_style(data):
+        inner = _in_memory(data)
+        if inner is None:
+            return _items(data, kind.key, workers, scanned)
+        weights = _weights(data, len(inner)) if isinstance(data, DataLoader) else None
+        return replace(_checked(inner, kind.classes), weights=weights), None
+    if isinstance(data, tuple | list) and len(data) == 2:
+        inputs, labels = _tensors(data[0], "the inputs"), _tensors(data[1], "the labels")
+        if isinstance(labels, Tensor) and isinstance(inputs, Tensor) and labels.shape == (len(inputs), 1) and kind.classes:
+            labels = labels.view(-1)
+        return _checked(Split(inputs, labels), kind.classes), None
+    if _is_batch(data):
+        return Split(_tensors(data, "the data"), None), None
+    raise UserError(
+        "data must be a name, a pair (inputs, labels), a Dataset or DataLoader, (train, val, test) of these, "
+        f"or the result of subnet_search.load_data, got {type(data).__name__}"
+    )
+
+
+def _checked(split: Split, class_labels: bool) -> Split:
+    """The split with the types that training needs. Raises UserError for labels that are no class indices."""
+    labels = split.labels
+    if class_labels and isinstance(labels, Tensor):
+        if labels.is_floating_point() or labels.is_complex():
+            raise UserError(
+                f"labels must be whole numbers (class indices), got {labels.dtype}: for others set task, such as regression"
+            )
+        labels = labels.long()
+    return Split(map_tensors(_as_input, split.inputs), map_tensors(_as_label, labels), split.weights)
+
+
+def _as_input(inputs: Tensor) -> Tensor:
     if inputs.is_complex():
         raise UserError(f"inputs must be real numbers, got {inputs.dtype}")
-    weights = _weights(data, len(labels)) if isinstance(data, DataLoader) else None
-    return Split(inputs.float() if inputs.dtype in AS_FLOAT else inputs, labels.long(), weights)
+    return inputs.float() if inputs.dtype in AS_FLOAT else inputs
+
+
+def _as_label(labels: Tensor) -> Tensor:
+    return labels.float() if labels.dtype == torch.float64 else labels
+
+
+def _is_batch(data: Any) -> bool:
+    """Whether this is a mapping of tensors, one row for each item."""
+    return isinstance(data, dict) and any(isinstance(value, Tensor | np.ndarray) for value in data.values())
+
+
+def _is_map_style(data: Any) -> bool:
+    """Whether this is a data set that is no torch Dataset, as Hugging Face's are."""
+    if isinstance(data, str | tuple | list | dict | Tensor | np.ndarray):
+        return False
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def _in_memory(data: Any) -> Split | None:
+    """The tensors of a TensorDataset, also in a Subset, ConcatDataset or DataLoader; None for other data sets."""
+    if isinstance(data, DataLoader):
+        if data.collate_fn not in (default_collate, default_convert) or isinstance(data.dataset, IterableDataset):
+            return None
+        inner, index = _in_memory(data.dataset), torch.tensor(list(_order(data)))
+        return inner if inner is None or len(index) == len(inner) else inner.take(index)
+    if type(data) is Subset:
+        inner = _in_memory(data.dataset)
+        return None if inner is None else inner.take(torch.tensor([int(index) for index in data.indices]))
+    if type(data) is ConcatDataset:
+        parts = [_in_memory(part) for part in data.datasets]
+        if any(part is None for part in parts):
+            return None
+        pairs = [(part.inputs, part.labels) for part in parts if part is not None]
+        with guarded("the items of the data have different shapes"):
+            return Split(*(_concatenated(one) for one in zip(*pairs, strict=True)))
+    if type(data) is TensorDataset:
+        tensors = [_tensor(part, "the tensors of the data") for part in data.tensors]
+        inputs, labels = split_batch(tuple(tensors))
+        return Split(inputs, labels)
+    return None
+
+
+def _concatenated(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    return None if values[0] is None else tuple(torch.cat(list(parts)) for parts in zip(*values, strict=True))
+
+
+def _items(data: Any, label_key: str | None, workers: int | None, scanned: bool) -> tuple[Items, Tensor | None]:
+    """Items that are read when they are needed, after one pass over them."""
+    loader = data if isinstance(data, DataLoader) else None
+    dataset: Any = loader.dataset if loader else data
+    iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+    length = counted(dataset) if iterable else len(dataset)
+    if not length:
+        raise UserError("the data set is empty")
+    places = torch.arange(length) if loader is None or iterable else torch.tensor(list(_order(loader)))
+    custom = loader is not None and loader.collate_fn not in (default_collate, default_convert)
+    found = Items(
+        dataset,
+        places,
+        length,
+        loader.collate_fn if loader and custom else default_collate,
+        workers if workers is not None else loader.num_workers if loader else 0,
+        weights=_weights(loader, length) if loader else None,
+    )
+    if not scanned:
+        return found, None
+    try:
+        seen = scan(found, label_key)
+    except RunError as error:  # before training: the data is at fault
+        raise UserError(str(error)) from error
+    labels = None if seen.labels is None or seen.labels.is_floating_point() else seen.labels.long()
+    return replace(found, labels=labels, digest=seen.digest, range=seen.range), seen.sums
+
+
+def _tensors(part: Any, what: str) -> Any:
+    """Dense, detached tensors on the CPU, nested as they are given."""
+    if isinstance(part, Mapping):
+        return {key: _tensors(value, f"{what} {key!r}") for key, value in part.items()}
+    if isinstance(part, tuple) and part and all(isinstance(one, Tensor | np.ndarray | Mapping | tuple) for one in part):
+        return tuple(_tensors(one, what) for one in part)
+    return _tensor(part, what)
 
 
 def _tensor(part: Any, what: str) -> Tensor:
@@ -217,50 +428,6 @@ def _reason(part: Any, error: Exception) -> str:
         held = "text" if array.dtype.kind in "US" or isinstance(first, str) else f"objects ({type(first).__name__})"
         return f"it holds {held}; labels must be class indices from 0, inputs arrays of one numeric type"
     return str(error).strip().partition("\n")[0]
-
-
-def _joined(pairs: Iterable[Any], stacked: bool) -> tuple[Tensor, Tensor]:
-    """Stack items (`stacked`) or concatenate batches. Raises UserError when they are not pairs, or differ in shape."""
-    inputs, labels = list[Tensor](), list[Tensor]()
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            got = f"{type(pair).__name__} of {len(pair)}" if hasattr(pair, "__len__") else type(pair).__name__
-            raise UserError(f"every item of the data must be a pair (inputs, label), got {got}")
-        inputs.append(_tensor(pair[0], f"the inputs of item {index}" if stacked else "the inputs"))
-        labels.append(_tensor(pair[1], f"the label of item {index}" if stacked else "the labels"))
-    if not inputs:
-        raise UserError("the data set is empty")
-    join = torch.stack if stacked or not labels[0].dim() else torch.cat
-    try:
-        return join(inputs), join(labels)
-    except RuntimeError as error:
-        raise UserError(f"the items of the data have different shapes: {str(error).splitlines()[0]}") from error
-
-
-def _items(data: Any, order: Iterable[Any] | None = None) -> Iterator[Any]:
-    """The items of a dataset, in order; with `order` those at these indices."""
-    if order is None and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
-        order = range(len(data))
-    reader = iter(()) if order is not None else iter(data)
-    for index in count() if order is None else order:
-        with guarded(f"item {index} of the data cannot be read"):
-            item = next(reader, _END) if order is None else data[index]
-        if item is _END:
-            return
-        yield item
-
-
-def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The collated batches of a loader's dataset, in order."""
-    iterable = isinstance(loader.dataset, IterableDataset)
-    items = _items(loader.dataset, None if iterable else _order(loader))
-    size = getattr(loader.batch_sampler, "batch_size", None)
-    with guarded("the DataLoader's collate_fn fails"):
-        if loader.batch_sampler is None:  # automatic batching is off: each item is a batch
-            yield from (loader.collate_fn(item) for item in items)
-            return
-        while batch := list(islice(items, size)):
-            yield loader.collate_fn(batch)
 
 
 def _order(loader: DataLoader[Any]) -> Iterable[Any]:
@@ -307,20 +474,3 @@ def batch_size_of(data: Any) -> int | None:
     parts = _parts(data)
     train = parts["train"] if parts else data
     return getattr(train.batch_sampler, "batch_size", None) if isinstance(train, DataLoader) else None
-
-
-def _refuse_copies(data: Any) -> None:
-    """Raise UserError for a Subset or ConcatDataset with repeated items."""
-    repeated = False
-    if isinstance(data, Subset):
-        repeated = len({int(index) for index in data.indices}) < len(data.indices)
-        _refuse_copies(data.dataset)
-    elif isinstance(data, ConcatDataset):
-        repeated = any(one is other for one, other in combinations(data.datasets, 2))
-        for part in data.datasets:
-            _refuse_copies(part)
-    if repeated:
-        raise UserError(
-            f"this {type(data).__name__} holds items more than once, so the validation split could contain training items: "
-            "remove the duplicates"
-        )

@@ -15,11 +15,15 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from subnet_search.core.errors import UserError, guarded, invalid, unknown
+from subnet_search.core.nested import tensors_in
 from subnet_search.core.rng import generator
 from subnet_search.core.settings import Settings
 from subnet_search.core.tensor_files import digest
 from subnet_search.data import readers
-from subnet_search.data.normalisation import Mean, Std, check_both, normalisation, prepare
+from subnet_search.data.batch import Labels, prepared, split_batch
+from subnet_search.data.items import Items, statistics
+from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
+from subnet_search.data.split import Split
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
@@ -77,26 +81,6 @@ class DataSpec(Settings):
         return self
 
 
-@dataclass(frozen=True)
-class Split:
-    """Inputs (N, ...) and labels (N,) int64. Images are uint8; other inputs are not normalised."""
-
-    inputs: Tensor
-    labels: Tensor
-    weights: Tensor | None = None
-    """Sampling weights of training items (N,) float64: an epoch draws N items with replacement. None: each item once."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.inputs.to(device), self.labels.to(device), self.weights)
-
-    def take(self, index: Tensor) -> "Split":
-        weights = None if self.weights is None else self.weights[index]
-        return Split(self.inputs[index], self.labels[index], weights)
-
-
 class InputRange(NamedTuple):
     """Type and range of the inputs before normalisation."""
 
@@ -110,39 +94,63 @@ class Data:
     """A loaded data set: splits, classes, and the statistics to normalise images by."""
 
     name: str
-    train: Split
-    val: Split
-    classes: int
+    train: Split | Items
+    val: Split | Items
+    classes: int  # 0: the labels are not class indices
     mean: Tensor | None = None  # (channels,), of images scaled to 0..1; None: inputs are not normalised
     std: Tensor | None = None
     spec: DataSpec | None = None  # None: passed from Python
     class_names: tuple[str, ...] | None = None
-    _test: Callable[[], Split | None] = field(default=lambda: None, repr=False)
+    label_key: str | None = None  # of the labels in items that are mappings
+    _test: Callable[[], Split | Items | None] = field(default=lambda: None, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-        return tuple(self.train.inputs.shape[1:])
+        """The shape of one input; empty where inputs are not one tensor."""
+        inputs, _ = split_batch(self.first(1), self.label_key)
+        return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
 
     @cached_property
-    def input_range(self) -> InputRange:
-        """Type and range of the inputs: 0 to 255 for images, otherwise the minimum and maximum of the training inputs."""
-        kind = str(self.train.inputs.dtype).removeprefix("torch.")
+    def input_range(self) -> InputRange | None:
+        """Type and range of the inputs: 0 to 255 for images, otherwise the minimum and maximum of the training inputs.
+
+        None where inputs are not one tensor.
+        """
+        if isinstance(self.train, Items):
+            return InputRange(*self.train.range) if self.train.range else None
+        inputs = self.train.inputs
+        if not isinstance(inputs, Tensor):
+            return None
+        kind = str(inputs.dtype).removeprefix("torch.")
         if self.mean is not None:
             return InputRange(kind, 0, 255)
-        values = self.train.inputs.float()
-        return InputRange(kind, values.min().item(), values.max().item())
+        return InputRange(kind, float(inputs.min()), float(inputs.max()))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over inputs, labels and weights of training and validation, the number of classes, mean and std."""
-        tensors = {f"{name}.{key}": value for name in ("train", "val") for key, value in vars(getattr(self, name)).items()}
-        tensors |= {"mean": self.mean, "std": self.std, "classes": torch.tensor(self.classes)}
-        return digest({key: value for key, value in tensors.items() if value is not None})
+        tensors: dict[str, Tensor] = {"classes": torch.tensor(self.classes)}
+        for name, split in (("train", self.train), ("val", self.val)):
+            parts = {key: getattr(split, key) for key in ("inputs", "labels", "weights") if hasattr(split, key)}
+            if isinstance(split, Items):
+                parts |= {"digest": torch.tensor(list(bytes.fromhex(split.digest))), "places": split.places}
+            tensors |= dict(tensors_in({f"{name}.{key}": value for key, value in parts.items()}))
+        tensors |= {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        return digest(tensors)
 
-    def examples(self, count: int = 2) -> Tensor:
-        """The first `count` training inputs as passed to the network: normalised images, other inputs as float32."""
-        return prepare(self.train.inputs[:count], self.mean, self.std)
+    def labels(self) -> Tensor:
+        """The class indices (N,) of the training items."""
+        found = _labels(self.train, self.label_key)
+        assert found is not None, "the labels are not class indices"
+        return found
+
+    def first(self, count: int = 2) -> Any:
+        """The prepared batch of the first `count` training items, without augmentation by the recipe."""
+        return prepared(self.train.first(count), self.mean, self.std)
+
+    def examples(self, count: int = 2) -> Any:
+        """The inputs of `first`: normalised images, other inputs as float32 or indices, or nested tensors."""
+        return split_batch(self.first(count), self.label_key)[0]
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its splits and statistics on `device`. The test split is not loaded."""
@@ -150,30 +158,30 @@ class Data:
         moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
         return replace(self, train=self.train.to(device), val=self.val.to(device), **moved)
 
-    def test(self) -> Split | None:
+    def test(self) -> Split | Items | None:
         """Read the test split; None when the data has none. Raises UserError when it cannot be read."""
         with guarded(f"the test split of {self.name} cannot be read"):
             split = self._test()
-        if split is not None:
+        if isinstance(split, Split):
             _check(f"{self.name} (test)", split, self.classes, self.train)
         return split
 
 
-def load(spec: DataSpec | str | dict[str, Any]) -> Data:
-    """Read the training and validation images of a data set. Raises UserError with the name of the file at fault."""
+def load(spec: DataSpec | str | dict[str, Any], labels: Labels = Labels()) -> Data:  # noqa: B008
+    """Read the training and validation items of a data set. Raises UserError with the name of the file at fault."""
     spec = DataSpec.of(spec)
     with guarded(f"{spec.name} cannot be read"):
-        return _load(spec)
+        return _load(spec, labels)
 
 
-def _load(spec: DataSpec) -> Data:
+def _load(spec: DataSpec, labels: Labels) -> Data:
     kind, _, path = spec.name.partition(":")
     val: Split | None = None
     test: Callable[[], Split | None]
     names: list[str] | None = None
     match kind:
         case "digits":
-            rest, held = _hold_out(Split(*readers.digits()), 0.2, seed=0)  # the same test images with any settings
+            rest, held = hold_out(Split(*readers.digits()), 0.2, seed=0)  # the same test images with any settings
             train, test = rest, lambda: held
         case "fashion_mnist":
             train = Split(*readers.fashion_mnist(spec.root, train=True))
@@ -191,7 +199,7 @@ def _load(spec: DataSpec) -> Data:
         case _:
             folder = Path(spec.root or ".") / Path(path).expanduser()
             train, val, test, names = _image_folder(folder, spec.size)
-    return assemble(spec, train, val, test, names)
+    return assemble(spec, train, val, test, names, kind=labels)
 
 
 def _optional(arrays: readers.Arrays | None) -> Split | None:
@@ -203,7 +211,7 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
         raise UserError(f"no such image folder: {folder}")
     splits = [folder / split for split in ("train", "val", "test")]
     if not splits[0].is_dir():
-        train, held = _hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
+        train, held = hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
         return train, None, lambda: held, readers.class_names(folder)
     names = readers.class_names(splits[0])
     for split in splits[1:]:  # compares folder names only; no test image is opened
@@ -218,44 +226,92 @@ def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callabl
 
 def assemble(
     spec: DataSpec,
-    train: Split,
-    val: Split | None,
-    test: Callable[[], Split | None],
+    train: Split | Items,
+    val: Split | Items | None,
+    test: Callable[[], Split | Items | None],
     class_names: Sequence[str] | None,
+    *,
     given: bool = False,
+    kind: Labels,
+    groups: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Data:
-    """Check the data, split off validation items, and compute mean and std. Raises UserError for invalid data."""
+    """Check the data, split off validation items, and compute mean and std. Raises UserError for invalid data.
+
+    given         passed from Python
+    kind          of labels; only class indices are checked, and other validation items are drawn at random
+    groups        for each item of `train`, the number of its first copy; copies are in the same part
+    sums          of the pixels of each item of `train`, as `items.scan` gives them
+    """
     name = "given data" if given else spec.name
-    found = int(train.labels.max()) + 1 if len(train.labels) else 0
-    classes = found if class_names is None else len(class_names)
+    labels = _labels(train, kind.key) if kind.classes else None
+    if kind.classes and labels is None:
+        raise UserError(f"{name}: labels must be one class index for each input{_shape_of_labels(train, kind.key)}")
+    classes = 0
+    if labels is not None:
+        found = int(labels.max()) + 1 if len(labels) else 0
+        classes = found if class_names is None else len(class_names)
     _check(name, train, classes)
-    _check_classes(name, train.labels, classes)
+    if labels is not None:
+        _check_classes(name, labels, classes)
     if spec.limit is not None and spec.limit < len(train):
         if spec.limit < 2 * classes:
             raise UserError(f"{name}: a limit of {spec.limit} leaves fewer than two images for each of {classes} classes")
-        train, _ = _stratify(train, len(train) - spec.limit, seed=0)
+        chosen = _held(labels, len(train), len(train) - spec.limit, 0, groups)
+        train, labels = train.take(~chosen), None if labels is None else labels[~chosen]
+        groups, sums = (None if part is None else part[~chosen] for part in (groups, sums))
     if val is None:
-        train, val = _hold_out(train, spec.val_fraction, spec.split_seed)
-    _check(f"{name} (validation)", val, classes, train)
-    mean, std = normalisation(name, spec.mean, spec.std, train.inputs)
+        held = _held(labels, len(train), round(spec.val_fraction * len(train)), spec.split_seed, groups)
+        train, val = train.take(~held), train.take(held)
+        sums = None if sums is None else sums[~held]
+    if isinstance(val, Split):
+        _check(f"{name} (validation)", val, classes, train)
+    inputs, _ = split_batch(train.first(1), kind.key)
+    if isinstance(train, Split) and isinstance(train.inputs, Tensor):
+        mean, std = normalisation(name, spec.mean, spec.std, train.inputs)
+    elif sums is not None and spec.mean is None:
+        mean, std = statistics(sums, inputs[0, 0].numel())
+    else:
+        mean, std = normalisation(name, spec.mean, spec.std, inputs if isinstance(inputs, Tensor) else torch.empty(0))
     names = None if class_names is None else tuple(class_names)
-    return Data(name, train, val, classes, mean, std, None if given else spec, names, test)
+    return Data(name, train, val, classes, mean, std, None if given else spec, names, kind.key, test)
 
 
-def _check(name: str, split: Split, classes: int, like: Split | None = None) -> None:
-    if split.labels.dim() != 1 or not split.inputs.dim():
-        raise UserError(f"{name}: labels must be one class index for each input, got shape {tuple(split.labels.shape)}")
-    if len(split.inputs) != len(split.labels):
-        raise UserError(f"{name}: {len(split.inputs)} inputs but {len(split.labels)} labels")
+def _labels(split: Split | Items, label_key: str | None) -> Tensor | None:
+    """The labels (N,) of class indices; None where the items have others."""
+    labels = split.labels if isinstance(split, Items) else split_batch(split.first(len(split)), label_key)[1]
+    return labels if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point() else None
+
+
+def _shape_of_labels(split: Split | Items, label_key: str | None) -> str:
+    labels = split_batch(split.first(len(split) if isinstance(split, Split) else 1), label_key)[1]
+    return f", got shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else ""
+
+
+def _check(name: str, split: Split | Items, classes: int, like: Split | Items | None = None) -> None:
     if not len(split):
         raise UserError(f"{name} is empty")
-    if like is not None and (split.inputs.shape[1:], split.inputs.dtype) != (like.inputs.shape[1:], like.inputs.dtype):
-        here, there = (f"{tuple(s.inputs.shape[1:])} {s.inputs.dtype}" for s in (split, like))
-        raise UserError(f"{name}: inputs are {here}, but {there} in training")
-    low, high = int(split.labels.min()), int(split.labels.max())
-    if low < 0 or high >= classes:
-        raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
-    _check_finite(name, split.inputs)
+    if isinstance(split, Items):
+        return
+    sizes = {path: len(tensor) if tensor.dim() else 0 for path, tensor in tensors_in((split.inputs, split.labels))}
+    if len(set(sizes.values())) > 1:
+        if isinstance(split.inputs, Tensor) and isinstance(split.labels, Tensor):
+            raise UserError(f"{name}: {len(split.inputs)} inputs but {len(split.labels)} labels")
+        raise UserError(f"{name}: its tensors have different lengths: {', '.join(map(str, sizes.values()))}")
+    if isinstance(like, Split):
+        here, there = ([(tuple(t.shape[1:]), str(t.dtype)) for _, t in tensors_in(one.inputs)] for one in (split, like))
+        if here != there:
+            text = ["; ".join(f"{shape} {kind}" for shape, kind in one) for one in (here, there)]
+            raise UserError(f"{name}: inputs are {text[0]}, but {text[1]} in training")
+    labels = split.labels
+    if classes and isinstance(labels, Tensor):
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise UserError(f"{name}: labels must be one class index for each input, got shape {tuple(labels.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
+    for _, tensor in tensors_in((split.inputs, split.labels)):
+        _check_finite(name, tensor)
 
 
 def _check_classes(name: str, labels: Tensor, classes: int) -> None:
@@ -269,7 +325,7 @@ def _check_classes(name: str, labels: Tensor, classes: int) -> None:
 
 def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:
     """Raise UserError when inputs contain NaN or infinity, with their number and the first index."""
-    if not inputs.is_floating_point():
+    if not inputs.is_floating_point() or not inputs.dim():
         return
     rows, found = max(1, chunk // max(1, inputs[0].numel())), list[int]()
     for start in range(0, len(inputs), rows):
@@ -282,24 +338,39 @@ def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:
         )
 
 
-def _hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    return _stratify(split, round(fraction * len(split)), seed)
+def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split off a fraction of the items of each class: the rest, and those."""
+    held = _held(split.labels, len(split), round(fraction * len(split)), seed, None)
+    return split.take(~held), split.take(held)
 
 
-def _stratify(split: Split, held: int, seed: int) -> tuple[Split, Split]:
-    """Split off `held` items, the same fraction of each class and at least one; both parts keep their order.
+def _held(labels: Tensor | None, count: int, held: int, seed: int, groups: Tensor | None) -> Tensor:
+    """The items to hold out, bool (count,): of each class the same fraction, and all copies of each of them.
+
+    labels: class indices (count,); None: at random. groups: for each item the number of its first copy; None: no copies.
+    """
+    if groups is None:
+        return _stratified(labels, count, held, seed)
+    first, index = groups.unique(return_inverse=True)
+    chosen = _stratified(None if labels is None else labels[first], len(first), round(held / count * len(first)), seed)
+    return chosen[index]
+
+
+def _stratified(labels: Tensor | None, count: int, held: int, seed: int) -> Tensor:
+    """`held` items, the same fraction of each class and at least one: bool (count,).
 
     Rounded by largest remainder, so the number is exact unless there are more classes than `held`.
     """
-    labels, sizes = split.labels.unique(return_counts=True)
-    exact = held * sizes.double() / len(split)
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    values, sizes = labels.unique(return_counts=True)
+    exact = held * sizes.double() / count
     takes = torch.minimum(exact.floor().long().clamp(min=1), sizes - 1)
     for index in (takes - exact).argsort(stable=True).tolist():
         takes[index] += int(takes.sum() < held and takes[index] < sizes[index] - 1)
-    chosen = torch.zeros(len(split), dtype=torch.bool)
-    for label, take in zip(labels.tolist(), takes.tolist(), strict=True):
-        members = (split.labels == label).nonzero().view(-1)
+    chosen = torch.zeros(count, dtype=torch.bool)
+    for label, take in zip(values.tolist(), takes.tolist(), strict=True):
+        members = (labels == label).nonzero().view(-1)
         chosen[members[torch.randperm(len(members), generator=generator(seed, "split", label))][:take]] = True
     if not chosen.any() or chosen.all():
-        raise UserError(f"{len(split)} items in {len(labels)} classes are too few for a validation or test split")
-    return split.take(~chosen), split.take(chosen)
+        raise UserError(f"{count} items in {len(values)} classes are too few for a validation or test split")
+    return chosen

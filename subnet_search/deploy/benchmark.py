@@ -5,10 +5,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from subnet_search.artifact.subnetwork import Subnetwork
 from subnet_search.core.errors import RunError, UserError
+from subnet_search.core.nested import moved
 from subnet_search.core.timing import Latency
 from subnet_search.deploy.sparse_layers import Sparse
 from subnet_search.evaluation import cost
@@ -21,16 +22,13 @@ BATCHES = (1, 16, 256)  # measured batch sizes
 FASTER = 1.05  # minimum ratio of medians for `faster` or `slower`
 
 
-def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, example: Tensor) -> dict[str, int]:
+def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, example: Any) -> dict[str, int]:
     """Prunable weights and multiply-accumulates (MACs) for one input, of the dense and the exported network.
 
     masked: the dense network with zeros. plain: the exported network with dense layers. runs: the exported network.
     `weights` and `macs` are stored and computed; `kept` and `kept_macs` are those of nonzero weights.
     """
-    before, after = (
-        cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, tuple(example.shape[1:]), example)
-        for net in (masked, plain)
-    )
+    before, after = (cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, (), example) for net in (masked, plain))
     stored = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
     return {
         "dense_weights": before.weights,
@@ -47,13 +45,13 @@ def without_dead(masked: nn.Module, subnetwork: Subnetwork) -> nn.Module:
     """The network to time for a subnetwork: with channels as units, the compact network; otherwise the masked network."""
     if subnetwork.origin.unit == "channel":
         with suppress(UserError, RunError):  # no channel can be removed: time the masked network
-            return compact(masked, subnetwork.inputs(2).to(next(masked.parameters()).device))
+            return compact(masked, moved(subnetwork.inputs(2), next(masked.parameters()).device))
     return masked
 
 
 def measured(
     nets: Mapping[str, nn.Module],
-    inputs: Callable[[int], Tensor],
+    inputs: Callable[[int], Any],
     batch: int = 1,
     threads: int = 1,
     seconds: float = 1.0,
@@ -67,7 +65,7 @@ def measured(
     rows = []
     for size in sorted({*BATCHES, batch}):
         given = inputs(size)
-        found = latencies([*nets.values()], tuple(given.shape[1:]), size, threads, inputs=given, seconds=seconds, passes=50)
+        found = latencies([*nets.values()], (), size, threads, inputs=given, seconds=seconds, passes=50)
         times = dict(zip(nets, found, strict=True))
         dense, exported = times["dense"], times["exported"]
         verdict = compared(dense, exported)
@@ -97,7 +95,7 @@ def compared(dense: Latency, exported: Latency) -> str:
     return "as fast" if 1 / FASTER < speedup < FASTER else "unsure"
 
 
-def advice(unit: str, to: str, masked: nn.Module, example: Tensor) -> str:
+def advice(unit: str, to: str, masked: nn.Module, example: Any) -> str:
     """Advice for a subnetwork of `unit` that is not faster when exported to `to`: which unit or format would be faster."""
     if gated_layers(masked):
         return (

@@ -15,13 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import RunError, UserError, unknown
+from subnet_search.core.nested import moved
 from subnet_search.core.tensor_files import save_tensors, write_atomically
 from subnet_search.data import Batches, prepare
 from subnet_search.deploy.benchmark import advice, counts, measured
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
 from subnet_search.deploy.onnx import OnnxNetwork, to_onnx
-from subnet_search.deploy.rebuild import data_of, network_of
+from subnet_search.deploy.rebuild import data_of, network_of, task_of_run
 from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
 from subnet_search.deploy.sparse_layers import Kind
 from subnet_search.nets import opened
@@ -196,7 +197,7 @@ def _metadata(subnetwork: Subnetwork, built_in: bool) -> dict[str, str]:
 
 def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: Kind, batch: int, threads: int) -> _Made:
     origin, (unit, sizes) = subnetwork.origin, parse(subnetwork.origin.unit)
-    example = subnetwork.inputs(batch).to(next(plain.parameters()).device)
+    example = moved(subnetwork.inputs(batch), next(plain.parameters()).device)
     try:
         runs, layers = sparsify(plain, kind, example, sizes[0] if unit == "block" else BLOCK, threads)
     except UserError as error:
@@ -231,7 +232,7 @@ class _Prepared(nn.Module):
 def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subnetwork, normalise: bool) -> float:
     """The largest difference of logits, relative to the largest logit. Raises RunError when it is too large."""
     origin = subnetwork.origin
-    inputs: Tensor = subnetwork.inputs(CHECKED).to(next(masked.parameters()).device)
+    inputs = moved(subnetwork.inputs(CHECKED), next(masked.parameters()).device)
     if normalise:
         mean, std = (inputs.new_tensor(values).view(-1, 1, 1) for values in statistics(origin))
         inputs, masked = (inputs * std + mean).clamp(0, 1), _Prepared(masked, *statistics(origin))
@@ -249,9 +250,9 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
-    origin = subnetwork.origin
+    origin, task = subnetwork.origin, task_of_run(subnetwork)
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    source = Batches(data_of(subnetwork, data).train, mean, std, origin.recipe["batch_size"], origin.seed)
+    source = Batches(data_of(subnetwork, data, task).train, mean, std, origin.recipe["batch_size"], origin.seed)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -259,7 +260,7 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int
         norm.train()
     with torch.no_grad():
         for step in range(batches):
-            net(source.batch(step)[0])
+            task.loss(net, source.batch(step))
     net.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

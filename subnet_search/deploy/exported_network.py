@@ -19,7 +19,7 @@ from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.tensor_files import damaged, load_tensors, save_tensors
 from subnet_search.deploy.normalised import normalised
 from subnet_search.deploy.sparse_layers import FORMS, Sparse, replace_layer
-from subnet_search.nets import check_output, own_copy
+from subnet_search.nets import check_accepts, own_copy
 from subnet_search.structure.shrink import shrunk
 from subnet_search.structure.verify_groups import first_line
 
@@ -67,8 +67,8 @@ class Deployed:
         """Build the exported network by its name. Raises UserError when it is not one of ours or torchvision's."""
         return self.on(self.origin.build())
 
-    def inputs(self, batch: int) -> Tensor:
-        """Random inputs (batch, *shape) for tests."""
+    def inputs(self, batch: int) -> Any:
+        """Random inputs of `batch` items for tests."""
         return self.origin.inputs(batch)
 
     def on(self, net: nn.Module) -> nn.Module:
@@ -97,7 +97,7 @@ class Deployed:
         for module in out.modules():
             if isinstance(module, Sparse):
                 module.check()
-        check_output(out, self.origin.shape, self.origin.classes, example=self.inputs(2))
+        check_accepts(out, self.inputs(2), self.origin.logits)
         return (normalised(out, self.origin) if self.normalise else out).eval()
 
     def _layer(self, name: str, settings: Mapping[str, Any], dense: Any) -> Sparse:

@@ -11,6 +11,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.data import Data, DataSpec, catalogue, from_user, load
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.nets import NetworkSpec, build
+from subnet_search.tasks import Task, task_names, task_of
 
 
 def network_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> nn.Module:
@@ -28,10 +29,20 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
     if network is None:
         return origin.build()
     spec = NetworkSpec(name=network, init="keep", options=origin.options)
-    return build(spec, origin.shape, origin.classes, origin.seed)
+    return build(spec, origin.shape, origin.classes or None, origin.seed)
 
 
-def data_of(subnetwork: Subnetwork | Deployed, data: Any, all_is_test: bool = False) -> Data:
+def task_of_run(subnetwork: Subnetwork | Deployed, task: Any = None) -> Task:
+    """The given task, or that of the run. Raises UserError for a task of the user's, which a file does not import."""
+    if task is not None:
+        return task_of(task)
+    stored = subnetwork.origin.task or {"name": "classification"}
+    if stored["name"] not in task_names():
+        raise UserError(f"the task of this run is not built in: pass it, task=... or --task {stored['name']}")
+    return task_of(stored)
+
+
+def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = None, all_is_test: bool = False) -> Data:
     """The given data, or the data set that the subnetwork was found on, with the same split.
 
     For security a file cannot cause downloads or reads elsewhere: its `root`, paths outside the current folder, and data
@@ -39,20 +50,21 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any, all_is_test: bool = Fa
     mean or std differ from the file's.
     """
     origin = subnetwork.origin
+    task = task or task_of_run(subnetwork)
     same = origin.data is not None and isinstance(data, str) and data == origin.data.get("name")
     if data is not None and not same:
-        return from_user(data, all_is_test=all_is_test)
+        return from_user(data, all_is_test=all_is_test, labels=task.kind_of_labels)
     if origin.data is None:
         raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
     spec = DataSpec.of({**origin.data, "root": None})
     if same:
-        return load(spec)
+        return load(spec, task.kind_of_labels)
     kind, _, path = spec.name.partition(":")
     if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
         raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")
     if not path and any(row["name"] == kind and not row["state"].startswith("here") for row in catalogue()):
         raise UserError(f"{spec.name} is not on this machine: to download it, pass --data {spec.name}")
-    found = load(spec)
+    found = load(spec, task.kind_of_labels)
     for name in ("mean", "std"):
         stored, now = getattr(origin, name), getattr(found, name)
         if (stored is None) != (now is None) or (

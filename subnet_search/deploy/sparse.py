@@ -29,7 +29,7 @@ class Choice:
 
 
 def sparsify(
-    net: nn.Module, kind: Kind, example: Tensor, block: int = BLOCK, threads: int = 1, measure: bool = True
+    net: nn.Module, kind: Kind, example: Any, block: int = BLOCK, threads: int = 1, measure: bool = True
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy of a network with sparse linear and 1x1 layers where that is faster, and the measurements of each layer.
 
@@ -76,7 +76,7 @@ def sparsify(
 
 
 @torch.no_grad()
-def _layer_inputs(net: nn.Module, example: Tensor) -> dict[str, Tensor]:
+def _layer_inputs(net: nn.Module, example: Any) -> dict[str, Tensor]:
     """The inputs of each layer that can be sparse and has zeros, by its first name."""
     inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in net.named_modules() if _can_be_sparse(module) and _has_zeros(module.weight)}

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from subnet_search.data import Split, prepare
 from subnet_search.nets import logits_of
 
 
@@ -21,14 +20,6 @@ class Quality:
     balanced_accuracy: float  # mean of the accuracies of all classes that have items
     class_accuracy: list[float | None]  # of each class; None: no items
     ece: float  # expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)
-
-
-@torch.no_grad()
-def logits(
-    forward: Callable[[Tensor], Tensor], split: Split, mean: Tensor | None, std: Tensor | None, batch: int = 1000
-) -> Tensor:
-    """The logits (N, classes) of every input of the split, in order. The caller sets evaluation mode."""
-    return outputs_of(forward, lambda inputs: prepare(inputs, mean, std), split.inputs, batch)
 
 
 @torch.no_grad()

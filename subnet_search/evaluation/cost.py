@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from subnet_search.nets import gated_layers, left_whole, prunable
+from subnet_search.core.nested import length_of, moved
+from subnet_search.nets import call, gated_layers, left_whole, prunable
 from subnet_search.nets.dynamic import Gate
 
 
@@ -44,7 +45,7 @@ class Cost:
         return self.kept + sum(one.parameters for one in self.left_whole)
 
 
-def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Tensor | None = None) -> Cost:
+def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Any = None) -> Cost:
     """Count weights and multiply-accumulates in one forward pass of an input of `shape`.
 
     Counted parameters without a mask are not pruned. example: as for `layer_macs`.
@@ -85,11 +86,11 @@ def _listed(names: Sequence[str], shown: int = 3) -> str:
 
 @torch.no_grad()
 def layer_macs(
-    net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...], example: Tensor | None = None
+    net: nn.Module, weights: Mapping[str, Sequence[int]], shape: tuple[int, ...], example: Any = None
 ) -> dict[str, int]:
     """Multiply-accumulates of each weight for one input of `shape`, zeros included. weights: shapes by name.
 
-    example: two inputs (2, *shape); default: zeros.
+    example: inputs of two items, as `nets.call` passes them; default: zeros (2, *shape).
     """
     owners: dict[str, list[str]] = {}
     for name in weights:
@@ -116,10 +117,10 @@ def layer_macs(
 
     device, was_training = next(net.parameters()).device, net.training
     # Two: a dynamic layer leaves out filters for one.
-    inputs = torch.zeros(2, *shape, device=device) if example is None else example.to(device)
+    inputs = torch.zeros(2, *shape, device=device) if example is None else moved(example, device)
     handles = [net.get_submodule(owner).register_forward_hook(count(owner)) for owner in owners]
     try:
-        net.eval()(inputs)
+        call(net.eval(), inputs)
         for handle in handles:
             handle.remove()
         if silent := [name for name, found in macs.items() if not found]:
@@ -128,7 +129,7 @@ def layer_macs(
         net.train(was_training)
         for handle in handles:
             handle.remove()
-    return {name: count // len(inputs) for name, count in macs.items()}
+    return {name: count // length_of(inputs) for name, count in macs.items()}
 
 
 def _looks_up(module: nn.Module) -> bool:
@@ -159,13 +160,13 @@ class _Operations(TorchDispatchMode):
         return out
 
 
-def _by_operation(net: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, int]:
+def _by_operation(net: nn.Module, names: Sequence[str], inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of weights whose modules are not called, counted by torch's FLOP formulas."""
     parameters, fast = dict(net.named_parameters()), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch does not count the fused operation
     try:
         with _Operations({name: parameters[name] for name in names}) as mode:
-            net(inputs)
+            call(net, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     found: dict[str, int] = mode.found
@@ -173,7 +174,7 @@ def _by_operation(net: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[
 
 
 @contextmanager
-def on_average(net: nn.Module, example: Tensor) -> Iterator[Callable[[], int]]:
+def on_average(net: nn.Module, example: Any) -> Iterator[Callable[[], int]]:
     """Count what the inputs of a dynamic network choose, as they pass; gives a function that returns the mean MACs of one.
 
     Those of the filters that win, on channels that are not zero, and those of the gates; layers without one in full.
@@ -201,13 +202,13 @@ def on_average(net: nn.Module, example: Tensor) -> Iterator[Callable[[], int]]:
             handle.remove()
 
 
-def all_macs(net: nn.Module, example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every counted weight, prunable or not pruned, for one of the inputs `example` (batch, ...)."""
+def all_macs(net: nn.Module, example: Any) -> dict[str, int]:
+    """Multiply-accumulates of every counted weight, prunable or not pruned, for one item of the inputs `example`."""
     weights = prunable(net)
     names, parameters = {*weights, *left_whole(net, weights)}, net.named_parameters()
     return layer_macs(
         net,
         {name: tuple(parameter.shape) for name, parameter in parameters if name in names},
-        tuple(example.shape[1:]),
+        (),
         example,
     )

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from subnet_search.core.nested import map_tensors, tensors_in
 from subnet_search.core.timing import Latency, in_turn
+from subnet_search.nets import call
 
 
 def latency(
@@ -16,13 +19,14 @@ def latency(
     batch: int = 1,
     threads: int = 1,
     *,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     seconds: float = 1.0,
     passes: int = 50,
 ) -> Latency:
     """Time forward passes in evaluation mode on the network's device.
 
-    inputs: (batch, *shape); default: random. threads: CPU threads. Ends after `passes` timed passes, or after `seconds` if
+    inputs: as `nets.call` passes them; default: random (batch, *shape).
+    threads: CPU threads. Ends after `passes` timed passes, or after `seconds` if
     that is sooner; at least one pass is timed after a warm-up pass. The number of threads and the network's mode are
     restored. To compare networks use `latencies`, since other load on the machine affects the times.
     """
@@ -36,7 +40,7 @@ def latencies(
     batch: int = 1,
     threads: int = 1,
     *,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     seconds: float = 1.0,
     passes: int = 50,
 ) -> list[Latency]:
@@ -63,14 +67,14 @@ def on_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _as_taken(inputs: Tensor, net: nn.Module) -> Tensor:
+def _as_taken(inputs: Any, net: nn.Module) -> Any:
     """Inputs on the network's device, floating-point inputs also in its precision."""
-    like = next(net.parameters(), inputs)
-    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
+    like = next(net.parameters(), next(tensor for _, tensor in tensors_in(inputs)))
+    return map_tensors(lambda one: one.to(like) if one.is_floating_point() else one.to(like.device), inputs)
 
 
-def _pass(net: nn.Module, inputs: Tensor) -> None:
+def _pass(net: nn.Module, inputs: Any) -> None:
     """One forward pass, including GPU synchronisation."""
-    net(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
+    call(net, inputs)
+    if (first := next(tensor for _, tensor in tensors_in(inputs))).is_cuda:
+        torch.cuda.synchronize(first.device)

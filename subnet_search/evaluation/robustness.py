@@ -32,7 +32,7 @@ from torch import Tensor
 
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.rng import generator
-from subnet_search.data import Split, prepare
+from subnet_search.data import Items, Split, prepare
 from subnet_search.data.normalisation import INDICES
 from subnet_search.nets import logits_of
 
@@ -56,7 +56,7 @@ CORRUPTIONS: dict[str, tuple[float, ...]] = {
 def noise_curve(
     forward: Forward,
     reference: Forward | None,
-    split: Split,
+    split: Split | Items,
     mean: Tensor | None,
     std: Tensor | None,
     levels: Sequence[float] = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
@@ -70,6 +70,8 @@ def noise_curve(
     softmax outputs, 0 to 1.41); the last two are None without a reference.
     Raises UserError for a level below 0, and for indices, such as token ids.
     """
+    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
+        raise UserError("noise is added to inputs that are one tensor in memory")
     if split.inputs.dtype in INDICES:
         raise UserError(f"noise is added to float inputs, and these are {split.inputs.dtype}")
     rows = []
@@ -95,7 +97,7 @@ def noise_curve(
 @torch.no_grad()
 def corruption_table(
     forward: Forward,
-    split: Split,
+    split: Split | Items,
     mean: Tensor | None,
     std: Tensor | None,
     severities: Sequence[int] = (1, 2, 3, 4, 5),
@@ -106,6 +108,8 @@ def corruption_table(
     split: uint8 images (N, 1 or 3, H, W) of at least 8x8 pixels. names: corruptions (None: all). Other arguments as in
     `noise_curve`. Raises UserError for other inputs, an unknown name, or a severity that is not 1 to 5.
     """
+    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
+        raise UserError("corruptions need images in memory")
     images, kinds = split.inputs, list(CORRUPTIONS if names is None else names)
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
         found = f"{images.dtype} of shape {tuple(images.shape)}"

@@ -21,7 +21,7 @@ from subnet_search.data import DataSpec
 from subnet_search.extraction.config_file import DEFAULTS
 from subnet_search.extractors import Extractor, create
 from subnet_search.nets import NetworkSpec
-from subnet_search.tasks import Classification
+from subnet_search.tasks import Classification, Task, create_task
 from subnet_search.topology.units import parse
 from subnet_search.training import Recipe
 
@@ -31,6 +31,9 @@ def _with_name(extractor: Extractor, dump: Serialize) -> dict[str, Any]:
 
 
 AnyExtractor = Annotated[SerializeAsAny[Extractor], BeforeValidator(create), WrapSerializer(_with_name)]
+
+
+AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(create_task)]
 
 
 DEFAULT_UNITS = {"weight": "weight", "channel": "channel", "n:m": "2:4", "block": "block:4"}
@@ -47,7 +50,7 @@ class RunConfig(Settings):
     """The network to prune."""
     data: DataSpec = DataSpec(name=DEFAULTS["data"])
     """The data to train and evaluate on."""
-    task: Classification = Classification()
+    task: AnyTask = Classification()
     """What the network is trained for."""
     extractor: AnyExtractor = Field(default_factory=lambda: create(DEFAULTS["extractor"]))
     """The method, and its hyperparameters."""

@@ -1,6 +1,5 @@
 """Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, cost, latency."""
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -8,12 +7,11 @@ from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError
+from subnet_search.data import in_order
 from subnet_search.deploy.benchmark import advice, measured, without_dead
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised, normalised
-from subnet_search.deploy.rebuild import data_of, dense_of
-from subnet_search.evaluation import quality
-from subnet_search.evaluation.accuracy import logits
+from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import corruption_table, noise_curve
 from subnet_search.nets import opened
@@ -25,6 +23,7 @@ def evaluate(
     *,
     network: nn.Module | str | None = None,
     data: Any = None,
+    task: Any = None,
     noise: bool = False,
     corruptions: bool = False,
     latency: bool = False,
@@ -34,6 +33,7 @@ def evaluate(
     network       a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
     data          another data set than the run's; images are normalised as in the run. Of data from Python without parts, the
                   split "test" is all of it
+    task          the run's task, if it is one of your own
     noise         add accuracy under uniform noise
     corruptions   add accuracy under common corruptions, by kind and severity
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
@@ -47,8 +47,10 @@ def evaluate(
     origin = subnetwork.origin
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()
-    given = data_of(subnetwork, data, all_is_test=split == "test")
-    if given.shape != origin.shape or given.classes > origin.classes:
+    task = task_of_run(subnetwork, task)
+    given = data_of(subnetwork, data, task, all_is_test=split == "test")
+    one = origin.input_spec is None
+    if (one and given.shape != origin.shape) or (origin.logits is not None and given.classes > origin.classes):
         raise UserError(
             f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
             f"the subnetwork takes {origin.shape} and {origin.classes}"
@@ -58,9 +60,9 @@ def evaluate(
         raise UserError(f"{given.name} has no test split")
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
-    with on_average(net, subnetwork.inputs(2)) as macs:
-        found = quality(logits(net, chosen, *scaled), chosen.labels)
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **asdict(found)}
+    with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
+        found = task.measure(net, in_order(chosen, *scaled))
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found}
     if origin.dynamic:
         record["kept_macs"] = macs()
     inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images

@@ -8,7 +8,7 @@ from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError
-from subnet_search.data import Data, DataSpec, from_user
+from subnet_search.data import Data, DataSpec
 from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
@@ -17,6 +17,7 @@ from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
 from subnet_search.extractors import Clock, Extractor
 from subnet_search.nets import NetworkSpec
+from subnet_search.tasks import load_data
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Recipe
 
@@ -31,17 +32,17 @@ def extract(
     init: str | None = None,
     unit: str | None = None,
     target: dict[str, float] | None = None,
-    task: str | dict[str, Any] | None = None,
+    task: Any = None,
     round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **hyperparameters: Any,
 ) -> Subnetwork:
-    """Find a subnetwork of a network on classification data.
+    """Find a subnetwork of a network.
 
     network          a torch module (copied, never changed), or a name such as "conv2" or "torchvision:resnet18"
-    data             a name, a pair (inputs, labels) of tensors, a Dataset, a DataLoader, or the result of `load_data`; or
-                     parts of these, (train, val, test) or {"train": ..., "val": ..., "test": ...}
+    data             a name, a pair (inputs, labels) of tensors, a mapping of tensors, a Dataset, a DataLoader, or the result
+                     of `load_data`; or parts of these, (train, val, test) or {"train": ..., "val": ..., "test": ...}
     extractor        name of a method, with its hyperparameters as keyword arguments, or an Extractor object
     recipe           training settings; the default of each is the method's published setting, and that of the batch size
                      a DataLoader's
@@ -49,7 +50,8 @@ def extract(
     init             initialisation: "signed_constant", "kaiming_normal", ...; default: keep the weights of a module
     unit             what is pruned together: "weight", "channel", "2:4", "block:16"; default: the method's first unit
     target           the density as a fraction of units, parameters or FLOPs: {"flops": 0.5}
-    task             "classification", or its settings: {"class_weights": "balanced"}
+    task             a name such as "regression"; {"name": ..., setting: value}; or an object of your own with the methods
+                     loss(network, batch) and metrics(network, batch), see `tasks.UserTask`. Default: classification
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
@@ -74,7 +76,9 @@ def extract(
     if named:
         settings["data"] = data
     config = check(RunConfig, settings)
-    return run(config, out, resume=resume, module=module, init=init or "keep", data=None if named else from_user(data))
+    return run(
+        config, out, resume=resume, module=module, init=init or "keep", data=None if named else load_data(data, config.task)
+    )
 
 
 def run(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from subnet_search.artifact import Origin
+from subnet_search.artifact.input_spec import spec_of
 from subnet_search.core.tensor_files import digest
 from subnet_search.data import Data
 from subnet_search.extraction.config import RunConfig
@@ -49,26 +50,31 @@ def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data
     }
 
 
-def _range(data: Data) -> tuple[float, float]:
-    """Smallest and largest input value after normalisation; for images, of any possible pixel."""
+def _range(data: Data) -> tuple[float | None, float | None]:
+    """Smallest and largest input value after normalisation; for images, of any possible pixel. None: not one tensor."""
     if data.mean is None or data.std is None:
-        return float(data.train.inputs.min()), float(data.train.inputs.max())
+        return (found.low, found.high) if (found := data.input_range) else (None, None)
     return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
 
 
-def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data) -> Origin:
-    """The origin record that a subnetwork file stores."""
+def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, outputs: int | None, example: Any) -> Origin:
+    """The origin record that a subnetwork file stores.
+
+    outputs: the number that the task needs. example: inputs of two items, as passed to the network.
+    """
+    one = isinstance(example, Tensor)
     scaled = None if spec else config.extractor.target_density if init == "scaled" else None
     low, high = _range(data)
     return Origin(
         network=spec,
         init=str(spec.init) if spec else init,
         init_density=spec.init_density if spec else scaled,
-        shape=data.shape,
-        classes=data.classes,
+        shape=tuple(example.shape[1:]) if one else (),
+        input_spec=None if one else spec_of(example),
+        classes=outputs or 0,
         class_names=data.class_names,
         task=config.task.model_dump(mode="json"),
-        dtype=str(data.examples(1).dtype).removeprefix("torch."),
+        dtype=str(example.dtype).removeprefix("torch.") if one else "float32",
         low=low,
         high=high,
         data=data.spec.model_dump(mode="json") if data.spec else None,

@@ -9,9 +9,7 @@ import torch
 
 from subnet_search.artifact import Origin, Subnetwork
 from subnet_search.core.errors import Interrupted, UserError
-from subnet_search.data import Data, Split
-from subnet_search.evaluation import Quality
-from subnet_search.evaluation.accuracy import logits
+from subnet_search.data import Data, Items, Split
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.extraction.provenance import named
 from subnet_search.extractors import Extractor
@@ -23,27 +21,30 @@ log = logging.getLogger(__name__)
 
 
 def subnetworks(
-    supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor]
+    supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor], example: Any
 ) -> list[Subnetwork]:
-    """One subnetwork for each method, from the trained supernet; the first method is the one that trained it."""
+    """One subnetwork for each method, from the trained supernet; the first method is the one that trained it.
+
+    example: inputs of two items, as passed to the network.
+    """
     here, first = data.to(supernet.device), methods[0]
     records = []
     for method in methods:
         supernet.extractor = method
         val = outcome.val if method is first else evaluate(supernet, here, here.val)
-        records.append(_record(supernet, here, outcome, val))
+        records.append(_record(supernet, here, outcome, val, example))
     test, problem = _test_split(data, supernet.device)
     found = []
     for method, record in zip(methods, records, strict=True):
         supernet.extractor = method
         record["test_error"] = problem
         if test is not None:
-            record["test_accuracy"] = evaluate(supernet, here, test).accuracy
+            record[f"test_{supernet.task.leading}"] = evaluate(supernet, here, test)[supernet.task.leading]
         found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
 
 
-def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | None]:
+def _test_split(data: Data, device: torch.device) -> tuple[Split | Items | None, str | None]:
     """The test split on the device, and the reason if it cannot be read: an error must not discard the training."""
     test, problem = None, None
     try:
@@ -55,24 +56,22 @@ def _test_split(data: Data, device: torch.device) -> tuple[Split | None, str | N
         problem = str(error).partition("\n")[0]
     if any_rank(problem is not None):
         test, problem = None, problem or "another process could not read the test split"
-        log.warning("the test accuracy was not measured: %s", problem)
+        log.warning("the test split was not measured: %s", problem)
     return test, problem
 
 
-def _record(supernet: Supernet, data: Data, outcome: Outcome, val: Quality) -> dict[str, Any]:
+def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any], example: Any) -> dict[str, Any]:
     units = supernet.final()
     masks = supernet.weight_masks(units)
-    counted = cost(supernet.net, masks, data.shape, data.examples())
+    counted = cost(supernet.net, masks, data.shape, example)
     if supernet.extractor.dynamic:
-        with on_average(supernet.net, data.examples()) as macs:
-            logits(supernet.evaluator(), data.val, data.mean, data.std)
+        with on_average(supernet.net, example) as macs:
+            evaluate(supernet, data, data.val)
         counted = replace(counted, kept_macs=macs())
+    task = supernet.task
     return {
-        "test_accuracy": None,
-        "val_accuracy": val.accuracy,
-        "val_nll": val.nll,
-        "val_ece": val.ece,
-        "val_balanced_accuracy": val.balanced_accuracy,
+        f"test_{task.leading}": None,
+        **{f"val_{name}": val[name] for name in task.directions if name in val},
         "epoch": outcome.epoch,
         "steps": outcome.steps,
         "probe_steps": outcome.probe_steps,

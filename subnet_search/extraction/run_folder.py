@@ -11,18 +11,18 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
-from torch import Tensor
 
 from subnet_search.artifact import Subnetwork
+from subnet_search.artifact.input_spec import save_examples
 from subnet_search.artifact.mask_file import save_masks
-from subnet_search.artifact.subnetwork import INPUTS, Weights, save_examples
+from subnet_search.artifact.subnetwork import INPUTS, Weights
 from subnet_search.core.documents import dump, plain, read_file, read_json
 from subnet_search.core.errors import RunError, UserError, reading
 from subnet_search.core.tensor_files import header_of, remove_temporary, write_atomically
@@ -144,7 +144,7 @@ class RunFolder:
                     folder.rmdir()
             raise
 
-    def save_examples(self, examples: Tensor) -> None:
+    def save_examples(self, examples: Any) -> None:
         """Save a few inputs, for checking exports."""
         if self._written and self.saves:
             save_examples(self._written / INPUTS, examples)
@@ -163,7 +163,7 @@ class RunFolder:
                 write_atomically(path, "".join(kept).encode())
             trimmed = True
             with open(path, "a") as file:
-                file.write(json.dumps(asdict(epoch)) + "\n")
+                file.write(json.dumps(epoch.plain()) + "\n")
             if on_epoch:
                 on_epoch(epoch)
 

@@ -11,6 +11,7 @@ from torch import nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import state_in
 from subnet_search.core.errors import UserError, invalid
+from subnet_search.core.nested import map_tensors, moved
 from subnet_search.data import Data, load
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import identity_of, origin_of
@@ -18,8 +19,9 @@ from subnet_search.extraction.result import subnetworks
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
-from subnet_search.nets import NetworkSpec, build, check_batch_norm, check_output, initialise, make_dynamic, own_copy
+from subnet_search.nets import NetworkSpec, build, check_batch_norm, initialise, make_dynamic, own_copy
 from subnet_search.structure.units_of_network import units_of
+from subnet_search.tasks import Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
@@ -51,28 +53,34 @@ class RunSession:
         densities: Sequence[float] = (),
     ) -> None:
         self.config, self.folder, self.module = config, folder, module
-        own = {"network": module is not None, "data": data is not None and data.spec is None}
+        own_task = isinstance(config.task, UserTask) and not config.task.by_name
+        own = {"network": module is not None, "data": data is not None and data.spec is None, "task": own_task}
         self.passed_in = [key for key, given in own.items() if given]  # by the caller: not in the configuration
-        self.data = data or local_first(lambda: load(config.data))
-        net, spec = make_network(config, module, init, self.data)
-        self.origin = origin_of(config, spec, init, self.data)
+        self.data = data or local_first(lambda: load(config.data, config.task.kind_of_labels))
+        task = config.task.fitted(self.data, "cpu")
+        net, spec = make_network(config, module, init, self.data, task)
+        name, outputs = spec.name if spec else type(net).__name__, task.outputs(self.data)
+        self.examples = inputs_sent(net, task, self.data.first(EXAMPLES), name, outputs)
+        example = map_tensors(lambda tensor: tensor[:2], self.examples)
+        self.origin = origin_of(config, spec, init, self.data, outputs, example)
         if folder.keeps_subnetwork:
             check_storable(config, self.origin.init)
         images = getattr(config.extractor, "images", None)  # batch size for gradients before training
         if config.recipe.epochs or images:
             smallest = min(config.recipe.batch_size, len(self.data.train), images or len(self.data.train))
-            check_batch_norm(net, self.data.shape, smallest // rank_and_world()[1])
+            check_batch_norm(net, map_tensors(lambda tensor: tensor[:1], example), smallest // rank_and_world()[1])
         units = units_of(
             config.unit,
             net,
             self.data.shape,
             measure=next(iter(config.target or ["units"])),
             round_to=config.round_to,
-            example=self.data.examples(),
+            example=example,
         )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
-        criterion = config.task.criterion(self.data, config.recipe.device)
-        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, criterion)
+        task = config.task.fitted(self.data, config.recipe.device)
+        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task)
+        self.example = moved(example, self.supernet.device)
         self.learners = at_densities(self.supernet, densities)
 
     def run(
@@ -91,8 +99,7 @@ class RunSession:
             if resume and (done := folder.finished(config.weights, self.learners)):
                 return done
             with folder.removed_on_user_error():
-                examples = self.data.examples(EXAMPLES).cpu()
-                folder.save_examples(examples)
+                folder.save_examples(self.examples)
                 outcome = train(
                     self.supernet,
                     self.data,
@@ -106,8 +113,8 @@ class RunSession:
                     should_stop=should_stop,
                 )
             methods = [config.extractor, *self.learners.values()]
-            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods)
-            subnet, *others = (replace(one, examples=examples, module=self.module) for one in found)
+            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example)
+            subnet, *others = (replace(one, examples=self.examples, module=self.module) for one in found)
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
 
 
@@ -154,17 +161,18 @@ def _chooses_in_the_end(method: type[Extractor]) -> bool:
     return issubclass(method, RelevanceLearner) and method.has_density() and not method.paradigm.trains_after
 
 
-def make_network(config: RunConfig, module: nn.Module | None, init: str, data: Data) -> tuple[nn.Module, NetworkSpec | None]:
+def make_network(
+    config: RunConfig, module: nn.Module | None, init: str, data: Data, task: Task
+) -> tuple[nn.Module, NetworkSpec | None]:
     """The initialised network of a resolved configuration and its spec; or a copy of `module` and None."""
     if torch.is_inference_mode_enabled():
         raise UserError("training is not possible inside torch.inference_mode(): call this outside of it")
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
-        net = build(config.network, data.shape, data.classes, config.seed, state)
-        check_output(net, data.shape, data.classes, config.network.name, data.examples())
+        net = build(config.network, data.shape, task.outputs(data), config.seed, state)
         return _gated(net, config, data), config.network
     net = own_copy(module)
-    check_output(net, data.shape, data.classes, example=data.examples())
+    inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
     density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)
     return _gated(net, config, data), None

@@ -5,8 +5,17 @@ from subnet_search.nets.checkpoints import read_state
 from subnet_search.nets.copying import own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
-from subnet_search.nets.outputs import LogitsOnly, check_logits, logits_of
-from subnet_search.nets.spec import NetworkSpec, build, check_output, is_ours, network_names
+from subnet_search.nets.outputs import (
+    LogitsOnly,
+    arguments,
+    call,
+    check_accepts,
+    check_logits,
+    compared,
+    logits_of,
+    not_accepted,
+)
+from subnet_search.nets.spec import NetworkSpec, build, is_ours, network_names
 from subnet_search.nets.weights import left_whole, prunable
 
 __all__ = [
@@ -14,10 +23,13 @@ __all__ = [
     "InitName",
     "LogitsOnly",
     "NetworkSpec",
+    "arguments",
     "build",
+    "call",
+    "check_accepts",
     "check_batch_norm",
     "check_logits",
-    "check_output",
+    "compared",
     "gated_layers",
     "initial_weight",
     "initialise",
@@ -26,6 +38,7 @@ __all__ = [
     "logits_of",
     "make_dynamic",
     "network_names",
+    "not_accepted",
     "noting_saliency",
     "opened",
     "own_copy",

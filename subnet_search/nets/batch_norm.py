@@ -8,13 +8,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import moved
+from subnet_search.nets.outputs import call
 
 
 @torch.no_grad()
-def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) -> None:
+def check_batch_norm(net: nn.Module, inputs: Any, batch_size: int) -> None:
     """Raise UserError when a batch norm layer would see one value a channel in a training batch of this size.
 
-    shape: of one input. Layers that stay in evaluation mode after `net.train()` accept any batch. Returns at once for
+    inputs: of one item, as `call` passes them.
+    Layers that stay in evaluation mode after `net.train()` accept any batch. Returns at once for
     batches of two items or more.
     """
     if batch_size > 1:
@@ -24,14 +27,14 @@ def check_batch_norm(net: nn.Module, shape: tuple[int, ...], batch_size: int) ->
     layers = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm) and module.training}
     single: list[str] = []
 
-    def check_input(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(inputs[0], Tensor) and inputs[0].dim() > 1 and inputs[0].numel() == inputs[0].shape[1]:
+    def check_input(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(args[0], Tensor) and args[0].dim() > 1 and args[0].numel() == args[0].shape[1]:
             single.append(name)
 
     hooks = [layer.register_forward_pre_hook(partial(check_input, name)) for name, layer in layers.items()]
     try:
-        device = next((parameter.device for parameter in net.parameters()), None)
-        net.eval()(torch.zeros(1, *shape, device=device))
+        device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+        call(net.eval(), moved(inputs, device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -16,7 +16,6 @@ from subnet_search.core.settings import Settings
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
 from subnet_search.nets.init import InitName, initialise
-from subnet_search.nets.outputs import check_logits
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 NETWORKS: dict[str, Factory] = {
@@ -95,11 +94,13 @@ def is_ours(name: str) -> bool:
 
 
 def build(
-    spec: NetworkSpec, shape: tuple[int, ...], classes: int, seed: int, state: Mapping[str, Tensor] | None = None
+    spec: NetworkSpec, shape: tuple[int, ...], classes: int | None, seed: int, state: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
     """Build the network of a resolved spec and initialise its weights from `seed`, or from `state`, read from `spec.state`.
 
-    shape: of one input. Factories of torchvision and of users draw from torch's global generator, which is seeded here and
+    shape: of one input; empty where inputs are not one tensor. classes: the number of outputs, passed to factories as
+    `num_classes`; None: not known, and not passed.
+    Factories of torchvision and of users draw from torch's global generator, which is seeded here and
     restored afterwards. Raises UserError when the factory does not exist or does not accept its options, and when the
     state does not fit the network.
     """
@@ -122,8 +123,10 @@ def _sha256(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror} (network.state)") from error
 
 
-def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int | None) -> nn.Module:
     if spec.name in NETWORKS:
+        if classes is None:
+            raise UserError(f"{spec.name} needs the number of outputs, which the task does not give: use a network of your own")
         if len(shape) != 3:
             raise UserError(
                 f"{spec.name} needs images (channels, height, width); one input of this data has shape {tuple(shape)}"
@@ -131,7 +134,7 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int) -> nn.Mo
         if min(shape[1:]) < 8:
             raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
         return NETWORKS[spec.name]((shape[0], shape[1], shape[2]), classes)
-    options: dict[str, Any] = {"num_classes": classes, **spec.options}
+    options: dict[str, Any] = {**({} if classes is None else {"num_classes": classes}), **spec.options}
     own = None if spec.name.startswith("torchvision:") else _factory(spec.name)
     try:
         net = own(**options) if own else _torchvision(spec.name.removeprefix("torchvision:"), options)
@@ -169,25 +172,3 @@ def _factory(name: str) -> Callable[..., Any]:
     if not callable(factory):
         raise UserError(f"{module} has no function {attribute!r} (network {name!r})")
     return factory  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def check_output(net: nn.Module, shape: tuple[int, ...], classes: int, name: str = "", example: Tensor | None = None) -> None:
-    """Run a forward pass. Raises UserError unless it returns logits (batch, at least `classes`).
-
-    example: inputs (batch, *shape); default: two inputs of zeros.
-    """
-    name, was_training = name or type(net).__name__, net.training
-    try:
-        device = next((p.device for p in net.parameters()), None)
-        out = net.eval()(torch.zeros(2, *shape, device=device) if example is None else example.to(device))
-    except Exception as error:  # anything that a user's forward pass raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        kind, hint = "", ""
-        if example is not None and not example.is_floating_point():
-            kind = f"{str(example.dtype).removeprefix('torch.')} "
-            hint = "; indices are passed as they are: if they are measurements, pass inputs.float()"
-        raise UserError(f"{name} does not accept {kind}inputs of shape {tuple(shape)}: {reason}{hint}") from error
-    finally:
-        net.train(was_training)
-    check_logits(out, classes, name)

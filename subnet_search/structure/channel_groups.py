@@ -18,6 +18,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parallel import DistributedDataParallel
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import map_tensors
+from subnet_search.nets import call
 from subnet_search.structure.attention_heads import heads
 from subnet_search.structure.dependency_graph import graph
 from subnet_search.structure.verify_groups import failed_groups, first_line
@@ -44,8 +46,8 @@ class Coupling:
         return next(others, "")
 
 
-def couple(net: nn.Module, example: Tensor) -> Coupling:
-    """Find the groups of channels of a network in evaluation mode. example: inputs, (batch, ...).
+def couple(net: nn.Module, example: Any) -> Coupling:
+    """Find the groups of channels of a network in evaluation mode. example: inputs, as `nets.call` passes them.
 
     The network's outputs are in no group. Raises UserError for a network that cannot be traced.
     """
@@ -62,7 +64,7 @@ def couple(net: nn.Module, example: Tensor) -> Coupling:
     return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
 
 
-def _traced(net: nn.Module, example: Tensor) -> tuple[list[Group], dict[str, str], dict[str, str]]:
+def _traced(net: nn.Module, example: Any) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """Groups; reasons why others cannot be removed; and for groups whose channels are reordered, the reason if they fail."""
     shared = [name for name, count in _owners(net).items() if count > 1]
     if shared:
@@ -97,7 +99,7 @@ def _moved(items: list[Any]) -> str | None:
 
 
 @torch.no_grad()
-def _check_fixed_path(net: nn.Module, example: Tensor) -> None:
+def _check_fixed_path(net: nn.Module, example: Any) -> None:
     """Raise UserError when the layers that run depend on the inputs: a trace would miss some of them."""
     ran: list[str] = []
     handles = [
@@ -107,10 +109,10 @@ def _check_fixed_path(net: nn.Module, example: Tensor) -> None:
     ]
     paths = []
     try:
-        for inputs in (example, -example, torch.zeros_like(example), 10 * example):
+        for inputs in (example, *(map_tensors(change, example) for change in (_negative, torch.zeros_like, _tenfold))):
             ran.clear()
             try:
-                net(inputs)
+                call(net, inputs)
             except Exception as error:  # anything that a user's forward pass raises
                 if inputs is example:
                     raise _untraceable(error) from error
@@ -124,6 +126,14 @@ def _check_fixed_path(net: nn.Module, example: Tensor) -> None:
         others = sorted(set[str]().union(*all_ran) - all_ran[0].intersection(*all_ran))
         named = f" ({', '.join(others)} not always)" if others else ""
         raise UserError(f"cannot trace the channels of this network: the layers that run depend on its inputs{named}")
+
+
+def _negative(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.bool else -tensor
+
+
+def _tenfold(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.bool else 10 * tensor
 
 
 def _untraceable(error: Exception) -> UserError:

@@ -5,12 +5,14 @@ compared with the masked network's before it is returned.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError
-from subnet_search.nets import logits_of
+from subnet_search.core.nested import length_of
+from subnet_search.nets import call, compared
 from subnet_search.structure.channel_groups import Coupling, couple
 from subnet_search.structure.shrink import remove_channels
 from subnet_search.structure.verify_groups import WRITTEN, first_line
@@ -19,12 +21,12 @@ from subnet_search.topology.channels import Group
 TOLERANCE = 1e-4  # between the logits of both, relative to the largest
 
 
-def compact(net: nn.Module, example: Tensor, coupling: Coupling | None = None) -> nn.Module:
-    """A copy of a network without the channels that no weight reads. example: inputs, (batch, ...).
+def compact(net: nn.Module, example: Any, coupling: Coupling | None = None) -> nn.Module:
+    """A copy of a network without the channels that no weight reads. example: inputs, as `nets.call` passes them.
 
     Raises UserError when there is no such channel, or the network cannot be traced; RunError when the outputs differ.
     """
-    if len(example) == 0:
+    if length_of(example) == 0:
         raise UserError("the example is empty: pass a batch of inputs")
     coupling = coupling or couple(net, example)
     gone = _gone(net.state_dict(), coupling)
@@ -37,7 +39,7 @@ def compact(net: nn.Module, example: Tensor, coupling: Coupling | None = None) -
     return small
 
 
-def check_same(net: nn.Module, small: nn.Module, example: Tensor) -> float:
+def check_same(net: nn.Module, small: nn.Module, example: Any) -> float:
     """The largest difference between the logits of both networks, relative to the largest logit.
 
     Raises RunError above TOLERANCE.
@@ -49,11 +51,11 @@ def check_same(net: nn.Module, small: nn.Module, example: Tensor) -> float:
 
 
 @torch.no_grad()
-def difference_between(net: nn.Module, other: nn.Module, example: Tensor) -> float:
+def difference_between(net: nn.Module, other: nn.Module, example: Any) -> float:
     """The largest difference between two networks' outputs in evaluation mode, relative to the largest output."""
     modes = net.training, other.training
     try:
-        expected, found = logits_of(net.eval()(example)), logits_of(other.eval()(example))
+        expected, found = compared(call(net.eval(), example)), compared(call(other.eval(), example))
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from subnet_search.nets import call
 
-def graph(net: nn.Module, example: Tensor) -> Any:
+
+def graph(net: nn.Module, example: Any) -> Any:
     """A torch_pruning.DependencyGraph of a network in evaluation mode. Raises what the forward pass raises."""
     from torch_pruning import DependencyGraph
     from torch_pruning.dependency.index_mapping import _FlattenIndexMapping
@@ -54,7 +56,7 @@ def graph(net: nn.Module, example: Tensor) -> Any:
     found = Graph()
     recurrent = dict.fromkeys((nn.RNN, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell), found.REGISTERED_PRUNERS[OPTYPE.LSTM])
     with _recurrent_layers_as_one(net):
-        return found.build_dependency(net, example, customized_pruners=recurrent)
+        return found.build_dependency(net, example, forward_fn=call, customized_pruners=recurrent)
 
 
 def _between(one: Any, node: Any) -> list[tuple[Any, Any]]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import left_whole, prunable
 from subnet_search.structure.channel_groups import couple
@@ -29,11 +30,11 @@ def units_of(
     *,
     measure: Measure = "units",
     round_to: int | None = None,
-    example: Tensor | None = None,
+    example: Any = None,
 ) -> Units:
     """The units of a network with inputs of `shape`. measure: what densities are fractions of (units, parameters, FLOPs).
 
-    example: inputs (batch, *shape) to trace the network with; default: random ones, or zeros.
+    example: inputs, as `nets.call` passes them, to trace the network with; default: random ones, or zeros.
     Raises UserError for an unknown unit, and for one that this network does not have.
     """
     weights = prunable(net)
@@ -51,7 +52,7 @@ def units_of(
 
 
 def _prices(
-    net: nn.Module, shapes: Shapes, shape: tuple[int, ...], measure: Measure, example: Tensor | None
+    net: nn.Module, shapes: Shapes, shape: tuple[int, ...], measure: Measure, example: Any
 ) -> tuple[dict[str, float] | None, float]:
     """The cost of a weight of each layer, and of all parameters not pruned; (None, 0) when units are counted."""
     if measure == "units":
@@ -66,7 +67,7 @@ def _prices(
     return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
 
 
-def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Tensor | None) -> list[Group]:
+def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Any) -> list[Group]:
     """The groups of channels that can be removed and that are read by prunable weights only."""
     coupling = couple(net, _inputs_to_trace(net, shape, example))
     groups = [
@@ -81,9 +82,11 @@ def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], ex
 
 
 @torch.no_grad()
-def _inputs_to_trace(net: nn.Module, shape: tuple[int, ...], example: Tensor | None) -> Tensor:
+def _inputs_to_trace(net: nn.Module, shape: tuple[int, ...], example: Any) -> Any:
     """Random inputs and the example; only the example when the network does not accept random numbers."""
     device, was_training = next(net.parameters()).device, net.training
+    if example is not None and not isinstance(example, Tensor):
+        return moved(example, device)
     random = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     if example is None:
         return random

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.core.errors import UserError
-from subnet_search.nets import logits_of
+from subnet_search.core.nested import length_of
+from subnet_search.nets import call, compared
 from subnet_search.structure.shrink import remove_channels
 from subnet_search.topology.channels import Group, along
 
@@ -23,14 +25,14 @@ WRITTEN = "the forward pass contains a fixed size"
 
 
 @torch.no_grad()
-def failed_groups(net: nn.Module, example: Tensor, groups: list[Group]) -> dict[str, str]:
+def failed_groups(net: nn.Module, example: Any, groups: list[Group]) -> dict[str, str]:
     """Groups that failed verification, with the reason.
 
     Leaves batch norms in evaluation mode. Raises UserError when the outputs are not finite.
     """
     norms = [one for one in net.modules() if isinstance(one, _BatchNorm) and not isinstance(one, nn.SyncBatchNorm)]
     for norm in norms:  # batch statistics: in a deep untrained network differences would otherwise vanish before the output
-        norm.train(len(example) > 1)
+        norm.train(length_of(example) > 1)
     reasons = _bisect(partial(_hidden_dependency, net, example), groups)
     for norm in norms:  # running statistics: with those of the batch, rounding errors could be as large as the outputs
         norm.eval()
@@ -47,7 +49,7 @@ def _bisect(problem: Callable[[list[Group]], str | None], groups: list[Group]) -
     return _bisect(problem, groups[:half]) | _bisect(problem, groups[half:])
 
 
-def _hidden_dependency(net: nn.Module, example: Tensor, groups: list[Group]) -> str | None:
+def _hidden_dependency(net: nn.Module, example: Any, groups: list[Group]) -> str | None:
     """The reason if the outputs depend on the values of every other channel while the weights that read it are zero."""
     zeroed = _outputs(net, _changed(net, groups, noise=False), example)
     spread = _spread(zeroed)
@@ -57,12 +59,12 @@ def _hidden_dependency(net: nn.Module, example: Tensor, groups: list[Group]) -> 
     return None if (zeroed - noisy).abs().max() <= TOLERANCE * spread else MIXED
 
 
-def _removal_problem(net: nn.Module, example: Tensor, groups: list[Group]) -> str | None:
+def _removal_problem(net: nn.Module, example: Any, groups: list[Group]) -> str | None:
     """The reason if the network without every other channel fails, or has other outputs than with zeros."""
     zeroed = _outputs(net, _changed(net, groups, noise=False), example)
     small = remove_channels(net, {group: torch.arange(group.size) % 2 == 0 for group in groups})
     try:
-        fewer = logits_of(small(example))
+        fewer = compared(call(small, example))
     except (RuntimeError, ValueError) as error:  # sizes that do not match
         return f"{WRITTEN}: without some of them, {first_line(error)}"
     if fewer.shape != zeroed.shape:
@@ -97,11 +99,8 @@ def _changed(net: nn.Module, groups: list[Group], noise: bool) -> dict[str, Tens
     return found
 
 
-def _outputs(net: nn.Module, state: Mapping[str, Tensor], example: Tensor) -> Tensor:
-    out = logits_of(functional_call(net, dict(state), (example,)))
-    if not isinstance(out, Tensor):
-        raise UserError(f"to remove channels, a network must return logits, not {type(out).__name__}")
-    return out
+def _outputs(net: nn.Module, state: Mapping[str, Tensor], example: Any) -> Tensor:
+    return compared(call(lambda *args, **kwargs: functional_call(net, dict(state), args, kwargs), example))
 
 
 def first_line(error: Exception) -> str:

@@ -1,33 +1,39 @@
 """One class for each input: cross-entropy on logits (batch, classes)."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import field_validator, model_validator
+from pydantic import PrivateAttr, field_validator
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
-from subnet_search.core.settings import Settings
 from subnet_search.data import Data
+from subnet_search.evaluation.accuracy import quality
+from subnet_search.nets import call, check_logits, logits_of
+from subnet_search.tasks.base import LogitsTask, Network
 
-Criterion = Callable[..., Tensor]
-"""A loss: logits (batch, classes), labels (batch,) and `label_smoothing` to a scalar."""
 
-
-class Classification(Settings):
-    """Classify each input. A bare string is the name."""
+class Classification(LogitsTask):
+    """Classify each input."""
 
     name: Literal["classification"] = "classification"
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None
     """Weight of each class in the loss: one number for each class, or balanced, in inverse proportion to its number of
     training items. Default: all classes have weight 1."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    leading: ClassVar[str] = "accuracy"
+    directions: ClassVar = {
+        "accuracy": "maximize",
+        "nll": "minimize",
+        "brier": "minimize",
+        "ece": "minimize",
+        "balanced_accuracy": "maximize",
+    }
+    class_labels: ClassVar[bool] = True
+    _weights: Tensor | None = PrivateAttr(default=None)
 
     @field_validator("class_weights")
     @classmethod
@@ -35,6 +41,17 @@ class Classification(Settings):
         if isinstance(value, tuple) and (not value or min(value) < 0 or not any(value)):
             raise UserError("class weights must not be below 0, and not all be 0")
         return value
+
+    def fitted(self, data: Data, device: torch.device | str) -> Self:
+        if not data.classes:
+            raise UserError(f"{data.name}: labels must be one class index for each input")
+        weights = self.weights(data)
+        found = self.model_copy()
+        found._weights = None if weights is None else weights.to(device)
+        return found
+
+    def outputs(self, data: Data) -> int:
+        return data.classes
 
     def weights(self, data: Data) -> Tensor | None:
         """The weight of each class (classes,), with a mean of 1 over the training items if they are balanced.
@@ -44,7 +61,7 @@ class Classification(Settings):
         if self.class_weights is None:
             return None
         if self.class_weights == "balanced":
-            counts = data.train.labels.bincount(minlength=data.classes)
+            counts = data.labels().bincount(minlength=data.classes)
             return len(data.train) / (counts.count_nonzero() * counts.clamp(min=1)).float()
         if len(self.class_weights) != data.classes:
             raise UserError(
@@ -52,19 +69,26 @@ class Classification(Settings):
             )
         return torch.tensor(self.class_weights)
 
-    def criterion(self, data: Data, device: torch.device | str) -> Criterion:
-        """The loss of a batch, on `device`: the mean over its items of weight times cross-entropy.
+    def criterion(self, logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy: the mean over the items of weight times loss.
 
         It is divided by the number of items, and not by their weights, so a batch that is split over processes has the same
         loss.
         """
-        weights = self.weights(data)
-        if weights is None:
-            return F.cross_entropy
-        weights = weights.to(device)
+        if self._weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        padded = F.pad(self._weights, (0, logits.shape[1] - len(self._weights)), value=1.0)  # the network may have more outputs
+        return F.cross_entropy(logits, labels, padded, label_smoothing=label_smoothing, reduction="none").mean()
 
-        def weighted(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-            padded = F.pad(weights, (0, logits.shape[1] - len(weights)), value=1.0)  # the network may have more outputs
-            return F.cross_entropy(logits, labels, padded, label_smoothing=label_smoothing, reduction="none").mean()
+    def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
+        outputs, labels = self.logits(network, batches)
+        return asdict(quality(outputs, labels))
 
-        return weighted
+    def logits(self, network: Network, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """The logits (N, classes) and labels (N,) of all items."""
+        found = [(logits_of(call(network, inputs)), labels) for inputs, labels in map(self.split, batches)]
+        outputs, labels = zip(*found, strict=True)
+        return torch.cat(outputs), torch.cat(labels)
+
+    def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
+        check_logits(output, outputs or 1, name, when)

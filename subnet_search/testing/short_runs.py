@@ -13,13 +13,12 @@ from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import Interrupted, UserError
 from subnet_search.core.search_domains import domains
 from subnet_search.core.tensor_files import load_tensors
-from subnet_search.data import Data
-from subnet_search.evaluation import quality
-from subnet_search.evaluation.accuracy import logits
+from subnet_search.data import Data, in_order
 from subnet_search.extractors import Clock, create
 from subnet_search.extractors.base import Change, trains_weights
 from subnet_search.nets import prunable
 from subnet_search.structure.units_of_network import units_of
+from subnet_search.tasks import Classification
 from subnet_search.testing.method import Failed, Method, conv_and_pictures, topology
 from subnet_search.testing.toys import accuracy, planted, points
 from subnet_search.topology.masks import Masks
@@ -76,7 +75,7 @@ def leaves_test_data_alone(method: Method) -> None:
     subnet = method.train(method.config(), module=net, data=watched, on_epoch=on_epoch)
     if seen != [0, 0] or len(opened) != 1:
         raise Failed(f"test data were read {len(opened)} times, {seen[-1]} of them while it trained: use the probe's data only")
-    measured = accuracy(subnet.on(net), given.val.inputs, given.val.labels)
+    measured = accuracy(subnet.on(net), given.val)
     for split in ("val", "test"):
         if abs((said := subnet.metrics[f"{split}_accuracy"]) - measured) > 1e-6:
             raise Failed(
@@ -156,7 +155,8 @@ def _check_unit(method: Method, unit: str) -> None:
     cost = units.cost(topology(units, subnet))
     if method.half and abs(cost - 0.5) > units.coarseness:
         raise Failed(f"with unit {unit} asked for 0.5 it keeps {cost:.4g}: choose with net.units.keep(scores, self.density)")
-    said = quality(logits(subnet.on(net).eval(), data.val, data.mean, data.std), data.val.labels).nll
+    with torch.no_grad():
+        said = Classification().measure(subnet.on(net).eval(), in_order(data.val, data.mean, data.std))["nll"]
     if abs(said - subnet.metrics["val_nll"]) > 1e-5 * abs(said):
         raise Failed(f"with unit {unit} the file's network has another validation loss than was measured")
 
@@ -165,7 +165,7 @@ def _compare_with_interrupted(method: Method, config: Any, folder: Path, stops: 
     """A whole run, after one that was stopped at random steps and resumed each time was found to be the same."""
     net, data = conv_and_pictures()
     whole = method.train(config, out=folder / "whole", module=net, data=data)
-    loaded, x = Subnetwork.load(folder / "whole" / "subnetwork.safetensors"), data.val.inputs
+    loaded, x = Subnetwork.load(folder / "whole" / "subnetwork.safetensors"), data.val.first(len(data.val))[0]
     if loaded.sha256 != whole.sha256 or not torch.equal(loaded.on(net).eval()(x.float()), whole.on(net).eval()(x.float())):
         raise Failed(f"with unit {config.unit} its file holds another network: finish and gates must say all that it is")
     steps = whole.metrics["steps"]
@@ -256,7 +256,7 @@ def finds_a_planted_subnetwork(method: Method) -> None:
     for _ in range(20):
         masks = Masks({name: torch.rand(w.shape, generator=rng) < found.density for name, w in prunable(begun).items()})
         drawn = Subnetwork.of(begun, masks, {}, found.origin, {})
-        luck.append(accuracy(drawn.on(start), data.val.inputs, data.val.labels))
+        luck.append(accuracy(drawn.on(start), data.val))
     if found.metrics["val_accuracy"] <= max(luck):
         raise Failed(
             f"after 12 epochs its validation accuracy is {found.metrics['val_accuracy']:.3f}, and a random topology's "

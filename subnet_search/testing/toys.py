@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from subnet_search.data import Data, from_user
+from subnet_search.data import Data, Items, Split, from_user
 from subnet_search.nets import initialise, prunable
 
 
@@ -56,8 +56,9 @@ def planted(hidden: int = 96, seed: int = 0) -> tuple[nn.Sequential, Data]:
     return net, from_user((x[sure], y[sure]))
 
 
-def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+def accuracy(net: nn.Module, split: Split | Items) -> float:
     """The fraction of inputs that the network gives their label."""
+    inputs, labels = split.first(len(split))
     with torch.no_grad():
         hits: Tensor = net.eval()(inputs).argmax(1) == labels
         return hits.float().mean().item()

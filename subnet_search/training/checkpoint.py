@@ -1,6 +1,6 @@
 """Checkpoints: the state of a run that is not a function of (config, seed, step)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,23 @@ class Epoch:
     epoch: int  # counted from 1
     step: int  # steps done
     train_loss: float  # mean over the epoch's steps, with penalties
-    val_accuracy: float
-    val_loss: float  # mean negative log-likelihood
+    metrics: dict[str, float]  # of the task on the validation split: `val_accuracy`, `val_nll`
     density: float  # of prunable weights, in the validated topology
     lr: float  # at the epoch's last step
     seconds: float  # training time since the start of the run, over all resumes
     reached: bool = True  # whether the target density is reached
+
+    def plain(self) -> dict[str, Any]:
+        """All values at one level, as in metrics.jsonl."""
+        values = asdict(self)
+        return {**values, **values.pop("metrics")}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Epoch":
+        """From the values of `plain`, or of a checkpoint. Before 0.1.0, `val_nll` was called `val_loss`."""
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        rest = {"val_nll" if name == "val_loss" else name: value for name, value in values.items() if name not in own}
+        return cls(**{"metrics": rest, **own})
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Progress:
 
     step: int = 0  # steps done
     history: list[Epoch] = field(default_factory=list)
-    best: int | None = None  # epoch of the best validation accuracy since the target density was reached
+    best: int | None = None  # epoch of the best leading metric since the target density was reached
     seconds: float = 0.0
     passes: tuple[int, int] = (0, 0)  # forward and backward
     probe_steps: int = 0  # cost of gradients before training, in steps; so many first steps are not trained
@@ -97,4 +108,4 @@ def load_checkpoint(
 
 
 def _progress(saved: dict[str, Any]) -> Progress:
-    return Progress(**{**saved, "history": [Epoch(**epoch) for epoch in saved["history"]]})
+    return Progress(**{**saved, "history": [Epoch.of(epoch) for epoch in saved["history"]]})

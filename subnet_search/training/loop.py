@@ -1,24 +1,27 @@
 """The training loop of all extractors, runs and resumes."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
+from subnet_search.core.nested import moved
 from subnet_search.core.rng import derive
-from subnet_search.data import Batches, Data, Split
-from subnet_search.evaluation.accuracy import Quality, logits, quality
+from subnet_search.data import Batches, Data, Items, Split, in_order
 from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
-from subnet_search.nets import left_whole
+from subnet_search.nets import left_whole, logits_of
+from subnet_search.tasks import Recorded, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training.check_trainable import check_trainable
@@ -47,7 +50,7 @@ class Outcome:
     """The result of a training run; the tensors are in the supernet."""
 
     history: list[Epoch]
-    val: Quality  # of the kept topology and weights
+    val: dict[str, Any]  # metrics of the task for the kept topology and weights
     epoch: int  # the kept epoch: the last, or the best with early stopping; 0 without training
     steps: int  # steps of the run, `probe_steps` included
     probe_steps: int  # cost of gradients before training, in steps
@@ -116,7 +119,7 @@ def train(
 
 
 def training_step(
-    supernet: Supernet, optimizer: torch.optim.Optimizer, batches: Batches, clock: Clock, learned: list[Tensor]
+    supernet: Supernet, optimizer: torch.optim.Optimizer, batch: Any, clock: Clock, learned: list[Tensor]
 ) -> tuple[Tensor, Change | None]:
     """One training step; returns the loss and the extractor's change, which is not yet applied.
 
@@ -124,14 +127,11 @@ def training_step(
     the optimizer's step.
     """
     supernet.net.train()
-    extractor = supernet.extractor
-    inputs, labels = batches.batch(clock.step)
-    logits = supernet.forward(inputs, clock)
-    loss = None
+    extractor, network = supernet.extractor, Recorded(supernet.sampled(clock))
+    loss = supernet.task.loss(network, batch, supernet.recipe.label_smoothing)
     if isinstance(extractor, RelevanceLearner) and supernet.relevance:
-        loss = extractor.objective(logits, lambda: supernet.dense(inputs))
-    if loss is None:
-        loss = supernet.criterion(logits, labels, label_smoothing=supernet.recipe.label_smoothing)
+        replaced = extractor.objective(logits_of(network.output), lambda: logits_of(supernet.dense(network.sent())))
+        loss = loss if replaced is None else replaced
     if (penalty := extractor.penalty(supernet, clock)) is not None:
         loss = loss + penalty
     optimizer.zero_grad()
@@ -177,13 +177,18 @@ def _to_average(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iter
     yield loss
 
 
-def evaluate(supernet: Supernet, data: Data, split: Split) -> Quality:
-    """The quality of the `finish` topology on a split of `data`; both on the supernet's device.
+@torch.no_grad()
+def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, Any]:
+    """The task's metrics of the `finish` topology on a split of `data`; both on the supernet's device.
 
-    Must be called on every rank; rank 0 computes the result.
+    Must be called on every rank; rank 0 computes the result. Raises RunError when a metric is not a number.
     """
     supernet.net.eval()
-    return from_first(lambda: quality(logits(supernet.evaluator(), split, data.mean, data.std), split.labels))
+    found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
+    for name in supernet.task.directions:
+        if math.isnan(found.get(name, 0.0)):
+            raise RunError(f"the metric {name} of the task {supernet.task.name} is not a number (nan)")
+    return found
 
 
 @cache
@@ -252,9 +257,10 @@ class Run:
             factor = self.supernet.recipe.rate((clock.step - self.progress.rate_origin) / max(1, self.rate_steps - 1))
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = base * factor
+            batch = moved(self.batches.batch(clock.step), self.supernet.device)
             torch.manual_seed(derive(clock.seed, "dropout", clock.step, self.batches.rank))
             try:
-                loss, change = training_step(self.supernet, self.optimizer, self.batches, clock, self.learned)
+                loss, change = training_step(self.supernet, self.optimizer, batch, clock, self.learned)
             except NotANumber as error:
                 raise RunError(f"{error} at step {clock.step + 1}: try a lower learning rate") from error
         self._record(loss)
@@ -282,8 +288,7 @@ class Run:
             epoch=len(history) + 1,
             step=self.progress.step,
             train_loss=self.losses.sum().item() / max(1, trained),
-            val_accuracy=val.accuracy,
-            val_loss=val.nll,
+            metrics={f"val_{name}": val[name] for name in self.supernet.task.directions if name in val},
             density=self.supernet.weight_masks(masks).density,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.monotonic() - self.started,
@@ -292,11 +297,17 @@ class Run:
         history.append(epoch)
         best = self.progress.best
         searching = self.supernet.relevance and self.extractor.paradigm.trains_after
-        if epoch.reached and not searching and (best is None or epoch.val_accuracy > history[best - 1].val_accuracy):
+        if epoch.reached and not searching and (best is None or self._better(epoch, history[best - 1])):
             self.progress.best = epoch.epoch
             if self.supernet.recipe.patience:
                 self.best = {name: tensor.clone() for name, tensor in self.supernet.state().items()}
         return epoch
+
+    def _better(self, epoch: Epoch, other: Epoch) -> bool:
+        """Whether an epoch is better than another, by the task's leading metric."""
+        task = self.supernet.task
+        now, then = (one.metrics[f"val_{task.leading}"] for one in (epoch, other))
+        return now > then if task.directions[task.leading] == "maximize" else now < then
 
     def out_of_patience(self) -> bool:
         patience, best = self.supernet.recipe.patience, self.progress.best
@@ -352,7 +363,8 @@ class Run:
         """Log the parameters that are not pruned, which no density counts."""
         net = self.supernet.net
         if left_whole(net, self.supernet.weights):
-            counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, self.data.examples())
+            example = inputs_sent(net, self.supernet.task, moved(self.data.first(), self.supernet.device))
+            counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, example)
             _warn_once(in_words(counted.left_whole))
 
     def _check_density(self, masks: Masks) -> None:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import map_tensors, moved, tensors_in
 from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data
-from subnet_search.nets import check_logits, logits_of
+from subnet_search.nets import call, logits_of
+from subnet_search.tasks import Recorded, guarded_loss, inputs_sent, with_outputs
 from subnet_search.training.distributed import average, rank_and_world
 from subnet_search.training.supernet import Passes, Supernet
 
@@ -34,7 +36,7 @@ class Probe:
         """The gradient of the loss for every weight, of the weights' shapes."""
         with self._network():
             values = _leaves(weights)
-            found = _gradients(self.supernet.criterion(*self._logits(values, index, images)), values)
+            found = _gradients(self._loss(values, index, images), values)
         return self._counted(found, images, backward=1)
 
     def hessian_gradients(
@@ -43,8 +45,7 @@ class Probe:
         """The product H g of the loss's Hessian with its gradient g: the gradient of <stop(g), g>."""
         with self._network():
             values = _leaves(weights)
-            logits, labels = self._logits(values, index, images)
-            loss = self.supernet.criterion(logits / temperature, labels)
+            loss = self._loss(values, index, images, temperature)
             first = _gradients(loss, values, keep_graph=True)
             fixed = {name: gradient.detach().clone() for name, gradient in first.items()}
             average(fixed.values())
@@ -54,29 +55,36 @@ class Probe:
 
     def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
         """The gradient of sum f(1; |theta|) with respect to |w| (SynFlow), in float64: float32 overflows in deep networks."""
-        net, inputs = self.supernet.net, self.data.train.inputs
-        if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+        net = self.supernet.net
+        inputs = inputs_sent(net, self.supernet.task, moved(self.data.first(), self.supernet.device))
+        if not all(tensor.is_floating_point() for _, tensor in tensors_in(inputs)):
             raise UserError(f"{self.supernet.extractor.name} passes ones through the network, so it needs float inputs")
         with self._network():
             net.eval()
             tensors = dict((*net.named_parameters(), *net.named_buffers()))
             rest = {name: value.abs().double() for name, value in tensors.items() if value.is_floating_point()}
             values = _leaves({name: weight.abs().double() for name, weight in weights.items()})
-            ones = torch.ones(1, *self.data.shape, dtype=torch.float64, device=self.supernet.device)
-            found = _gradients(logits_of(functional_call(net, {**rest, **values}, (ones,))).sum(), values)
+            ones = map_tensors(lambda tensor: torch.ones_like(tensor[:1], dtype=torch.float64), inputs)
+            output = call(lambda *args, **kwargs: functional_call(net, {**rest, **values}, args, kwargs), ones)
+            flows = [tensor for _, tensor in tensors_in(logits_of(output)) if tensor.is_floating_point()]
+            found = _gradients(torch.stack([flow.sum() for flow in flows]).sum(), values)
         return self._counted(found, 1, backward=1)
 
-    def _logits(self, values: Tensors, index: int, images: int | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, values: Tensors, index: int, images: int | None, temperature: float = 1.0) -> Tensor:
+        """The task's loss on a batch, with the network's outputs divided by `temperature`."""
         data, supernet, (rank, world) = self.data, self.supernet, rank_and_world()
         if images is not None and images > len(data.train):
             raise UserError(f"a probe batch of {images} images is larger than the training data, {len(data.train)}")
         size = images or supernet.recipe.batch_size
         batches = Batches(data.train, data.mean, data.std, size, supernet.seed, supernet.recipe.augment, rank, world)
-        inputs, labels = batches.batch(index)
+        batch = moved(batches.batch(index), supernet.device)
         torch.manual_seed(derive(supernet.seed, "dropout", "probe", index, rank))
-        output = functional_call(supernet.net, dict(values), (inputs,))
-        logits = check_logits(output, data.classes, type(supernet.net).__name__, " in training mode too")
-        return logits.float(), labels
+        network = lambda *args, **kwargs: functional_call(supernet.net, dict(values), args, kwargs)  # noqa: E731
+        if temperature != 1:
+            network = with_outputs(network, lambda output: map_tensors(lambda tensor: tensor / temperature, logits_of(output)))
+        name = type(supernet.net).__name__
+        outputs = supernet.task.outputs(data)
+        return guarded_loss(supernet.task, Recorded(network), batch, name, outputs, " in training mode too")
 
     def _counted(self, found: dict[str, Tensor], images: int | None, backward: int) -> dict[str, Tensor]:
         average(found.values())

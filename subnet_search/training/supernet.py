@@ -5,20 +5,20 @@ network's own. While relevance is learned, alone or with the weights, the forwar
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import map_tensors
 from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
-from subnet_search.nets import logits_of, noting_saliency, prunable, set_winners
+from subnet_search.nets import call, noting_saliency, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
-from subnet_search.tasks import Criterion
+from subnet_search.tasks import Classification, Network, Task
 from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.units import Units
@@ -48,15 +48,16 @@ class Supernet:
         recipe: Recipe,
         seed: int,
         units: Units | None = None,
-        criterion: Criterion = F.cross_entropy,
+        task: Task | None = None,
     ) -> None:
-        """units: the groups of weights that are kept or pruned together; default: single weights.
+        """units: the groups of weights that are kept or pruned together; default: single weights. task: default
+        classification.
 
         Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
         """
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
-        self.extractor, self.recipe, self.seed, self.criterion = extractor, recipe, seed, criterion
+        self.extractor, self.recipe, self.seed, self.task = extractor, recipe, seed, task or Classification()
         self.weights: dict[str, Tensor] = dict(prunable(net))
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(
@@ -81,7 +82,7 @@ class Supernet:
         self.learn(extractor.learns)
         if extractor.needs_momentum:
             self.momentum = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in self.weights.items()}
-        self._call: Callable[..., Tensor] = self._plain_call
+        self._call: Callable[..., Any] = self._plain_call
         if recipe.compile and extractor.dynamic:
             raise UserError(f"recipe.compile: a network whose inputs choose their filters is not compiled ({extractor.name})")
         if recipe.compile:
@@ -111,29 +112,38 @@ class Supernet:
         """The weight masks of a topology of units."""
         return Masks(self.units.expand(units))
 
-    def forward(self, inputs: Tensor, clock: Clock) -> Tensor:
-        """Logits (batch, classes) for a training step, with sampled gates if relevance is learned."""
-        self.passes += Passes(forward=1)
+    def sampled(self, clock: Clock) -> Network:
+        """The network of a training step, with sampled gates if relevance is learned."""
         effective = self._effective(self._learner().sample(self, clock)) if self.relevance else {}
         self.features, self.saliency = {}, {}
-        if self.extractor.dynamic:
-            with noting_saliency(self.net, self.saliency):
-                return self._forward(effective, inputs)
-        if self.extractor.looks_at(clock):
-            with watched(self.net, self.units, self.features):
-                return self._forward(effective, inputs, self._plain_call)  # a compiled network would skip the hooks
-        return self._forward(effective, inputs)
 
-    def evaluator(self) -> Callable[[Tensor], Tensor]:
-        """A function from inputs to logits with the `final` topology, computed once. Call it without gradients."""
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.passes += Passes(forward=1)
+            if self.extractor.dynamic:
+                with noting_saliency(self.net, self.saliency):
+                    return self._forward(effective, args, kwargs)
+            if self.extractor.looks_at(clock):
+                with watched(self.net, self.units, self.features):
+                    return self._forward(effective, args, kwargs, self._plain_call)  # a compiled network would skip the hooks
+            return self._forward(effective, args, kwargs)
+
+        return forward
+
+    def forward(self, inputs: Any, clock: Clock) -> Any:
+        """The output of `sampled` for inputs of the network."""
+        return call(self.sampled(clock), inputs)
+
+    def evaluator(self) -> Network:
+        """The network with the `final` topology, computed once. Call it without gradients."""
         effective = self.effective_weights(self.final()) if self.relevance else {}
-        return lambda inputs: self._forward(effective, inputs)
+        return lambda *args, **kwargs: self._forward(effective, args, kwargs)
 
     @torch.no_grad()
-    def dense(self, inputs: Tensor) -> Tensor:
-        """Logits (batch, classes) with all weights, without gradients; running statistics are not changed."""
+    def dense(self, inputs: Any) -> Any:
+        """The output with all weights, without gradients; running statistics are not changed."""
         self.passes += Passes(forward=1)
-        return self._forward({name: buffer.clone() for name, buffer in self.net.named_buffers()}, inputs)
+        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        return call(lambda *args, **kwargs: self._forward(buffers, args, kwargs), inputs)
 
     @torch.no_grad()
     def effective_weights(self, masks: Masks) -> dict[str, Tensor]:
@@ -271,14 +281,22 @@ class Supernet:
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
         self.gates = self.units.gates(self.masks)
 
-    def _plain_call(self, effective: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return logits_of(functional_call(self.net, effective, (inputs,)))  # type: ignore[no-any-return]
+    def _plain_call(self, effective: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return functional_call(self.net, effective, args, kwargs)
 
-    def _forward(self, effective: dict[str, Tensor], inputs: Tensor, call: Callable[..., Tensor] | None = None) -> Tensor:
-        if self.recipe.channels_last and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            return (call or self._call)(effective, inputs).float()
+    def _forward(
+        self,
+        effective: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        forward: Callable[..., Any] | None = None,
+    ) -> Any:
+        if self.recipe.channels_last:
+            args, kwargs = map_tensors(_channels_last, args), map_tensors(_channels_last, kwargs)
+        half = self.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            output = (forward or self._call)(effective, args, kwargs)
+        return map_tensors(_single, output) if half else output
 
     def _learner(self) -> RelevanceLearner:
         assert isinstance(self.extractor, RelevanceLearner), f"{self.extractor.name} has no relevance to learn"
@@ -316,6 +334,14 @@ class Supernet:
         if self.recipe.explored and not self.relevance:
             bits = {name: pack(mask) for name, mask in self.masks.items()}
             self.ever_alive = {name: bit | self.ever_alive.get(name, bit) for name, bit in bits.items()}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _with_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -344,7 +344,7 @@ def test_killed_in_a_round_and_resumed(rewind, stop, tmp_path):
     assert again.state().keys() == whole.state().keys()
     assert all(torch.equal(again.state()[name], value) for name, value in whole.state().items())
     assert again.passes == whole.passes
-    clean = [[(e.step, e.train_loss, e.val_loss, e.density, e.lr) for e in out.history] for out in (outcome, rest)]
+    clean = [[(e.step, e.train_loss, e.metrics["val_nll"], e.density, e.lr) for e in out.history] for out in (outcome, rest)]
     assert clean[0] == clean[1]
 
 
@@ -379,9 +379,9 @@ def test_early_stopping_keeps_what_was_asked_for(extractor, patience):
     whole, outcome = trained({"density": 0.02, **extractor}, epochs=12, patience=patience)
     assert whole.masks.kept == count(0.02, 416)
     sparse = [epoch for epoch in outcome.history if epoch.density == whole.masks.density]
-    best = max(sparse, key=lambda epoch: epoch.val_accuracy)
+    best = max(sparse, key=lambda epoch: epoch.metrics["val_accuracy"])
     assert outcome.epoch == best.epoch
-    assert outcome.val.accuracy == best.val_accuracy
-    dense = max(epoch.val_accuracy for epoch in outcome.history if epoch.density > whole.masks.density)
-    assert dense > best.val_accuracy
+    assert outcome.val["accuracy"] == best.metrics["val_accuracy"]
+    dense = max(epoch.metrics["val_accuracy"] for epoch in outcome.history if epoch.density > whole.masks.density)
+    assert dense > best.metrics["val_accuracy"]
     assert len(outcome.history) == min(12, best.epoch + patience)

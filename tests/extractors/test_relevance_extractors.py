@@ -406,7 +406,7 @@ def test_search_and_training_each_have_the_whole_schedule(name):
 def test_gates_of_any_size_reach_the_artifact(chosen, rescale):
     data, module = points(), mlp()
     subnet = run_config(settings(**chosen, rescale=rescale, recipe={"scale_lr": 0.1}), module=module, data=data)
-    measured = accuracy(subnet.on(module), data.val.inputs, data.val.labels)
+    measured = accuracy(subnet.on(module), data.val)
     assert measured == pytest.approx(subnet.metrics["val_accuracy"])
 
 

@@ -377,7 +377,7 @@ def test_sr_ste_trains_what_it_drops():
     assert net.weights["0.weight"].ne(before).all()
     assert not net.final().same(first)
     assert net.final()["0.weight"].view(16, 3, 4).sum(2).eq(2).all()
-    assert outcome.val.accuracy > 0.7
+    assert outcome.val["accuracy"] > 0.7
 
 
 def test_sr_ste_is_for_n_of_m():
@@ -394,5 +394,5 @@ def test_half_of_the_channels_go_and_the_rest_learns(name):
     net = supernet(name, hidden(inputs=10, channels=16))
     outcome = train(net, points(400), 0)
     assert net.masks["0.weight"].sum() == 8
-    assert outcome.val.accuracy > 0.6
+    assert outcome.val["accuracy"] > 0.6
     assert not net.weights["3.weight"][:, ~net.masks["0.weight"]].any()

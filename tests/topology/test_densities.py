@@ -65,7 +65,7 @@ def test_files_hold_what_the_rows_say(tmp_path):
         assert one.masks.kept == row["kept"] == count(density, one.masks.numel)
         assert one.origin.extractor["density"] == density
         assert one.metrics["val_accuracy"] == row["val_accuracy"]
-        assert accuracy(one.on(mlp()), data.val.inputs, data.val.labels) == pytest.approx(row["val_accuracy"])
+        assert accuracy(one.on(mlp()), data.val) == pytest.approx(row["val_accuracy"])
     assert subnet.origin.extractor["density"] == 0.3
 
 

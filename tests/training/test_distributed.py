@@ -28,7 +28,7 @@ def learn(name):
         "masks": dict(net.masks),
         "state": net.state(),
         "loss": torch.tensor([epoch.train_loss for epoch in outcome.history]),
-        "val": [epoch.val_accuracy for epoch in outcome.history],
+        "val": [epoch.metrics["val_accuracy"] for epoch in outcome.history],
     }
 
 

@@ -80,10 +80,10 @@ def test_published_settings_fill_what_is_left_open():
 def test_early_stopping_goes_back_to_the_best_epoch():
     net = supernet("random", epochs=40, batch_size=30, lr=1.0, patience=2)
     outcome = train(net, points(200), 0)
-    best = max(outcome.history, key=lambda epoch: epoch.val_accuracy)  # the first of equals
+    best = max(outcome.history, key=lambda epoch: epoch.metrics["val_accuracy"])  # the first of equals
     assert len(outcome.history) == best.epoch + 2 < 40
     assert outcome.epoch == best.epoch
-    assert outcome.val.accuracy == best.val_accuracy
+    assert outcome.val["accuracy"] == best.metrics["val_accuracy"]
 
 
 def test_nothing_is_trained_in_no_epochs():

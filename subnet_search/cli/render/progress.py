@@ -48,7 +48,7 @@ class RunProgress:
         self.total = clock.total
 
     def on_epoch(self, epoch: Any) -> None:
-        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {format.percent(epoch.val_accuracy)}"
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {format.percent(epoch.metrics['val_accuracy'])}"
         self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
         last = epoch.step == self.total
         if not self.live and not self.quiet and (last or time.monotonic() - self.printed > PLAIN_SECONDS):

@@ -142,7 +142,11 @@ class _Trial:
         )
         rung_values = ["flops_ratio"] if "flops" in (config.target or ()) else []
         names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *rung_values])
-        net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
+        net = (
+            None
+            if is_ours(config.network.name)
+            else build(config.network, self.data.shape, config.task.outputs(self.data), config.seed)
+        )
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
             self.lease.constrain(bound.name, bound.violation(measured[bound.name]))
@@ -169,12 +173,17 @@ class _Trial:
             raise LeaseLost
 
     def _on_epoch(self, epoch: Epoch) -> None:
-        log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.val_accuracy, epoch.density)
+        log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.metrics["val_accuracy"], epoch.density)
         # Values are comparable only once the target density is reached.
         if not epoch.reached:
             return
         last = epoch.epoch >= self.config.recipe.epochs
-        now = {"density": epoch.density, "val_accuracy": epoch.val_accuracy, "seconds": epoch.seconds, "steps": epoch.step}
+        now = {
+            "density": epoch.density,
+            "val_accuracy": epoch.metrics["val_accuracy"],
+            "seconds": epoch.seconds,
+            "steps": epoch.step,
+        }
         if self.watched and self.pruner != "wilcoxon" and (last or epoch.epoch % self.every == 0):
             value = at_epoch(epoch)[self.watched]
             if not math.isfinite(value):

@@ -29,7 +29,8 @@ from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.nets import NetworkSpec, build, check_output, left_whole, prunable
+from subnet_search.nets import NetworkSpec, build, left_whole, prunable
+from subnet_search.tasks import inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
@@ -137,7 +138,7 @@ def measure(
 
 def at_epoch(epoch: Epoch) -> dict[str, float]:
     """The metrics that are available after an epoch."""
-    return {"val_accuracy": epoch.val_accuracy, "val_nll": epoch.val_loss}
+    return epoch.metrics
 
 
 def before_training(config: RunConfig, data: Data) -> dict[str, float]:
@@ -150,7 +151,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     density = config.extractor.target_density
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
-    net = _blank(config.network, data)
+    net, _ = _blank(config, data)
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
     counts = _counts(config.extractor, density, shapes)
     if counts is None:
@@ -163,7 +164,8 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
 
 def of_topology(config: RunConfig, data: Data, masks: Masks) -> dict[str, float]:
     """The metrics that the masks of a resolved configuration's network determine without its weights."""
-    found = _of_cost(cost(_blank(config.network, data), masks, data.shape, data.examples()))
+    net, example = _blank(config, data)
+    found = _of_cost(cost(net, masks, data.shape, example))
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
@@ -192,16 +194,16 @@ def _first(k: int, shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def _blank(spec: NetworkSpec, data: Data) -> nn.Module:
-    """The network of a resolved spec without its initial values: only its shapes are used."""
+def _blank(config: RunConfig, data: Data) -> tuple[nn.Module, Any]:
+    """The network of a resolved configuration without its initial values, of which only the shapes are used; its inputs."""
+    spec, outputs = config.network, config.task.outputs(data)
     options = {"init": "keep", "init_density": None, "state": None, "state_sha256": None}
-    net = _built(spec.model_copy(update=options).model_dump_json(), data.shape, data.classes)
-    check_output(net, data.shape, data.classes, spec.name, data.examples())
-    return net
+    net = _built(spec.model_copy(update=options).model_dump_json(), data.shape, outputs)
+    return net, inputs_sent(net, config.task, data.first(), spec.name, outputs)
 
 
 @lru_cache(maxsize=2)
-def _built(spec: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+def _built(spec: str, shape: tuple[int, ...], classes: int | None) -> nn.Module:
     """The network of a spec in JSON. Cached, because most trials of a study use the same network."""
     return build(NetworkSpec.model_validate_json(spec), shape, classes, 0)
 

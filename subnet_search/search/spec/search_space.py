@@ -39,6 +39,7 @@ from subnet_search.search.spec.space_parser import (
     value_of,
 )
 from subnet_search.structure.units_of_network import units_of
+from subnet_search.tasks import inputs_sent
 from subnet_search.topology.select import layer_name
 from subnet_search.training import Recipe
 
@@ -221,8 +222,11 @@ class Space:
 
 def layers_of(run: RunConfig) -> list[str]:
     """Module names of the layers of a run's network whose density can be set separately, in the network's order."""
-    data = load(run.data)
-    units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
+    data = load(run.data, run.task.kind_of_labels)
+    outputs = run.task.outputs(data)
+    net = build(run.network.resolve(1.0), data.shape, outputs, 0)
+    example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
+    units = units_of(run.unit, net, data.shape, example=example)
     return [layer_name(name) for name in units.weights if name in units.shapes]
 
 
