@@ -183,9 +183,14 @@ def _guarded(index: int, read: Callable[[], Any]) -> Any:
 
 
 def _why(items: list[Any], error: Exception) -> str:
-    if any(type(part).__module__.partition(".")[0] == "PIL" for item in items[:1] for part in _parts(item)):
-        return "an item is a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
-    return reason(error)
+    return _image(items[0]) or reason(error)
+
+
+def _image(item: Any) -> str:
+    """What to do about an item that is an image of PIL; empty for others."""
+    if any(type(part).__module__.partition(".")[0] == "PIL" for part in _parts(item)):
+        return "it is a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
+    return ""
 
 
 def _parts(item: Any) -> Iterable[Any]:
@@ -230,7 +235,6 @@ def _own_random_state() -> Iterator[None]:
 class Scan:
     """What one pass over the items of a dataset finds."""
 
-    count: int
     digest: str  # SHA-256 of all items
     labels: Tensor | None  # of the items, if they are one number each
     sums: Tensor | None  # sums of pixels and of their squares (N, 2, channels) int64, of uint8 images
@@ -243,7 +247,8 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
     dtype, low, high, count = "", float("inf"), -float("inf"), 0
     for batch in items.batches("scan"):
         inputs, found = split_batch(batch, label_key)
-        size = length_of(batch)
+        if not length_of(batch):
+            raise UserError(f"a batch of the data holds no tensors: {_image(batch) or type(batch).__name__}")
         for path, tensor in tensors_in(batch):
             hashed.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}".encode())
             hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -258,11 +263,10 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
                 sums.append(torch.stack([pixels.sum(2), pixels.square().sum(2)], 1))
             elif inputs.numel():
                 low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        count += size
+        count += PER_SCAN
     return Scan(
-        count,
         hashed.hexdigest(),
-        torch.cat(labels) if labels and sum(map(len, labels)) == count else None,
+        torch.cat(labels) if sum(map(len, labels)) == len(items) else None,
         torch.cat(sums) if sums else None,
         (dtype, low, high) if dtype else None,
     )
