@@ -1,6 +1,7 @@
 """Items of a Dataset that are read when they are needed, anew in every epoch.
 
-The random numbers of an item are a function of (seed, epoch, index) for torch, numpy and random alike, and so is the order.
+The random numbers of an item are a function of (seed, epoch, index) for torch, numpy and random alike; the order of the items
+is one of (seed, epoch).
 A run that was stopped at any step therefore continues with the same batches, with any number of worker processes.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from subnet_search.core.errors import RunError, UserError, reason
 from subnet_search.core.nested import length_of, moved, tensors_in
@@ -96,8 +97,7 @@ class Items:
 
     def _here(self, keys: Sequence[Key]) -> Any:
         with _own_random_state():
-            reader = _Reader(self.dataset, self.places, self.seed)
-            return _Collate(self.collate)([reader[key] for key in keys])
+            return _Collate(self.collate)(_Reader(self.dataset, self.places, self.seed).__getitems__(keys))
 
     def _from_workers(self, keys: Iterable[Sequence[Key]]) -> Iterator[Any]:
         loader = DataLoader(
@@ -145,16 +145,34 @@ class _Failure:
 
 
 class _Reader(Dataset[Any]):
-    """The items of a dataset by key, each with its own random numbers."""
+    """The items of a dataset by key, each with its own random numbers.
+
+    A dataset that reads a whole batch at once (`__getitems__`) has the same random numbers for all items of a batch.
+    """
 
     def __init__(self, dataset: Any, places: Tensor, seed: int) -> None:
         self.dataset, self.places, self.seed = dataset, places, seed
+        self.batched = _reads_batches(dataset)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
+        if self.batched:
+            places = [int(self.places[position]) for _, position in keys]
+            _seed(self.seed, keys[0][0], places[0])
+            try:
+                return list(self.dataset.__getitems__(places))
+            except Exception:  # read one at a time, to name the item
+                pass
+        return [self[key] for key in keys]
 
     def __getitem__(self, key: Key) -> Any:
         epoch, position = key
         place = int(self.places[position])
         _seed(self.seed, epoch, place)
         return _guarded(place, lambda: self.dataset[place])
+
+
+def _reads_batches(dataset: Any) -> bool:
+    return _reads_batches(dataset.dataset) if isinstance(dataset, Subset) else hasattr(dataset, "__getitems__")
 
 
 class _Collate:
