@@ -36,7 +36,6 @@ from subnet_search.search.storage.study_folder import folder_of
 from subnet_search.search.storage.trust import check_imports, imports_of
 from subnet_search.search.storage.write import insert_trials, set_attrs
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_INVALID = 20  # invalid configurations in a row after which the worker gives up
 TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # attributes that a duplicate copies from the earlier trial
 
@@ -84,7 +83,7 @@ class Scheduler:
                 return "done"
             counting = [trial for trial in trials if TrialRecord(trial).counts]
             below_budget = self.spec.compares or sum(trial.state != TrialState.WAITING for trial in counting) < self.budget
-            waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
+            waiting = [trial for trial in trials if TrialRecord(trial).queued]
             for trial in waiting:
                 record = TrialRecord(trial)
                 allowed = (below_budget or record.repeats is not None) and (start_new or record.began)

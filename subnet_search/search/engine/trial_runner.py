@@ -28,11 +28,11 @@ from subnet_search.search.engine.heartbeat import send_heartbeats
 from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
-from subnet_search.search.engine.trial_log import log_tail, log_to_file
+from subnet_search.search.engine.trial_log import log_to_file
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
 from subnet_search.search.spec.study_spec import EPOCH_METRICS, StudySpec
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.records import REPEATS
+from subnet_search.search.storage.records import REPEATS, last_lines
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
@@ -226,7 +226,8 @@ def _failure(lease: TrialLease, error: Exception) -> Ending:
         error.__traceback__ = None
         gc.collect()
         torch.cuda.empty_cache()
-    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": log_tail(lease)})
+    path = lease.folder / "log.txt"
+    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": last_lines(path) if path.is_file() else []})
 
 
 def _artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:

@@ -13,9 +13,8 @@ from subnet_search.core.errors import UserError
 from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import TrialRecord, plain_spec, searched_trials, steps_spent
+from subnet_search.search.storage.records import FINISHED, TrialRecord, plain_spec, searched_trials, steps_spent
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both studies have done
 BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat", "imports", "enqueue", "artifacts")
 

@@ -66,7 +66,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
 
 def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> str:
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
+    waiting = [trial for trial in trials if TrialRecord(trial).queued]
     if any(not is_dead(TrialRecord(trial).worker) for trial in running):
         return "stopping" if study.user_attrs.get(STOPPED) else "running"
     if study.user_attrs.get(STOPPED):
@@ -144,8 +144,8 @@ def _interruptions(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _worker(trial: FrozenTrial) -> dict[str, Any]:
-    worker = TrialRecord(trial).worker
-    last = {} if trial.last_step is None else {"last": trial.intermediate_values[trial.last_step]}
+    record = TrialRecord(trial)
+    worker, last = record.worker, {} if record.last_value is None else {"last": record.last_value}
     return {"trial": trial.number, "host": worker.host, "pid": worker.pid, "gone": is_dead(worker), **last}
 
 

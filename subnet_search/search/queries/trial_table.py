@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from subnet_search.core.documents import read_text
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.parameter_names import by_key
+from subnet_search.search.queries.queries import moment
 from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import IMPORTED, TrialRecord
@@ -75,11 +76,11 @@ def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,
-        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+        "last": record.last_value,
         "reported": trial.last_step,
         "worker": f"{worker.host} {worker.pid}" if worker.pid else None,
-        "started": trial.datetime_start and trial.datetime_start.isoformat(" ", "seconds"),
-        "completed": trial.datetime_complete and trial.datetime_complete.isoformat(" ", "seconds"),
+        "started": moment(trial.datetime_start),
+        "completed": moment(trial.datetime_complete),
     }
 
 
