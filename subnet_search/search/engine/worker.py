@@ -92,7 +92,10 @@ def _open_study(name: str, storage: BaseStorage, trials: int | None, allowed: Co
     study = load_study(name, storage)
     spec = trusted_spec_of(study, allowed)
     adopt(study)
-    _warn_of_versions(study.user_attrs.get("versions", {}))
+    started: dict[str, str] = study.user_attrs.get("versions", {})
+    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
+    if changed:
+        log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
     return spec, Scheduler(study, spec, trials or spec.trials, allowed)
 
 
@@ -118,16 +121,13 @@ def _run_and_store(
         log.warning("trial %d was taken over by another worker", lease.number)
         return None
     except Interrupted:
-        if should_stop():
-            lease.release("interrupted")
+        stopped = should_stop()
+        lease.release("interrupted" if stopped else "the study was stopped")
+        if stopped:
             raise
-        lease.release("the study was stopped")
         return None
-    except RunError as error:
-        lease.release(str(error))
-        raise
-    except KeyboardInterrupt:
-        lease.release("interrupted")
+    except (RunError, KeyboardInterrupt) as error:
+        lease.release(str(error) or "interrupted")
         raise
 
 
@@ -141,12 +141,6 @@ def _latched(should_stop: Callable[[], bool]) -> Callable[[], bool]:
         return said
 
     return held
-
-
-def _warn_of_versions(started: dict[str, str]) -> None:
-    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
-    if changed:
-        log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
 
 
 def config_of(trial: FrozenTrial) -> RunConfig:

@@ -77,7 +77,7 @@ class Space:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draw a value for every active key of the space."""
-        return self._choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
+        return self.choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna parameters for values of keys. Raises UserError for a key or value outside the space."""
@@ -87,16 +87,12 @@ class Space:
             if entry.key not in values:
                 return None
             text = stored(values[entry.key])
-            try:
-                inside = entry.distribution._contains(entry.distribution.to_internal_repr(text))
-            except (ValueError, TypeError):
-                inside = False
-            if not inside:
+            if not entry.accepts(text):
                 raise UserError(f"{entry.key}: {values[entry.key]!r} is outside the searched domain {entry.domain}")
             found[entry.name] = text
             return values[entry.key]
 
-        chosen = self._seen(self._choose(take))
+        chosen = self._seen(self.choose(take))
         if missing := [key for key, value in values.items() if value is not None and chosen.get(key) != value]:
             raise unknown("searched key", missing[0], {entry.key for entry in self.searched})
         return found
@@ -133,7 +129,8 @@ class Space:
                 return list(entry.domain.choices)
         return [self.run.extractor.name]
 
-    def _choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+    def choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+        """The values that `draw` returns for the active keys of the space."""
         chosen: dict[str, Any] = {}
         for entry in self.entries:
             if entry.domain is not None and entry.holds(self._seen(chosen)):
@@ -184,7 +181,7 @@ class Space:
 
     def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
         """The keys that set the density in the trials of a branch."""
-        found = self._seen(self._choose(lambda entry: branch.get(entry.key)))
+        found = self._seen(self.choose(lambda entry: branch.get(entry.key)))
         if TARGET not in found:
             found |= {f"{TARGET}.{measure}": None for measure in self.run.target or ()}
         return [key for key in found if key == f"{METHOD}.density" or key.partition(".")[0] == TARGET]

@@ -49,6 +49,13 @@ class Entry:
                 return CategoricalDistribution([stored(choice) for choice in choices])
         raise ValueError(f"{self.key} is not searched")
 
+    def accepts(self, value: Any) -> bool:
+        """Whether a stored value is inside the searched domain."""
+        try:
+            return self.distribution._contains(self.distribution.to_internal_repr(value))
+        except (ValueError, TypeError):
+            return False
+
     def holds(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the conditions hold for the values drawn so far."""
         return all(key in chosen and chosen[key] in values for key, values in self.when.items())

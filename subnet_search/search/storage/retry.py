@@ -18,20 +18,10 @@ from subnet_search.core.redaction import scrub as scrub
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
 Args = TypeVarTuple("Args")
-
-
 PATIENCE = 600.0  # seconds to wait for a lock or a server that does not respond
-
-
 LONGEST_PAUSE = 15.0  # seconds between two attempts
-
-
 LONGEST_REASON = 300  # characters of an error message
-
-
 SQLITE_OUTAGES = re.compile("SQLITE_(BUSY|LOCKED|IOERR|FULL|CANTOPEN)")
 
 

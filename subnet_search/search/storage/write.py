@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -16,6 +16,11 @@ from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.optuna_private import create_scoped_session, models
 
 _in_words = cache(distribution_to_json)
+
+
+def queued_again(trial: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:
+    """A queued trial with the parameters of another."""
+    return create_trial(state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs)
 
 
 def insert_trials(
@@ -48,13 +53,14 @@ def write_trials(connection: Connection, study_id: int, trials: Sequence[FrozenT
     write_rows(connection, models.TrialModel, rows)
     ids = {row.number: row.trial_id for row in connection.execute(_IDS, {"study": study_id, "first": first})}
     added = [(ids[number], trial) for number, trial in enumerate(trials, first)]
-    write_rows(connection, models.TrialValueModel, [row for id, trial in added for row in _values(id, trial.values)])
-    write_rows(connection, models.TrialIntermediateValueModel, [row for id, trial in added for row in _reports(id, trial)])
-    write_rows(connection, models.TrialParamModel, [row for id, trial in added for row in _params(id, trial)])
-    user = [row for id, trial in added for row in attributes(trial.user_attrs, trial_id=id)]
-    system = [row for id, trial in added for row in attributes(trial.system_attrs, trial_id=id)]
-    write_rows(connection, models.TrialUserAttributeModel, user)
-    write_rows(connection, models.TrialSystemAttributeModel, system)
+    for model, rows_of in (
+        (models.TrialValueModel, lambda id, trial: _values(id, trial.values)),
+        (models.TrialIntermediateValueModel, _reports),
+        (models.TrialParamModel, _params),
+        (models.TrialUserAttributeModel, lambda id, trial: attributes(trial.user_attrs, trial_id=id)),
+        (models.TrialSystemAttributeModel, lambda id, trial: attributes(trial.system_attrs, trial_id=id)),
+    ):
+        write_rows(connection, model, [row for id, trial in added for row in rows_of(id, trial)])
     return ids
 
 
@@ -115,12 +121,15 @@ def _reports(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
 
 
 def _params(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
-    rows = []
-    for name, value in trial.params.items():
-        domain = trial.distributions[name]
-        row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
-        rows.append({**row, "distribution_json": _in_words(domain)})
-    return rows
+    return [
+        {
+            "trial_id": id,
+            "param_name": name,
+            "param_value": trial.distributions[name].to_internal_repr(value),
+            "distribution_json": _in_words(trial.distributions[name]),
+        }
+        for name, value in trial.params.items()
+    ]
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -159,7 +168,7 @@ def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], sys
             write(trial_id, key, value)
         return
     model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
-    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    rows = attributes(attrs, trial_id=trial_id)
     insert = (sqlite.insert if kind == "sqlite" else postgresql.insert)(model)
     upsert = insert.on_conflict_do_update(
         index_elements=[model.trial_id, model.key], set_={"value_json": insert.excluded.value_json}

@@ -6,8 +6,6 @@ cells. Tables show the lowest and highest value: the standard deviation of three
 0.5 to 6 times the estimate). Rows hold both.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -21,6 +19,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
+from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.search_space import own_rates
 from subnet_search.search.spec.study_spec import Comparison, spec_of
 from subnet_search.search.storage.locks import exclusive
@@ -290,10 +289,7 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
 
 
 def _key(config: RunConfig) -> str:
-    """Hash of a complete configuration without device and threads."""
-    complete = config.dump()
-    complete["recipe"] |= {"device": None, "threads": None}
-    return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]
+    return configuration_key(config, config.seed)
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
