@@ -30,11 +30,12 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import CHECKPOINT
+from subnet_search.search.engine.heartbeat import running
 from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.records import TrialRecord
+from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 
@@ -112,9 +113,9 @@ def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
 
     Raises RunError when the study's store cannot be read.
     """
-    settings, found = _stored_settings(study)[0], []
-    if settings is None:
+    if (settings := plain_spec(study).get("artifacts")) is None:
         return []
+    found = []
     with _or_raise(RunError, f"cannot fetch the files of trial {trial.number} from {_location(settings)}"):
         store = _make_store(settings)
         for meta in get_all_artifact_meta(trial, storage=study._storage):
@@ -132,14 +133,14 @@ def remove_all(study: optuna.Study) -> None:
 
     Files of imported trials belong to their own study and stay. Raises RunError when files cannot be deleted.
     """
-    settings, seeds = _stored_settings(study)
-    if settings is None:
+    spec = plain_spec(study)
+    if (settings := spec.get("artifacts")) is None:
         return
     folder, names = folder_of(study), list[str]()
     for trial in study.get_trials(deepcopy=False):
         run_folder = TrialRecord(trial).folder
         if run_folder.parent == folder:
-            names += _checkpoint_names(run_folder, seeds)
+            names += _checkpoint_names(run_folder, spec.get("repeats", 1))
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
     with _or_raise(RunError, f"cannot delete the study's files from {_location(settings)}"):
         _remove(_make_store(settings), names)
@@ -185,12 +186,8 @@ def _copying(copy: Callable[[], bool]) -> Iterator[None]:
             start = time.monotonic()
             pause = max(POLL_SECONDS if copy() else RETRY_SECONDS, (time.monotonic() - start) / MAX_TIME_FRACTION)
 
-    (thread := threading.Thread(target=keep, daemon=True)).start()
-    try:
+    with running(keep, ended):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _copy_checkpoints(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tuple[int, int]]) -> bool:
@@ -250,12 +247,6 @@ def _remove(store: ArtifactStore, names: Iterable[str]) -> None:
 def _download(store: ArtifactStore, name: str) -> bytes:
     with store.open_reader(name) as reader:
         return reader.read()
-
-
-def _stored_settings(study: optuna.Study) -> tuple[str | dict[str, Any] | None, int]:
-    """The `artifacts` and `repeats` keys of a study's spec."""
-    spec = json.loads(study.user_attrs.get("spec", "{}"))
-    return spec.get("artifacts"), spec.get("repeats", 1)
 
 
 def _make_store(settings: str | dict[str, Any] | None) -> ArtifactStore:

@@ -248,8 +248,8 @@ def repeat_seed(seed: int, index: int) -> int:
     return derive(seed, "repeat", index) % 2**31
 
 
-def configuration_key(config: RunConfig, seed: int | None = None) -> str:
-    """Hash of a complete configuration without device and threads, and with the given seed."""
-    complete = {**config.dump(), "seed": seed}
+def configuration_key(config: RunConfig, with_seed: bool = False) -> str:
+    """Hash of a complete configuration without device and threads, and without the seed unless it is asked for."""
+    complete = config.dump() if with_seed else {**config.dump(), "seed": None}
     complete["recipe"] |= {"device": None, "threads": None}
     return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]

@@ -128,6 +128,10 @@ class _Trial:
         if index:
             config = config.model_copy(update={"seed": repeat_seed(config.seed, index)})
             folder = folder / f"seed-{index}"
+
+        def check_topology(masks: Masks) -> None:
+            self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
+
         subnet = run(
             config,
             folder,
@@ -135,7 +139,7 @@ class _Trial:
             data=self.data,
             save=False,
             leased=True,
-            on_begin=self._check_topology if self.spec.bounds else None,
+            on_begin=check_topology if self.spec.bounds else None,
             on_step=lambda _: self._check_lease(),
             on_epoch=self._on_epoch,
             should_stop=should_stop,
@@ -160,9 +164,6 @@ class _Trial:
                 self.lease.constrain(bound.name, bound.violation(metrics[bound.name]))
                 if bound.violation(metrics[bound.name]) > 0:
                     raise _Pruned(f"{bound} is violated {when}: {metrics[bound.name]:.4g}")
-
-    def _check_topology(self, masks: Masks) -> None:
-        self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
 
     def _check_lease(self) -> None:
         if self.lost.is_set():

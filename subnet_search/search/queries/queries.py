@@ -4,7 +4,7 @@ Specifications are read as plain values, so that torch is not imported: that wou
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -111,7 +111,7 @@ def need_ranked(study: optuna.Study) -> list[Ranked]:
         complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         if not complete:
             raise UserError(f"no trial of {study.study_name!r} is complete yet")
-        bounds = constraint_words(plain_spec(study))
+        bounds = ", ".join(f"{name} {bound.strip()}" for name, bound in plain_spec(study).get("constraints", {}).items())
         raise UserError(f"none of the {complete} complete trials of {study.study_name!r} satisfies its constraints ({bounds})")
     return found
 
@@ -127,11 +127,6 @@ def ranked_row(ranked: Ranked) -> dict[str, Any]:
     ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
     spread = [list(ends) for ends in ranked.spread]
     return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
-
-
-def constraint_words(spec: Mapping[str, Any]) -> str:
-    """The constraints of a specification in one line."""
-    return ", ".join(f"{name} {bound.strip()}" for name, bound in spec.get("constraints", {}).items())
 
 
 def counted(states: Iterable[TrialState]) -> dict[str, int]:

@@ -64,12 +64,17 @@ class Space:
         return [entry for entry in self.entries if entry.domain is not None]
 
     def layers(self) -> list[str]:
-        """Layers for `density_per_layer`. Raises UserError if trials can have different units, and so different layers."""
+        """Module names of the layers for `density_per_layer`, in the network's order.
+
+        Raises UserError if trials can have different units, and so different layers.
+        """
         runs = [self.config(branch) for branch in self._branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:
             raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
-        return layers_of(runs[0])
+        run, data = runs[0], load(runs[0].data)
+        found = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
+        return [layer_name(name) for name in found.weights if name in found.shapes]
 
     @property
     def conditional(self) -> bool:
@@ -214,13 +219,6 @@ class Space:
         apart = next((key for key in others if all(other.get(key) != branch[key] for other in valid)), METHOD)
         where = ", ".join(f"{key} {text}" for key, text in branch.items())
         raise UserError(f"space: {why} (in trials with {where}); restrict the key with `when: {{{apart}: ...}}`")
-
-
-def layers_of(run: RunConfig) -> list[str]:
-    """Module names of the layers of a run's network whose density can be set separately, in the network's order."""
-    data = load(run.data)
-    units = units_of(run.unit, build(run.network.resolve(1.0), data.shape, data.classes, 0), data.shape)
-    return [layer_name(name) for name in units.weights if name in units.shapes]
 
 
 def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"a Pareto front needs two or more different metrics; recorded: {', '.join(measures(study))}")
     directions = [direction(study, name) for name in names]
-    found = _points(study, names)
+    own, complete = objectives(study), study.get_trials(states=(TrialState.COMPLETE,))
+    recorded = [(trial, [v for name in names if (v := measured(trial, own, name)) is not None]) for trial in complete]
+    found = _with_repeats((trial, values) for trial, values in recorded if len(values) == len(names))
     if not found:
         raise UserError(f"no complete trial of {study.study_name!r} has recorded {' and '.join(names)}")
     best = order(found, directions)
@@ -135,13 +137,6 @@ def default_names(study: Snapshot) -> list[str]:
     """The objectives of a study, or its single objective and density."""
     names = objectives(study)
     return names if len(names) > 1 else [names[0], "density"]
-
-
-def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
-    """Complete trials with the given metrics of themselves and their repeats."""
-    own, complete = objectives(study), study.get_trials(states=(TrialState.COMPLETE,))
-    found = [(trial, [value for name in names if (value := measured(trial, own, name)) is not None]) for trial in complete]
-    return _with_repeats((trial, values) for trial, values in found if len(values) == len(names))
 
 
 HIGHER_IS_BETTER = (
@@ -186,7 +181,11 @@ def compared(study: optuna.Study) -> list[Ranked]:
 
 def measured(trial: FrozenTrial, names: Sequence[str], name: str) -> float | None:
     """A metric of a complete trial: one of the study's objectives `names`, or any recorded by its run; None if missing."""
-    value = trial.values[names.index(name)] if name in names else trial.user_attrs.get(name)
+    return number(trial.values[names.index(name)] if name in names else trial.user_attrs.get(name))
+
+
+def number(value: Any) -> float | None:
+    """A stored value if it is a number, else None."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

@@ -5,7 +5,7 @@ An attribute of an unexpected type, in a file from elsewhere, counts as missing.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -189,16 +189,13 @@ def _record(kind: type[Value], values: Any) -> Value | None:
     """A record from stored values; None if one is missing or has another type. Unknown values are ignored."""
     if not isinstance(values, dict):
         return None
-    stored = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
     try:
-        return _adapter(kind).validate_python(stored)  # type: ignore[no-any-return, arg-type]
+        return _adapter(kind).validate_python(values)  # type: ignore[no-any-return]
     except ValidationError:
         return None
 
 
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Any = cache(TypeAdapter)
 
 
 def plain_spec(study: optuna.Study) -> dict[str, Any]:

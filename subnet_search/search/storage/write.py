@@ -113,11 +113,9 @@ def _values(id: int, values: Sequence[float] | None) -> list[dict[str, Any]]:
 
 def _reports(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    rows = []
-    for step, value in trial.intermediate_values.items():
-        number, kind = stored(value)
-        rows.append({"trial_id": id, "step": step, "intermediate_value": number, "intermediate_value_type": kind})
-    return rows
+    rows = ((step, *stored(value)) for step, value in trial.intermediate_values.items())
+    columns = ("step", "intermediate_value", "intermediate_value_type")
+    return [{"trial_id": id, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def _params(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:

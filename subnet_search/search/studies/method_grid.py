@@ -60,9 +60,13 @@ class Arm:
     changes: Mapping[str, Any]
 
 
-# The dense network: every unit is kept.
-WHOLE = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
-DENSE = Arm("dense", 1.0, WHOLE)
+def dense_arm(changes: Mapping[str, Any]) -> Arm:
+    """The dense network, of which every unit is kept, with further changes."""
+    whole = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
+    return Arm("dense", 1.0, {**whole, **changes})
+
+
+DENSE = dense_arm({})
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class Grid:
 
     def recipe_text(self) -> str:
         """The recipe in one line, for the table."""
+        differ = "so differences between rows include the recipe"
         if self.choice == "published":
-            text = "each method's published settings for keys that the configuration does not set, so differences between rows "
-            text += "include the recipe"
+            text = f"each method's published settings for keys that the configuration does not set, {differ}"
         elif self.recipe is None:
-            text = "not the same for all rows, so differences between rows include the recipe"
+            text = f"not the same for all rows, {differ}"
         else:
             text = f"shared by all methods that train weights: {self.recipe.summary()}"
         if self.masks_alone:
@@ -136,9 +140,9 @@ def method_grid(
         for density in dict.fromkeys(densities):
             target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
             arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
-    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given, recipe)})
+    arms.append(dense_arm(recipe_changes("random", given, recipe)))
     budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
-    return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, dense], seeds, recipe)
+    return make_grid(name, check(RunConfig, with_values(given, budget)), arms, seeds, recipe)
 
 
 def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
@@ -195,8 +199,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
     recipe = _pinned(given.get("recipe", {}), published, keys)
     arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
-    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe})
-    return make_grid(name, check(RunConfig, given), [*arms, dense], seeds)
+    return make_grid(name, check(RunConfig, given), [*arms, dense_arm(recipe)], seeds)
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
@@ -279,17 +282,13 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
                 config = spec.config({**arm.changes, "seed": seed}).resolve()
             except UserError as error:
                 raise UserError(f"{arm.label} at density {arm.density:g}: {error}") from error
-            cells.append(Cell(arm, seed, _key(config)))
+            cells.append(Cell(arm, seed, configuration_key(config, with_seed=True)))
             if trains_weights(type(config.extractor)):
                 recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
             else:
                 masks_alone[arm.label] = None
     recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
     return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
-
-
-def _key(config: RunConfig) -> str:
-    return configuration_key(config, config.seed)
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
@@ -301,8 +300,8 @@ def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
     record = TrialRecord(trial)
     try:
         if record.config:
-            return _key(check(RunConfig, record.config))
-        return _key(spec.config(record.cell.values).resolve()) if record.cell else ""
+            return configuration_key(check(RunConfig, record.config), with_seed=True)
+        return configuration_key(spec.config(record.cell.values).resolve(), with_seed=True) if record.cell else ""
     except UserError:
         return ""
 
@@ -310,8 +309,8 @@ def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
 def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[FrozenTrial]]:
     found: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        found.setdefault(_key_of(trial, spec), []).append(trial)
-    found.pop("", None)
+        if key := _key_of(trial, spec):
+            found.setdefault(key, []).append(trial)
     return found
 
 
