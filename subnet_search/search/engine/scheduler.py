@@ -9,7 +9,6 @@ import hashlib
 import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -52,10 +51,6 @@ class Scheduler:
         self.history, self.leases = History(spec), Leases(spec.heartbeat, self.token)
         self.invalid: list[str] = []  # reasons of the last invalid configurations in a row
 
-    def alone(self) -> AbstractContextManager[object]:
-        """The study's lock: no other worker starts or ends a trial meanwhile."""
-        return exclusive(self.storage, self.study.study_name)
-
     def next(self, start_new: bool = True) -> TrialLease | Literal["wait", "done"]:
         """The next trial to run. "wait": try again later; "done": the study is finished or stopped.
 
@@ -67,11 +62,11 @@ class Scheduler:
 
     def release_lost_trials(self) -> list[int]:
         """Requeue the running trials that lost their worker; returns their numbers."""
-        with self.alone():
+        with exclusive(self.storage, self.study.study_name):
             return self._release_lost(self.reader.trials())
 
     def _next(self, start_new: bool) -> TrialLease | Literal["wait", "done"] | None:
-        with self.alone():
+        with exclusive(self.storage, self.study.study_name):  # no other worker starts or ends a trial meanwhile
             stopped = self._is_stopped()
             trials = self.reader.trials()
             if self._release_lost(trials):
@@ -139,8 +134,8 @@ class Scheduler:
             return None
         attrs = self._start_attributes(self._run_folder(number), config)
         if self.spec.duplicates != "rerun" and (twin := self._duplicate(attrs["key"], trials, number)):
-            taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
             if self.spec.duplicates == "reuse":
+                taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
                 self._insert(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:
                 self._insert(number, in_memory, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})

@@ -208,24 +208,20 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
     Queued cells of other grids are withdrawn, unless trials of the study are running.
     """
     study = prepare_study(grid.spec, url)
+    wanted = {cell.key: cell for cell in grid.cells}
     with exclusive(study._storage, study.study_name):  # two calls at once must not both queue a cell
-        _queue(study, grid)
+        trials, found = study.get_trials(deepcopy=False), _trials_by_key(study, grid.spec)
+        if not any(trial.state == TrialState.RUNNING for trial in trials):
+            asked = {trial.number for key in wanted for trial in found.get(key, [])}
+            for trial in trials:
+                if trial.state == TrialState.WAITING and (trial.number in asked) == TrialRecord(trial).withdrawn:
+                    study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, trial.number not in asked)
+        for key, cell in wanted.items():
+            if all(trial.state == TrialState.FAIL for trial in found.get(key, [])):
+                study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
+        alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
+        study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
     return study
-
-
-def _queue(study: optuna.Study, grid: Grid) -> None:
-    trials, wanted = study.get_trials(deepcopy=False), {cell.key for cell in grid.cells}
-    if not any(trial.state == TrialState.RUNNING for trial in trials):
-        for trial in trials:
-            asked = _key_of(trial, grid.spec) in wanted
-            if trial.state == TrialState.WAITING and asked == TrialRecord(trial).withdrawn:
-                study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
-    found = _trials_by_key(study, grid.spec)
-    for cell in {cell.key: cell for cell in grid.cells}.values():
-        if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
-            study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
-    alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
-    study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
 
 
 def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from subnet_search.search.spec.metrics import MEASURES
 from subnet_search.search.spec.space_parser import METHOD, Entry, stored, value_of
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import database_of, load_study
-from subnet_search.search.storage.ranking import rank
+from subnet_search.search.storage.ranking import number, rank
 from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.records import IMPORTED, TrialRecord
 from subnet_search.search.storage.transfer import study_in
@@ -120,9 +120,8 @@ def _import_results(source: str, study: optuna.Study, spec: StudySpec) -> list[F
 def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> FrozenTrial:
     """A finished trial of another study, converted to a trial of this one. Raises _DoesNotFit."""
     attrs = {key: trial.user_attrs[key] for key in TAKEN_OVER if key in trial.user_attrs}
-    measured = {
-        key: value for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items() if _is_finite(value)
-    }
+    recorded = {key: number(value) for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items()}
+    measured = {key: value for key, value in recorded.items() if value is not None and math.isfinite(value)}
     for name in (*spec.objective, *(bound.name for bound in spec.bounds)):
         if name not in measured:
             raise _DoesNotFit(f"without {name}")
@@ -166,7 +165,3 @@ def _open_source(name: str, study: optuna.Study) -> optuna.Study:
     if name == study.study_name:
         raise UserError(f"a study cannot import its own results: {name!r}")
     return load_study(name, study._storage)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
