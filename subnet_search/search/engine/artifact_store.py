@@ -105,7 +105,7 @@ def forget(lease: TrialLease, spec: StudySpec) -> None:
     try:
         _remove(_make_store(spec.artifacts), _checkpoint_names(lease.folder, spec.repeats))
     except STORE_ERRORS as error:
-        log.warning("cannot delete the stored checkpoint of trial %d: %s", lease.number, _reason(error))
+        log.warning("cannot delete the stored checkpoint of trial %d: %s", lease.number, _error_text(error))
 
 
 def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
@@ -162,7 +162,7 @@ def _restore_checkpoint(store: ArtifactStore, name: str, run: Path) -> None:
     except ArtifactNotFound:
         pass
     except STORE_ERRORS as error:
-        log.warning("cannot download the stored checkpoint: %s", _reason(error))
+        log.warning("cannot download the stored checkpoint: %s", _error_text(error))
     finally:
         fetched.unlink(missing_ok=True)
 
@@ -200,7 +200,7 @@ def _copy_checkpoints(store: ArtifactStore, copies: Mapping[str, Path], done: di
                     store.write(name, file)
                     done[name] = mark
     except STORE_ERRORS as error:
-        log.warning("cannot copy the checkpoint: %s", _reason(error))
+        log.warning("cannot copy the checkpoint: %s", _error_text(error))
         return False
     return True
 
@@ -223,8 +223,8 @@ def _upload_files(store: ArtifactStore, lease: TrialLease, runs: Iterable[Path])
                     else:
                         patiently(functools.partial(upload, file_path=str(link)))
     except STORE_ERRORS as error:
-        log.warning("cannot upload the files of the trial: %s", _reason(error))
-        lease.note(not_uploaded=_reason(error))
+        log.warning("cannot upload the files of the trial: %s", _error_text(error))
+        lease.note(not_uploaded=_error_text(error))
 
 
 def _checkpoint_names(folder: Path, seeds: int) -> dict[str, Path]:
@@ -284,9 +284,9 @@ def _or_raise(kind: type[UserError | RunError], what: str) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except STORE_ERRORS as error:
-        raise kind(f"{what}: {_reason(error)}") from error
+        raise kind(f"{what}: {_error_text(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return scrub(" ".join(text.split()))

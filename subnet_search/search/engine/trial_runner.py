@@ -66,7 +66,7 @@ def run_trial(lease: TrialLease, spec: StudySpec, load: Callable[[RunConfig], Da
     Raises Interrupted when stopped, RunError when the disk is full (both can be resumed from the last checkpoint), and
     LeaseLost when another worker has taken over.
     """
-    with log_to_file(lease), send_heartbeats(lease, spec.heartbeat) as (lost, stopped), _artifacts(lease, spec):
+    with log_to_file(lease), send_heartbeats(lease, spec.heartbeat) as (lost, stopped), _keeping_artifacts(lease, spec):
         try:
             if lease.attrs.get("versions", versions()) != versions():
                 _restart(lease)
@@ -89,6 +89,7 @@ class _Trial:
     def __init__(self, lease: TrialLease, spec: StudySpec, data: Data, lost: threading.Event) -> None:
         self.lease, self.spec, self.data, self.lost = lease, spec, data, lost
         self.config = lease.config
+        self.names = list(dict.fromkeys([*spec.objective, *(bound.name for bound in spec.bounds)]))
         self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
@@ -98,7 +99,7 @@ class _Trial:
         self.unreplayed = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # reports of earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
-        if "bytes" in (*self.spec.objective, *(bound.name for bound in self.spec.bounds)):
+        if "bytes" in self.names:
             check_storable(self.config, str(self.config.resolve().network.init))
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
@@ -144,8 +145,7 @@ class _Trial:
             on_epoch=self._on_epoch,
             should_stop=should_stop,
         )
-        rung_values = ["flops_ratio"] if "flops" in (config.target or ()) else []
-        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *rung_values])
+        names = dict.fromkeys([*self.names, *(["flops_ratio"] if "flops" in (config.target or ()) else ())])
         net = None if is_ours(config.network.name) else build(config.network, self.data.shape, self.data.classes, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
@@ -231,7 +231,7 @@ def _failure(lease: TrialLease, error: Exception) -> Ending:
     return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": last_lines(path) if path.is_file() else []})
 
 
-def _artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
+def _keeping_artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
     """Copy checkpoints and files to the artifact store, if the spec has one."""
     if spec.artifacts is None:
         return nullcontext()

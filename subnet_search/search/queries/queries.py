@@ -99,11 +99,6 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
     }
 
 
-def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial (of equal ones the first), or the Pareto front for several objectives. Empty if no trial is complete."""
-    return [ranked.trial for ranked in best_ranked(study)]
-
-
 def need_ranked(study: optuna.Study) -> list[Ranked]:
     """`best_ranked`. Raises UserError with the reason if there is no best trial."""
     found = best_ranked(study)
@@ -117,7 +112,7 @@ def need_ranked(study: optuna.Study) -> list[Ranked]:
 
 
 def need_best(study: optuna.Study) -> list[FrozenTrial]:
-    """`best_trials` with all attributes. Raises UserError with the reason if there is no best trial."""
+    """The best trials with all attributes. Raises UserError with the reason if there is no best trial."""
     return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
 
 

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 def flat_rows(study: Snapshot) -> list[Row]:
     """One flat row per trial: number, state, values, scalar attributes, and parameters by key."""
     names = objectives(study)
-    return [_flat(trial, names) for trial in study.get_trials()]
+    return [_flat_row(trial, names) for trial in study.get_trials()]
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -60,7 +60,7 @@ def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[
     return [*present, *(row for row in rows if row.get(column) is None)]
 
 
-def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
+def _flat_row(trial: FrozenTrial, names: Sequence[str]) -> Row:
     record, constraints = TrialRecord(trial), trial.constraints
     worker = record.worker
     return {
@@ -89,7 +89,7 @@ def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callab
     if found is None:
         form = 'a column, one of <= < >= > = != ~ (contains), and a value, as in "density<=0.1"'
         raise UserError(f"a filter is {form}; got {text!r}")
-    column, sign, wanted = find_column(found[1], columns), found[2], _value(found[3])
+    column, sign, wanted = find_column(found[1], columns), found[2], _parsed(found[3])
     if sign == "~":
         return lambda row: row.get(column) is not None and found[3].lower() in str(row[column]).lower()
     if sign in ("=", "==", "!="):
@@ -108,7 +108,7 @@ def _same(value: Any, wanted: Any, text: str) -> bool:
     return bool(value == wanted)
 
 
-def _value(text: str) -> Any:
+def _parsed(text: str) -> Any:
     """The value of a text: a number, a bool, None, or the text itself."""
     try:
         return float(text)

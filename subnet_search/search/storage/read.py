@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Select, bindparam, func, select
 
-from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.connect import database_of, rdb
 from subnet_search.search.storage.optuna_private import models
 
 STORED_AS_NULL = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
@@ -58,12 +58,9 @@ class Reader:
 
 def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
     """The given user attributes of a study; missing ones are left out. Empty if the study was deleted."""
-    database = rdb(study._storage)
-    if database is None:
-        return {key: value for key, value in study.user_attrs.items() if key in keys}
     table = models.StudyUserAttributeModel
     query = select(table.key, table.value_json).where(table.study_id == study._study_id, table.key.in_(keys))
-    with database.engine.connect() as connection:
+    with database_of(study).engine.connect() as connection:
         return {key: json.loads(text) for key, text in connection.execute(query)}
 
 

@@ -106,7 +106,7 @@ def study_in(path: str | Path) -> Snapshot:
             found = f"several studies ({', '.join(sorted(names))})" if names else "no study"
             raise UserError(f"{path} holds {found}, and not one: use `study export NAME --storage sqlite:///{path}` for one")
         study = Snapshot(optuna.load_study(study_name=names[0], storage=storage), without=())
-        _check(study, f"the specification in {path}")
+        _check_content(study, f"the specification in {path}")
         return study
 
 
@@ -119,7 +119,7 @@ def _checksum(rows: sqlite3.Connection) -> int:
     return (checksum | 1) - 2**31
 
 
-def _check(study: Snapshot, what: str) -> None:
+def _check_content(study: Snapshot, what: str) -> None:
     """Raise an error for a study that a database can hold, and we or Optuna cannot. what: its specification, in words."""
     if not isinstance(read_json(study.user_attrs.get("spec", "{}"), what), dict):
         raise ValueError(what)

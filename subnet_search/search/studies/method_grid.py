@@ -236,7 +236,7 @@ def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], b
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
     """One record per cell; `state` is None if it was never queued."""
     found = _trials_by_key(study, grid.spec)
-    return [_record(cell, found.get(cell.key, [])) for cell in grid.cells]
+    return [_cell_record(cell, found.get(cell.key, [])) for cell in grid.cells]
 
 
 def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -310,7 +310,7 @@ def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[Froz
     return found
 
 
-def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
+def _cell_record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
     """The record of a cell: from its complete, running or queued trial, or else from the last failed one."""
     trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
     attrs = trial.user_attrs if trial else {}

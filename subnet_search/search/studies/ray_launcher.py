@@ -248,7 +248,7 @@ class StudyWorker:
     """The Ray actor. Ray calls `stop` in a second thread while `run` is running."""
 
     def __init__(self) -> None:
-        self._stopping = False
+        self._stopping = threading.Event()
         self._running = threading.Lock()
 
     def run(
@@ -265,7 +265,7 @@ class StudyWorker:
         with self._running:  # Ray repeats the call after a broken connection, while the first may still be running
             timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 means no limit
             try:
-                stop = lambda: self._stopping  # noqa: E731
+                stop = self._stopping.is_set
                 run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, allow_imports=allow, should_stop=stop)
             except Interrupted:
                 return None
@@ -278,4 +278,4 @@ class StudyWorker:
 
     def stop(self) -> None:
         """Stop: the running trial writes a checkpoint at its next step, and `run` returns."""
-        self._stopping = True
+        self._stopping.set()

@@ -74,7 +74,7 @@ def _best_of(item: Mapping[str, Any], where: str, study: optuna.Study, spec: Stu
     for ranked in rank(_open_source(name, study))[:count]:
         params: dict[str, Any] = {}
         try:
-            values = _values(ranked.trial, spec)
+            values = _values_by_key(ranked.trial, spec)
         except _DoesNotFit as why:
             left_out.append(f"trial {ranked.trial.number}, {why}")
             continue
@@ -125,7 +125,7 @@ def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -
     for name in (*spec.objective, *(bound.name for bound in spec.bounds)):
         if name not in measured:
             raise _DoesNotFit(f"without {name}")
-    values, params, distributions = _values(trial, spec), dict[str, Any](), dict[str, BaseDistribution]()
+    values, params, distributions = _values_by_key(trial, spec), dict[str, Any](), dict[str, BaseDistribution]()
 
     def take(entry: Entry) -> Any:
         if entry.key not in values:
@@ -148,7 +148,7 @@ def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -
     )
 
 
-def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
+def _values_by_key(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """Values of all keys in a trial's run, searched and fixed."""
     values = flatten(TrialRecord(trial).config or {})
     if (method := values.get(f"{METHOD}.name")) is not None:
