@@ -98,7 +98,6 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
     """A server on 127.0.0.1 that answers when asked to (`handle_request`, `serve_forever`), at the study `name` or the list.
 
     It answers requests alone that were made to this machine by its own names (localhost, 127.0.0.1, ::1) and its port.
-
     Port 0 is any that is free. Raises UserError when optuna-dashboard is not installed or the port is taken.
     """
     try:

@@ -1,7 +1,7 @@
 """Compare two studies: budgets, results, and the best result after equal work."""
 
 import itertools
-from bisect import bisect_right
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +19,9 @@ BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat
 
 
 def diff_studies(a: Snapshot, b: Snapshot) -> dict[str, Any]:
-    """Compare two studies with the same objectives: budgets, best trials, differences in the specifications, and for a single
-    objective the best value after equal numbers of trials and training steps.
+    """Budgets, best trials and differences of two studies with the same objectives. Raises UserError for different ones.
 
-    Raises UserError if the objectives differ.
+    For a single objective, also the best value after equal numbers of trials and training steps.
     """
     mine, theirs = objectives(a), objectives(b)
     if (mine, a.directions) != (theirs, b.directions):
@@ -91,15 +90,13 @@ def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, fac
     """Best value of both studies at fractions of the work that both have done."""
     column = ("trials", "steps").index(key)
     done = min(course[-1][column] if course else 0 for course in courses)
-    rows = []
-    for work in dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done):
-        best = []
-        for course in courses:
-            reached = bisect_right([point[column] for point in course], work)
-            cost = course[reached - 1][2] if reached else float("inf")
-            best.append(None if cost == float("inf") else factor * cost)
-        rows.append({key: work, "a": best[0], "b": best[1]})
-    return rows
+
+    def best_after(work: int, course: list[tuple[int, int, float]]) -> float | None:
+        cost = min((point[2] for point in course if point[column] <= work), default=math.inf)
+        return None if cost == math.inf else factor * cost
+
+    works = dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done)
+    return [{key: work, "a": best_after(work, courses[0]), "b": best_after(work, courses[1])} for work in works]
 
 
 def _reached(course: list[tuple[int, int, float]], rival: list[tuple[int, int, float]]) -> dict[str, int] | None:

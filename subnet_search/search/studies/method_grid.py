@@ -150,9 +150,8 @@ def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shar
 
     Keys that the configuration sets apply to all methods, except that lr and weight_decay are for weights: a method that
     trains no weights has its published ones, and the others ignore those of a configuration written for such a method.
-    Keys that are not set have the values in SHARED for all methods that train weights; relevance has its published
-    optimizer, learning rate and weight decay. With `published`, these keys have each method's published settings. Epochs
-    and batch size are never changed.
+    For methods that train weights, the other keys have the values in SHARED, or with `published` those of the method's
+    paper. Epochs and batch size are never changed.
     """
     if not trains_weights(get_extractor(method)):
         return own_rates(method, given)
