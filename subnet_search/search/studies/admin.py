@@ -71,7 +71,8 @@ def check_idle(study: optuna.Study) -> None:
 def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True) -> list[Path]:
     """Delete a study and, with `files`, its run folders and artifacts. Returns the deleted paths.
 
-    Run folders of copied or imported trials belong to the original study and stay. Raises UserError if trials are running, unless `force`; RunError if files cannot be deleted, and the study then stays.
+    Run folders of copied or imported trials belong to the original study and stay. Raises UserError if trials are running,
+    unless `force`; RunError if files cannot be deleted, and the study then stays.
     """
     name, storage = study.study_name, study._storage
     adopt(study)
