@@ -66,10 +66,7 @@ class _Folder(FileSystemArtifactStore):
 
 
 def open_store(spec: StudySpec) -> ArtifactStore | None:
-    """Open the artifact store of a study and check that it can be written, read and deleted from; None if it has none.
-
-    Raises UserError when the check fails.
-    """
+    """The artifact store of a study, None if it has none. Raises UserError if it cannot be written, read or deleted from."""
     if spec.artifacts is None:
         return None
     with _or_raise(UserError, f"cannot keep artifacts in {_location(spec.artifacts)}"):
@@ -109,10 +106,7 @@ def forget(lease: TrialLease, spec: StudySpec) -> None:
 
 
 def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
-    """Download the files of a finished trial into a folder, except those already there. Returns the new paths.
-
-    Raises RunError when the study's store cannot be read.
-    """
+    """Download the missing files of a finished trial into a folder; returns their paths. Raises RunError if that fails."""
     if (settings := plain_spec(study).get("artifacts")) is None:
         return []
     found = []

@@ -64,10 +64,7 @@ class Space:
         return [entry for entry in self.entries if entry.domain is not None]
 
     def layers(self) -> list[str]:
-        """Module names of the layers for `density_per_layer`, in the network's order.
-
-        Raises UserError if trials can have different units, and so different layers.
-        """
+        """Module names of the layers for `density_per_layer`. Raises UserError if trials can have different units."""
         runs = [self.config(branch) for branch in self._branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:

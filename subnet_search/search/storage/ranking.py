@@ -61,10 +61,7 @@ def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection
 
 
 def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list[Ranked]:
-    """Trials sorted by the objective; with several, the Pareto front sorted by the first objective.
-
-    Trials with a NaN value are left out.
-    """
+    """Trials sorted by the objective, or the Pareto front sorted by the first one; those with a NaN value are left out."""
     rated = [(ranked.costs(directions), ranked) for ranked in found]
     rated = [(costs, ranked) for costs, ranked in rated if not any(map(math.isnan, costs))]
     rated.sort(key=lambda pair: (pair[0], pair[1].trial.number))

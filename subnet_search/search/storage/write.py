@@ -53,14 +53,13 @@ def write_trials(connection: Connection, study_id: int, trials: Sequence[FrozenT
     write_rows(connection, models.TrialModel, rows)
     ids = {row.number: row.trial_id for row in connection.execute(_IDS, {"study": study_id, "first": first})}
     added = [(ids[number], trial) for number, trial in enumerate(trials, first)]
-    for model, rows_of in (
-        (models.TrialValueModel, lambda id, trial: _values(id, trial.values)),
-        (models.TrialIntermediateValueModel, _reports),
-        (models.TrialParamModel, _params),
-        (models.TrialUserAttributeModel, lambda id, trial: attributes(trial.user_attrs, trial_id=id)),
-        (models.TrialSystemAttributeModel, lambda id, trial: attributes(trial.system_attrs, trial_id=id)),
-    ):
-        write_rows(connection, model, [row for id, trial in added for row in rows_of(id, trial)])
+    write_rows(connection, models.TrialValueModel, [row for id, trial in added for row in _values(id, trial.values)])
+    write_rows(connection, models.TrialIntermediateValueModel, [row for id, trial in added for row in _reports(id, trial)])
+    write_rows(connection, models.TrialParamModel, [row for id, trial in added for row in _params(id, trial)])
+    user = [row for id, trial in added for row in attributes(trial.user_attrs, trial_id=id)]
+    system = [row for id, trial in added for row in attributes(trial.system_attrs, trial_id=id)]
+    write_rows(connection, models.TrialUserAttributeModel, user)
+    write_rows(connection, models.TrialSystemAttributeModel, system)
     return ids
 
 
@@ -73,10 +72,7 @@ def end_trial(
     attrs: Mapping[str, Any],
     noted: Mapping[str, Any],
 ) -> bool:
-    """Store the final state, values and attributes of a trial in one transaction.
-
-    Returns False, and writes nothing, if the trial is not running under this worker's token.
-    """
+    """Store the end of a trial in one transaction. Returns False, and stores nothing, if it does not run under the token."""
     now = datetime.now(UTC).replace(tzinfo=None)
     with database.engine.begin() as connection:
         # The update comes first, so that it locks the row.
@@ -113,21 +109,20 @@ def _values(id: int, values: Sequence[float] | None) -> list[dict[str, Any]]:
 
 def _reports(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     stored = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr
-    rows = ((step, *stored(value)) for step, value in trial.intermediate_values.items())
-    columns = ("step", "intermediate_value", "intermediate_value_type")
-    return [{"trial_id": id, **dict(zip(columns, row, strict=True))} for row in rows]
+    rows = []
+    for step, value in trial.intermediate_values.items():
+        number, kind = stored(value)
+        rows.append({"trial_id": id, "step": step, "intermediate_value": number, "intermediate_value_type": kind})
+    return rows
 
 
 def _params(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
-    return [
-        {
-            "trial_id": id,
-            "param_name": name,
-            "param_value": trial.distributions[name].to_internal_repr(value),
-            "distribution_json": _in_words(trial.distributions[name]),
-        }
-        for name, value in trial.params.items()
-    ]
+    rows = []
+    for name, value in trial.params.items():
+        domain = trial.distributions[name]
+        row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
+        rows.append({**row, "distribution_json": _in_words(domain)})
+    return rows
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -148,10 +148,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
 
 
 def _check_reach(spec: StudySpec) -> None:
-    """Raise UserError for a hyperparameter that `run` sets for its own method if trials can have other methods.
-
-    Only new studies are checked.
-    """
+    """Raise UserError for a hyperparameter that `run` sets for its own method if trials can have other methods."""
     own, methods = spec.run.extractor.name, spec.searched.methods()
     given = [key for key in spec.run.given().get(METHOD, {}) if key != "name" and not (key == "density" and spec.run.target)]
     for_all = {entry.key for entry in spec.searched.entries if not entry.when}

@@ -287,14 +287,10 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
-    """The key of a trial's configuration; empty if this version cannot read it.
-
-    It uses the stored complete configuration, so that a changed default makes another key; a new hyperparameter has its
-    default.
-    """
+    """The key of a trial's configuration; empty if this version cannot read it."""
     record = TrialRecord(trial)
     try:
-        if record.config:
+        if record.config:  # complete, so that a changed default makes another key
             return configuration_key(check(RunConfig, record.config), with_seed=True)
         return configuration_key(spec.config(record.cell.values).resolve(), with_seed=True) if record.cell else ""
     except UserError:
