@@ -6,12 +6,10 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import Interrupted, RunError
 from subnet_search.data import Data, load
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
 from subnet_search.search.engine.copies import adopt
@@ -20,7 +18,7 @@ from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_runner import Ending, run_trial
 from subnet_search.search.spec.study_spec import StudySpec, trusted_spec_of
 from subnet_search.search.storage.connect import load_study, open_storage, safe_url
-from subnet_search.search.storage.records import FINISHED, TrialRecord
+from subnet_search.search.storage.records import FINISHED
 from subnet_search.search.storage.retry import guarded, patiently
 
 FAILURES_IN_A_ROW = 5
@@ -141,12 +139,3 @@ def _latched(should_stop: Callable[[], bool]) -> Callable[[], bool]:
         return said
 
     return held
-
-
-def config_of(trial: FrozenTrial) -> RunConfig:
-    """The complete configuration of a trial. Raises RunError if it was never started."""
-    record = TrialRecord(trial)
-    if record.config is None:
-        reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
-        raise RunError(f"trial {trial.number} has no configuration: {reason}")
-    return check(RunConfig, record.config)
