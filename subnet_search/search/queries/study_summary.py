@@ -91,9 +91,7 @@ def _name(part: Any) -> str | None:
 
 def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
     """Parameters and domains of the trials, for a study that subnet-search did not create."""
-    seen: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        seen.update(trial.distributions)
+    seen = {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
     return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: key_and_condition(name)[1] != "")}
 
 

@@ -29,10 +29,7 @@ def flat_rows(study: Snapshot) -> list[Row]:
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
     """The columns in which any row has a value."""
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns.update(dict.fromkeys(key for key, value in row.items() if value is not None))
-    return list(columns)
+    return list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
 
 
 def find_column(name: str, columns: Sequence[str]) -> str:

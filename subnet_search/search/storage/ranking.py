@@ -188,10 +188,9 @@ def number(value: Any) -> float | None:
 
 def measures(study: optuna.Study) -> list[str]:
     """Names of the metrics that complete trials recorded, objectives first."""
-    names = dict.fromkeys(objectives(study))
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        names.update(dict.fromkeys(key for key in trial.user_attrs if measured(trial, (), key) is not None))
-    return [name for name in names if name not in NO_MEASURES]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    recorded = (key for trial in complete for key, value in trial.user_attrs.items() if number(value) is not None)
+    return [name for name in dict.fromkeys([*objectives(study), *recorded]) if name not in NO_MEASURES]
 
 
 def direction(study: optuna.Study, name: str) -> StudyDirection:
