@@ -152,8 +152,8 @@ class Extractor(Settings, ABC):
 
     @property
     def needs_momentum(self) -> bool:
-        """Whether `step` reads `net.momentum`, which costs four bytes a weight."""
-        return False
+        """Whether `step` reads `net.momentum`, which costs four bytes a weight. Default: with `grow` "momentum"."""
+        return getattr(self, "grow", None) == "momentum"
 
     def looks_at(self, clock: Clock) -> bool:
         """Whether `step` reads `net.features` of the training step that begins at `clock`."""

@@ -53,6 +53,8 @@ class Units:
         self.weights = {name: tuple(shape) for name, shape in weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
         """Shapes of the tensors of units, by the name of a weight."""
+        self.steps: dict[str, int] = {}
+        """The number of units of a layer that is kept or pruned at a time, where it is more than one."""
         self.prices, self.whole = prices, whole
 
     # From weights to units and back. `scores` and `tensors` have the weights' shapes; results have the units' shapes.
@@ -63,7 +65,7 @@ class Units:
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
         """The mean of |tensor| over each unit's weights. Single weights: the tensors unchanged, to be ranked by |.|."""
-        return tensors
+        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()}) if self.pooled else tensors
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         """Nonnegative scores of units, normalised so that layers are comparable. Single weights and n:m: unchanged.
@@ -153,13 +155,9 @@ class Units:
         total, ones = 0.0, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
         for name, one in ones.items():
             less = one.clone()
-            less.view(-1)[: self.step(name)] = False
+            less.view(-1)[: self.steps.get(name, 1)] = False
             total = max(total, 1 - self.cost(Masks({**ones, name: less})))
         return total
-
-    def step(self, name: str) -> int:
-        """The number of units of a layer that is kept or pruned at a time."""
-        return 1
 
     @property
     def exact(self) -> bool:
@@ -273,9 +271,6 @@ class Blocks(Units):
 
     def pool(self, scores: Tensors) -> Tensors:
         return {name: self._sums(score) / self._sums(torch.ones_like(score)) for name, score in scores.items()}
-
-    def pool_magnitude(self, tensors: Tensors) -> Tensors:
-        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         return {name: layer_adaptive(score.detach(), None if among is None else among[name]) for name, score in scores.items()}

@@ -46,10 +46,6 @@ class RigL(DropAndGrow):
     """Fraction of each layer's weights that is moved at first (alpha); it falls to 0 along a cosine."""
     grow: ss.Grow = "gradient"
 
-    @property
-    def needs_momentum(self) -> bool:
-        return self.grow == "momentum"
-
     def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not clock.due(self.every, self.until):
             return None
