@@ -5,13 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
-from subnet_search.cli.commands.analysis import accuracy_curve, numbers
+from subnet_search.cli.commands._options import Json, Network, Set, numbers
+from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
-
-Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
 
 
 def extract(
@@ -66,10 +64,7 @@ def extract(
 
 
 def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    if json:
-        format.print_json(record)
-    else:
-        format.subnetwork_summary(record, unit)
+    format.report(record, json, format.subnetwork_summary, unit)
     if "curve" in record:
         accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
 
@@ -226,14 +221,6 @@ def data(
     from subnet_search.data import catalogue, describe
 
     if name is None:
-        rows = catalogue()
-        if json:
-            format.print_json(rows)
-        else:
-            format.table(rows, {"name": "name", "state": "state", "description": ""})
-        return
-    record = describe(name)
-    if json:
-        format.print_json(record)
+        format.report(catalogue(), json, format.table, {"name": "name", "state": "state", "description": ""})
     else:
-        format.pairs(record)
+        format.report(describe(name), json, format.pairs)
