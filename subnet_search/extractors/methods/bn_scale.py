@@ -1,9 +1,7 @@
 """BN scale: drop the channels whose batch norms have the smallest scales.
 
-Section 3 of network slimming without its penalty: channels are ranked over all layers by |gamma|, the scale that their batch
-norm multiplies them by. This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019,
-arXiv:1906.10771. A channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel
-without one is kept.
+This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019, arXiv:1906.10771. A channel
+with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel without one is kept.
 """
 
 from subnet_search.extractors import author as ss

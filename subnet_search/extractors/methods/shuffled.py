@@ -1,8 +1,7 @@
 """Shuffled: controls that test what a topology's pattern, and the weights it was found on, contribute.
 
-Section 5. Takes the topology that another method begins with, or that of a file, and then permutes it within every layer
-(`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no more than the number of
-weights of each layer. New weights are normal, with each layer's own standard deviation.
+Section 5. Where accuracy stays the same, the method found no more than the number of weights of each layer. New weights are
+normal, with each layer's own standard deviation.
 """
 
 from pathlib import Path
