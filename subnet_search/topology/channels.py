@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
-from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.masks import Masks, Tensors, alive
 from subnet_search.topology.scores import over_their_size
 from subnet_search.topology.select import LayerDensities, Shapes, keep_by_layer
-from subnet_search.topology.units import Tensors, Units
+from subnet_search.topology.units import Units
 
 
 @dataclass(frozen=True)

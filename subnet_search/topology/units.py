@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
-from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.masks import Masks, Tensors, alive
 from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.scores import layer_adaptive
 from subnet_search.topology.select import (
@@ -29,7 +29,6 @@ from subnet_search.topology.select import (
     top_k,
 )
 
-Tensors = Mapping[str, Tensor]
 Measure = Literal["units", "parameters", "flops"]
 """What a density is a fraction of: units, parameters, or multiply-accumulates."""
 Normalise = Literal["layer", "none"]

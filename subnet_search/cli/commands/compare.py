@@ -1,6 +1,6 @@
 """The commands `compare` and `sanity`."""
 
-from importlib.util import find_spec
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -171,7 +171,7 @@ def _mean(values: dict[str, float] | None) -> str:
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
     """Plot test accuracy, or validation accuracy if there is no test split; None without plotly."""
-    if find_spec("plotly") is None:
+    if importlib.util.find_spec("plotly") is None:
         return None
     from subnet_search.analysis.plots import accuracy_density
     from subnet_search.search.studies.method_grid import plot_points

@@ -63,11 +63,7 @@ def _print_export(record: dict[str, Any]) -> None:
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),
         _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
-        _counted(
-            f"  {format.which_macs(record)}",
-            record["dense_kept_macs"],
-            record["kept_macs"],
-        ),
+        _counted(f"  {format.which_macs(record)}", record["dense_kept_macs"], record["kept_macs"]),
     ]
     _table([*rows, *_times(record["latency"])], record["to"])
     text = f"\n{_how(record['latency'])}; logits differ from the masked network's by at most "

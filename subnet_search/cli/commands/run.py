@@ -1,7 +1,7 @@
 """Commands on single runs, methods and data sets."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,13 +60,11 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
-
-
-def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    format.report(record, json, format.subnetwork_summary, unit)
-    if "curve" in record:
-        accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
+            record = subnet.summary()
+            format.report(record, json, format.subnetwork_summary, subnet.origin.unit)
+            if "curve" in record:
+                title = f"{record['extractor']}, {record['network']}, {record['data']}"
+                accuracy_curve(record["curve"], folder, title, quiet=json)
 
 
 def evaluate(

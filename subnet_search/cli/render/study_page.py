@@ -46,7 +46,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "failed": _counted(record["failures"]),
         "stopped early": _counted(record["stopped_early"]),
         "versions": _lines(
-            {key: ", ".join(f"{v} ({n:,})" for v, n in seen.items()) for key, seen in record["versions"].items()}
+            [(key, ", ".join(f"{v} ({n:,})" for v, n in seen.items())) for key, seen in record["versions"].items()]
         ),
     }
     format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
@@ -183,16 +183,16 @@ def importance(record: Row, name: str, at_most: int | None = None, storage: str 
         format.say(f"Note: {record['note']}")
 
 
-def _lines(values: Mapping[str, Any]) -> str:
-    widest = max(map(len, values), default=0)
-    return "\n".join(f"{key:<{widest}}  {value}" for key, value in values.items())
+def _lines(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and texts in two columns."""
+    widest = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name:<{widest}}  {text}" for name, text in pairs)
 
 
 def _searched(space: Mapping[str, str]) -> str:
     """Keys with their domains, and in brackets their conditions."""
     parts = [(*key_and_condition(name), domain) for name, domain in space.items()]
-    widest = max((len(key) for key, _, _ in parts), default=0)
-    return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)
+    return _lines([(key, f"{domain} ({when})" if when else domain) for key, when, domain in parts])
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
