@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from subnet_search.cli.commands.study_run import Name, Storage, find_study, one_line_errors, open_store
+from subnet_search.cli.commands.study_run import Name, Storage, find_study, open_store, study_command
 from subnet_search.cli.commands.study_show import studies as studies
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
 
 
-@studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
-@one_line_errors
+@study_command("retry quickstart 3 7")
 def retry(
     name: Name,
     numbers: Annotated[
@@ -44,8 +43,7 @@ def retry(
     format.say(f"queued {trials}; run them with: {command}")
 
 
-@studies.command(epilog="Example: subnet-search study reap quickstart")
-@one_line_errors
+@study_command("reap quickstart")
 def reap(
     name: Name,
     now: Annotated[
@@ -81,8 +79,7 @@ def reap(
         format.console.print(f"no running trial of {name} has a dead worker", markup=False)
 
 
-@studies.command(epilog="Example: subnet-search study stop quickstart --now")
-@one_line_errors
+@study_command("stop quickstart --now")
 def stop(
     name: Name,
     now: Annotated[bool, typer.Option("--now", help="Also interrupt running trials, after a checkpoint.")] = False,
@@ -102,8 +99,7 @@ def stop(
     format.say(f"{name} starts no more trials{more}. Continue with: {command}")
 
 
-@studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
-@one_line_errors
+@study_command("delete quickstart --keep-files")
 def delete(
     name: Name,
     files: Annotated[
@@ -133,8 +129,7 @@ def delete(
     format.say(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}")
 
 
-@studies.command(epilog="Example: subnet-search study export quickstart quickstart.db")
-@one_line_errors
+@study_command("export quickstart quickstart.db")
 def export(
     name: Name,
     file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="File to write [default: NAME.db].")] = None,
@@ -152,8 +147,7 @@ def export(
     format.say(f"{path} ({format.size(path.stat().st_size)})")
 
 
-@studies.command("import", epilog="Example: subnet-search study import quickstart.db --storage postgresql://me@host/studies")
-@one_line_errors
+@study_command("import quickstart.db --storage postgresql://me@host/studies", "import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.db", help="File from `study export`.")],
     name: Annotated[str | None, typer.Option(help="New name of the study.")] = None,

@@ -190,6 +190,12 @@ def one_line_errors(command: Callable[Options, None]) -> Callable[Options, None]
     return guarded_command
 
 
+def study_command(example: str, name: str | None = None) -> Callable[[Callable[Options, None]], Callable[Options, None]]:
+    """Decorator of a command that reads a study. name: of the command, where it is not the function's."""
+    add = studies.command(name, epilog=f"Example: subnet-search study {example}")
+    return lambda command: add(one_line_errors(command))
+
+
 def _url(storage: str | None) -> str:
     from subnet_search.search.storage.connect import DEFAULT_STORAGE
 

@@ -7,7 +7,7 @@ import typer
 
 from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json
-from subnet_search.cli.commands.study_run import Name, Storage, find_study, one_line_errors, open_store
+from subnet_search.cli.commands.study_run import Name, Storage, find_study, open_store, study_command
 from subnet_search.cli.commands.study_run import studies as studies
 from subnet_search.cli.render import format, study_page, tables
 from subnet_search.core.errors import UserError
@@ -26,8 +26,7 @@ Filter = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a plot to this file.")]
 
 
-@studies.command("list", epilog="Example: subnet-search study list --json")
-@one_line_errors
+@study_command("list --json", "list")
 def list_(storage: Storage = None, json: Json = False) -> None:
     """List the studies in a storage."""
     from subnet_search.search.queries.queries import list_studies
@@ -35,8 +34,7 @@ def list_(storage: Storage = None, json: Json = False) -> None:
     format.report(list_studies(open_store(storage)), json, study_page.list_studies)
 
 
-@studies.command("show", epilog="Example: subnet-search study show quickstart")
-@one_line_errors
+@study_command("show quickstart", "show")
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     """Show a summary of a study.
 
@@ -47,10 +45,7 @@ def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     format.report(summarise_study(_snapshot(name, storage)), json, study_page.summarise_study, storage)
 
 
-@studies.command(
-    epilog='Example: subnet-search study trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10'
-)
-@one_line_errors
+@study_command('trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10')
 def trials(
     name: Name,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column; missing values come last.")] = None,
@@ -93,8 +88,7 @@ def trials(
         tables.trials(rows, study, wanted)
 
 
-@studies.command(epilog="Example: subnet-search study trial quickstart 7")
-@one_line_errors
+@study_command("trial quickstart 7")
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.")],
@@ -107,8 +101,7 @@ def trial(
     format.report(trial_details(find_study(name, storage), number), json, study_page.trial, name)
 
 
-@studies.command(epilog="Example: subnet-search study best quickstart --json")
-@one_line_errors
+@study_command("best quickstart --json")
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """Show the best trial, or the Pareto front.
 
@@ -125,8 +118,7 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
         study_page.best(rows, objectives(study), sum(trial.state.name == "COMPLETE" for trial in study.get_trials()))
 
 
-@studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
-@one_line_errors
+@study_command("compare quickstart quickstart_hyperband")
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another study with the same objectives.")],
@@ -142,8 +134,7 @@ def compare(
     format.report(diff_studies(_snapshot(a, storage), _snapshot(b, storage)), json, study_page.diff_studies)
 
 
-@studies.command(epilog="Example: subnet-search study pareto quickstart --objectives val_accuracy,density --plot front.html")
-@one_line_errors
+@study_command("pareto quickstart --objectives val_accuracy,density --plot front.html")
 def pareto(
     name: Name,
     objectives: Annotated[
@@ -175,8 +166,7 @@ def pareto(
     _print_plot(plot)
 
 
-@studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
-@one_line_errors
+@study_command("importance quickstart --evaluator fanova")
 def importance(
     name: Name,
     evaluator: Annotated[

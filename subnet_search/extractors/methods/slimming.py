@@ -1,9 +1,7 @@
 """Network slimming: an L1 penalty on the scales of batch norms decides which channels are dropped.
 
-Equation 1: L + lambda * sum |gamma|. Train with it, drop the channels of lowest |gamma| over all layers at once or in rounds,
-and fine-tune without it. The authors take lambda 1e-4 for VGG, 1e-5 for residual and densely connected networks on CIFAR.
-
-Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; the authors
+Equation 1; fine-tuning is without the penalty. The authors take lambda 1e-4 for VGG, 1e-5 for residual and densely connected
+networks on CIFAR. Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; the authors
 put a selection layer there. Channels without a batch norm are kept.
 """
 
