@@ -1,8 +1,8 @@
 """Network slimming: an L1 penalty on the scales of batch norms decides which channels are dropped.
 
 Equation 1; fine-tuning is without the penalty. The authors take lambda 1e-4 for VGG, 1e-5 for residual and densely connected
-networks on CIFAR. Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; the authors
-put a selection layer there. Channels without a batch norm are kept.
+networks on CIFAR. Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean
+|gamma|; the authors put a selection layer there. Channels without a batch norm are kept.
 """
 
 from torch import Tensor
