@@ -1,6 +1,6 @@
 """Early-bird tickets: draw the mask of channels early in training, as soon as it stops changing.
 
-Algorithm 1, with the threshold of the authors' code. Masks are ranked over all layers. Once the ticket is drawn, the other
+Algorithm 1, with the threshold of the authors' code. Channels are ranked over all layers. Once the ticket is drawn, the other
 channels are dropped, and training continues without the penalty.
 
 Where we differ: without a ticket by `until`, the mask of that step is used. `every` replaces the epoch; the authors' runs
