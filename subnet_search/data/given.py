@@ -88,7 +88,7 @@ def from_user(
         named = DataSpec.of(data)
         spec = DataSpec.of({**named.model_dump(exclude_unset=True), **set_here})
         return load(spec, labels)
-    read = partial(_read, kind=labels, workers=workers)
+    read = partial(_split_of, kind=labels, workers=workers)
     put = partial(assemble, spec, given=True, kind=labels)
     if parts:
         _refuse_shared_items(parts)
@@ -279,7 +279,7 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield id(data), index
 
 
-def _read(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
+def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
     """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
     if isinstance(data, DataLoader | Dataset) or _is_map_style(data):
         inner = _in_memory(data)

@@ -80,7 +80,7 @@ def _values(inputs: Any, origin: Origin) -> Tensor:
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str | Path):
-        return _read([Path(path) for path in inputs], origin)
+        return _from_files([Path(path) for path in inputs], origin)
     try:
         values = torch.as_tensor(inputs).detach().cpu()
     except Exception as error:  # arrays of any library
@@ -88,7 +88,7 @@ def _values(inputs: Any, origin: Origin) -> Tensor:
     return values.float() if values.dtype == torch.float64 else values
 
 
-def _read(paths: list[Path], origin: Origin) -> Tensor:
+def _from_files(paths: list[Path], origin: Origin) -> Tensor:
     [first, *others] = paths
     if not others and first.suffix in (".npy", ".npz"):
         with guarded(f"{first} is not a readable {first.suffix} file"):
