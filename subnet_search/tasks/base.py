@@ -176,7 +176,8 @@ def label_values(data: Data, part: str, task: str, wanted: str) -> Values:
 def unfit(data: Data, part: str, task: str, wanted: str, got: Values | str) -> UserError:
     """The error for data that a task cannot use. wanted, got: what the task needs and what the data has."""
     if isinstance(got, Values):
-        got = f"{got.dtype} of shape {('N', *got.shape)}" if got.shape is not None else f"{got.dtype} of different shapes"
+        shape = "different shapes" if got.shape is None else f"shape ({', '.join(['N', *map(str, got.shape)])})"
+        got = f"{got.dtype} of {shape}"
     return UserError(f"{part_name(data, part)}: {task} needs {wanted}, got {got}")
 
 

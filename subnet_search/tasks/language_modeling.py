@@ -54,9 +54,9 @@ class LanguageModeling(LogitsTask):
                 if found.dims != DIMS or found.dtype.startswith("float"):
                     raise unfit(data, part, self.name, WANTED, found)
                 if found.low < 0 and not (path == "labels" and found.low == IGNORED):
-                    raise UserError(f"{name}: token {found.low:g} is below 0; targets that do not count are {IGNORED}")
+                    raise UserError(f"{name}: token {found.low:.0f} is below 0; targets that do not count are {IGNORED}")
                 if found.high >= vocabulary:
-                    raise UserError(f"{name}: token {found.high:g} is outside the vocabulary, 0 to {vocabulary - 1}")
+                    raise UserError(f"{name}: token {found.high:.0f} is outside the vocabulary, 0 to {vocabulary - 1}")
             shape = values["inputs"].shape if list(values) == ["inputs"] else None
             if shape is not None and shape[0] < 2:
                 raise UserError(f"{name}: {self.name} needs at least two tokens in each item")
@@ -101,7 +101,7 @@ class LanguageModeling(LogitsTask):
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
         logits, (_, targets) = logits_of(output), self.split(batch)
         if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != targets.shape:
-            wanted = f"(batch, tokens, vocabulary) = {(*targets.shape, outputs or 'vocabulary')}"
+            wanted = f"(batch, tokens, vocabulary) = {(*targets.shape, outputs or 2)}"
             raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}")
         if logits.shape[2] < (outputs or 1):
             raise UserError(f"{name} has {logits.shape[2]} outputs for each token{when}, but the vocabulary has {outputs}")

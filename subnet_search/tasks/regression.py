@@ -49,7 +49,10 @@ class Regression(LogitsTask):
 
     def criterion(self, logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> Tensor:
         """The mean error over items and targets. There are no classes, so `label_smoothing` changes nothing."""
-        return LOSSES[self.error](_columns(logits), _columns(labels).to(logits.dtype))
+        values, targets = _columns(logits), _columns(labels).to(logits.dtype)
+        if values.shape != targets.shape:  # the error functions would broadcast them
+            raise UserError(f"outputs of shape {tuple(logits.shape)} do not fit labels of shape {tuple(labels.shape)}")
+        return LOSSES[self.error](values, targets)
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score

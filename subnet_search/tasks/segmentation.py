@@ -66,7 +66,7 @@ class Segmentation(LogitsTask):
             if below or len(counts) > classes:
                 label = values.low if below else len(counts) - 1
                 raise UserError(
-                    f"{name}: label {label:g} is outside the classes 0 to {classes - 1}: if such pixels do not count, set "
+                    f"{name}: label {label:.0f} is outside the classes 0 to {classes - 1}: if such pixels do not count, set "
                     "task.ignore_index"
                 )
 
@@ -99,7 +99,7 @@ class Segmentation(LogitsTask):
         values = label_values(data, part, self.name, WANTED)
         if values.counts is None:
             many = not values.dtype.startswith("float")
-            raise unfit(data, part, self.name, WANTED, f"label {values.high:g}" if many else values)
+            raise unfit(data, part, self.name, WANTED, f"label {values.high:.0f}" if many else values)
         counts = values.counts.clone()
         if self.ignore_index is not None and 0 <= self.ignore_index < len(counts):
             counts[self.ignore_index] = 0
@@ -172,8 +172,7 @@ class Segmentation(LogitsTask):
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
         logits, (_, labels) = logits_of(output), self.split(batch)
-        count, *size = labels.shape
-        wanted = f"(batch, classes, height, width) = {(count, outputs or 'classes', *size)}"
+        wanted = f"(batch, classes, height, width) = {(len(labels), outputs or 2, *labels.shape[1:])}"
         if not isinstance(logits, Tensor) or logits.dim() != 4 or (len(logits), *logits.shape[2:]) != tuple(labels.shape):
             raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}")
         if logits.shape[1] < (outputs or 1):
