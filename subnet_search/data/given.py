@@ -30,7 +30,7 @@ from torch.utils.data import (
 )
 
 from subnet_search.core.errors import RunError, UserError, guarded, unknown
-from subnet_search.core.nested import map_tensors, tensors_in
+from subnet_search.core.nested import length_of, map_tensors, tensors_in
 from subnet_search.data.batch import Labels, split_batch
 from subnet_search.data.items import Items, counted, scan
 from subnet_search.data.sources import Data, DataSpec, assemble, load
@@ -89,7 +89,7 @@ def from_user(
         named = DataSpec.of(data)
         spec = DataSpec.of({**named.model_dump(exclude_unset=True), **set_here})
         return load(spec, labels)
-    read = partial(_read, kind=labels, workers=workers)
+    read = partial(_split_of, kind=labels, workers=workers)
     put = partial(assemble, spec, given=True, kind=labels)
     if parts:
         _refuse_shared_items(parts)
@@ -142,7 +142,7 @@ def _check_can_be_held_out(split: Split | Items, val_transform: Any) -> None:
     if not isinstance(split, Items):
         return
     if isinstance(split.dataset, IterableDataset):
-        raise UserError("an iterable data set is read in its own order, so no items can be held out: pass (train, val)")
+        raise UserError("an iterable data set keeps its order, so no items can be held out for validation: pass (train, val)")
     if val_transform is None and _is_random(split):
         log.warning(
             "the items of the data are random, and so are those held out for validation: pass (train, val), or val_transform"
@@ -172,6 +172,8 @@ def _groups(data: Any, split: Split | Items) -> Tensor | None:
 
 def _row_digests(inputs: Any) -> Iterator[bytes]:
     """A hash of each item's inputs."""
+    if not length_of(inputs):
+        return
     tensors = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8).numpy() for _, tensor in tensors_in(inputs)]
     for rows in zip(*tensors, strict=True):
         yield hashlib.blake2b(b"".join(row.tobytes() for row in rows), digest_size=16).digest()
@@ -278,7 +280,7 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield id(data), index
 
 
-def _read(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
+def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
     """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
     if isinstance(data, DataLoader | Dataset) or _is_map_style(data):
         inner = _in_memory(data)
@@ -371,7 +373,7 @@ def _concatenated(values: Sequence[Any]) -> Any:
 def _items(data: Any, label_key: str | None, workers: int | None, scanned: bool) -> tuple[Items, Tensor | None]:
     """Items that are read when they are needed, after one pass over them."""
     loader = data if isinstance(data, DataLoader) else None
-    dataset: Any = loader.dataset if loader else data
+    dataset: Any = data if loader is None else loader.dataset
     iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
     length = counted(dataset) if iterable else len(dataset)
     if not length:
@@ -382,9 +384,9 @@ def _items(data: Any, label_key: str | None, workers: int | None, scanned: bool)
         dataset,
         places,
         length,
-        loader.collate_fn if loader and custom else default_collate,
-        workers if workers is not None else loader.num_workers if loader else 0,
-        weights=_weights(loader, length) if loader else None,
+        loader.collate_fn if loader is not None and custom else default_collate,
+        workers if workers is not None else loader.num_workers if loader is not None else 0,
+        weights=_weights(loader, length) if loader is not None and not iterable else None,
     )
     if not scanned:
         return found, None

@@ -1,6 +1,7 @@
 """Items of a Dataset that are read when they are needed, anew in every epoch.
 
-The random numbers of an item are a function of (seed, epoch, index) for torch, numpy and random alike, and so is the order.
+The random numbers of an item are a function of (seed, epoch, index) for torch, numpy and random alike; the order of the items
+is one of (seed, epoch).
 A run that was stopped at any step therefore continues with the same batches, with any number of worker processes.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from subnet_search.core.errors import RunError, UserError, reason
 from subnet_search.core.nested import length_of, moved, tensors_in
@@ -99,8 +100,7 @@ class Items:
 
     def _here(self, keys: Sequence[Key]) -> Any:
         with _own_random_state():
-            reader = _Reader(self.dataset, self.places, self.seed)
-            return _Collate(self.collate)([reader[key] for key in keys])
+            return _Collate(self.collate)(_Reader(self.dataset, self.places, self.seed).__getitems__(keys))
 
     def _from_workers(self, keys: Iterable[Sequence[Key]]) -> Iterator[Any]:
         loader = DataLoader(
@@ -148,16 +148,34 @@ class _Failure:
 
 
 class _Reader(Dataset[Any]):
-    """The items of a dataset by key, each with its own random numbers."""
+    """The items of a dataset by key, each with its own random numbers.
+
+    A dataset that reads a whole batch at once (`__getitems__`) has the same random numbers for all items of a batch.
+    """
 
     def __init__(self, dataset: Any, places: Tensor, seed: int) -> None:
         self.dataset, self.places, self.seed = dataset, places, seed
+        self.batched = _reads_batches(dataset)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
+        if self.batched:
+            places = [int(self.places[position]) for _, position in keys]
+            _seed(self.seed, keys[0][0], places[0])
+            try:
+                return list(self.dataset.__getitems__(places))
+            except Exception:  # read one at a time, to name the item
+                pass
+        return [self[key] for key in keys]
 
     def __getitem__(self, key: Key) -> Any:
         epoch, position = key
         place = int(self.places[position])
         _seed(self.seed, epoch, place)
         return _guarded(place, lambda: self.dataset[place])
+
+
+def _reads_batches(dataset: Any) -> bool:
+    return _reads_batches(dataset.dataset) if isinstance(dataset, Subset) else hasattr(dataset, "__getitems__")
 
 
 class _Collate:
@@ -186,9 +204,14 @@ def _guarded(index: int, read: Callable[[], Any]) -> Any:
 
 
 def _why(items: list[Any], error: Exception) -> str:
-    if any(type(part).__module__.partition(".")[0] == "PIL" for item in items[:1] for part in _parts(item)):
-        return "an item is a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
-    return reason(error)
+    return _image(items[0]) or reason(error)
+
+
+def _image(item: Any) -> str:
+    """What to do about an item that is an image of PIL; empty for others."""
+    if any(type(part).__module__.partition(".")[0] == "PIL" for part in _parts(item)):
+        return "it is a PIL image; add torchvision.transforms.v2.PILToTensor() to the data set's transform"
+    return ""
 
 
 def _parts(item: Any) -> Iterable[Any]:
@@ -233,7 +256,6 @@ def _own_random_state() -> Iterator[None]:
 class Scan:
     """What one pass over the items of a dataset finds."""
 
-    count: int
     digest: str  # SHA-256 of all items
     labels: Tensor | None  # of the items, if they are one number each
     sums: Tensor | None  # sums of pixels and of their squares (N, 2, channels) int64, of uint8 images
@@ -247,7 +269,8 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
     dtype, low, high, count, tally = "", float("inf"), -float("inf"), 0, Tally()
     for batch in items.batches("scan"):
         inputs, found = split_batch(batch, label_key)
-        size = length_of(batch)
+        if not length_of(batch):
+            raise UserError(f"a batch of the data holds no tensors: {_image(batch) or type(batch).__name__}")
         for path, tensor in tensors_in(batch):
             hashed.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}".encode())
             hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -263,11 +286,10 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
                 sums.append(torch.stack([pixels.sum(2), pixels.square().sum(2)], 1))
             elif inputs.numel():
                 low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        count += size
+        count += PER_SCAN
     return Scan(
-        count,
         hashed.hexdigest(),
-        torch.cat(labels) if labels and sum(map(len, labels)) == count else None,
+        torch.cat(labels) if sum(map(len, labels)) == len(items) else None,
         torch.cat(sums) if sums else None,
         (dtype, low, high) if dtype else None,
         tally.found,

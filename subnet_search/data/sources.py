@@ -257,6 +257,8 @@ def assemble(
     sums          of the pixels of each item of `train`, as `items.scan` gives them
     """
     name = "given data" if given else spec.name
+    if not len(train):
+        raise UserError(f"{name} is empty")
     labels = _labels(train, kind.key) if kind.classes else None
     if kind.classes and labels is None:
         raise UserError(f"{name}: labels must be one class index for each input{_shape_of_labels(train, kind.key)}")
@@ -266,6 +268,7 @@ def assemble(
         classes = found if class_names is None else len(class_names)
     _check(name, train, classes)
     if labels is not None:
+        _check_labels(name, labels, classes)
         _check_classes(name, labels, classes)
     if spec.limit is not None and spec.limit < len(train):
         if spec.limit < 2 * classes:
@@ -305,7 +308,10 @@ def _labels(split: Split | Items, label_key: str | None) -> Tensor | None:
 
 def _shape_of_labels(split: Split | Items, label_key: str | None) -> str:
     labels = split_batch(split.first(len(split) if isinstance(split, Split) else 1), label_key)[1]
-    return f", got shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else ""
+    if isinstance(labels, Tensor):
+        return f", got {'numbers' if labels.is_floating_point() else 'an array'} of shape {tuple(labels.shape)}"
+    text = isinstance(labels, list | tuple) and labels and isinstance(labels[0], str)
+    return f", got {'text' if text else 'no labels' if labels is None else type(labels).__name__}"
 
 
 def _check(name: str, split: Split | Items, classes: int, like: Split | Items | None = None) -> None:
@@ -327,11 +333,16 @@ def _check(name: str, split: Split | Items, classes: int, like: Split | Items | 
     if classes and isinstance(labels, Tensor):
         if labels.dim() != 1 or labels.is_floating_point():
             raise UserError(f"{name}: labels must be one class index for each input, got shape {tuple(labels.shape)}")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
+        _check_labels(name, labels, classes)
     for _, tensor in tensors_in((split.inputs, split.labels)):
         _check_finite(name, tensor)
+
+
+def _check_labels(name: str, labels: Tensor, classes: int) -> None:
+    """Raise UserError for a label that is no class."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
 
 
 def _check_classes(name: str, labels: Tensor, classes: int) -> None:
@@ -372,6 +383,8 @@ def _held(labels: Tensor | None, count: int, held: int, seed: int, groups: Tenso
     if groups is None:
         return _stratified(labels, count, held, seed)
     first, index = groups.unique(return_inverse=True)
+    if len(first) < 4:
+        raise UserError(f"{count} items with only {len(first)} different inputs are too few for a validation or test split")
     chosen = _stratified(None if labels is None else labels[first], len(first), round(held / count * len(first)), seed)
     return chosen[index]
 

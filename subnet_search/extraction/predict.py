@@ -104,7 +104,7 @@ def _values(inputs: Any, origin: Origin) -> Any:
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str | Path):
-        return _read([Path(path) for path in inputs], origin)
+        return _from_files([Path(path) for path in inputs], origin)
     return _tensors(inputs, nested=origin.input_spec is not None)
 
 
@@ -120,7 +120,7 @@ def _tensors(inputs: Any, nested: bool) -> Any:
     return values.float() if values.dtype == torch.float64 else values
 
 
-def _read(paths: list[Path], origin: Origin) -> Any:
+def _from_files(paths: list[Path], origin: Origin) -> Any:
     [first, *others] = paths
     if not others and first.suffix in (".npy", ".npz"):
         with guarded(f"{first} is not a readable {first.suffix} file"):

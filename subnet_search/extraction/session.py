@@ -22,7 +22,7 @@ from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extract
 from subnet_search.extractors.base import trains_weights
 from subnet_search.nets import NetworkSpec, build, check_batch_norm, initialise, make_dynamic, own_copy
 from subnet_search.structure.units_of_network import units_of
-from subnet_search.tasks import Task, UserTask, inputs_sent
+from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
@@ -64,6 +64,7 @@ class RunSession:
         net, spec = make_network(config, module, init, self.data, task)
         name, outputs = spec.name if spec else type(net).__name__, task.outputs(self.data)
         self.examples = inputs_sent(net, task, self.data.first(EXAMPLES), name, outputs)
+        check_metrics(net, task, self.data.first())
         example = map_tensors(lambda tensor: tensor[:2], self.examples)
         self.origin = origin_of(config, spec, init, self.data, outputs, example)
         teacher = teacher_of(config, net, self.origin.init, teacher)

@@ -84,12 +84,7 @@ class Published:
 
     def settings(self) -> str:
         """The recipe in one line, such as "lr 0.1, schedule cosine"."""
-        return settings_in_words(self.recipe)
-
-
-def settings_in_words(recipe: Mapping[str, Any]) -> str:
-    """Keys of a recipe with their values, in one line."""
-    return ", ".join(f"{key} {_value_in_words(value)}" for key, value in recipe.items())
+        return ", ".join(f"{key} {_value_in_words(value)}" for key, value in self.recipe.items())
 
 
 def _value_in_words(value: Any) -> str:
@@ -152,8 +147,8 @@ class Extractor(Settings, ABC):
 
     @property
     def needs_momentum(self) -> bool:
-        """Whether `step` reads `net.momentum`, which costs four bytes a weight."""
-        return False
+        """Whether `step` reads `net.momentum`, which costs four bytes a weight. Default: with `grow` "momentum"."""
+        return getattr(self, "grow", None) == "momentum"
 
     def looks_at(self, clock: Clock) -> bool:
         """Whether `step` reads `net.features` of the training step that begins at `clock`."""

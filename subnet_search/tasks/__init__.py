@@ -1,7 +1,7 @@
 """Tasks: what a network is trained for, and how its outputs are measured."""
 
 from subnet_search.tasks.base import Direction, LogitsTask, Network, Task
-from subnet_search.tasks.calls import Recorded, check_scalar, guarded_loss, inputs_sent, with_outputs
+from subnet_search.tasks.calls import Recorded, check_metrics, check_scalar, guarded_loss, inputs_sent, with_outputs
 from subnet_search.tasks.classification import Classification
 from subnet_search.tasks.language_modeling import LanguageModeling
 from subnet_search.tasks.loading import load_data
@@ -36,6 +36,7 @@ __all__ = [
     "SegmentationPrediction",
     "Task",
     "UserTask",
+    "check_metrics",
     "check_scalar",
     "create_task",
     "guarded_loss",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from subnet_search.core.errors import RunError, UserError, reason
 from subnet_search.nets import not_accepted
 from subnet_search.tasks.base import Network, Task
+from subnet_search.tasks.user import UserTask
 
 
 class Recorded:
@@ -66,6 +67,21 @@ def inputs_sent(net: nn.Module, task: Task, batch: Any, name: str = "", outputs:
     return recorded.inputs(net)
 
 
+@torch.no_grad()
+def check_metrics(net: nn.Module, task: Task, batch: Any) -> None:
+    """Measure a task of the user's on one batch. Raises UserError when its metrics fail, or are no numbers."""
+    if not isinstance(task, UserTask):
+        return
+    was_training = net.training
+    try:
+        task.measure(net.eval(), [batch])
+    except RunError as error:
+        if "nan" not in str(error):  # of a single batch a metric may be undefined
+            raise UserError(str(error)) from error
+    finally:
+        net.train(was_training)
+
+
 def guarded_loss(task: Task, recorded: Recorded, batch: Any, name: str, outputs: int | None = None, when: str = "") -> Tensor:
     """The loss of a batch. Raises UserError with what failed: the network, its output, or the task."""
     try:
@@ -77,8 +93,10 @@ def guarded_loss(task: Task, recorded: Recorded, batch: Any, name: str, outputs:
             raise not_accepted(name, recorded.sent(), recorded.error) from error
         if recorded.called:
             task.check_output(recorded.output, batch, outputs, name, when)
-        if isinstance(error, UserError | RunError):
+        if isinstance(error, UserError):
             raise
+        if isinstance(error, RunError):  # of the task itself, before training
+            raise UserError(str(error)) from error
         raise UserError(f"the loss of the task {task.name} fails: {reason(error)}") from error
     if not recorded.called:
         raise UserError(f"the loss of the task {task.name} does not call the network")

@@ -2,13 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, PrivateAttr, model_serializer
 from torch import Tensor
 
-from subnet_search.core.errors import RunError, UserError, shown
+from subnet_search.core.errors import RunError, UserError, reason, shown
 from subnet_search.core.nested import length_of
 from subnet_search.tasks.base import Direction, Network, Task
 
@@ -64,7 +66,8 @@ class UserTask(Task):
         return {"loss": "minimize", **getattr(self._task, "directions", {})}
 
     def loss(self, network: Network, batch: Any, label_smoothing: float = 0.0) -> Tensor:
-        return self._task.loss(network, batch)  # type: ignore[no-any-return]
+        with self._failing("loss"):
+            return self._task.loss(network, batch)  # type: ignore[no-any-return]
 
     @property
     def has_distance(self) -> bool:
@@ -73,7 +76,8 @@ class UserTask(Task):
     def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:
         if not self.has_distance:
             return super().distance(output, teacher, temperature)
-        return self._task.distance(output, teacher, temperature)  # type: ignore[no-any-return]
+        with self._failing("distance"):
+            return self._task.distance(output, teacher, temperature)  # type: ignore[no-any-return]
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
         """The mean of each metric over all items; batches count by their number of items."""
@@ -81,11 +85,24 @@ class UserTask(Task):
         more = getattr(self._task, "metrics", None)
         for batch in batches:
             size = length_of(batch)
-            found = {"loss": self._task.loss(network, batch), **(more(network, batch) if more else {})}
+            with self._failing("metrics"):
+                found = {"loss": self._task.loss(network, batch), **(more(network, batch) if more else {})}
             for metric, value in found.items():
                 total[metric] += _number(self.name, metric, value) * size
             items += size
+        if missing := self.directions.keys() - total.keys():
+            raise RunError(f"the metrics of the task {self.name} have no {min(missing)}, which `directions` names")
         return {metric: value / items for metric, value in total.items()}
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        """Turn any exception of the user's task into RunError."""
+        try:
+            yield
+        except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise RunError(f"the {what} of the task {self.name} fails: {reason(error)}") from error
 
     @model_serializer
     def _plain(self) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def test_a_test_split_that_cannot_be_read_loses_no_training(tmp_path, capsys, ca
     problem = f"npz:{path} (test): label 4 is outside the classes 0 to 3"
     assert (summary["test_accuracy"], summary["test_error"]) == (None, problem)
     assert summary["val_accuracy"] == subnet.metrics["val_accuracy"] is not None
-    assert f"the test accuracy was not measured: {problem}" in caplog.text
+    assert f"the test split was not measured: {problem}" in caplog.text
     subnetwork_summary(summary, "weight")
     assert "not measured: npz:" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "run" / "subnetwork.safetensors").is_file()

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from subnet_search.core.errors import UserError
+from subnet_search.data import from_user
 from subnet_search.nets import (
     INITS,
     NetworkSpec,
     build,
-    check_output,
+    check_accepts,
     initial_weight,
     initialise,
     is_ours,
@@ -19,6 +20,7 @@ from subnet_search.nets import (
     network_names,
     prunable,
 )
+from subnet_search.tasks import Classification, inputs_sent
 
 
 def made(name, shape=(3, 32, 32), classes=10, seed=0, **settings):
@@ -35,7 +37,7 @@ def made(name, shape=(3, 32, 32), classes=10, seed=0, **settings):
 def test_every_network_returns_logits(name, shape):
     net = made(name, shape, classes=7).eval()
     assert net(torch.zeros(2, *shape)).shape == (2, 7)
-    check_output(net, shape, 7)
+    check_accepts(net, torch.zeros(2, *shape), 7)
 
 
 @pytest.mark.parametrize(
@@ -339,21 +341,22 @@ def refuse(x):
     ],
     ids=["too few outputs", "wrong shape", "no tensor", "other inputs", "assertion"],
 )
-def test_check_output_says_what_is_wrong(net, message):
+def test_what_is_wrong_with_a_network_is_said(net, message):
     with pytest.raises(UserError, match=message):
-        check_output(net, (4,), 3)
+        check_accepts(net, torch.zeros(2, 4), 3)
 
 
-def test_check_output_uses_the_given_name():
+def test_the_given_name_is_in_the_message():
+    data = from_user((torch.randn(40, 4), torch.arange(40) % 3))
     with pytest.raises(UserError, match="mine has 2 outputs"):
-        check_output(nn.Linear(4, 2), (4,), 3, "mine")
+        inputs_sent(nn.Linear(4, 2), Classification(), data.first(), "mine", 3)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_check_output_leaves_the_network_as_it_was(training):
+def test_the_check_leaves_the_network_as_it_was(training):
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train(training)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    check_output(net, (4,), 3)
+    check_accepts(net, torch.zeros(2, 4), 3)
     assert net.training is training
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
 

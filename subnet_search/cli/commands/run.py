@@ -1,17 +1,15 @@
 """Commands on single runs, methods and data sets."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
-from subnet_search.cli.commands.analysis import accuracy_curve, numbers
+from subnet_search.cli.commands._options import Json, Network, Set, numbers
+from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
-
-Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
 
 
 def extract(
@@ -62,16 +60,11 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
-
-
-def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    if json:
-        format.print_json(record)
-    else:
-        format.subnetwork_summary(record, unit)
-    if "curve" in record:
-        accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
+            record = subnet.summary()
+            format.report(record, json, format.subnetwork_summary, subnet.origin.unit)
+            if "curve" in record:
+                title = f"{record['extractor']}, {record['network']}, {record['data']}"
+                accuracy_curve(record["curve"], folder, title, quiet=json)
 
 
 def evaluate(
@@ -247,14 +240,6 @@ def data(
     from subnet_search.data import catalogue, describe
 
     if name is None:
-        rows = catalogue()
-        if json:
-            format.print_json(rows)
-        else:
-            format.table(rows, {"name": "name", "state": "state", "description": ""})
-        return
-    record = describe(name)
-    if json:
-        format.print_json(record)
+        format.report(catalogue(), json, format.table, {"name": "name", "state": "state", "description": ""})
     else:
-        format.pairs(record)
+        format.report(describe(name), json, format.pairs)
