@@ -26,14 +26,12 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def logits_of(output: Any) -> Any:
     """The logits in an output: the tensor itself, `.logits` of an object, "logits" of a mapping, or the first of a tuple.
 
-    Of a mapping without "logits" it is "out", as torchvision's segmentation networks return.
-
     Anything else is returned as it is.
     """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        return output.get("logits", output.get("out", output))
+        return output.get("logits", output)
     named = getattr(output, "logits", None)
     if named is not None:
         return named

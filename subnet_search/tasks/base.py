@@ -113,11 +113,15 @@ class LogitsTask(Task):
 
     def loss(self, network: Network, batch: Any, label_smoothing: float = 0.0) -> Tensor:
         inputs, labels = self.split(batch)
-        return self.criterion(logits_of(call(network, inputs)).float(), labels, label_smoothing)
+        return self.criterion(self.scores(call(network, inputs)).float(), labels, label_smoothing)
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """The inputs and labels of a batch."""
         return split_batch(batch, self.labels)
+
+    def scores(self, output: Any) -> Any:
+        """The logits in what the network returns."""
+        return logits_of(output)
 
     def criterion(self, logits: Tensor, labels: Any, label_smoothing: float = 0.0) -> Tensor:
         """The loss of logits (batch, ...), float32: a scalar."""
@@ -125,7 +129,7 @@ class LogitsTask(Task):
 
     def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of softened class probabilities, times temperature squared (Hinton et al. 2015)."""
-        logits, target = (self.class_last(logits_of(one).float()) / temperature for one in (output, teacher))
+        logits, target = (self.class_last(self.scores(one).float()) / temperature for one in (output, teacher))
         logits, target = logits.log_softmax(-1), target.log_softmax(-1)
         return (target.exp() * (target - logits)).sum(-1).mean() * temperature**2
 
@@ -134,7 +138,7 @@ class LogitsTask(Task):
         return logits
 
     def answer(self, output: Any, inputs: Any) -> Any:
-        return logits_of(output)
+        return self.scores(output)
 
 
 def in_parts(batches: Iterable[Any], positions: int, outputs: int) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """One class for each pixel: cross-entropy or Dice loss on logits (batch, classes, height, width)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -129,6 +129,11 @@ class Segmentation(LogitsTask):
         dice = 2 * (probability * truth).sum(0) / (probability + truth).sum(0).clamp(min=1e-12)
         return 1 - (dice * there).sum() / there.sum().clamp(min=1)
 
+    def scores(self, output: Any) -> Any:
+        """The logits: also "out" of a mapping, as torchvision's segmentation networks return it."""
+        found = logits_of(output)
+        return found.get("out", found) if isinstance(found, Mapping) else found
+
     def class_last(self, logits: Tensor) -> Tensor:
         return logits.movedim(1, -1)
 
@@ -138,7 +143,7 @@ class Segmentation(LogitsTask):
 
         metrics = None
         for inputs, labels in self._parts(batches):
-            logits = logits_of(call(network, inputs))
+            logits = self.scores(call(network, inputs))
             if metrics is None:
                 settings: dict[str, Any] = {
                     "num_classes": logits.shape[1],
@@ -171,7 +176,7 @@ class Segmentation(LogitsTask):
             raise RunError(f"label {low if low < 0 else int(counted.max())} is outside the classes 0 to {classes - 1}")
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
-        logits, (_, labels) = logits_of(output), self.split(batch)
+        logits, (_, labels) = self.scores(output), self.split(batch)
         wanted = f"(batch, classes, height, width) = {(len(labels), outputs or 2, *labels.shape[1:])}"
         if not isinstance(logits, Tensor) or logits.dim() != 4 or (len(logits), *logits.shape[2:]) != tuple(labels.shape):
             raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}")

@@ -1,7 +1,7 @@
 """Commands on single runs, methods and data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
