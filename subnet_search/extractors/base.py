@@ -7,7 +7,7 @@ topology to keep). The network holds all state; a probe gives gradients before t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -251,12 +251,13 @@ class RelevanceLearner(Extractor):
         """The gates without random draws, under the masks that `finish` returned. Default: 1 where a unit is kept."""
         return {name: mask.to(next(iter(net.weights.values())).dtype) for name, mask in masks.items()}
 
-    def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:
-        """A loss in place of the cross-entropy with the labels; `dense()` gives the logits of all weights.
+    @property
+    def follows_dense(self) -> bool:
+        """Whether relevance is learned on the distance of the dense network's outputs from the sparse network's.
 
-        logits: (batch, classes). Default: None, the cross-entropy.
+        For classes this is the divergence D(sparse || dense). Default: it is learned on the task's loss.
         """
-        return None
+        return False
 
 
 def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:

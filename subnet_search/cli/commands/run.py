@@ -1,7 +1,7 @@
 """Commands on single runs, methods and data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -136,10 +136,10 @@ def predict(
     network: Network = None,
     json: Json = False,
 ) -> None:
-    """Predict the classes of new inputs.
+    """Predict new inputs: classes, labels, values, pixels or next tokens, by the task of the run.
 
-    Prints a line for each input: the class with the highest probability, and that probability. Images are resized to the size
-    of the run's images, and normalised as in the run.
+    Prints a line for each input; --json prints all probabilities too. Images are resized to the size of the run's images, and
+    normalised as in the run. A task of your own prints what the network returns.
     """
     from subnet_search.data.readers import images_in
     from subnet_search.deploy.exported_network import read_artifact
@@ -147,14 +147,35 @@ def predict(
 
     found = predictions(read_artifact(subnetwork), inputs, network=network)
     files = [file for path in inputs for file in (images_in(path) if path.is_dir() else [path])]
-    names = list(map(str, files)) if len(files) == len(found.classes) else [str(index) for index in range(len(found.classes))]
-    rows = [{"input": name, **row} for name, row in zip(names, found.rows(), strict=True)]
+    known = hasattr(found, "rows")  # of a built-in task
+    rows = (found.plain() if json else found.rows()) if known else _raw(found)
+    names = list(map(str, files)) if len(files) == len(rows) else [str(index) for index in range(len(rows))]
+    rows = [{"input": name, **row} for name, row in zip(names, rows, strict=True)]
     if json:
-        probabilities = found.probabilities.tolist()
-        format.print_json([{**row, "probabilities": all_} for row, all_ in zip(rows, probabilities, strict=True)])
+        format.print_json(rows)
         return
-    shown = [{**row, "probability": format.percent(row["probability"])} for row in rows]
-    format.table(shown, {"input": "input", "class": "class", "probability": "probability"})
+    format.table([{key: _shown(key, value) for key, value in row.items()} for row in rows], {key: key for key in rows[0]})
+
+
+def _raw(output: Any) -> list[dict[str, Any]]:
+    """The output of a network for each input, in plain values; tensors of several have their paths as keys."""
+    from subnet_search.core.nested import tensors_in
+
+    columns = {name or "output": tensor.tolist() for name, tensor in tensors_in(output)}
+    if not columns:
+        raise UserError(f"the network returns no tensor, but {type(output).__name__}: use subnet_search.predict in Python")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A value of a prediction for a table."""
+    if key == "probability":
+        return format.percent(value)
+    if key == "pixels":
+        return ", ".join(f"{name} {format.percent(part)}" for name, part in value.items())
+    if key == "labels":
+        return ", ".join(map(str, value)) or "-"
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def methods(
