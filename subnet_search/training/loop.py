@@ -185,13 +185,13 @@ def _to_average(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iter
 def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, Any]:
     """The task's metrics of the `finish` topology on a split of `data`; both on the supernet's device.
 
-    Must be called on every rank; rank 0 computes the result. Raises RunError when a metric is not a number.
+    Must be called on every rank; rank 0 computes the result. Raises RunError when the leading metric is not a number.
     """
     supernet.net.eval()
     found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
-    for name in supernet.task.directions:
-        if math.isnan(found.get(name, 0.0)):
-            raise RunError(f"the metric {name} of the task {supernet.task.name} is not a number (nan)")
+    task = supernet.task
+    if math.isnan(found[task.leading]):
+        raise RunError(f"the metric {task.leading} of the task {task.name} is not a number: try a lower learning rate")
     return found
 
 
