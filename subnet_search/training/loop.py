@@ -185,6 +185,8 @@ def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, 
     """
     supernet.net.eval()
     found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
+    if supernet.task.leading not in found:
+        raise RunError(f"the task {supernet.task.name} does not measure its leading metric {supernet.task.leading}")
     for name in supernet.task.directions:
         if math.isnan(found.get(name, 0.0)):
             raise RunError(f"the metric {name} of the task {supernet.task.name} is not a number (nan)")

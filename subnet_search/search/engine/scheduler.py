@@ -38,7 +38,6 @@ from subnet_search.search.storage.write import insert_trials, set_attrs
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_INVALID = 20  # invalid configurations in a row after which the worker gives up
-TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # attributes that a duplicate copies from the earlier trial
 
 
 class Scheduler:
@@ -142,7 +141,8 @@ class Scheduler:
             return None
         attrs = self._start_attributes(self._run_folder(number), config)
         if self.spec.duplicates != "rerun" and (twin := self._duplicate(attrs["key"], trials, number)):
-            taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
+            metrics = self.spec.task_metrics
+            taken = {key: twin.user_attrs.get(key) for key in ("density", metrics.val, metrics.test, "sha256")}
             if self.spec.duplicates == "reuse":
                 self._insert(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:

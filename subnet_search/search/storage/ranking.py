@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord
+from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord, task_metrics
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,7 @@ def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
     return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]
 
 
-HIGHER_IS_BETTER = (
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "test_accuracy",
-    "robustness",
-)  # metrics of runs; a test compares them with spec/metrics.py
-
-
+HIGHER_IS_BETTER = ("robustness",)  # of the metrics that any task can have; a test compares them with spec/metrics.py
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
@@ -208,4 +201,5 @@ def direction(study: optuna.Study, name: str) -> StudyDirection:
         return study.directions[names.index(name)]
     if name not in (valid := measures(study)):
         raise unknown("measure", name, valid, where=f"of the study {study.study_name!r}")
-    return StudyDirection.MAXIMIZE if name in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+    higher = {*HIGHER_IS_BETTER, *task_metrics(study).maximized}
+    return StudyDirection.MAXIMIZE if name in higher else StudyDirection.MINIMIZE
