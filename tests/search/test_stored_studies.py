@@ -331,6 +331,13 @@ def test_a_run_folder_imports_what_is_allowed(trap, capsys):
         ({"data": "cifar100", "data.root": {"choice": ["data", "../x"]}}, {"cifar100"}),
         ({"data": {"name": "fashion_mnist", "root": "/usr/../nowhere"}}, {"fashion_mnist"}),
         ({"data": {"name": "npz:x.npz", "root": "/nowhere"}}, set()),
+        ({"task": "regression"}, set()),
+        ({"task": "a.b:Task"}, {"a.b:Task"}),
+        ({"task": {"name": "a.b:Task", "weight": 2, "labels": "x:y"}}, {"a.b:Task"}),
+        ({"task.name": {"choice": ["classification", "a:B"]}}, {"a:B"}),
+        ({"data": "a.b:make"}, {"a.b:make"}),
+        ({"data": {"name": "a.b:make", "options": {"n": 1}}}, {"a.b:make"}),
+        ({"data": {"choice": ["csv:x.csv", "parquet:y", "text:z", "image_folder:d", "c:d"]}}, {"c:d"}),
         ([], set()),
         (None, set()),
     ],
@@ -339,6 +346,18 @@ def test_what_values_of_a_run_would_import(values, names):
     assert imports_of(values) == names
     assert imports_of_spec({"run": values, "space": {}}) == names
     assert imports_of_spec({"run": {}, "space": values}) == names
+
+
+def test_a_stored_study_imports_no_task_that_is_not_allowed(trap, capsys):
+    study = prepare_study(spec(), URL)
+    stored = plain_spec(study)
+    study.set_user_attr("spec", json.dumps({**stored, "run": {**stored["run"], "task": "trap_of_tests:Task"}}))
+    refused = "the study 'toy' imports trap_of_tests:Task, which a stored configuration may do only with --allow-import"
+    assert refused in command(capsys, "study", "run", "toy", code=2)
+    assert refused in command(capsys, "study", "worker", "toy", code=2)
+    for page in ("show", "trials", "reap", "list"):
+        command(capsys, "study", page, *(["toy"] if page != "list" else []))
+    assert not trap()
 
 
 def test_a_stored_study_downloads_nothing(capsys, monkeypatch):
