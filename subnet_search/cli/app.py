@@ -8,7 +8,7 @@ from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
-from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict
+from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
 
 app = typer.Typer(
@@ -55,6 +55,9 @@ app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwor
 
 
 app.command(epilog="Example: subnet-search methods gumbel")(methods)
+
+
+app.command(epilog="Example: subnet-search tasks classification")(tasks)
 
 
 app.command(epilog="Example: subnet-search data npz:my_images.npz")(data)

@@ -17,20 +17,29 @@ from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised
 from subnet_search.deploy.rebuild import dense_of
 from subnet_search.evaluation.accuracy import outputs_of
+from subnet_search.tasks import Classification, task_of
 
 ARRAYS = ("inputs", "images", "test_images")  # names in an npz file, the first that is there
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted classes of inputs, and the probabilities of all classes."""
+    """The predicted classes of inputs, and the probabilities of all classes; without classes, the network's outputs alone."""
 
-    classes: Tensor  # (N,) int64
-    probabilities: Tensor  # (N, classes) float32
+    classes: Tensor  # (N,) int64; (0,) for a task without classes
+    probabilities: Tensor  # (N, classes) float32; (N, 0) for a task without classes
     names: tuple[str, ...] | None  # of the classes, if the run's data had names
+    outputs: Tensor  # of the network, (N, ...); for classes, their logits
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether the outputs are logits of classes."""
+        return len(self.classes) == len(self.outputs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The class (name or number) and its probability for each input, in plain values."""
+        """For each input the class (name or number) and its probability, or else the output, in plain values."""
+        if not self.is_classes:
+            return [{"output": output} for output in self.outputs.tolist()]
         chosen = self.probabilities.gather(1, self.classes.view(-1, 1)).view(-1).tolist()
         found = self.classes.tolist()
         return [
@@ -44,16 +53,19 @@ def predict(
     inputs: Any,
     *,
     network: nn.Module | str | None = None,
+    task: Any = None,
 ) -> Prediction:
-    """Predict the class of each input.
+    """Predict the class of each input, or for a task without classes the network's output.
 
     inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
               they were in training; or image files, or a folder of them, or an .npy or .npz file
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
+    task      the task whose outputs these are; default: the run's. Only classification has classes
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
     """
     origin = subnetwork.origin
+    classes = origin.logits is not None if task is None else isinstance(task_of(task), Classification)
     net = subnetwork.on(dense_of(subnetwork, network)).eval()
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     values = _values(inputs, origin)
@@ -70,9 +82,12 @@ def predict(
         raise UserError("the inputs contain NaN or infinite values")
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)
     with guarded("the network fails on these inputs"):
-        outputs = outputs_of(net, lambda chunk: prepare(chunk, *scaled), values)[:, : origin.classes]
+        outputs = outputs_of(net, lambda chunk: prepare(chunk, *scaled), values)
+    if not classes:
+        return Prediction(torch.zeros(0, dtype=torch.long), torch.zeros(len(outputs), 0), None, outputs)
+    outputs = outputs[:, : origin.classes or None]
     probabilities = outputs.float().softmax(1)
-    return Prediction(probabilities.argmax(1), probabilities, origin.class_names)
+    return Prediction(probabilities.argmax(1), probabilities, origin.class_names, outputs)
 
 
 def _values(inputs: Any, origin: Origin) -> Tensor:

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from subnet_search.cli.commands._options import Task
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import in_words, leading_in
 
 VERDICTS = {
     "faster": "faster",
@@ -25,6 +27,7 @@ def export(
     network: Annotated[
         str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")
     ] = None,
+    task: Task = None,
     data: Annotated[str | None, typer.Option(help="Data for --recalibrate [default: the run's].")] = None,
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Recompute batch norm statistics on this many training batches.")
@@ -51,6 +54,7 @@ def export(
         out,
         network=network,
         data=data,
+        task=task,
         batch=batch,
         threads=threads,
         recalibrate=recalibrate,
@@ -85,18 +89,19 @@ def _print_export(record: dict[str, Any]) -> None:
     if record["whole"]:
         _say(f"\nnot compacted: {record['whole']}")
     _say(f"\ninput: {record['input']}")
-    if record["val_accuracy"] is not None:
-        _say(_accuracy(record))
+    if record[f"val_{leading_in(record)}"] is not None:
+        _say(_quality(record))
     _say(f"\n{_verdict(record)}")
     _say(f"{record['file']} ({format.size(record['bytes'])})")
 
 
-def _accuracy(record: dict[str, Any]) -> str:
-    """Accuracy of the masked network, as measured by the run."""
+def _quality(record: dict[str, Any]) -> str:
+    """The leading metric of the masked network, as measured by the run."""
+    leading = leading_in(record)
     before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
-    parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
-    shown = [f"{format.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
-    return f"accuracy: {', '.join(shown)}, from the run{before}"
+    parts = {"validation": record[f"val_{leading}"], "test": record[f"test_{leading}"]}
+    shown = [f"{format.cell(leading, value)} on the {split} split" for split, value in parts.items() if value is not None]
+    return f"{in_words(leading)}: {', '.join(shown)}, from the run{before}"
 
 
 def times(record: dict[str, Any]) -> None:
