@@ -3,6 +3,7 @@
 Imports no torch and no task: commands that read a study use it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ Direction = Literal["minimize", "maximize"]
 
 FRACTIONS = frozenset({"accuracy", "f1", "precision", "recall", "iou", "miou", "dice", "auroc"})
 """Words in names of metrics whose values are from 0 to 1: tables show them as percentages."""
+NAME = re.compile(r"[\w.@+-]{1,100}")  # of a metric in a stored study
 NOT_MEASURED = "test_error"  # key of a record: why the test split could not be read
 
 
@@ -56,7 +58,7 @@ class TaskMetrics:
         """From the values of `plain`; those of classification for anything else, as in studies from before tasks."""
         match stored:
             case {"leading": str(leading), "directions": dict(directions)} if leading in directions:
-                valid = all(isinstance(name, str) and one in get_args(Direction) for name, one in directions.items())
+                valid = all(NAME.fullmatch(str(name)) and one in get_args(Direction) for name, one in directions.items())
                 return cls(leading, directions) if valid else CLASSIFICATION
         return CLASSIFICATION
 

@@ -494,6 +494,7 @@ LIES = [
     cells("study_user_attributes", "value_json", "'\"{}\"'", "key = 'spec'"),
     cells("study_user_attributes", "value_json", "'\"{'", "key = 'spec'"),
     cells("study_user_attributes", "value_json", "'7'"),
+    "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'task', '{\"leading\": \"[/x]\"}')",
     cells("trial_user_attributes", "value_json", "'7'"),
     cells("trial_user_attributes", "value_json", "'{'", "key = 'config'"),
     cells("trial_user_attributes", "value_json", "'\"x\"'"),
