@@ -348,6 +348,15 @@ def test_what_values_of_a_run_would_import(values, names):
     assert imports_of_spec({"run": {}, "space": values}) == names
 
 
+@pytest.mark.parametrize("part", ["task", "extractor"])
+def test_a_run_folder_imports_nothing_before_that_is_allowed(part, trap, capsys):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(f"{part}: {{name: trap_of_tests:Mine}}\n")
+    refused = "run/config.yaml imports trap_of_tests:Mine"
+    assert refused in command(capsys, "extract", "--resume", "--out", "run", code=2)
+    assert not trap()
+
+
 def test_a_stored_study_imports_no_task_that_is_not_allowed(trap, capsys):
     study = prepare_study(spec(), URL)
     stored = plain_spec(study)

@@ -46,6 +46,7 @@ def extract(
     To split each batch over several processes: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
     """
     from subnet_search.cli.render.progress import follow_run
+    from subnet_search.core.documents import plain, read_file
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.extraction.extract import run
@@ -58,6 +59,8 @@ def extract(
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
             config = folder / "config.yaml"
+            if config.is_file():  # before it is validated, which imports methods and tasks
+                check_imports(str(config), imports_of(plain(read_file(config).values)), allow_import or ())
         overrides = [*(set_ or []), *([f"weights={weights}"] if weights else []), *([f"task={task}"] if task else [])]
         settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
         imports = sorted(imports_of(settings.dump()))
