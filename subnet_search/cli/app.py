@@ -9,7 +9,7 @@ from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
-from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict
+from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     predict: "predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/",
     export: "export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors",
     methods: "methods gumbel",
+    tasks: "tasks classification",
     data: "data npz:my_images.npz",
     compare: "compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05",
     plasticity: "plasticity configs/random_digits.yaml --epochs 5 --plot",

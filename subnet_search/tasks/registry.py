@@ -36,6 +36,8 @@ def create_task(value: Any) -> Task:
     """
     if isinstance(value, Task):
         return value
+    if value is None:  # in the config.yaml of such a run
+        raise UserError("the task of this run was passed from Python: give its name, package.module:Name")
     if not isinstance(value, str | Mapping):
         return UserTask.of(value() if isinstance(value, type) else value)
     spec = {"name": value} if isinstance(value, str) else {"name": "classification", **value}

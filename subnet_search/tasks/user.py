@@ -47,6 +47,8 @@ class UserTask(Task):
         found._task, found._by_name = task, name is not None
         if found.leading not in found.directions:
             raise UserError(f"the task {found.name} must say in `directions` whether {found.leading} is to be maximized")
+        if found.leading == "error":  # records name it test_error, which says why the test split could not be read
+            raise UserError(f"the task {found.name}: the leading metric cannot be called error")
         for metric, direction in found.directions.items():
             if direction not in BOTH:
                 raise UserError(f"the task {found.name}: the direction of {metric} must be minimize or maximize")

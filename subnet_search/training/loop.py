@@ -190,6 +190,8 @@ def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, 
     supernet.net.eval()
     found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
     task = supernet.task
+    if task.leading not in found:
+        raise RunError(f"the task {task.name} does not measure its leading metric {task.leading}")
     if math.isnan(found[task.leading]):
         raise RunError(f"the metric {task.leading} of the task {task.name} is not a number: try a lower learning rate")
     return found

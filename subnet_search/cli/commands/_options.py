@@ -12,6 +12,9 @@ Set = Annotated[
         "-s", "--set", metavar="KEY=VALUE", help="Set any key of the configuration, for example recipe.epochs=5; VALUE is YAML."
     ),
 ]
+Task = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The run's task, if it is one of your own: package.module:Name.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
 

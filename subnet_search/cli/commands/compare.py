@@ -10,6 +10,7 @@ from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json, Set, numbers
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words, is_fraction, leading_in
 
 if TYPE_CHECKING:
     from subnet_search.search.studies.method_grid import Grid
@@ -26,8 +27,8 @@ COLUMNS = {
     "label": "method",
     "density": "density",
     "cells": "runs",
-    "validation": "validation %",
-    "test": "test %",
+    "validation": "validation",
+    "test": "test",
     "achieved_density": "weights kept",
     "steps": "steps",
     "passes": "passes",
@@ -124,20 +125,21 @@ def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> d
 
     url = storage or grid.spec.storage
     study = prepare_grid(grid, url)
-    progress = study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet)
+    progress = study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet, grid.spec.task_metrics)
     with stop_on_signal("continue with the same command") as should_stop, progress:
         cells = run_grid(grid, url, workers, should_stop)
     return comparison_record(grid, cells)
 
 
 def _table(record: dict[str, Any], seeds: int) -> None:
+    leading = leading_in(record["rows"][0])
     rows = [
         {
             "label": row["label"],
             "density": row["density"],
             "cells": f"{row['complete']}/{row['cells']}",
-            "validation": _spread(row["val_accuracy"]),
-            "test": _spread(row["test_accuracy"]),
+            "validation": _spread(row[f"val_{leading}"], leading),
+            "test": _spread(row[f"test_{leading}"], leading),
             "achieved_density": row["achieved_density"] and row["achieved_density"]["mean"],
             "steps": _mean(row["steps"]),
             "passes": f"{_mean(row['forward'])} + {_mean(row['backward'])}",
@@ -145,7 +147,9 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         }
         for row in record["rows"]
     ]
-    format.table(rows, COLUMNS)
+    name = "" if leading == CLASSIFICATION.leading else f" {in_words(leading)}"
+    heads = {split: f"{split}{name}{' %' if is_fraction(leading) else ''}" for split in ("validation", "test")}
+    format.table(rows, COLUMNS | heads)
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])
@@ -158,10 +162,11 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         format.say(f"  {where}: {why or 'interrupted'}")
 
 
-def _spread(values: dict[str, float] | None) -> str:
+def _spread(values: dict[str, float] | None, metric: str) -> str:
     if values is None:
         return "-"
-    mean, low, high = (f"{100 * values[key]:.2f}" for key in ("mean", "low", "high"))
+    ends = (values[key] for key in ("mean", "low", "high"))
+    mean, low, high = (f"{100 * value:.2f}" if is_fraction(metric) else f"{value:.4g}" for value in ends)
     return mean if values["deviation"] is None else f"{mean} ({low}-{high})"
 
 
@@ -170,17 +175,18 @@ def _mean(values: dict[str, float] | None) -> str:
 
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
-    """Plot test accuracy, or validation accuracy if there is no test split; None without plotly."""
+    """Plot the leading metric on the test split, or on the validation split if there is none; None without plotly."""
     if importlib.util.find_spec("plotly") is None:
         return None
     from subnet_search.analysis.plots import accuracy_density
     from subnet_search.search.studies.method_grid import plot_points
 
-    tested = any(row["test_accuracy"] for row in record["rows"])
-    points = plot_points(record["rows"], "test_accuracy" if tested else "val_accuracy")
+    leading = leading_in(record["rows"][0])
+    tested = any(row[f"test_{leading}"] for row in record["rows"])
+    points = plot_points(record["rows"], f"{'test' if tested else 'val'}_{leading}")
     dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
-    title = f"{record['name']}: {'test' if tested else 'validation'} accuracy"
-    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense)
+    title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
+    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
     return str(path)
 
 

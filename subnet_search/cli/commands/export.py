@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Network
+from subnet_search.cli.commands._options import Json, Network, Task
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import in_words, leading_in
 
 VERDICTS = {
     "faster": "faster",
@@ -24,6 +25,7 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Batch size for deciding which layers are faster as sparse layers.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for measuring.")] = 1,
     network: Network = None,
+    task: Task = None,
     data: Annotated[str | None, typer.Option(help="Data for --recalibrate [default: the run's].")] = None,
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Recompute batch norm statistics on this many training batches.")
@@ -50,6 +52,7 @@ def export(
         out,
         network=network,
         data=data,
+        task=task,
         batch=batch,
         threads=threads,
         recalibrate=recalibrate,
@@ -77,18 +80,19 @@ def _print_export(record: dict[str, Any]) -> None:
     if record["whole"]:
         format.say(f"\nnot compacted: {record['whole']}")
     format.say(f"\ninput: {record['input']}")
-    if record["val_accuracy"] is not None:
-        format.say(_accuracy(record))
+    if record[f"val_{leading_in(record)}"] is not None:
+        format.say(_quality(record))
     format.say(f"\n{_verdict(record)}")
     format.say(f"{record['file']} ({format.size(record['bytes'])})")
 
 
-def _accuracy(record: dict[str, Any]) -> str:
-    """Accuracy of the masked network, as measured by the run."""
+def _quality(record: dict[str, Any]) -> str:
+    """The leading metric of the masked network, as measured by the run."""
+    leading = leading_in(record)
     before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
-    parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
-    shown = [f"{format.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
-    return f"accuracy: {', '.join(shown)}, from the run{before}"
+    parts = {"validation": record[f"val_{leading}"], "test": record[f"test_{leading}"]}
+    shown = [f"{format.cell(leading, value)} on the {split} split" for split, value in parts.items() if value is not None]
+    return f"{in_words(leading)}: {', '.join(shown)}, from the run{before}"
 
 
 def times(record: dict[str, Any]) -> None:

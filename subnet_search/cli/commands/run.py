@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Network, Set, numbers
+from subnet_search.cli.commands._options import Json, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
 
 
 def extract(
@@ -19,6 +20,10 @@ def extract(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")] = False,
     weights: Annotated[
         str | None, typer.Option(help="What the file stores: values, or seed (only the seed that generates them).")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the network is trained for: a built-in task, or package.module:Name."),
     ] = None,
     densities: Annotated[
         str | None,
@@ -39,6 +44,7 @@ def extract(
     To split each batch over several processes: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
     """
     from subnet_search.cli.render.progress import follow_run
+    from subnet_search.core.documents import plain, read_file
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.extraction.extract import run
@@ -51,13 +57,15 @@ def extract(
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
             config = folder / "config.yaml"
-        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
+            if config.is_file():  # before it is validated, which imports methods and tasks
+                check_imports(str(config), imports_of(plain(read_file(config).values)), allow_import or ())
+        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else []), *([f"task={task}"] if task else [])]
         settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
         imports = sorted(imports_of(settings.dump()))
         if stored:
             check_imports(str(config), imports, allow_import or ())
         again += "".join(f" --allow-import {name}" for name in imports)
-        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
+        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}", settings.task.leading) as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
             record = subnet.summary()
@@ -72,6 +80,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to evaluate on: val or test.")] = "val",
     data: Annotated[str | None, typer.Option(help="Another data set than the run's: a name, npz:FILE, ...")] = None,
     network: Network = None,
+    task: Task = None,
     noise: Annotated[bool, typer.Option("--noise", help="Also measure accuracy under uniform noise.")] = False,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also measure accuracy under common image corruptions.")
@@ -83,7 +92,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
 
-    Prints accuracy, calibration and cost, and with options robustness and speed. Exported networks can be measured too.
+    Prints accuracy, calibration and cost, or the metrics of another task, and with options robustness and speed. Exported
+    networks can be measured too.
     """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
@@ -95,6 +105,7 @@ def evaluate(
         "test" if split == "test" else "val",
         network=network,
         data=data,
+        task=task,
         noise=noise,
         corruptions=corruptions,
         latency=latency,
@@ -104,11 +115,7 @@ def evaluate(
         return
     format.pairs(
         {
-            f"accuracy ({split}, {record['items']:,} items)": format.percent(record["accuracy"]),
-            "negative log-likelihood": f"{record['nll']:.4f} nats",
-            "Brier score": f"{record['brier']:.4f}",
-            "calibration error (15 bins)": format.percent(record["ece"]),
-            "balanced accuracy": format.percent(record["balanced_accuracy"]),
+            **_qualities(record, split),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -128,6 +135,22 @@ def evaluate(
         format.console.print()
         headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
         format.table(rows, headings, title="Accuracy under corruptions, by severity")
+
+
+def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:
+    """The metrics that were evaluated, by their words, the leading one first."""
+    leading = leading_in(record)
+    first = {f"{in_words(leading)} ({split}, {record['items']:,} items)": format.cell(leading, record[leading])}
+    if leading == CLASSIFICATION.leading and "nll" in record:
+        return {
+            **first,
+            "negative log-likelihood": f"{record['nll']:.4f} nats",
+            "Brier score": f"{record['brier']:.4f}",
+            "calibration error (15 bins)": format.percent(record["ece"]),
+            "balanced accuracy": format.percent(record["balanced_accuracy"]),
+        }
+    names = [key.removeprefix("val_") for key in record if key.startswith("val_")]
+    return first | {in_words(name): format.cell(name, record[name]) for name in names if name in record and name != leading}
 
 
 def predict(
@@ -228,6 +251,45 @@ def methods(
         searched = f"; searched over {field['domain']}" if field["domain"] else ""
         default = "none" if field["default"] is None else field["default"]
         format.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Task to describe [default: list all].")] = None, json: Json = False
+) -> None:
+    """List the built-in tasks, or describe one.
+
+    A task is what a network is trained for. The list shows the metrics, the leading one with a star; a description has the
+    settings too.
+    """
+    from subnet_search.tasks.describe import catalogue, describe
+
+    if name is None:
+        rows = catalogue()
+        if json:
+            format.print_json(rows)
+            return
+        shown = [
+            {
+                "name": row["name"],
+                "metrics": ", ".join(f"{metric}{'*' * (metric == row['leading'])}" for metric in row["metrics"]),
+                "settings": ", ".join(setting["name"] for setting in row["settings"]),
+                "summary": row["summary"],
+            }
+            for row in rows
+        ]
+        format.table(shown, {"name": "name", "metrics": "metrics", "settings": "settings", "summary": ""})
+        return
+    record = describe(name)
+    if json:
+        format.print_json(record)
+        return
+    format.console.print(f"[bold]{name}[/bold]  {record['summary']}\n")
+    metrics = [f"{metric} ({direction})" for metric, direction in record["metrics"].items()]
+    format.pairs({"leading metric": record["leading"], "metrics": ", ".join(metrics)})
+    format.console.print()
+    for setting in record["settings"]:
+        default = "none" if setting["default"] is None else setting["default"]
+        format.pairs({setting["name"]: f"{setting['help']}\n{setting['type']}, default {default}"})
 
 
 def data(

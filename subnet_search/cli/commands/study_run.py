@@ -78,7 +78,7 @@ def run(
     budget = trials or wanted.trials
     same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
     again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
-    progress = study_progress(lambda: trial_rows(study), budget, quiet=json)
+    progress = study_progress(lambda: trial_rows(study), budget, json, wanted.task_metrics)
     with stop_on_signal(f"continue with: {again}") as should_stop, progress:
         study = run_study(
             wanted,
@@ -150,6 +150,7 @@ def extract(
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
+    from subnet_search.search.storage.records import task_metrics
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.studies.reproduce import pick_trial, retrain_trial
 
@@ -161,7 +162,7 @@ def extract(
     folder = out or free_folder(file_name(name))
     options = {"out": folder, "storage": storage, "allow_import": allow_import}
     command = format.command("study extract", name, chosen.number, resume=True, **options)
-    with follow_run(json, command) as callbacks:
+    with follow_run(json, command, task_metrics(study).leading) as callbacks:
         again = retrain_trial(
             chosen, folder, resume=resume, study=study, weights=weights, allow_imports=allow_import or (), **callbacks
         )

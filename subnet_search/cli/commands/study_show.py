@@ -66,6 +66,7 @@ def trials(
     """
     from subnet_search.search.queries.queries import trial_row
     from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
+    from subnet_search.search.storage.records import task_metrics
 
     if csv and json:
         raise UserError("use either --csv or --json")
@@ -83,7 +84,7 @@ def trials(
         tables.json_rows({key: row.get(key) for key in wanted} for row in rows)
     elif json:
         of = {trial.number: trial for trial in study.get_trials()}
-        tables.json_rows(trial_row(of[row["number"]]) for row in rows)
+        tables.json_rows(trial_row(of[row["number"]], task_metrics(study)) for row in rows)
     else:
         tables.trials(rows, study, wanted)
 
@@ -109,9 +110,10 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """
     from subnet_search.search.queries.queries import need_ranked, ranked_row
     from subnet_search.search.storage.ranking import objectives
+    from subnet_search.search.storage.records import task_metrics
 
     study = _snapshot(name, storage)
-    rows = [ranked_row(ranked) for ranked in need_ranked(study)]
+    rows = [ranked_row(ranked, task_metrics(study)) for ranked in need_ranked(study)]
     if json:
         format.print_json(rows[0] if len(rows) == 1 else rows)
     else:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
+
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
 
@@ -76,7 +78,7 @@ def cell(key: str, value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if "accuracy" in key:
+    if is_fraction(key):
         return percent(value)
     if "density" in key:
         return f"{value:.4g}"
@@ -140,11 +142,11 @@ def seconds(count: float) -> str:
 
 def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     """Print the result of a run. unit: what was pruned together."""
-    density, by = record["density"], "" if unit == "weight" else f" by {unit}"
+    leading, density, by = leading_in(record), record["density"], "" if unit == "weight" else f" by {unit}"
     rows = {
         "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
-        "validation accuracy": percent(record["val_accuracy"]),
-        "test accuracy": _tested(record),
+        in_words(leading, "validation"): cell(leading, record[f"val_{leading}"]),
+        in_words(leading, "test"): _tested(record, leading),
         "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
@@ -170,9 +172,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     pairs({**rows, "sha256": record["sha256"]})
 
 
-def _tested(record: Mapping[str, Any]) -> str:
-    if record["test_accuracy"] is not None:
-        return percent(record["test_accuracy"])
+def _tested(record: Mapping[str, Any], leading: str) -> str:
+    if record[f"test_{leading}"] is not None:
+        return cell(leading, record[f"test_{leading}"])
     return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from subnet_search.cli.render import format, tables
 from subnet_search.core.parameter_names import by_key, key_and_condition
+from subnet_search.core.task_metrics import in_words, leading_in
 
 Row = Mapping[str, Any]
 
@@ -12,7 +13,13 @@ Row = Mapping[str, Any]
 APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
 APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
 APART |= {"measured", "broken"}
-WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "seconds": "training time"}
+
+
+def _words(row: Row) -> dict[str, str]:
+    """Keys of a trial with their words."""
+    leading = leading_in(row)
+    of_task = {f"val_{leading}": in_words(leading, "validation"), f"test_{leading}": in_words(leading, "test")}
+    return {**of_task, "seconds": "training time"}
 
 
 def states(counts: Mapping[str, int]) -> str:
@@ -78,12 +85,12 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     if row["seeds"] > 1:
         low, high = (format.cell(names[0], end) for end in row["spread"][0])
         shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
-    found = {**row, **row["measured"]}
-    for key in ("val_accuracy", "test_accuracy", "density", *row["measured"], "steps", "seconds"):
+    found, words, leading = {**row, **row["measured"]}, _words(row), leading_in(row)
+    for key in (f"val_{leading}", f"test_{leading}", "density", *row["measured"], "steps", "seconds"):
         if key not in shown and found[key] is not None:
             shown[key] = format.cell(key, found[key])
     params = {key: format.cell("", value) for key, value in by_key(row["params"]).items()}
-    format.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
+    format.pairs({words.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
 
 def arms(rows: Sequence[Row], name: str) -> None:
@@ -102,13 +109,13 @@ def trial(record: Row, name: str) -> None:
     """Print everything about one trial."""
     import yaml
 
-    worker, passes = record["worker"] or {}, record.get("passes", {})
+    worker, passes, words = record["worker"] or {}, record.get("passes", {}), _words(record)
     shown = {
         **{key: record[key] for key in ("state", "reason")},
-        **{WORDS.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
+        **{words.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
         **by_key(record["params"]),
         **{
-            WORDS.get(key, key): tables.cell(key, value)
+            words.get(key, key): tables.cell(key, value)
             for key, value in record.items()
             if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
         },
@@ -212,8 +219,8 @@ def _progress(record: Row) -> str:
 def _base_run(record: Row) -> str:
     """Keys of the base run that are set and not searched."""
     own = [] if record["arms"] else ["extractor"]  # arms have their own method
-    keys = (*own, "network", "data", "unit", "round_to", "target")
-    parts = {key: record[key] for key in keys if record[key] and key not in record["space"]}
+    keys = (*own, "network", "data", "task", "unit", "round_to", "target")
+    parts = {key: record[key] for key in keys if record.get(key) and key not in record["space"]}
     return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())
 
 

@@ -76,7 +76,9 @@ def run_worker(
             pause = min(2 * pause, POLL_SECONDS[1])
             continue
         pause = POLL_SECONDS[0]
-        ending = _run_and_store(lease, spec, objective, lambda config: data(config.data), should_stop)
+        ending = _run_and_store(
+            lease, spec, objective, lambda config: data(config.data, config.task.kind_of_labels), should_stop
+        )
         if ending is None:
             continue
         ran.append(lease.number)
