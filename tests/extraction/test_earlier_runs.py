@@ -37,8 +37,8 @@ def test_it_goes_on_from_its_checkpoint_to_the_same_subnetwork(name, capsys):
         torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-4, atol=1e-6)
     summary = json.loads(out)
     assert (summary["sha256"], summary["steps"]) == (found.sha256, 16)
-    if name == "stopped-untrained":  # whose weights are all of one magnitude
-        assert found.sha256 == "efe353a86fa24dfd95bb409360158f4c588cee99fa4d774d3232c7c404e3522e"
+    if name == "stopped-untrained":  # only the scales depend on the machine
+        assert all(weight.equal(expected.weights[key]) for key, weight in found.weights.items())
     before, after = (folder / "metrics.jsonl" for folder in (GOLDEN / name, Path(name)))
     assert len(after.read_text().splitlines()) == 4
     assert after.read_text().startswith(before.read_text())  # seconds too: those epochs were not trained again

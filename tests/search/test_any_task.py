@@ -16,7 +16,7 @@ from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics, is_frac
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine.multiobjective_pruner import is_behind
-from subnet_search.search.queries.queries import best_trials, trial_rows
+from subnet_search.search.queries.queries import best_ranked, trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.metrics import find_measure, measures_of
 from subnet_search.search.spec.study_spec import StudySpec, spec_of
@@ -197,7 +197,7 @@ def test_a_study_on_two_workers(study, capsys):
         assert row["constraints"]["val_rmse"] == pytest.approx(row["val_rmse"] - 4.5)
     feasible = [row for row in complete if row["val_rmse"] <= 4.5 and row["repeats"] is None]
     assert 0 < len(feasible) < len(complete) + sum(row["state"] == "PRUNED" for row in rows)
-    (best,) = best_trials(study)
+    (best,) = (ranked.trial for ranked in best_ranked(study))
     repeated = [row for row in complete if row["repeats"] == best.number]
     assert len(repeated) == 1
     assert direction(study, "test_rmse").name == "MINIMIZE"
