@@ -14,6 +14,8 @@ from subnet_search.nets.outputs import (
     compared,
     logits_of,
     not_accepted,
+    outputs_in,
+    without_fused_attention,
 )
 from subnet_search.nets.spec import NetworkSpec, build, is_ours, network_names
 from subnet_search.nets.weights import left_whole, prunable
@@ -41,8 +43,10 @@ __all__ = [
     "not_accepted",
     "noting_saliency",
     "opened",
+    "outputs_in",
     "own_copy",
     "prunable",
     "read_state",
     "set_winners",
+    "without_fused_attention",
 ]
