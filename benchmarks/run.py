@@ -29,6 +29,7 @@ NAMES = (
     "seed_size",
     "selection",
     "topology_change",
+    "data_paths",
     "memory",
     "startup",
     "inspecting",

@@ -86,7 +86,7 @@ def gumbel_step(name: str) -> Callable[[], None]:
     optimizer, learned = make_optimizer(supernet, recipe), list(supernet.learned().values())
 
     def step(number: int) -> None:
-        training_step(supernet, optimizer, batches, Clock(number, STEPS, 0), learned)
+        training_step(supernet, optimizer, batches.batch(number), Clock(number, STEPS, 0), learned)
 
     return numbered(step)
 

@@ -24,7 +24,7 @@ from timing import verdict
 
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine import scheduler, trial_lease
-from subnet_search.search.engine.history import Known
+from subnet_search.search.engine.history import History
 from subnet_search.search.engine.trial_runner import Ending
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
@@ -37,7 +37,7 @@ ROUNDS = 3
 PARTS: dict[str, tuple[Any, str]] = {  # of a trial: where they are found
     "begin, under the lock": (scheduler.Scheduler, "_next"),
     "- read the trials": (Reader, "trials"),
-    "- draw": (Known, "draw"),
+    "- draw": (History, "draw"),
     "- its configuration": (scheduler.Scheduler, "_config"),
     "- write it": (scheduler.Scheduler, "_store"),
     "end, under the lock": (trial_lease.TrialLease, "_end"),

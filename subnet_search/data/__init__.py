@@ -8,6 +8,7 @@ from subnet_search.data.items import Items
 from subnet_search.data.normalisation import prepare
 from subnet_search.data.sources import Data, DataSpec, InputRange, load
 from subnet_search.data.split import Split
+from subnet_search.data.values import Values
 
 __all__ = [
     "AUGMENTATIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "Items",
     "Labels",
     "Split",
+    "Values",
     "catalogue",
     "describe",
     "from_user",

@@ -50,12 +50,13 @@ def evaluate(
     net = subnetwork.on(dense).eval()
     task = task_of_run(subnetwork, task)
     given = data_of(subnetwork, data, task, all_is_test=split == "test")
-    one = origin.input_spec is None
+    one = origin.input_spec is None and not task.any_length
     if (one and given.shape != origin.shape) or (origin.logits is not None and given.classes > origin.classes):
         raise UserError(
             f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
             f"the subnetwork takes {origin.shape} and {origin.classes}"
         )
+    task.check_data(given)
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")

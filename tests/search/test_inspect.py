@@ -22,7 +22,6 @@ from subnet_search.search.queries.importance import importance
 from subnet_search.search.queries.queries import (
     find_trial,
     list_studies,
-    log_tail,
     need_best,
     ranked_row,
     trial_details,
@@ -37,6 +36,7 @@ from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage, 
 from subnet_search.search.storage.leases import is_dead, this_process
 from subnet_search.search.storage.ranking import HIGHER_IS_BETTER, best_ranked, front
 from subnet_search.search.storage.read import Snapshot
+from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.write import insert_trials
 
 LR, METHOD = FloatDistribution(0.01, 1.0, log=True), CategoricalDistribution(["rigl", "gumbel"])
@@ -171,9 +171,9 @@ def test_the_end_of_a_log_is_that_of_the_file_or_what_was_stored(tmp_path, monke
     (folder / "0" / "log.txt").write_text("".join(f"line {n} of postgresql://me:hidden@host\n" for n in range(30)))
     with pytest.raises(UserError):
         open_storage("postgresql://me:hidden@127.0.0.1:1/none")
-    lines = log_tail(find_trial(study, 0))
+    lines = TrialRecord(find_trial(study, 0)).log_tail()
     assert lines == [f"line {n} of postgresql://me:***@host" for n in range(10, 30)]
-    assert log_tail(find_trial(study, 1)) == ["stored"]
+    assert TrialRecord(find_trial(study, 1)).log_tail() == ["stored"]
 
 
 def test_everything_about_a_trial():

@@ -24,10 +24,10 @@ from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_runner import run_trial
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.dashboard import dashboard, note
-from subnet_search.search.queries.queries import best_trials
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
 from subnet_search.search.storage.optuna_private import models
+from subnet_search.search.storage.ranking import best_ranked
 from subnet_search.search.studies.admin import check_idle, delete_study, release_lost_trials, retry
 from subnet_search.search.studies.launcher import prepare_study
 
@@ -424,7 +424,7 @@ def test_the_dashboard_shows_a_study_as_we_know_it(served):
     assert listed["study_name"] == "toy"
     shown = json.loads(fetch(server, f"/api/studies/{study._study_id}"))
     assert [t["constraints"] for t in shown["trials"]] == [[0.0], [pytest.approx(0.2)], []]
-    assert [t["number"] for t in shown["best_trials"]] == [best_trials(study)[0].number] == [0]
+    assert [t["number"] for t in shown["best_trials"]] == [best_ranked(study)[0].trial.number] == [0]
     assert shown["note"]["body"] == note(study)
     assert "Looks for the highest **val_accuracy**, where density <= 0.1." in shown["note"]["body"]
     plots = {plot["id"]: json.loads(plot["graph_object"])["data"] for plot in shown["plotly_graph_objects"]}

@@ -13,10 +13,11 @@ from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.worker import run_worker
-from subnet_search.search.queries.queries import best_trials, find_trial, list_studies, trial_rows
+from subnet_search.search.queries.queries import find_trial, list_studies, trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.study_spec import StudySpec, read_study
 from subnet_search.search.storage.connect import load_study, open_storage
+from subnet_search.search.storage.ranking import best_ranked
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.reproduce import retrain_trial
 
@@ -35,6 +36,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def spec(name="toy", **more):
     values = {"name": name, "run": RUN, "space": {"recipe.lr": {"float": [1, 100], "log": True}}, "trials": 3, **more}
     return check(StudySpec, values)
+
+
+def best_trials(study):
+    return [ranked.trial for ranked in best_ranked(study)]
 
 
 def finished(study):

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from subnet_search.core.errors import UserError
+
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -11,3 +13,12 @@ Set = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """Parse the comma-separated numbers of an option."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UserError(f"{option} takes numbers separated by commas, got {text!r}") from error

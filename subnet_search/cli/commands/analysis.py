@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
+from subnet_search.cli.commands._options import Json, Set, numbers
 from subnet_search.cli.render import format
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import UserError
 
 Numbers = "NUMBER,..."
 
@@ -52,7 +52,7 @@ def plasticity(
         columns = {"at": "at", "step": "step", "rate": "pruned", "regrow": "regrown", "accuracy_before": "before"}
         columns |= {"accuracy_pruned": "after", "accuracy_after": f"+{epochs} epochs", "accuracy_won_back": "won back"}
         format.table(records, {**columns, "accuracy_unpruned": "unpruned", "accuracy_difference": "difference"})
-        format.console.print(f"\nValidation accuracy; in {folder}/plasticity.json", markup=False, soft_wrap=True)
+        format.say(f"\nValidation accuracy; in {folder}/plasticity.json")
     if plot:
         from subnet_search.analysis import plots
 
@@ -112,7 +112,7 @@ def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, qui
         for row in rows:
             if row["collapsed"]:
                 text = f"density {row['asked']:g}: no weight is left in {', '.join(row['collapsed'])}"
-                format.console.print(text, markup=False, soft_wrap=True)
+                format.say(text)
     from subnet_search.analysis import plots
 
     points = [
@@ -125,34 +125,22 @@ def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, qui
     _draw(path, lambda: plots.accuracy_density(points, path, title))
 
 
-def numbers(option: str, text: str | None) -> tuple[float, ...]:
-    """Parse the comma-separated numbers of an option."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise UserError(f"{option} takes numbers separated by commas, got {text!r}") from error
-
-
 def _draw(path: Path, plot: Callable[[], None]) -> None:
     """Write a plot and print its path on standard error, or the reason why there is none."""
     try:
         plot()
-        format.errors.print(f"plot: {path}", markup=False, soft_wrap=True)
+        format.note(f"plot: {path}")
     except UserError as error:
-        format.errors.print(f"no plot: {error}", markup=False, soft_wrap=True)
+        format.note(f"no plot: {error}")
 
 
 @contextmanager
 def _follow(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
     """Callbacks for `plasticity.plasticity`: progress bar, one line per branch, and stopping on Ctrl-C."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    from subnet_search.cli.render.progress import step_bar
     from subnet_search.cli.render.signals import stop_on_signal
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    live = format.errors.is_terminal and not quiet
-    bar = Progress(*columns, *times, console=format.errors, transient=True, disable=not live)
+    bar = step_bar(format.errors.is_terminal and not quiet)
     task = bar.add_task("the dense run", total=None)
 
     def on_branch(record: dict[str, Any]) -> None:
@@ -161,11 +149,8 @@ def _follow(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
         text = f"at {record['at']:g}, {100 * record['rate']:.4g} % pruned{grown}: {three}"
         bar.update(task, description=text)
         if not quiet:
-            format.errors.print(text, markup=False, soft_wrap=True)
+            format.note(text)
 
-    try:
-        with stop_on_signal() as should_stop, bar:
-            on_step = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-            yield {"on_step": on_step, "on_branch": on_branch, "should_stop": should_stop}
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; continue with {resume_command}") from stop
+    with stop_on_signal(f"continue with {resume_command}") as should_stop, bar:
+        on_step = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        yield {"on_step": on_step, "on_branch": on_branch, "should_stop": should_stop}

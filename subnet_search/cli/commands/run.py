@@ -5,13 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
-from subnet_search.cli.commands.analysis import accuracy_curve, numbers
+from subnet_search.cli.commands._options import Json, Network, Set, numbers
+from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
-
-Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
 
 
 def extract(
@@ -62,16 +60,11 @@ def extract(
         with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
-
-
-def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    if json:
-        format.print_json(record)
-    else:
-        format.subnetwork_summary(record, unit)
-    if "curve" in record:
-        accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
+            record = subnet.summary()
+            format.report(record, json, format.subnetwork_summary, subnet.origin.unit)
+            if "curve" in record:
+                title = f"{record['extractor']}, {record['network']}, {record['data']}"
+                accuracy_curve(record["curve"], folder, title, quiet=json)
 
 
 def evaluate(
@@ -143,10 +136,10 @@ def predict(
     network: Network = None,
     json: Json = False,
 ) -> None:
-    """Predict the classes of new inputs.
+    """Predict new inputs: classes, labels, values, pixels or next tokens, by the task of the run.
 
-    Prints a line for each input: the class with the highest probability, and that probability. Images are resized to the size
-    of the run's images, and normalised as in the run.
+    Prints a line for each input; --json prints all probabilities too. Images are resized to the size of the run's images, and
+    normalised as in the run. A task of your own prints what the network returns.
     """
     from subnet_search.data.readers import images_in
     from subnet_search.deploy.exported_network import read_artifact
@@ -154,14 +147,35 @@ def predict(
 
     found = predictions(read_artifact(subnetwork), inputs, network=network)
     files = [file for path in inputs for file in (images_in(path) if path.is_dir() else [path])]
-    names = list(map(str, files)) if len(files) == len(found.classes) else [str(index) for index in range(len(found.classes))]
-    rows = [{"input": name, **row} for name, row in zip(names, found.rows(), strict=True)]
+    known = hasattr(found, "rows")  # of a built-in task
+    rows = (found.plain() if json else found.rows()) if known else _raw(found)
+    names = list(map(str, files)) if len(files) == len(rows) else [str(index) for index in range(len(rows))]
+    rows = [{"input": name, **row} for name, row in zip(names, rows, strict=True)]
     if json:
-        probabilities = found.probabilities.tolist()
-        format.print_json([{**row, "probabilities": all_} for row, all_ in zip(rows, probabilities, strict=True)])
+        format.print_json(rows)
         return
-    shown = [{**row, "probability": format.percent(row["probability"])} for row in rows]
-    format.table(shown, {"input": "input", "class": "class", "probability": "probability"})
+    format.table([{key: _shown(key, value) for key, value in row.items()} for row in rows], {key: key for key in rows[0]})
+
+
+def _raw(output: Any) -> list[dict[str, Any]]:
+    """The output of a network for each input, in plain values; tensors of several have their paths as keys."""
+    from subnet_search.core.nested import tensors_in
+
+    columns = {name or "output": tensor.tolist() for name, tensor in tensors_in(output)}
+    if not columns:
+        raise UserError(f"the network returns no tensor, but {type(output).__name__}: use subnet_search.predict in Python")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A value of a prediction for a table."""
+    if key == "probability":
+        return format.percent(value)
+    if key == "pixels":
+        return ", ".join(f"{name} {format.percent(part)}" for name, part in value.items())
+    if key == "labels":
+        return ", ".join(map(str, value)) or "-"
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def methods(
@@ -226,14 +240,6 @@ def data(
     from subnet_search.data import catalogue, describe
 
     if name is None:
-        rows = catalogue()
-        if json:
-            format.print_json(rows)
-        else:
-            format.table(rows, {"name": "name", "state": "state", "description": ""})
-        return
-    record = describe(name)
-    if json:
-        format.print_json(record)
+        format.report(catalogue(), json, format.table, {"name": "name", "state": "state", "description": ""})
     else:
-        format.pairs(record)
+        format.report(describe(name), json, format.pairs)

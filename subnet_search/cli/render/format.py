@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +19,24 @@ def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
+
+
+def report(record: Any, json: bool, show: Callable[..., None], *options: Any) -> None:
+    """Print a record as JSON, or as text by `show(record, *options)`."""
+    if json:
+        print_json(record)
+    else:
+        show(record, *options)
+
+
+def say(text: str) -> None:
+    """Print plain text on standard output without inserting line breaks."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """`say`, on standard error."""
+    errors.print(text, markup=False, soft_wrap=True)
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:

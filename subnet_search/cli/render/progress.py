@@ -14,10 +14,16 @@ from rich.text import Text
 
 from subnet_search.cli.render import format
 from subnet_search.cli.render.signals import stop_on_signal
-from subnet_search.core.errors import Interrupted
 from subnet_search.core.parameter_names import by_key
 
 PLAIN_SECONDS = 10.0  # between two plain lines of a run
+
+
+def step_bar(live: bool) -> Progress:
+    """A bar of training steps on standard error; not live: without output."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=format.errors, transient=True, disable=not live)
 
 
 class RunProgress:
@@ -27,18 +33,7 @@ class RunProgress:
         self.live = format.errors.is_terminal and not quiet
         self.quiet = quiet
         self.printed = 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=format.errors,
-            transient=True,
-            disable=not self.live,
-        )
+        self.bar = step_bar(self.live)
         self.task = self.bar.add_task("reading data", total=None, start=False)
 
     def on_step(self, clock: Any) -> None:
@@ -55,9 +50,7 @@ class RunProgress:
             self.printed = time.monotonic()
             done = epoch.step / self.total
             left = format.seconds(epoch.seconds * (1 - done) / done)
-            format.errors.print(
-                f"{text}  density {epoch.density:.3f}  {format.percent(done)} done, {left} left", markup=False, soft_wrap=True
-            )
+            format.note(f"{text}  density {epoch.density:.3f}  {format.percent(done)} done, {left} left")
 
     def __enter__(self) -> "RunProgress":
         self.bar.start()
@@ -70,11 +63,8 @@ class RunProgress:
 @contextmanager
 def follow_run(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
     """Callbacks for `run`: progress, and stopping on Ctrl-C. The error of a stopped run has the command to continue."""
-    try:
-        with stop_on_signal() as should_stop, RunProgress(quiet) as progress:
-            yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; continue with: {resume_command}") from stop
+    with stop_on_signal(f"continue with: {resume_command}") as should_stop, RunProgress(quiet) as progress:
+        yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
 
 
 @contextmanager
@@ -119,9 +109,7 @@ class _StudyWatch:
             if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.printed:
                 continue
             self.printed.add(row["number"])
-            format.errors.print(
-                f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}", markup=False, soft_wrap=True
-            )
+            format.note(f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}")
 
     def render(self) -> RenderableType:
         """The live display: a status line, the most accurate trial, and running trials."""

@@ -30,11 +30,12 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import CHECKPOINT
+from subnet_search.search.engine.heartbeat import running
 from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.records import TrialRecord
+from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 
@@ -65,10 +66,7 @@ class _Folder(FileSystemArtifactStore):
 
 
 def open_store(spec: StudySpec) -> ArtifactStore | None:
-    """Open the artifact store of a study and check that it can be written, read and deleted from; None if it has none.
-
-    Raises UserError when the check fails.
-    """
+    """The artifact store of a study, None if it has none. Raises UserError if it cannot be written, read or deleted from."""
     if spec.artifacts is None:
         return None
     with _or_raise(UserError, f"cannot keep artifacts in {_location(spec.artifacts)}"):
@@ -104,17 +102,14 @@ def forget(lease: TrialLease, spec: StudySpec) -> None:
     try:
         _remove(_make_store(spec.artifacts), _checkpoint_names(lease.folder, spec.repeats))
     except STORE_ERRORS as error:
-        log.warning("cannot delete the stored checkpoint of trial %d: %s", lease.number, _reason(error))
+        log.warning("cannot delete the stored checkpoint of trial %d: %s", lease.number, _error_text(error))
 
 
 def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
-    """Download the files of a finished trial into a folder, except those already there. Returns the new paths.
-
-    Raises RunError when the study's store cannot be read.
-    """
-    settings, found = _stored_settings(study)[0], []
-    if settings is None:
+    """Download the missing files of a finished trial into a folder; returns their paths. Raises RunError if that fails."""
+    if (settings := plain_spec(study).get("artifacts")) is None:
         return []
+    found = []
     with _or_raise(RunError, f"cannot fetch the files of trial {trial.number} from {_location(settings)}"):
         store = _make_store(settings)
         for meta in get_all_artifact_meta(trial, storage=study._storage):
@@ -132,14 +127,14 @@ def remove_all(study: optuna.Study) -> None:
 
     Files of imported trials belong to their own study and stay. Raises RunError when files cannot be deleted.
     """
-    settings, seeds = _stored_settings(study)
-    if settings is None:
+    spec = plain_spec(study)
+    if (settings := spec.get("artifacts")) is None:
         return
     folder, names = folder_of(study), list[str]()
     for trial in study.get_trials(deepcopy=False):
         run_folder = TrialRecord(trial).folder
         if run_folder.parent == folder:
-            names += _checkpoint_names(run_folder, seeds)
+            names += _checkpoint_names(run_folder, spec.get("repeats", 1))
             names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
     with _or_raise(RunError, f"cannot delete the study's files from {_location(settings)}"):
         _remove(_make_store(settings), names)
@@ -161,7 +156,7 @@ def _restore_checkpoint(store: ArtifactStore, name: str, run: Path) -> None:
     except ArtifactNotFound:
         pass
     except STORE_ERRORS as error:
-        log.warning("cannot download the stored checkpoint: %s", _reason(error))
+        log.warning("cannot download the stored checkpoint: %s", _error_text(error))
     finally:
         fetched.unlink(missing_ok=True)
 
@@ -185,12 +180,8 @@ def _copying(copy: Callable[[], bool]) -> Iterator[None]:
             start = time.monotonic()
             pause = max(POLL_SECONDS if copy() else RETRY_SECONDS, (time.monotonic() - start) / MAX_TIME_FRACTION)
 
-    (thread := threading.Thread(target=keep, daemon=True)).start()
-    try:
+    with running(keep, ended):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _copy_checkpoints(store: ArtifactStore, copies: Mapping[str, Path], done: dict[str, tuple[int, int]]) -> bool:
@@ -203,7 +194,7 @@ def _copy_checkpoints(store: ArtifactStore, copies: Mapping[str, Path], done: di
                     store.write(name, file)
                     done[name] = mark
     except STORE_ERRORS as error:
-        log.warning("cannot copy the checkpoint: %s", _reason(error))
+        log.warning("cannot copy the checkpoint: %s", _error_text(error))
         return False
     return True
 
@@ -226,8 +217,8 @@ def _upload_files(store: ArtifactStore, lease: TrialLease, runs: Iterable[Path])
                     else:
                         patiently(functools.partial(upload, file_path=str(link)))
     except STORE_ERRORS as error:
-        log.warning("cannot upload the files of the trial: %s", _reason(error))
-        lease.note(not_uploaded=_reason(error))
+        log.warning("cannot upload the files of the trial: %s", _error_text(error))
+        lease.note(not_uploaded=_error_text(error))
 
 
 def _checkpoint_names(folder: Path, seeds: int) -> dict[str, Path]:
@@ -250,12 +241,6 @@ def _remove(store: ArtifactStore, names: Iterable[str]) -> None:
 def _download(store: ArtifactStore, name: str) -> bytes:
     with store.open_reader(name) as reader:
         return reader.read()
-
-
-def _stored_settings(study: optuna.Study) -> tuple[str | dict[str, Any] | None, int]:
-    """The `artifacts` and `repeats` keys of a study's spec."""
-    spec = json.loads(study.user_attrs.get("spec", "{}"))
-    return spec.get("artifacts"), spec.get("repeats", 1)
 
 
 def _make_store(settings: str | dict[str, Any] | None) -> ArtifactStore:
@@ -293,9 +278,9 @@ def _or_raise(kind: type[UserError | RunError], what: str) -> Iterator[None]:
     except (UserError, RunError):
         raise
     except STORE_ERRORS as error:
-        raise kind(f"{what}: {_reason(error)}") from error
+        raise kind(f"{what}: {_error_text(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return scrub(" ".join(text.split()))

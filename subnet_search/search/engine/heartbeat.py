@@ -1,7 +1,7 @@
 """A worker's heartbeat."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from subnet_search.core.errors import RunError
@@ -29,10 +29,17 @@ def send_heartbeats(lease: TrialLease, heartbeat: float) -> Iterator[tuple[threa
             except RunError:  # the storage is unavailable: the next storage call reports it
                 continue
 
-    thread = threading.Thread(target=beat, daemon=True)
+    with running(beat, ended):
+        yield lost, stopped
+
+
+@contextmanager
+def running(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    """Run `work` in a thread, and set `ended` and wait for it when the block ends."""
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield lost, stopped
+        yield
     finally:
         ended.set()
         thread.join()

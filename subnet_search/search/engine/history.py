@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from subnet_search.search.spec.samplers import make_pruner, make_sampler
 from subnet_search.search.spec.study_spec import StudySpec
@@ -61,7 +61,8 @@ class History:
         self.own = number
         for trial in trials[:number]:
             if trial.number == len(self.ids):
-                self.ids.append(self.memory.create_new_trial(self.study._study_id, _running(trial)))
+                parameters = create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)
+                self.ids.append(self.memory.create_new_trial(self.study._study_id, parameters))
             if trial.number not in self.ended and sees_end(self.spec, number, trial):
                 self._add_result(trial)
 
@@ -89,8 +90,3 @@ def sees_end(spec: StudySpec, number: int, other: FrozenTrial) -> bool:
     if spec.parallel is None or TrialRecord(other).imported_from is not None:
         return other.state.is_finished()
     return other.number <= number - spec.parallel
-
-
-def _running(trial: FrozenTrial) -> FrozenTrial:
-    """A running trial with only its parameters."""
-    return optuna.trial.create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions)

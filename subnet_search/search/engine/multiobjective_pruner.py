@@ -16,25 +16,27 @@ from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
 
+DEFAULTS = {"min_resource": 1, "reduction_factor": 3}
 RUNG_METRICS = ("val_accuracy", "val_nll", "density")
 
 
 def rungs(spec: StudySpec, epochs: int) -> tuple[int, ...]:
     """The epochs after which a trial is compared."""
-    first, factor = (spec.pruner.get(key, default) for key, default in (("min_resource", 1), ("reduction_factor", 3)))
-    found = []
-    while first < epochs:
-        found.append(first)
-        first *= factor
+    options = DEFAULTS | spec.pruner
+    found, epoch = [], options["min_resource"]
+    while epoch < epochs:
+        found.append(epoch)
+        epoch *= options["reduction_factor"]
     return tuple(found)
 
 
 def check_options(spec: StudySpec) -> None:
     """Raise UserError for an unknown option or an invalid value."""
     for key, value in spec.pruner.items():
-        if key != "name" and (key not in ("min_resource", "reduction_factor") or not isinstance(value, int)):
+        if key != "name" and (key not in DEFAULTS or not isinstance(value, int)):
             raise UserError(f"the pruner 'rungs' takes min_resource and reduction_factor, whole numbers, got {key}: {value!r}")
-    if spec.pruner.get("min_resource", 1) < 1 or spec.pruner.get("reduction_factor", 3) < 2:
+    options = DEFAULTS | spec.pruner
+    if options["min_resource"] < 1 or options["reduction_factor"] < 2:
         raise UserError("the pruner 'rungs' needs a min_resource of 1 or more and a reduction_factor of 2 or more")
 
 
@@ -45,7 +47,7 @@ def is_behind(lease: TrialLease, spec: StudySpec, rung: str, values: list[float]
     reports = (TrialRecord(trial).get("rungs", dict) or {} for trial in seen)
     others = [report[rung] for report in reports if rung in report]
     signs = [-1 if MEASURES[name].direction == "maximize" else 1 for name in spec.objective if name in RUNG_METRICS]
-    return behind(np.array([*others, values]) * signs, spec.pruner.get("reduction_factor", 3))
+    return behind(np.array([*others, values]) * signs, (DEFAULTS | spec.pruner)["reduction_factor"])
 
 
 def behind(costs: np.ndarray, factor: int) -> bool:

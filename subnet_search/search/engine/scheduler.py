@@ -9,7 +9,6 @@ import hashlib
 import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from subnet_search.extraction.provenance import versions
 from subnet_search.search.engine.history import History, sees_end
 from subnet_search.search.engine.trial_lease import TrialLease, requeue
 from subnet_search.search.spec.study_spec import StudySpec
-from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.leases import Leases, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.ranking import promising
@@ -34,9 +33,8 @@ from subnet_search.search.storage.records import REPEATS, STOPPED, Cell, TrialRe
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
 from subnet_search.search.storage.trust import check_imports, imports_of
-from subnet_search.search.storage.write import insert_trials, set_attrs
+from subnet_search.search.storage.write import insert_trials, queued_again, set_attrs
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_INVALID = 20  # invalid configurations in a row after which the worker gives up
 TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # attributes that a duplicate copies from the earlier trial
 
@@ -46,18 +44,12 @@ class Scheduler:
 
     def __init__(self, study: optuna.Study, spec: StudySpec, budget: int, allow_imports: Collection[str] = ()) -> None:
         self.study, self.spec, self.budget, self.allowed = study, spec, budget, allow_imports
-        database = rdb(study._storage)
-        assert database is not None, "studies are made in databases"
-        self.storage = database  # without Optuna's cache, which can be out of date
+        self.storage = database_of(study)  # without Optuna's cache, which can be out of date
         self.stored, self.folder = study.user_attrs.get("folder", ""), folder_of(study)
         self.reader = Reader(study)
         self.token = uuid.uuid4().hex  # unique to this worker
         self.history, self.leases = History(spec), Leases(spec.heartbeat, self.token)
         self.invalid: list[str] = []  # reasons of the last invalid configurations in a row
-
-    def alone(self) -> AbstractContextManager[object]:
-        """The study's lock: no other worker starts or ends a trial meanwhile."""
-        return exclusive(self.storage, self.study.study_name)
 
     def next(self, start_new: bool = True) -> TrialLease | Literal["wait", "done"]:
         """The next trial to run. "wait": try again later; "done": the study is finished or stopped.
@@ -70,11 +62,11 @@ class Scheduler:
 
     def release_lost_trials(self) -> list[int]:
         """Requeue the running trials that lost their worker; returns their numbers."""
-        with self.alone():
+        with exclusive(self.storage, self.study.study_name):
             return self._release_lost(self.reader.trials())
 
     def _next(self, start_new: bool) -> TrialLease | Literal["wait", "done"] | None:
-        with self.alone():
+        with exclusive(self.storage, self.study.study_name):  # no other worker starts or ends a trial meanwhile
             stopped = self._is_stopped()
             trials = self.reader.trials()
             if self._release_lost(trials):
@@ -84,7 +76,7 @@ class Scheduler:
                 return "done"
             counting = [trial for trial in trials if TrialRecord(trial).counts]
             below_budget = self.spec.compares or sum(trial.state != TrialState.WAITING for trial in counting) < self.budget
-            waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
+            waiting = [trial for trial in trials if TrialRecord(trial).queued]
             for trial in waiting:
                 record = TrialRecord(trial)
                 allowed = (below_budget or record.repeats is not None) and (start_new or record.began)
@@ -142,15 +134,16 @@ class Scheduler:
             return None
         attrs = self._start_attributes(self._run_folder(number), config)
         if self.spec.duplicates != "rerun" and (twin := self._duplicate(attrs["key"], trials, number)):
-            taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
             if self.spec.duplicates == "reuse":
+                taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
                 self._insert(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:
                 self._insert(number, in_memory, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})
             return None
         self.invalid.clear()
-        trial_id = self._insert(number, in_memory, TrialState.RUNNING, attrs)
-        return None if trial_id is None else self._lease(number, trial_id, config, in_memory, attrs, {})
+        if (trial_id := self._insert(number, in_memory, TrialState.RUNNING, attrs)) is None:
+            return None
+        return TrialLease(self.study, self.token, number, trial_id, config, Path(attrs["folder"]), in_memory, attrs, {})
 
     def _start_queued(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> TrialLease | None:
         """Resume a requeued trial, or start a queued one."""
@@ -171,14 +164,14 @@ class Scheduler:
                 self.storage.set_trial_param(
                     trial._trial_id, name, distribution.to_internal_repr(in_memory.params[name]), distribution
                 )
-        attrs = self._start_attributes(self._run_folder(trial.number, before), config)
+        folder = self._run_folder(trial.number, before)
+        attrs = self._start_attributes(folder, config)
         if before.versions:  # of its checkpoint; `run_trial` compares them
             attrs["versions"] = before.versions
         set_attrs(self.storage, trial._trial_id, attrs)
         self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-        return self._lease(
-            trial.number, trial._trial_id, config, in_memory, {**before.attrs, **attrs}, trial.intermediate_values
-        )
+        attrs, reports = {**before.attrs, **attrs}, dict(trial.intermediate_values)
+        return TrialLease(self.study, self.token, trial.number, trial._trial_id, config, folder, in_memory, attrs, reports)
 
     def _config(self, number: int, values: Mapping[str, Any], cell: Cell | None = None) -> RunConfig:
         """The resolved configuration of a trial: from its cell, or from the drawn values and a seed derived from its number."""
@@ -223,18 +216,6 @@ class Scheduler:
         )
         return insert_trials(self.storage, self.study._study_id, [template], number).get(number)
 
-    def _lease(
-        self,
-        number: int,
-        trial_id: int,
-        config: RunConfig,
-        in_memory: optuna.Trial,
-        attrs: dict[str, Any],
-        reports: Mapping[int, float],
-    ) -> TrialLease:
-        folder = Path(attrs["folder"])
-        return TrialLease(self.study, self.token, number, trial_id, config, folder, in_memory, dict(attrs), dict(reports))
-
     def _duplicate(self, key: str, trials: Sequence[FrozenTrial], number: int) -> FrozenTrial | None:
         """The first complete trial with the same configuration that is visible to trial `number`."""
         visible = (t for t in trials if t.state == TrialState.COMPLETE and sees_end(self.spec, number, t))
@@ -251,12 +232,8 @@ class Scheduler:
                 first = TrialRecord(trial)
                 seed = repeat_seed(first.seed or 0, index)
                 if (trial.number, seed) not in there:
-                    config = {**(first.config or {}), "seed": seed}
-                    attrs = {REPEATS: trial.number, "config": config, "seed": seed}
-                    template = create_trial(
-                        state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs
-                    )
-                    self.storage.create_new_trial(self.study._study_id, template)
+                    attrs = {REPEATS: trial.number, "config": {**(first.config or {}), "seed": seed}, "seed": seed}
+                    self.storage.create_new_trial(self.study._study_id, queued_again(trial, attrs))
                     queued = True
         return queued
 
@@ -266,8 +243,8 @@ def repeat_seed(seed: int, index: int) -> int:
     return derive(seed, "repeat", index) % 2**31
 
 
-def configuration_key(config: RunConfig) -> str:
-    """Hash of a complete configuration without seed, device and threads."""
-    complete = {**config.dump(), "seed": None}
-    complete["recipe"] = {**complete["recipe"], "device": None, "threads": None}
+def configuration_key(config: RunConfig, with_seed: bool = False) -> str:
+    """Hash of a complete configuration without device and threads, and without the seed unless it is asked for."""
+    complete = config.dump() if with_seed else {**config.dump(), "seed": None}
+    complete["recipe"] |= {"device": None, "threads": None}
     return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.extraction.config import RunConfig
-from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
@@ -82,12 +82,10 @@ class TrialLease:
         return trial.state == TrialState.RUNNING and TrialRecord(trial).worker.token == self.token
 
     def _end(self, state: TrialState, values: Sequence[float] | None, attrs: Mapping[str, Any]) -> None:
-        database = rdb(self.study._storage)
-        assert database is not None, "studies are made in databases"
         noted = dict(self.in_memory.study._storage.get_trial(self.in_memory._trial_id).system_attrs)  # written by the pruner
         noted.pop("fixed_params", None)
         with exclusive(self.study._storage, self.study.study_name):
-            if not end_trial(database, self.trial_id, self.token, state, values, attrs, noted):
+            if not end_trial(database_of(self.study), self.trial_id, self.token, state, values, attrs, noted):
                 raise LeaseLost
 
     def _release(self, why: str) -> None:

@@ -7,15 +7,8 @@ from contextlib import contextmanager
 from subnet_search.core.errors import RunError
 from subnet_search.core.redaction import Redacting
 from subnet_search.search.engine.trial_lease import TrialLease
-from subnet_search.search.storage.connect import scrub
 
 log = logging.getLogger("subnet_search")
-LOG_LINES = 20  # last lines of a failed trial's log, stored in the study
-
-
-def log_tail(lease: TrialLease) -> list[str]:
-    path = lease.folder / "log.txt"
-    return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:] if path.is_file() else []
 
 
 @contextmanager

@@ -28,11 +28,11 @@ from subnet_search.search.engine.heartbeat import send_heartbeats
 from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
-from subnet_search.search.engine.trial_log import log_tail, log_to_file
+from subnet_search.search.engine.trial_log import log_to_file
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
 from subnet_search.search.spec.study_spec import EPOCH_METRICS, StudySpec
 from subnet_search.search.storage.connect import scrub
-from subnet_search.search.storage.records import REPEATS
+from subnet_search.search.storage.records import REPEATS, last_lines
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
@@ -66,7 +66,7 @@ def run_trial(lease: TrialLease, spec: StudySpec, load: Callable[[RunConfig], Da
     Raises Interrupted when stopped, RunError when the disk is full (both can be resumed from the last checkpoint), and
     LeaseLost when another worker has taken over.
     """
-    with log_to_file(lease), send_heartbeats(lease, spec.heartbeat) as (lost, stopped), _artifacts(lease, spec):
+    with log_to_file(lease), send_heartbeats(lease, spec.heartbeat) as (lost, stopped), _keeping_artifacts(lease, spec):
         try:
             if lease.attrs.get("versions", versions()) != versions():
                 _restart(lease)
@@ -89,6 +89,7 @@ class _Trial:
     def __init__(self, lease: TrialLease, spec: StudySpec, data: Data, lost: threading.Event) -> None:
         self.lease, self.spec, self.data, self.lost = lease, spec, data, lost
         self.config = lease.config
+        self.names = list(dict.fromkeys([*spec.objective, *(bound.name for bound in spec.bounds)]))
         self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
@@ -98,7 +99,7 @@ class _Trial:
         self.unreplayed = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # reports of earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
-        if "bytes" in (*self.spec.objective, *(bound.name for bound in self.spec.bounds)):
+        if "bytes" in self.names:
             check_storable(self.config, str(self.config.resolve().network.init))
         self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
@@ -128,6 +129,10 @@ class _Trial:
         if index:
             config = config.model_copy(update={"seed": repeat_seed(config.seed, index)})
             folder = folder / f"seed-{index}"
+
+        def check_topology(masks: Masks) -> None:
+            self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
+
         subnet = run(
             config,
             folder,
@@ -135,18 +140,14 @@ class _Trial:
             data=self.data,
             save=False,
             leased=True,
-            on_begin=self._check_topology if self.spec.bounds else None,
+            on_begin=check_topology if self.spec.bounds else None,
             on_step=lambda _: self._check_lease(),
             on_epoch=self._on_epoch,
             should_stop=should_stop,
         )
-        rung_values = ["flops_ratio"] if "flops" in (config.target or ()) else []
-        names = dict.fromkeys([*self.spec.objective, *(bound.name for bound in self.spec.bounds), *rung_values])
-        net = (
-            None
-            if is_ours(config.network.name)
-            else build(config.network, self.data.shape, config.task.outputs(self.data), config.seed)
-        )
+        names = dict.fromkeys([*self.names, *(["flops_ratio"] if "flops" in (config.target or ()) else ())])
+        outputs = config.task.outputs(self.data)
+        net = None if is_ours(config.network.name) else build(config.network, self.data.shape, outputs, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
             self.lease.constrain(bound.name, bound.violation(measured[bound.name]))
@@ -164,9 +165,6 @@ class _Trial:
                 self.lease.constrain(bound.name, bound.violation(metrics[bound.name]))
                 if bound.violation(metrics[bound.name]) > 0:
                     raise _Pruned(f"{bound} is violated {when}: {metrics[bound.name]:.4g}")
-
-    def _check_topology(self, masks: Masks) -> None:
-        self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
 
     def _check_lease(self) -> None:
         if self.lost.is_set():
@@ -235,10 +233,11 @@ def _failure(lease: TrialLease, error: Exception) -> Ending:
         error.__traceback__ = None
         gc.collect()
         torch.cuda.empty_cache()
-    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": log_tail(lease)})
+    path = lease.folder / "log.txt"
+    return Ending(TrialState.FAIL, None, {"reason": reason, **trace, "log": last_lines(path) if path.is_file() else []})
 
 
-def _artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
+def _keeping_artifacts(lease: TrialLease, spec: StudySpec) -> AbstractContextManager[None]:
     """Copy checkpoints and files to the artifact store, if the spec has one."""
     if spec.artifacts is None:
         return nullcontext()

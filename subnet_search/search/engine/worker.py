@@ -6,12 +6,10 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import Interrupted, RunError
 from subnet_search.data import Data, load
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
 from subnet_search.search.engine.copies import adopt
@@ -20,7 +18,7 @@ from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_runner import Ending, run_trial
 from subnet_search.search.spec.study_spec import StudySpec, trusted_spec_of
 from subnet_search.search.storage.connect import load_study, open_storage, safe_url
-from subnet_search.search.storage.records import FINISHED, TrialRecord
+from subnet_search.search.storage.records import FINISHED
 from subnet_search.search.storage.retry import guarded, patiently
 
 FAILURES_IN_A_ROW = 5
@@ -92,7 +90,10 @@ def _open_study(name: str, storage: BaseStorage, trials: int | None, allowed: Co
     study = load_study(name, storage)
     spec = trusted_spec_of(study, allowed)
     adopt(study)
-    _warn_of_versions(study.user_attrs.get("versions", {}))
+    started: dict[str, str] = study.user_attrs.get("versions", {})
+    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
+    if changed:
+        log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
     return spec, Scheduler(study, spec, trials or spec.trials, allowed)
 
 
@@ -118,16 +119,13 @@ def _run_and_store(
         log.warning("trial %d was taken over by another worker", lease.number)
         return None
     except Interrupted:
-        if should_stop():
-            lease.release("interrupted")
+        stopped = should_stop()
+        lease.release("interrupted" if stopped else "the study was stopped")
+        if stopped:
             raise
-        lease.release("the study was stopped")
         return None
-    except RunError as error:
-        lease.release(str(error))
-        raise
-    except KeyboardInterrupt:
-        lease.release("interrupted")
+    except (RunError, KeyboardInterrupt) as error:
+        lease.release(str(error) or "interrupted")
         raise
 
 
@@ -141,18 +139,3 @@ def _latched(should_stop: Callable[[], bool]) -> Callable[[], bool]:
         return said
 
     return held
-
-
-def _warn_of_versions(started: dict[str, str]) -> None:
-    changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
-    if changed:
-        log.warning("package versions differ from those at the start of the study: %s", "; ".join(changed))
-
-
-def config_of(trial: FrozenTrial) -> RunConfig:
-    """The complete configuration of a trial. Raises RunError if it was never started."""
-    record = TrialRecord(trial)
-    if record.config is None:
-        reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
-        raise RunError(f"trial {trial.number} has no configuration: {reason}")
-    return check(RunConfig, record.config)

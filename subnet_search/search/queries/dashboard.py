@@ -98,7 +98,6 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
     """A server on 127.0.0.1 that answers when asked to (`handle_request`, `serve_forever`), at the study `name` or the list.
 
     It answers requests alone that were made to this machine by its own names (localhost, 127.0.0.1, ::1) and its port.
-
     Port 0 is any that is free. Raises UserError when optuna-dashboard is not installed or the port is taken.
     """
     try:
@@ -115,7 +114,7 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
     shown = _Shown(database)
     if name:
         shown.get_all_trials(studies[0]._study_id, deepcopy=False)  # so that the first page has its plot
-    app = optuna_dashboard.wsgi(shown, artifact_store=_artifacts(studies))
+    app = optuna_dashboard.wsgi(shown, artifact_store=_common_store(studies))
     try:
         server = make_server(HOST, port, app, Server, _Quiet)
     except OSError as error:
@@ -128,7 +127,7 @@ def dashboard(storage: BaseStorage, name: str | None = None, port: int = 8080) -
     return server
 
 
-def _artifacts(studies: Iterable[optuna.Study]) -> ArtifactStore | None:
+def _common_store(studies: Iterable[optuna.Study]) -> ArtifactStore | None:
     """The store of the studies, if all that keep artifacts have one and the same."""
     keep = {json.dumps(settings): study for study in studies if (settings := plain_spec(study).get("artifacts"))}
     if len(keep) != 1:

@@ -10,11 +10,10 @@ from types import ModuleType
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError, unknown
-from subnet_search.search.storage.ranking import direction, measured, objectives
+from subnet_search.search.storage.ranking import direction, measured, objectives, sign
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord
 
@@ -53,16 +52,17 @@ def importance(study: Snapshot, evaluator: str = "pedanova", objective: str | No
     }
     if record["note"]:
         return record
+    seen, target = Snapshot(study, trials), (lambda trial: _value(trial, names, name)) if name else None
     if evaluator == "pedanova":
         if top < ADVISED:
             record["note"] = f"unsure: the best tenth are {top} trials, and {ADVISED} or more are advised"
-        found = _ped_anova(Snapshot(study, trials), name)
+        found = _ped_anova(seen, target, sign(direction(study, name)) if name else 1)
     else:
-        found = _fanova(Snapshot(study, trials), name or names[0])
-        every = {param for trial in trials for param in trial.params}
-        record["left_out"] = sorted(every - found.keys())
-    total = sum(found.values())
-    if total:
+        from optuna.importance import FanovaImportanceEvaluator
+
+        found = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=0).evaluate(seen, target=target)
+        record["left_out"] = sorted({param for trial in trials for param in trial.params} - found.keys())
+    if total := sum(found.values()):
         record["importances"] = {param: float(share / total) for param, share in found.items()}
     else:
         record["note"] = "no parameter separates the trials"
@@ -104,24 +104,12 @@ def _meaning(evaluator: str, name: str | None, count: int, top: int) -> str:
     )
 
 
-def _ped_anova(study: Snapshot, name: str | None) -> dict[str, float]:
-    names = objectives(study)
-    target: Callable[[FrozenTrial], float] | None = None
-    if name is not None:
-        sign = -1 if direction(study, name) == StudyDirection.MAXIMIZE else 1  # it looks for what makes the target low
-        target = lambda trial: sign * _value(trial, names, name)  # noqa: E731
+def _ped_anova(study: Snapshot, target: Callable[[FrozenTrial], float] | None, factor: int) -> dict[str, float]:
+    low = (lambda trial: factor * target(trial)) if target else None  # it looks for what makes the target low
     with warnings.catch_warnings():  # of that, and of branches with a single trial
         warnings.simplefilter("ignore")
-        found: dict[str, float] = _ped_anova_class()(target_quantile=TOP).evaluate(study, target=target)
+        found: dict[str, float] = _ped_anova_class()(target_quantile=TOP).evaluate(study, target=low)
     return found
-
-
-def _fanova(study: Snapshot, name: str) -> dict[str, float]:
-    from optuna.importance import FanovaImportanceEvaluator
-
-    names = objectives(study)
-    forest = FanovaImportanceEvaluator(n_trees=TREES, max_depth=DEPTH, seed=0)
-    return forest.evaluate(study, target=lambda trial: _value(trial, names, name))
 
 
 def _ped_anova_class() -> Any:

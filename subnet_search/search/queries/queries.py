@@ -4,7 +4,7 @@ Specifications are read as plain values, so that torch is not imported: that wou
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,6 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError
-from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
 from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec
@@ -22,7 +21,6 @@ from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord,
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
 PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
-LOG_LINES = 20
 
 
 def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
@@ -38,7 +36,7 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
                 "states": counted(states.elements()),
                 "objective": objectives(study),
                 "best": best[0].mean[0] if best and len(study.directions) == 1 else None,
-                "started": _moment(min(began, default=None)),
+                "started": moment(min(began, default=None)),
             }
         )
     return rows
@@ -59,7 +57,7 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "constraints": trial.constraints,
-        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+        "last": record.last_value,
     }
 
 
@@ -80,12 +78,9 @@ def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
 def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
     """All stored data of a trial, with its repeats and the last lines of its log. Raises UserError if there is none."""
     trial = find_trial(study, number)
-    attrs = dict(trial.user_attrs)
-    for shown in ("interruptions", IMPORTED):
-        attrs.pop(shown, None)
-    row = {**trial_row(trial), "interruptions": [asdict(one) for one in TrialRecord(trial).interruptions]}
-    rest = {key: value for key, value in attrs.items() if key not in row and key != "log"}
-    named = dict(zip(objectives(study), trial.values or (), strict=False))
+    record, attrs = TrialRecord(trial), trial.user_attrs
+    row = {**trial_row(trial), "interruptions": [asdict(one) for one in record.interruptions]}
+    rest = {key: value for key, value in attrs.items() if key not in row and key not in (IMPORTED, "log")}
     spec = plain_spec(study)
     bounds = spec.get("constraints", {})
     if spec.get("repeats", 1) > 1 and REPEATS not in attrs and "seeds" not in attrs:
@@ -95,28 +90,13 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
         **row,
         **dict.fromkeys(("config", "folder", "versions", "worker", "traceback")),
         **rest,
-        "objectives": named,
+        "objectives": dict(zip(objectives(study), trial.values or (), strict=False)),
         "broken": {name: bounds.get(name, "") for name, beyond in trial.constraints.items() if beyond > 0},
-        "started": _moment(trial.datetime_start),
-        "completed": _moment(trial.datetime_complete),
+        "started": moment(trial.datetime_start),
+        "completed": moment(trial.datetime_complete),
         "reports": {str(step): value for step, value in trial.intermediate_values.items()},
-        "log": log_tail(trial),
+        "log": record.log_tail(),
     }
-
-
-def log_tail(trial: FrozenTrial) -> list[str]:
-    """The last lines of a trial's log: from its folder if this machine has it, else as stored when it failed."""
-    record = TrialRecord(trial)
-    path = record.folder / "log.txt"
-    try:
-        return scrub(path.read_text(errors="replace")).splitlines()[-LOG_LINES:]
-    except OSError:
-        return list(map(str, record.get("log", list) or ()))
-
-
-def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial (of equal ones the first), or the Pareto front for several objectives. Empty if no trial is complete."""
-    return [ranked.trial for ranked in best_ranked(study)]
 
 
 def need_ranked(study: optuna.Study) -> list[Ranked]:
@@ -126,13 +106,13 @@ def need_ranked(study: optuna.Study) -> list[Ranked]:
         complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         if not complete:
             raise UserError(f"no trial of {study.study_name!r} is complete yet")
-        bounds = constraint_words(plain_spec(study))
+        bounds = ", ".join(f"{name} {bound.strip()}" for name, bound in plain_spec(study).get("constraints", {}).items())
         raise UserError(f"none of the {complete} complete trials of {study.study_name!r} satisfies its constraints ({bounds})")
     return found
 
 
 def need_best(study: optuna.Study) -> list[FrozenTrial]:
-    """`best_trials` with all attributes. Raises UserError with the reason if there is no best trial."""
+    """The best trials with all attributes. Raises UserError with the reason if there is no best trial."""
     return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
 
 
@@ -144,16 +124,12 @@ def ranked_row(ranked: Ranked) -> dict[str, Any]:
     return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
 
 
-def constraint_words(spec: Mapping[str, Any]) -> str:
-    """The constraints of a specification in one line."""
-    return ", ".join(f"{name} {bound.strip()}" for name, bound in spec.get("constraints", {}).items())
-
-
 def counted(states: Iterable[TrialState]) -> dict[str, int]:
     """Number of trials by state, in the order of Optuna's states."""
     found = Counter(states)
     return {state.name: found[state] for state in TrialState if found[state]}
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat(" ", "seconds") if moment else None
+def moment(time: datetime | None) -> str | None:
+    """A time in text, to the second."""
+    return time.isoformat(" ", "seconds") if time else None

@@ -1,30 +1,27 @@
 """Compare two studies: budgets, results, and the best result after equal work."""
 
 import itertools
-from bisect import bisect_right
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from subnet_search.core.errors import UserError
 from subnet_search.search.queries.queries import counted, ranked_row
-from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives
+from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives, sign
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import TrialRecord, plain_spec, searched_trials, steps_spent
+from subnet_search.search.storage.records import FINISHED, TrialRecord, plain_spec, searched_trials, steps_spent
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both studies have done
 BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat", "imports", "enqueue", "artifacts")
 
 
 def diff_studies(a: Snapshot, b: Snapshot) -> dict[str, Any]:
-    """Compare two studies with the same objectives: budgets, best trials, differences in the specifications, and for a single
-    objective the best value after equal numbers of trials and training steps.
+    """Budgets, best trials and differences of two studies with the same objectives. Raises UserError for different ones.
 
-    Raises UserError if the objectives differ.
+    For a single objective, also the best value after equal numbers of trials and training steps.
     """
     mine, theirs = objectives(a), objectives(b)
     if (mine, a.directions) != (theirs, b.directions):
@@ -36,12 +33,15 @@ def diff_studies(a: Snapshot, b: Snapshot) -> dict[str, Any]:
     record = {"objective": mine, "studies": [one, other], "differences": differences(plain_spec(a), plain_spec(b))}
     if len(mine) > 1:
         return {**record, "dominated": [_dominated(a, b), _dominated(b, a)]}
-    sign = -1.0 if a.directions[0] == StudyDirection.MAXIMIZE else 1.0
-    courses = [_course(study, sign) for study in (a, b)]
+    factor = sign(a.directions[0])
+    courses = [_course(study, factor) for study in (a, b)]
     for summary, course, rival in ((one, courses[0], courses[1]), (other, courses[1], courses[0])):
         summary["reaches_the_others_best"] = _reached(course, rival)
-    at = {key: _side_by_side(courses, key, sign) for key in ("trials", "steps")}
-    return {**record, "at_equal_trials": at["trials"], "at_equal_steps": at["steps"]}
+    return {
+        **record,
+        "at_equal_trials": _side_by_side(courses, "trials", factor),
+        "at_equal_steps": _side_by_side(courses, "steps", factor),
+    }
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def _summary(study: Snapshot) -> dict[str, Any]:
     }
 
 
-def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
+def _course(study: Snapshot, factor: int) -> list[tuple[int, int, float]]:
     """After each finished trial: finished trials, training steps, and the best cost so far (first seeds only)."""
     course, trials, steps, best = [], 0, 0, float("inf")
     for trial in searched_trials(study.get_trials()):
@@ -81,24 +81,22 @@ def _course(study: Snapshot, sign: float) -> list[tuple[int, int, float]]:
         if trial.state in FINISHED:
             trials += 1
             if trial.state == TrialState.COMPLETE and is_feasible(trial):
-                best = min(best, sign * trial.values[0])
+                best = min(best, factor * trial.values[0])
             course.append((trials, steps, best))
     return course
 
 
-def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, sign: float) -> list[dict[str, Any]]:
+def _side_by_side(courses: Sequence[list[tuple[int, int, float]]], key: str, factor: int) -> list[dict[str, Any]]:
     """Best value of both studies at fractions of the work that both have done."""
     column = ("trials", "steps").index(key)
     done = min(course[-1][column] if course else 0 for course in courses)
-    rows = []
-    for work in dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done):
-        best = []
-        for course in courses:
-            reached = bisect_right([point[column] for point in course], work)
-            cost = course[reached - 1][2] if reached else float("inf")
-            best.append(None if cost == float("inf") else sign * cost)
-        rows.append({key: work, "a": best[0], "b": best[1]})
-    return rows
+
+    def best_after(work: int, course: list[tuple[int, int, float]]) -> float | None:
+        cost = min((point[2] for point in course if point[column] <= work), default=math.inf)
+        return None if cost == math.inf else factor * cost
+
+    works = dict.fromkeys(max(1, round(share * done)) for share in FRACTIONS if done)
+    return [{key: work, "a": best_after(work, courses[0]), "b": best_after(work, courses[1])} for work in works]
 
 
 def _reached(course: list[tuple[int, int, float]], rival: list[tuple[int, int, float]]) -> dict[str, int] | None:
@@ -110,6 +108,5 @@ def _reached(course: list[tuple[int, int, float]], rival: list[tuple[int, int, f
 
 def _dominated(a: optuna.Study, b: optuna.Study) -> int:
     """Number of points on b's front that a point of a's front dominates."""
-    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in a.directions]
-    mine, theirs = ([tuple(s * v for s, v in zip(signs, r.mean, strict=True)) for r in best_ranked(study)] for study in (a, b))
+    mine, theirs = ([ranked.costs(a.directions) for ranked in best_ranked(study)] for study in (a, b))
     return sum(any(dominates(point, other) for point in mine) for other in theirs)

@@ -66,7 +66,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
 
 def _status(study: Snapshot, spec: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> str:
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    waiting = [t for t in trials if t.state == TrialState.WAITING and not TrialRecord(t).withdrawn]
+    waiting = [trial for trial in trials if TrialRecord(trial).queued]
     if any(not is_dead(TrialRecord(trial).worker) for trial in running):
         return "stopping" if study.user_attrs.get(STOPPED) else "running"
     if study.user_attrs.get(STOPPED):
@@ -91,9 +91,7 @@ def _name(part: Any) -> str | None:
 
 def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
     """Parameters and domains of the trials, for a study that subnet-search did not create."""
-    seen: dict[str, BaseDistribution] = {}
-    for trial in trials:
-        seen.update(trial.distributions)
+    seen = {name: distribution for trial in trials for name, distribution in trial.distributions.items()}
     return {name: _words(seen[name]) for name in sorted(seen, key=lambda name: key_and_condition(name)[1] != "")}
 
 
@@ -144,8 +142,8 @@ def _interruptions(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _worker(trial: FrozenTrial) -> dict[str, Any]:
-    worker = TrialRecord(trial).worker
-    last = {} if trial.last_step is None else {"last": trial.intermediate_values[trial.last_step]}
+    record = TrialRecord(trial)
+    worker, last = record.worker, {} if record.last_value is None else {"last": record.last_value}
     return {"trial": trial.number, "host": worker.host, "pid": worker.pid, "gone": is_dead(worker), **last}
 
 

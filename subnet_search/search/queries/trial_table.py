@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from subnet_search.core.documents import read_text
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.parameter_names import by_key
+from subnet_search.search.queries.queries import moment
 from subnet_search.search.storage.ranking import is_feasible, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import IMPORTED, TrialRecord
@@ -23,15 +24,12 @@ Row = dict[str, Any]
 def flat_rows(study: Snapshot) -> list[Row]:
     """One flat row per trial: number, state, values, scalar attributes, and parameters by key."""
     names = objectives(study)
-    return [_flat(trial, names) for trial in study.get_trials()]
+    return [_flat_row(trial, names) for trial in study.get_trials()]
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
     """The columns in which any row has a value."""
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns.update(dict.fromkeys(key for key, value in row.items() if value is not None))
-    return list(columns)
+    return list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
 
 
 def find_column(name: str, columns: Sequence[str]) -> str:
@@ -59,7 +57,7 @@ def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[
     return [*present, *(row for row in rows if row.get(column) is None)]
 
 
-def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
+def _flat_row(trial: FrozenTrial, names: Sequence[str]) -> Row:
     record, constraints = TrialRecord(trial), trial.constraints
     worker = record.worker
     return {
@@ -75,11 +73,11 @@ def _flat(trial: FrozenTrial, names: Sequence[str]) -> Row:
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,
-        "last": trial.intermediate_values[trial.last_step] if trial.last_step is not None else None,
+        "last": record.last_value,
         "reported": trial.last_step,
         "worker": f"{worker.host} {worker.pid}" if worker.pid else None,
-        "started": trial.datetime_start and trial.datetime_start.isoformat(" ", "seconds"),
-        "completed": trial.datetime_complete and trial.datetime_complete.isoformat(" ", "seconds"),
+        "started": moment(trial.datetime_start),
+        "completed": moment(trial.datetime_complete),
     }
 
 
@@ -88,7 +86,7 @@ def _condition(text: str, columns: Sequence[str], rows: Sequence[Row]) -> Callab
     if found is None:
         form = 'a column, one of <= < >= > = != ~ (contains), and a value, as in "density<=0.1"'
         raise UserError(f"a filter is {form}; got {text!r}")
-    column, sign, wanted = find_column(found[1], columns), found[2], _value(found[3])
+    column, sign, wanted = find_column(found[1], columns), found[2], _parsed(found[3])
     if sign == "~":
         return lambda row: row.get(column) is not None and found[3].lower() in str(row[column]).lower()
     if sign in ("=", "==", "!="):
@@ -107,7 +105,7 @@ def _same(value: Any, wanted: Any, text: str) -> bool:
     return bool(value == wanted)
 
 
-def _value(text: str) -> Any:
+def _parsed(text: str) -> Any:
     """The value of a text: a number, a bool, None, or the text itself."""
     try:
         return float(text)

@@ -65,12 +65,17 @@ class Space:
         return [entry for entry in self.entries if entry.domain is not None]
 
     def layers(self) -> list[str]:
-        """Layers for `density_per_layer`. Raises UserError if trials can have different units, and so different layers."""
+        """Module names of the layers for `density_per_layer`. Raises UserError if trials can have different units."""
         runs = [self.config(branch) for branch in self._branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:
             raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
-        return layers_of(runs[0])
+        run, data = runs[0], load(runs[0].data, runs[0].task.kind_of_labels)
+        outputs = run.task.outputs(data)
+        net = build(run.network.resolve(1.0), data.shape, outputs, 0)
+        example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
+        found = units_of(run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask))
+        return [layer_name(name) for name in found.weights if name in found.shapes]
 
     @property
     def conditional(self) -> bool:
@@ -78,7 +83,7 @@ class Space:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Draw a value for every active key of the space."""
-        return self._choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
+        return self.choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna parameters for values of keys. Raises UserError for a key or value outside the space."""
@@ -88,16 +93,12 @@ class Space:
             if entry.key not in values:
                 return None
             text = stored(values[entry.key])
-            try:
-                inside = entry.distribution._contains(entry.distribution.to_internal_repr(text))
-            except (ValueError, TypeError):
-                inside = False
-            if not inside:
+            if not entry.accepts(text):
                 raise UserError(f"{entry.key}: {values[entry.key]!r} is outside the searched domain {entry.domain}")
             found[entry.name] = text
             return values[entry.key]
 
-        chosen = self._seen(self._choose(take))
+        chosen = self._seen(self.choose(take))
         if missing := [key for key, value in values.items() if value is not None and chosen.get(key) != value]:
             raise unknown("searched key", missing[0], {entry.key for entry in self.searched})
         return found
@@ -134,7 +135,8 @@ class Space:
                 return list(entry.domain.choices)
         return [self.run.extractor.name]
 
-    def _choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+    def choose(self, draw: Callable[[Entry], Any]) -> dict[str, Any]:
+        """The values that `draw` returns for the active keys of the space."""
         chosen: dict[str, Any] = {}
         for entry in self.entries:
             if entry.domain is not None and entry.holds(self._seen(chosen)):
@@ -185,7 +187,7 @@ class Space:
 
     def _amounts(self, branch: Mapping[str, Any]) -> list[str]:
         """The keys that set the density in the trials of a branch."""
-        found = self._seen(self._choose(lambda entry: branch.get(entry.key)))
+        found = self._seen(self.choose(lambda entry: branch.get(entry.key)))
         if TARGET not in found:
             found |= {f"{TARGET}.{measure}": None for measure in self.run.target or ()}
         return [key for key in found if key == f"{METHOD}.density" or key.partition(".")[0] == TARGET]
@@ -218,16 +220,6 @@ class Space:
         apart = next((key for key in others if all(other.get(key) != branch[key] for other in valid)), METHOD)
         where = ", ".join(f"{key} {text}" for key, text in branch.items())
         raise UserError(f"space: {why} (in trials with {where}); restrict the key with `when: {{{apart}: ...}}`")
-
-
-def layers_of(run: RunConfig) -> list[str]:
-    """Module names of the layers of a run's network whose density can be set separately, in the network's order."""
-    data = load(run.data, run.task.kind_of_labels)
-    outputs = run.task.outputs(data)
-    net = build(run.network.resolve(1.0), data.shape, outputs, 0)
-    example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
-    units = units_of(run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask))
-    return [layer_name(name) for name in units.weights if name in units.shapes]
 
 
 def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from subnet_search.core.errors import UserError, blaming, shown, unknown
 from subnet_search.core.parameter_names import parameter_name
 from subnet_search.core.search_domains import Domain, Int, OneOf, Real, domains
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import flatten, put
+from subnet_search.extraction.config_file import flatten
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.topology.units import Measure
@@ -48,6 +48,13 @@ class Entry:
             case OneOf(choices=choices):
                 return CategoricalDistribution([stored(choice) for choice in choices])
         raise ValueError(f"{self.key} is not searched")
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a stored value is inside the searched domain."""
+        try:
+            return self.distribution._contains(self.distribution.to_internal_repr(value))
+        except (ValueError, TypeError):
+            return False
 
     def holds(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the conditions hold for the values drawn so far."""
@@ -193,11 +200,8 @@ def check_key(key: str, method: type[Extractor]) -> None:
             raise UserError(f"space.{LAYERS}: {method.name} does not support densities by layer: remove the method or {LAYERS}")
         return
     defaults: dict[str, Any] = {**RunConfig(extractor=create(method.name)).dump(), TARGET: dict.fromkeys(get_args(Measure))}
-    valid = flatten(defaults)
-    if key in valid or key in defaults:
+    if key in defaults or key in (valid := flatten(defaults)):
         return
     if key.startswith(f"{METHOD}."):
         raise unknown(f"hyperparameter of {method.name}", key.partition(".")[2], method.model_fields, where="space")
-    probe: dict[str, Any] = {}
-    put(probe, key, None)
     raise unknown("key of a run", key, valid, where="space")

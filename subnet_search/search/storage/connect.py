@@ -130,10 +130,8 @@ def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
 
 
 def _write_ahead(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.close()
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _keep_alive(connection: Any, _: Any) -> None:
@@ -144,6 +142,13 @@ def _keep_alive(connection: Any, _: Any) -> None:
     cursor.execute("SET tcp_user_timeout = 60000")
     cursor.close()
     connection.commit()
+
+
+def database_of(study: optuna.Study) -> RDBStorage:
+    """The database of a study that this package made, without Optuna's cache."""
+    database = rdb(study._storage)
+    assert database is not None, "studies are made in databases"
+    return database
 
 
 def rdb(storage: BaseStorage) -> RDBStorage | None:

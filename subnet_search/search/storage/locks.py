@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from subnet_search.core.errors import RunError
 from subnet_search.core.redaction import scrub as scrub
 from subnet_search.search.storage.connect import log, rdb
-from subnet_search.search.storage.retry import PATIENCE, _reason
+from subnet_search.search.storage.retry import PATIENCE, database_error
 
 _threads = threading.Lock()  # for in-memory storages
 
@@ -67,7 +67,7 @@ def _advisory(engine: Engine, name: str, patience: float) -> Iterator[None]:
             try:
                 connection.commit()
             except DBAPIError as error:  # the work under the lock is complete; only the connection was lost
-                log.warning("the lock of the study %r was lost: %s", name, scrub(_reason(error)))
+                log.warning("the lock of the study %r was lost: %s", name, scrub(database_error(error)))
 
 
 def _stuck(name: str, patience: float, where: str) -> str:

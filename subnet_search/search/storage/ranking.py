@@ -32,14 +32,23 @@ class Ranked:
         """Lowest and highest of each objective."""
         return [(min(column), max(column)) for column in zip(*self.values, strict=True)]
 
+    def costs(self, directions: Sequence[StudyDirection]) -> tuple[float, ...]:
+        """The means with signs, so that lower is better."""
+        return tuple(sign(direction) * value for direction, value in zip(directions, self.mean, strict=True))
+
+
+def sign(direction: StudyDirection) -> int:
+    """The factor of an objective after which lower is better."""
+    return -1 if direction == StudyDirection.MAXIMIZE else 1
+
 
 def rank(study: optuna.Study) -> list[Ranked]:
     """Complete trials, best first; with several objectives, only the Pareto front.
 
     Only trials that satisfy all constraints and have the largest number of seeds, since a single seed can be lucky.
     """
-    found = list(_with_repeats(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
-    found = [ranked for ranked in found if is_feasible(ranked.trial)]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found = [ranked for ranked in _with_repeats((trial, trial.values) for trial in complete) if is_feasible(ranked.trial)]
     seeds = max((len(ranked.values) for ranked in found), default=0)
     return order([ranked for ranked in found if len(ranked.values) == seeds], study.directions)
 
@@ -52,21 +61,15 @@ def promising(trials: Iterable[FrozenTrial], directions: Sequence[StudyDirection
 
 
 def order(found: Sequence[Ranked], directions: Sequence[StudyDirection]) -> list[Ranked]:
-    """Trials sorted by the objective; with several, the Pareto front sorted by the first objective.
-
-    Trials with a NaN value are left out.
-    """
-    found = [ranked for ranked in found if not any(map(math.isnan, ranked.mean))]
-    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
-    costs = {id(ranked): tuple(s * v for s, v in zip(signs, ranked.mean, strict=True)) for ranked in found}
-    found = sorted(found, key=lambda ranked: (costs[id(ranked)], ranked.trial.number))
-    if len(signs) == 1:
-        return found
-    front: list[Ranked] = []  # after sorting, a dominated trial comes after a trial of the front that dominates it
-    for ranked in found:
-        if not any(dominates(costs[id(other)], costs[id(ranked)]) for other in front):
-            front.append(ranked)
-    return front
+    """Trials sorted by the objective, or the Pareto front sorted by the first one; those with a NaN value are left out."""
+    rated = [(ranked.costs(directions), ranked) for ranked in found]
+    rated = [(costs, ranked) for costs, ranked in rated if not any(map(math.isnan, costs))]
+    rated.sort(key=lambda pair: (pair[0], pair[1].trial.number))
+    front: list[tuple[tuple[float, ...], Ranked]] = []
+    for costs, ranked in rated:  # a dominated trial comes after a trial of the front that dominates it
+        if len(directions) == 1 or not any(dominates(better, costs) for better, _ in front):
+            front.append((costs, ranked))
+    return [ranked for _, ranked in front]
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -79,19 +82,19 @@ def is_feasible(trial: FrozenTrial) -> bool:
     return all(violation <= 0 for violation in trial.constraints.values())
 
 
-def _with_repeats(complete: Iterable[FrozenTrial]) -> Iterable[Ranked]:
-    groups: dict[int, list[FrozenTrial]] = {}
-    for trial in complete:
-        groups.setdefault(_first(trial), []).append(trial)
-    for number, group in groups.items():
-        if group[0].number == number:  # the trial itself is complete
-            yield Ranked(group[0], tuple(tuple(trial.values) for trial in group))
+def _with_repeats(found: Iterable[tuple[FrozenTrial, Sequence[float]]]) -> list[Ranked]:
+    """Complete trials with their values, and those of their repeats."""
+    repeated = [(TrialRecord(trial).repeats, trial, values) for trial, values in found]
+    groups = _grouped((trial.number if first is None else first, trial, values) for first, trial, values in repeated)
+    return [ranked for number, ranked in groups.items() if ranked.trial.number == number]  # the trial itself is complete
 
 
-def _first(trial: FrozenTrial) -> int:
-    """The number of the trial that this one repeats, or its own."""
-    repeated = TrialRecord(trial).repeats
-    return trial.number if repeated is None else repeated
+def _grouped(found: Iterable[tuple[Any, FrozenTrial, Sequence[float]]]) -> dict[Any, Ranked]:
+    """By key: the first trial with the values of all trials that have the same key."""
+    groups: dict[Any, list[tuple[FrozenTrial, tuple[float, ...]]]] = {}
+    for key, trial, values in found:
+        groups.setdefault(key, []).append((trial, tuple(values)))
+    return {key: Ranked(group[0][0], tuple(values for _, values in group)) for key, group in groups.items()}
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -106,7 +109,9 @@ def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"a Pareto front needs two or more different metrics; recorded: {', '.join(measures(study))}")
     directions = [direction(study, name) for name in names]
-    found = _points(study, names)
+    own, complete = objectives(study), study.get_trials(states=(TrialState.COMPLETE,))
+    recorded = [(trial, [v for name in names if (v := measured(trial, own, name)) is not None]) for trial in complete]
+    found = _with_repeats((trial, values) for trial, values in recorded if len(values) == len(names))
     if not found:
         raise UserError(f"no complete trial of {study.study_name!r} has recorded {' and '.join(names)}")
     best = order(found, directions)
@@ -131,26 +136,12 @@ def default_names(study: Snapshot) -> list[str]:
     return names if len(names) > 1 else [names[0], "density"]
 
 
-def _points(study: Snapshot, names: Sequence[str]) -> list[Ranked]:
-    """Complete trials with the given metrics of themselves and their repeats."""
-    own = objectives(study)
-    groups: dict[int, list[tuple[FrozenTrial, tuple[float, ...]]]] = {}
-    for trial in study.get_trials(states=(TrialState.COMPLETE,)):
-        values = tuple(value for name in names if (value := measured(trial, own, name)) is not None)
-        if len(values) == len(names):
-            groups.setdefault(_first(trial), []).append((trial, values))
-    firsts = (group for number, group in groups.items() if group[0][0].number == number)
-    return [Ranked(group[0][0], tuple(values for _, values in group)) for group in firsts]
-
-
 HIGHER_IS_BETTER = (
     "val_accuracy",
     "val_balanced_accuracy",
     "test_accuracy",
     "robustness",
 )  # metrics of runs; a test compares them with spec/metrics.py
-
-
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
@@ -179,26 +170,27 @@ def best_ranked(study: optuna.Study) -> list[Ranked]:
 
 def compared(study: optuna.Study) -> list[Ranked]:
     """The arms of a comparison, best mean first, as their first trial with the values of all seeds; empty for other studies."""
-    groups: dict[tuple[str, float], list[FrozenTrial]] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if cell := TrialRecord(trial).cell:
-            groups.setdefault((cell.arm, cell.density), []).append(trial)
-    arms = (Ranked(group[0], tuple(tuple(trial.values) for trial in group)) for group in groups.values())
-    return order(list(arms), study.directions)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    cells = [(cell, trial) for trial in complete if (cell := TrialRecord(trial).cell)]
+    arms = _grouped(((cell.arm, cell.density), trial, trial.values) for cell, trial in cells)
+    return order(list(arms.values()), study.directions)
 
 
 def measured(trial: FrozenTrial, names: Sequence[str], name: str) -> float | None:
     """A metric of a complete trial: one of the study's objectives `names`, or any recorded by its run; None if missing."""
-    value = trial.values[names.index(name)] if name in names else trial.user_attrs.get(name)
+    return number(trial.values[names.index(name)] if name in names else trial.user_attrs.get(name))
+
+
+def number(value: Any) -> float | None:
+    """A stored value if it is a number, else None."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def measures(study: optuna.Study) -> list[str]:
     """Names of the metrics that complete trials recorded, objectives first."""
-    names = dict.fromkeys(objectives(study))
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        names.update(dict.fromkeys(key for key in trial.user_attrs if measured(trial, (), key) is not None))
-    return [name for name in names if name not in NO_MEASURES]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    recorded = (key for trial in complete for key, value in trial.user_attrs.items() if number(value) is not None)
+    return [name for name in dict.fromkeys([*objectives(study), *recorded]) if name not in NO_MEASURES]
 
 
 def direction(study: optuna.Study, name: str) -> StudyDirection:

@@ -3,8 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Container, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from itertools import takewhile
@@ -12,11 +11,11 @@ from typing import Any
 
 import optuna
 from optuna.distributions import json_to_distribution
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Select, bindparam, func, select
 
-from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.connect import database_of, rdb
 from subnet_search.search.storage.optuna_private import models
 
 STORED_AS_NULL = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
@@ -35,8 +34,12 @@ def read_trials(study: optuna.Study, without: Collection[str] = (), first: int =
     database = rdb(study._storage)
     if database is None:
         return [trial for trial in study.get_trials(deepcopy=False) if first <= trial.number <= last]
-    with _at_one_moment(database) as connection:
-        return _trials(connection, study._study_id, without, first, last)
+    with database.engine.connect() as connection:  # one snapshot for all SELECTs
+        if database.engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        return _trials(connection, {"study": study._study_id, "first": first, "last": last}, without)
 
 
 class Reader:
@@ -47,34 +50,17 @@ class Reader:
 
     def trials(self) -> list[FrozenTrial]:
         """The same as `read_trials(study)`."""
-        database = rdb(self.study._storage)
-        if database is None:
-            return self.study.get_trials(deepcopy=False)
-        with _at_one_moment(database) as connection:
-            later = _trials(connection, self.study._study_id, (), len(self.ended))
+        later = read_trials(self.study, first=len(self.ended))
         found = [*self.ended, *later]
         self.ended.extend(takewhile(lambda trial: trial.state.is_finished(), later))
         return found
 
 
-@contextmanager
-def _at_one_moment(database: RDBStorage) -> Iterator[Connection]:
-    with database.engine.connect() as connection:
-        if database.engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN")  # one snapshot for all SELECTs
-        else:
-            connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
-
-
 def study_attributes(study: optuna.Study, *keys: str) -> dict[str, Any]:
     """The given user attributes of a study; missing ones are left out. Empty if the study was deleted."""
-    database = rdb(study._storage)
-    if database is None:
-        return {key: value for key, value in study.user_attrs.items() if key in keys}
     table = models.StudyUserAttributeModel
     query = select(table.key, table.value_json).where(table.study_id == study._study_id, table.key.in_(keys))
-    with database.engine.connect() as connection:
+    with database_of(study).engine.connect() as connection:
         return {key: json.loads(text) for key, text in connection.execute(query)}
 
 
@@ -98,12 +84,9 @@ def study_states(storage: BaseStorage) -> dict[str, Counter[TrialState]]:
     return dict(states)
 
 
-def _trials(
-    connection: Connection, study: int, without: Collection[str], first: int = 0, last: int = MOST
-) -> list[FrozenTrial]:
-    """The trials of a study from the number `first` to `last`."""
+def _trials(connection: Connection, which: dict[str, int], without: Collection[str]) -> list[FrozenTrial]:
+    """The trials with the study and the range of numbers in `which`."""
     value, param, seen = models.TrialValueModel, models.TrialParamModel, models.TrialIntermediateValueModel
-    which = {"study": study, "first": first, "last": last}
 
     def cells(model: Any, *columns: str, without: Collection[str] = ()) -> list[tuple[Any, ...]]:
         query = _cells(model, *columns)

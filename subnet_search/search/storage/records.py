@@ -5,15 +5,16 @@ An attribute of an unexpected type, in a file from elsewhere, counts as missing.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter, ValidationError
 
+from subnet_search.core.redaction import scrub
 from subnet_search.search.storage.study_folder import rebased
 
 IMPORTED = "known"  # source of an imported result; the stored name is older than the term
@@ -23,6 +24,7 @@ WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
 STOPPED = "stopped"  # whether the workers of a study start no more trials
 NOW = "now"  # value of STOPPED that also interrupts running trials
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+LOG_LINES = 20  # last lines of a log that are shown, and stored with a failed trial
 
 Value = TypeVar("Value")
 
@@ -62,10 +64,30 @@ class Cell:
     values: dict[str, Any]  # keys of the run that it changes, including the seed
 
 
+class _Stored(Generic[Value]):
+    """A user attribute of a trial, as a property of its record; None if it is missing or has another type."""
+
+    def __init__(self, key: str, kind: type[Value]) -> None:
+        self.key, self.kind = key, kind
+
+    def __get__(self, record: "TrialRecord", _: type["TrialRecord"]) -> Value | None:
+        return record.get(self.key, self.kind)
+
+
 class TrialRecord:
     """The user attributes of a trial."""
 
     __slots__ = ("attrs", "trial")
+
+    imported_from = _Stored(IMPORTED, str)  # the study or file that the result was imported from
+    repeats = _Stored(REPEATS, int)  # the number of the trial that this one repeats on another seed
+    retries = _Stored(RETRIES, int)  # the number of the failed trial that this one runs again
+    beat = _Stored("beat", int)  # heartbeat counter of the worker
+    config = _Stored[dict[str, Any]]("config", dict)  # the complete configuration of the run, as plain values
+    seed = _Stored("seed", int)
+    reason = _Stored("reason", str)  # why the trial failed or was pruned
+    sha256 = _Stored("sha256", str)  # hash of the subnetwork's effective weights
+    key = _Stored("key", str)  # hash of the configuration, for finding duplicates
 
     def __init__(self, trial: FrozenTrial) -> None:
         self.trial, self.attrs = trial, trial.user_attrs
@@ -80,21 +102,6 @@ class TrialRecord:
         return value if isinstance(value, kind) else None
 
     @property
-    def imported_from(self) -> str | None:
-        """The study or file that the result was imported from."""
-        return self.get(IMPORTED, str)
-
-    @property
-    def repeats(self) -> int | None:
-        """The number of the trial that this one repeats on another seed."""
-        return self.get(REPEATS, int)
-
-    @property
-    def retries(self) -> int | None:
-        """The number of the failed trial that this one runs again."""
-        return self.get(RETRIES, int)
-
-    @property
     def is_drawn(self) -> bool:
         """Whether the search itself drew the trial: neither imported nor a repeat."""
         return not self.attrs.keys() & {IMPORTED, REPEATS}
@@ -103,6 +110,11 @@ class TrialRecord:
     def withdrawn(self) -> bool:
         """Whether the trial is queued but not to be run."""
         return self.trial.state == TrialState.WAITING and bool(self.attrs.get(WITHDRAWN))
+
+    @property
+    def queued(self) -> bool:
+        """Whether the trial waits to be run."""
+        return self.trial.state == TrialState.WAITING and not self.withdrawn
 
     @property
     def counts(self) -> bool:
@@ -119,14 +131,8 @@ class TrialRecord:
         return _record(Worker, self.attrs.get("worker")) or Worker()
 
     @property
-    def beat(self) -> int | None:
-        """Heartbeat counter of the worker."""
-        return self.get("beat", int)
-
-    @property
     def interruptions(self) -> list[Interruption]:
-        found = self.get("interruptions", list) or []
-        return [_record(Interruption, one) or Interruption() for one in found]
+        return [_record(Interruption, one) or Interruption() for one in self.get("interruptions", list) or []]
 
     def interrupted(self, why: str, died: bool = False) -> dict[str, Any]:
         """The attributes to store when the trial loses its worker."""
@@ -134,17 +140,8 @@ class TrialRecord:
         return {"worker": {}, "interruptions": [asdict(one) for one in (*self.interruptions, last)]}
 
     @property
-    def config(self) -> dict[str, Any] | None:
-        """The complete configuration of the run, as plain values."""
-        return self.get("config", dict)
-
-    @property
     def cell(self) -> Cell | None:
         return _record(Cell, self.attrs.get("cell"))
-
-    @property
-    def seed(self) -> int | None:
-        return self.get("seed", int)
 
     @property
     def seeds(self) -> list[Any]:
@@ -162,21 +159,6 @@ class TrialRecord:
         return self.get("versions", dict) or {}
 
     @property
-    def reason(self) -> str | None:
-        """Why the trial failed or was pruned."""
-        return self.get("reason", str)
-
-    @property
-    def sha256(self) -> str | None:
-        """The hash of the subnetwork's effective weights."""
-        return self.get("sha256", str)
-
-    @property
-    def key(self) -> str | None:
-        """Hash of the configuration, for finding duplicates."""
-        return self.get("key", str)
-
-    @property
     def steps(self) -> int:
         """Training steps."""
         return self.get("steps", int) or 0
@@ -185,21 +167,35 @@ class TrialRecord:
     def seconds(self) -> float:
         return self.get("seconds", float) or 0.0
 
+    @property
+    def last_value(self) -> float | None:
+        """The intermediate value that was reported last."""
+        return None if self.trial.last_step is None else self.trial.intermediate_values[self.trial.last_step]
+
+    def log_tail(self) -> list[str]:
+        """The last lines of the log: from the run folder if this machine has it, else as stored when the trial failed."""
+        try:
+            return last_lines(self.folder / "log.txt")
+        except OSError:
+            return list(map(str, self.get("log", list) or ()))
+
+
+def last_lines(log: Path) -> list[str]:
+    """The last lines of a log file, without passwords."""
+    return scrub(log.read_text(errors="replace")).splitlines()[-LOG_LINES:]
+
 
 def _record(kind: type[Value], values: Any) -> Value | None:
     """A record from stored values; None if one is missing or has another type. Unknown values are ignored."""
     if not isinstance(values, dict):
         return None
-    stored = {field.name: values[field.name] for field in fields(kind) if field.name in values}  # type: ignore[arg-type]
     try:
-        return _adapter(kind).validate_python(stored)  # type: ignore[no-any-return, arg-type]
+        return _adapter(kind).validate_python(values)  # type: ignore[no-any-return]
     except ValidationError:
         return None
 
 
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Any = cache(TypeAdapter)
 
 
 def plain_spec(study: optuna.Study) -> dict[str, Any]:

@@ -18,20 +18,10 @@ from subnet_search.core.redaction import scrub as scrub
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-
 Args = TypeVarTuple("Args")
-
-
 PATIENCE = 600.0  # seconds to wait for a lock or a server that does not respond
-
-
 LONGEST_PAUSE = 15.0  # seconds between two attempts
-
-
 LONGEST_REASON = 300  # characters of an error message
-
-
 SQLITE_OUTAGES = re.compile("SQLITE_(BUSY|LOCKED|IOERR|FULL|CANTOPEN)")
 
 
@@ -48,7 +38,7 @@ def patiently(call: Callable[[*Args], Result], *args: *Args, patience: float = P
         except (StorageInternalError, SQLAlchemyError) as error:
             if not _outage(error):
                 raise
-            reason = scrub(_reason(error))
+            reason = scrub(database_error(error))
             if not since:
                 since = time.monotonic()
                 log.warning("the storage is unavailable, retrying for up to %.0f seconds: %s", patience, reason)
@@ -96,12 +86,12 @@ def guarded(what: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[No
 
 def in_one_line(error: BaseException) -> str:
     """An error in one line of limited length, without passwords."""
-    origin, text = _origin(error), scrub(_reason(error))
+    origin, text = _origin(error), scrub(database_error(error))
     readable = isinstance(origin, UserError | RunError | OptunaError | SQLAlchemyError | OSError)
     return textwrap.shorten(text if readable else f"{type(origin).__name__}: {text}", LONGEST_REASON, placeholder=" ...")
 
 
-def _reason(error: BaseException) -> str:
+def database_error(error: BaseException) -> str:
     """A database error in one line."""
     error = _origin(error)
     lines = str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__]

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy import select
 
 from subnet_search.core.documents import read_json
@@ -106,7 +106,7 @@ def study_in(path: str | Path) -> Snapshot:
             found = f"several studies ({', '.join(sorted(names))})" if names else "no study"
             raise UserError(f"{path} holds {found}, and not one: use `study export NAME --storage sqlite:///{path}` for one")
         study = Snapshot(optuna.load_study(study_name=names[0], storage=storage), without=())
-        _check(study, f"the specification in {path}")
+        _check_content(study, f"the specification in {path}")
         return study
 
 
@@ -119,7 +119,7 @@ def _checksum(rows: sqlite3.Connection) -> int:
     return (checksum | 1) - 2**31
 
 
-def _check(study: Snapshot, what: str) -> None:
+def _check_content(study: Snapshot, what: str) -> None:
     """Raise an error for a study that a database can hold, and we or Optuna cannot. what: its specification, in words."""
     if not isinstance(read_json(study.user_attrs.get("spec", "{}"), what), dict):
         raise ValueError(what)
@@ -137,8 +137,9 @@ def _store(study: Snapshot, database: RDBStorage, name: str) -> None:
         user["spec"] = json.dumps(_rebased(json.loads(user["spec"]), name))
     if "folder" in user:  # two studies must never write to one
         user["folder"] = new_folder(name)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        _hand_back(trial)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its worker is elsewhere: it waits for one here
+        trial.user_attrs |= TrialRecord(trial).interrupted(ELSEWHERE)
+        trial.state = TrialState.WAITING
     with exclusive(database, name):
         if name in optuna.get_all_study_names(database):
             raise UserError(f"the storage has a study {name!r} already: give this one another name (--name)")
@@ -179,9 +180,3 @@ def _rebased(spec: dict[str, Any], name: str) -> dict[str, Any]:
         log.warning("the study kept artifacts in %s, and here in no place, until `study run SPEC` gives it one", where)
         kept = None
     return {**spec, "name": name, "artifacts": kept}
-
-
-def _hand_back(trial: FrozenTrial) -> None:
-    """Let a trial that was running elsewhere wait for a worker here."""
-    trial.user_attrs |= TrialRecord(trial).interrupted(ELSEWHERE)
-    trial.state = TrialState.WAITING

@@ -31,13 +31,14 @@ def imports_of(*values: Any) -> set[str]:
         if isinstance(one, Mapping)
         for key, value in one.items()
         if (part := key.partition(".")[0]) in PARTS
-        for leaf in _leaves(value, _last(key))
+        for leaf in _leaves(value, key.rpartition(".")[2])
     ]
     code = [value for part, key, value in found if part != "data" and key in NAMES and isinstance(value, str)]
     names = {value for value in code if ":" in value}
-    roots = [value for part, key, value in found if part == "data" and key == "root" and isinstance(value, str)]
+    roots = [Path(value) for part, key, value in found if part == "data" and key == "root" and isinstance(value, str)]
+    elsewhere = [root for root in roots if root.is_absolute() or ".." in root.parts]
     data = {value for part, key, value in found if part == "data" and key in NAMES and value in DATA}
-    data = {name for name in data if any(_is_elsewhere(root) and not _has(root, name) for root in roots)}
+    data = {name for name in data if any(not any(root.rglob(DATA[name])) for root in elsewhere)}
     downloads = any(part == "network" and DOWNLOADS.match(key) and value not in (None, False) for part, key, value in found)
     return data | {name for name in names if downloads or not name.startswith(TORCHVISION)}
 
@@ -65,22 +66,9 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             if name == "choice" and isinstance(inner, Mapping):  # methods with their hyperparameters
                 yield from ((key, one) for one in inner)
-            yield from _leaves(inner, key if name in ("choice", "value") else _last(str(name)))
+            yield from _leaves(inner, key if name in ("choice", "value") else str(name).rpartition(".")[2])
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _leaves(inner, key)
     else:
         yield key, value
-
-
-def _is_elsewhere(root: str) -> bool:
-    """Whether a folder is outside the current one."""
-    return Path(root).is_absolute() or ".." in Path(root).parts
-
-
-def _has(root: str, name: str) -> bool:
-    return any(Path(root).rglob(DATA[name]))
-
-
-def _last(key: str) -> str:
-    return key.rpartition(".")[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.distributions import distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -16,6 +16,11 @@ from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.optuna_private import create_scoped_session, models
 
 _in_words = cache(distribution_to_json)
+
+
+def queued_again(trial: FrozenTrial, attrs: dict[str, Any]) -> FrozenTrial:
+    """A queued trial with the parameters of another."""
+    return create_trial(state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs)
 
 
 def insert_trials(
@@ -67,10 +72,7 @@ def end_trial(
     attrs: Mapping[str, Any],
     noted: Mapping[str, Any],
 ) -> bool:
-    """Store the final state, values and attributes of a trial in one transaction.
-
-    Returns False, and writes nothing, if the trial is not running under this worker's token.
-    """
+    """Store the end of a trial in one transaction. Returns False, and stores nothing, if it does not run under the token."""
     now = datetime.now(UTC).replace(tzinfo=None)
     with database.engine.begin() as connection:
         # The update comes first, so that it locks the row.
@@ -159,7 +161,7 @@ def set_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any], sys
             write(trial_id, key, value)
         return
     model = models.TrialSystemAttributeModel if system else models.TrialUserAttributeModel
-    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    rows = attributes(attrs, trial_id=trial_id)
     insert = (sqlite.insert if kind == "sqlite" else postgresql.insert)(model)
     upsert = insert.on_conflict_do_update(
         index_elements=[model.trial_id, model.key], set_={"value_json": insert.excluded.value_json}

@@ -2,18 +2,18 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import delete, select
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.search.engine.copies import adopt
-from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.connect import database_of, rdb
 from subnet_search.search.storage.leases import PATIENCE, is_dead, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
@@ -21,7 +21,7 @@ from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.records import NOW, REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
-from subnet_search.search.storage.write import insert_trials
+from subnet_search.search.storage.write import insert_trials, queued_again
 
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # attributes that a retry copies from the failed trial
 
@@ -54,11 +54,8 @@ def stop(study: optuna.Study, now: bool = False) -> list[int]:
 
 def running_trials(study: optuna.Study) -> dict[int, str]:
     """Running trials whose worker is not known to be dead: the worker as text, by trial number."""
-    return {
-        trial.number: str(TrialRecord(trial).worker)
-        for trial in _running_trials(study)
-        if not is_dead(TrialRecord(trial).worker)
-    }
+    workers = {trial.number: TrialRecord(trial).worker for trial in _running_trials(study)}
+    return {number: str(worker) for number, worker in workers.items() if not is_dead(worker)}
 
 
 def check_idle(study: optuna.Study) -> None:
@@ -74,9 +71,8 @@ def check_idle(study: optuna.Study) -> None:
 def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True) -> list[Path]:
     """Delete a study and, with `files`, its run folders and artifacts. Returns the deleted paths.
 
-    Run folders of copied or imported trials belong to the original study and stay.
-
-    Raises UserError if trials are running, unless `force`; RunError if files cannot be deleted, and the study then stays.
+    Run folders of copied or imported trials belong to the original study and stay. Raises UserError if trials are running,
+    unless `force`; RunError if files cannot be deleted, and the study then stays.
     """
     name, storage = study.study_name, study._storage
     adopt(study)
@@ -130,26 +126,21 @@ def release_lost_trials(
 
 
 def _retry(study: optuna.Study, numbers: Sequence[int]) -> Retried:
-    database = rdb(study._storage)
-    assert database is not None, "studies are made in databases"
     with exclusive(study._storage, study.study_name):
         trials = read_trials(study, without=("log", "traceback"))
         done = {record.retries: record.trial.number for record in map(TrialRecord, trials) if record.retries is not None}
-        chosen = _select(study, trials, numbers) if numbers else _failed_trials(trials, but=done)
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in done]
+        chosen = _select(study, trials, numbers) if numbers else failed
         skipped = {t.number: f"already retried as trial {done[t.number]}" for t in chosen if t.number in done}
         for trial in chosen:
             record = TrialRecord(trial)
             if record.config is None:
                 skipped[trial.number] = f"its configuration is invalid: {record.reason or 'it was never started'}"
         again = [trial for trial in chosen if trial.number not in skipped]
-        added = insert_trials(database, study._study_id, [_retry_of(trial) for trial in again])
+        added = insert_trials(database_of(study), study._study_id, list(map(_retry_of, again)))
     counting = sum(TrialRecord(trial).counts for trial in trials)
     queued = dict(zip((trial.number for trial in again), added, strict=True))
     return Retried(queued, skipped, counting + len(searched_trials(again)))
-
-
-def _failed_trials(trials: Iterable[FrozenTrial], but: Iterable[int]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in set(but)]
 
 
 def _select(study: optuna.Study, trials: Sequence[FrozenTrial], numbers: Sequence[int]) -> list[FrozenTrial]:
@@ -163,12 +154,7 @@ def _select(study: optuna.Study, trials: Sequence[FrozenTrial], numbers: Sequenc
 
 def _retry_of(trial: FrozenTrial) -> FrozenTrial:
     same = {key: trial.user_attrs[key] for key in SAME_RUN if key in trial.user_attrs}
-    return create_trial(
-        state=TrialState.WAITING,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={**same, RETRIES: trial.number},
-    )
+    return queued_again(trial, {**same, RETRIES: trial.number})
 
 
 def _release_remote(study: optuna.Study) -> list[int]:

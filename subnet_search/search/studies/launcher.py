@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -68,26 +69,17 @@ def run_study(
     allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
     study = prepare_study(spec, url, wait)
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
+    common: dict[str, Any] = {"trials": budget, "timeout": limit, "allow_imports": allowed, "should_stop": should_stop}
     if cluster:
         from subnet_search.search.studies.ray_launcher import run_on_ray
 
+        cpus = (spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus
         try:
-            run_on_ray(
-                spec.name,
-                url,
-                workers=count,
-                trials=budget,
-                timeout=limit,
-                address=cluster.address,
-                gpus=cluster.gpus,
-                cpus=(spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus,
-                allow_imports=allowed,
-                should_stop=should_stop,
-            )
+            run_on_ray(spec.name, url, workers=count, address=cluster.address, gpus=cluster.gpus, cpus=cpus, **common)
         finally:
             release_lost_trials(study)
     elif count == 1:
-        run_worker(spec.name, url, trials=budget, timeout=limit, wait=PATIENCE, allow_imports=allowed, should_stop=should_stop)
+        run_worker(spec.name, url, wait=PATIENCE, **common)
     else:
         run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
@@ -143,8 +135,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
             return _make_study(spec, store)
     study = load_study(spec.name, store)
     adopt(study)
-    differences = spec_of(study).differences(spec)
-    if differences:
+    if differences := spec_of(study).differences(spec):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
             f"the study {spec.name!r} exists with another specification: {differences[0]}{more}; choose another name"
@@ -157,10 +148,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
 
 
 def _check_reach(spec: StudySpec) -> None:
-    """Raise UserError for a hyperparameter that `run` sets for its own method if trials can have other methods.
-
-    Only new studies are checked.
-    """
+    """Raise UserError for a hyperparameter that `run` sets for its own method if trials can have other methods."""
     own, methods = spec.run.extractor.name, spec.searched.methods()
     given = [key for key in spec.run.given().get(METHOD, {}) if key != "name" and not (key == "density" and spec.run.target)]
     for_all = {entry.key for entry in spec.searched.entries if not entry.when}

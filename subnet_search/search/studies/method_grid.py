@@ -6,8 +6,6 @@ cells. Tables show the lowest and highest value: the standard deviation of three
 0.5 to 6 times the estimate). Rows hold both.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -21,6 +19,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
+from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.search_space import own_rates
 from subnet_search.search.spec.study_spec import Comparison, spec_of
 from subnet_search.search.storage.locks import exclusive
@@ -61,9 +60,13 @@ class Arm:
     changes: Mapping[str, Any]
 
 
-# The dense network: every unit is kept.
-WHOLE = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
-DENSE = Arm("dense", 1.0, WHOLE)
+def dense_arm(changes: Mapping[str, Any]) -> Arm:
+    """The dense network, of which every unit is kept, with further changes."""
+    whole = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
+    return Arm("dense", 1.0, {**whole, **changes})
+
+
+DENSE = dense_arm({})
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ class Grid:
 
     def recipe_text(self) -> str:
         """The recipe in one line, for the table."""
+        differ = "so differences between rows include the recipe"
         if self.choice == "published":
-            text = "each method's published settings for keys that the configuration does not set, so differences between rows "
-            text += "include the recipe"
+            text = f"each method's published settings for keys that the configuration does not set, {differ}"
         elif self.recipe is None:
-            text = "not the same for all rows, so differences between rows include the recipe"
+            text = f"not the same for all rows, {differ}"
         else:
             text = f"shared by all methods that train weights: {self.recipe.summary()}"
         if self.masks_alone:
@@ -137,9 +140,9 @@ def method_grid(
         for density in dict.fromkeys(densities):
             target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
             arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
-    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given, recipe)})
+    arms.append(dense_arm(recipe_changes("random", given, recipe)))
     budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
-    return make_grid(name, check(RunConfig, with_values(given, budget)), [*arms, dense], seeds, recipe)
+    return make_grid(name, check(RunConfig, with_values(given, budget)), arms, seeds, recipe)
 
 
 def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
@@ -147,9 +150,8 @@ def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shar
 
     Keys that the configuration sets apply to all methods, except that lr and weight_decay are for weights: a method that
     trains no weights has its published ones, and the others ignore those of a configuration written for such a method.
-    Keys that are not set have the values in SHARED for all methods that train weights; relevance has its published
-    optimizer, learning rate and weight decay. With `published`, these keys have each method's published settings. Epochs
-    and batch size are never changed.
+    For methods that train weights, the other keys have the values in SHARED, or with `published` those of the method's
+    paper. Epochs and batch size are never changed.
     """
     if not trains_weights(get_extractor(method)):
         return own_rates(method, given)
@@ -196,8 +198,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
     recipe = _pinned(given.get("recipe", {}), published, keys)
     arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
-    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe})
-    return make_grid(name, check(RunConfig, given), [*arms, dense], seeds)
+    return make_grid(name, check(RunConfig, given), [*arms, dense_arm(recipe)], seeds)
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
@@ -206,24 +207,20 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
     Queued cells of other grids are withdrawn, unless trials of the study are running.
     """
     study = prepare_study(grid.spec, url)
+    wanted = {cell.key: cell for cell in grid.cells}
     with exclusive(study._storage, study.study_name):  # two calls at once must not both queue a cell
-        _queue(study, grid)
+        trials, found = study.get_trials(deepcopy=False), _trials_by_key(study, grid.spec)
+        if not any(trial.state == TrialState.RUNNING for trial in trials):
+            asked = {trial.number for key in wanted for trial in found.get(key, [])}
+            for trial in trials:
+                if trial.state == TrialState.WAITING and (trial.number in asked) == TrialRecord(trial).withdrawn:
+                    study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, trial.number not in asked)
+        for key, cell in wanted.items():
+            if all(trial.state == TrialState.FAIL for trial in found.get(key, [])):
+                study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
+        alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
+        study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
     return study
-
-
-def _queue(study: optuna.Study, grid: Grid) -> None:
-    trials, wanted = study.get_trials(deepcopy=False), {cell.key for cell in grid.cells}
-    if not any(trial.state == TrialState.RUNNING for trial in trials):
-        for trial in trials:
-            asked = _key_of(trial, grid.spec) in wanted
-            if trial.state == TrialState.WAITING and asked == TrialRecord(trial).withdrawn:
-                study._storage.set_trial_user_attr(trial._trial_id, WITHDRAWN, not asked)
-    found = _trials_by_key(study, grid.spec)
-    for cell in {cell.key: cell for cell in grid.cells}.values():
-        if all(trial.state == TrialState.FAIL for trial in found.get(cell.key, [])):
-            study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
-    alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
-    study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
 
 
 def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
@@ -238,7 +235,7 @@ def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], b
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
     """One record per cell; `state` is None if it was never queued."""
     found = _trials_by_key(study, grid.spec)
-    return [_record(cell, found.get(cell.key, [])) for cell in grid.cells]
+    return [_cell_record(cell, found.get(cell.key, [])) for cell in grid.cells]
 
 
 def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -280,7 +277,7 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
                 config = spec.config({**arm.changes, "seed": seed}).resolve()
             except UserError as error:
                 raise UserError(f"{arm.label} at density {arm.density:g}: {error}") from error
-            cells.append(Cell(arm, seed, _key(config)))
+            cells.append(Cell(arm, seed, configuration_key(config, with_seed=True)))
             if trains_weights(type(config.extractor)):
                 recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
             else:
@@ -289,24 +286,13 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
     return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
 
 
-def _key(config: RunConfig) -> str:
-    """Hash of a complete configuration without device and threads."""
-    complete = config.dump()
-    complete["recipe"] |= {"device": None, "threads": None}
-    return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
-    """The key of a trial's configuration; empty if this version cannot read it.
-
-    It uses the stored complete configuration, so that a changed default makes another key; a new hyperparameter has its
-    default.
-    """
+    """The key of a trial's configuration; empty if this version cannot read it."""
     record = TrialRecord(trial)
     try:
-        if record.config:
-            return _key(check(RunConfig, record.config))
-        return _key(spec.config(record.cell.values).resolve()) if record.cell else ""
+        if record.config:  # complete, so that a changed default makes another key
+            return configuration_key(check(RunConfig, record.config), with_seed=True)
+        return configuration_key(spec.config(record.cell.values).resolve(), with_seed=True) if record.cell else ""
     except UserError:
         return ""
 
@@ -314,12 +300,12 @@ def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
 def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[FrozenTrial]]:
     found: dict[str, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        found.setdefault(_key_of(trial, spec), []).append(trial)
-    found.pop("", None)
+        if key := _key_of(trial, spec):
+            found.setdefault(key, []).append(trial)
     return found
 
 
-def _record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
+def _cell_record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
     """The record of a cell: from its complete, running or queued trial, or else from the last failed one."""
     trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
     attrs = trial.user_attrs if trial else {}

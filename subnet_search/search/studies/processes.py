@@ -20,11 +20,7 @@ from subnet_search.search.storage.retry import PATIENCE, patiently
 from subnet_search.search.storage.study_folder import folder_of
 
 STORAGE_VARIABLE = "SUBNET_SEARCH_STORAGE"
-
-
 RESTARTS = 10  # of a killed worker process while no trial is finished
-
-
 STOPPED_EXIT_CODE = 130  # of a worker that was stopped by a signal
 
 

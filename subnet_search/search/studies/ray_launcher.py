@@ -62,15 +62,12 @@ def run_on_ray(
 ) -> None:
     """Run a stored study with workers on a Ray cluster until its budget is used up.
 
-    timeout         seconds after which no trial is started
-    address         of the cluster, as printed by `ray start` (`auto`: the one on this machine); None starts a local Ray and
-                    stops it afterwards
-    gpus, cpus      resources of each worker, which runs one trial at a time; gpus may be a fraction below 1
-    allow_imports   names or modules that the workers may import
-    should_stop     called twice a second
+    address       of the cluster, as printed by `ray start` (`auto`: the one on this machine); None starts a local Ray and
+                  stops it afterwards
+    gpus, cpus    resources of each worker, which runs one trial at a time; gpus may be a fraction below 1
 
-    Workers for which the cluster has no free resources wait. Ray's output is in `ray.log` in the study's folder. The
-    caller requeues lost trials afterwards.
+    The other arguments are those of `run_study`. Workers for which the cluster has no free resources wait. Ray's output is
+    in `ray.log` in the study's folder. The caller requeues lost trials afterwards.
 
     Raises UserError if Ray is not installed, the cluster cannot be joined, no node has the resources, or SQLite would be
     used from several machines; Interrupted when stopped, after all workers have stopped; RunError when all workers or Ray
@@ -81,9 +78,9 @@ def run_on_ray(
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus-per-trial takes a whole number or a fraction below 1, got {gpus:g}")
     _check_address(address)
-    job = {"name": name, "url": url, "workers": workers, "trials": trials, "folder": os.getcwd()}
     deadline = None if timeout is None else time.time() + timeout
-    job |= {"deadline": deadline, "address": address, "gpus": gpus, "cpus": cpus, "allow": list(allow_imports)}
+    actor = {"name": name, "url": url, "trials": trials, "deadline": deadline, "folder": os.getcwd(), "allow": allow_imports}
+    job = {"actor": actor, "url": url, "workers": workers, "address": address, "gpus": gpus, "cpus": cpus}
     store = open_storage(url, wait=PATIENCE)
     log = patiently(lambda: folder_of(load_study(name, store))) / "ray.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -135,13 +132,13 @@ def _raise_outcome(answer: bytes, log: Path) -> None:
     outcome = json.loads(answer)
     for failure in outcome["failures"]:
         logger.warning("a worker failed; others finished the study: %s", failure)
-    match outcome["error"]:
-        case "UserError":
-            raise UserError(outcome["message"])
-        case "Interrupted":
-            raise Interrupted(outcome["message"])
-        case "RunError":
-            raise RunError(f"{outcome['message']} ({log})")
+    match outcome:
+        case {"error": "UserError", "message": message}:
+            raise UserError(message)
+        case {"error": "Interrupted", "message": message}:
+            raise Interrupted(message)
+        case {"message": message}:
+            raise RunError(f"{message} ({log})")
 
 
 def drive() -> None:
@@ -156,7 +153,7 @@ def drive() -> None:
         stopping.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    outcome: dict[str, Any] = {"error": None, "failures": []}
+    outcome: dict[str, Any] = {"failures": []}
     try:
         outcome["failures"] = _run_workers(job, stopping.is_set)
     except (UserError, RunError) as error:
@@ -179,8 +176,7 @@ def _run_workers(job: dict[str, Any], should_stop: Callable[[], bool]) -> list[s
         # Calls are retried without limit, so that they reach a restarted worker; only the restarts are limited.
         resources = {"num_gpus": job["gpus"], "num_cpus": job["cpus"], "max_restarts": RESTARTS, "max_task_retries": -1}
         actor = ray.remote(max_concurrency=CALLS, **resources)(StudyWorker)
-        order = [job[key] for key in ("name", "url", "trials", "deadline", "folder", "allow")]
-        runs = {worker.run.remote(*order): worker for worker in [actor.remote() for _ in range(job["workers"])]}
+        runs = {worker.run.remote(**job["actor"]): worker for worker in [actor.remote() for _ in range(job["workers"])]}
         return _wait_for_workers(ray, runs, should_stop)
     finally:
         ray.shutdown()
@@ -252,7 +248,7 @@ class StudyWorker:
     """The Ray actor. Ray calls `stop` in a second thread while `run` is running."""
 
     def __init__(self) -> None:
-        self._stopping = False
+        self._stopping = threading.Event()
         self._running = threading.Lock()
 
     def run(
@@ -269,7 +265,7 @@ class StudyWorker:
         with self._running:  # Ray repeats the call after a broken connection, while the first may still be running
             timeout = None if deadline is None else max(deadline - time.time(), 1e-9)  # 0 means no limit
             try:
-                stop = lambda: self._stopping  # noqa: E731
+                stop = self._stopping.is_set
                 run_worker(name, url, trials=trials, timeout=timeout, wait=PATIENCE, allow_imports=allow, should_stop=stop)
             except Interrupted:
                 return None
@@ -282,4 +278,4 @@ class StudyWorker:
 
     def stop(self) -> None:
         """Stop: the running trial writes a checkpoint at its next step, and `run` returns."""
-        self._stopping = True
+        self._stopping.set()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.mask_file import load_masks
@@ -15,7 +15,6 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
 from subnet_search.extractors import Clock
-from subnet_search.search.engine.worker import config_of
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.trust import check_imports, imports_of
@@ -67,8 +66,11 @@ def retrain_trial(
     Raises RunError if the trial was never started; UserError if the folder holds another run, or an import is not allowed.
     """
     record = TrialRecord(trial)
+    if record.config is None:
+        reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
+        raise RunError(f"trial {trial.number} has no configuration: {reason}")
     check_imports(f"trial {trial.number}", imports_of(record.config), allow_imports)
-    config = config_of(trial)
+    config = check(RunConfig, record.config)
     config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
     subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
     expected = record.sha256

@@ -8,22 +8,22 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from subnet_search.core.errors import UserError
-from subnet_search.core.parameter_names import by_key, key_and_condition
+from subnet_search.core.parameter_names import by_key
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.metrics import MEASURES
-from subnet_search.search.spec.space_parser import METHOD, stored
+from subnet_search.search.spec.space_parser import METHOD, Entry, stored, value_of
 from subnet_search.search.spec.study_spec import StudySpec
-from subnet_search.search.storage.connect import load_study, rdb
-from subnet_search.search.storage.ranking import rank
+from subnet_search.search.storage.connect import database_of, load_study
+from subnet_search.search.storage.ranking import number, rank
 from subnet_search.search.storage.read import read_trials
 from subnet_search.search.storage.records import IMPORTED, TrialRecord
 from subnet_search.search.storage.transfer import study_in
@@ -38,29 +38,6 @@ class _DoesNotFit(Exception):
     """A trial of another study cannot be used; the message is the reason."""
 
 
-class _FixedTrial:
-    """Replacement for an Optuna trial whose parameters are the values of a finished run."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.params: dict[str, Any] = {}
-        self.distributions: dict[str, BaseDistribution] = {}
-
-    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
-        key, _ = key_and_condition(name)
-        if key not in self.values:
-            raise _DoesNotFit(f"without a value for {key}")
-        value = stored(self.values[key])
-        try:
-            inside = distribution._contains(distribution.to_internal_repr(value))
-        except (ValueError, TypeError):
-            inside = False
-        if not inside:
-            raise _DoesNotFit(f"with {key} outside this study's domain")
-        self.params[name], self.distributions[name] = value, distribution
-        return value
-
-
 def warm_start(study: optuna.Study, spec: StudySpec) -> None:
     """Add the results of the spec's `imports`, then queue the trials of its `enqueue`.
 
@@ -70,9 +47,7 @@ def warm_start(study: optuna.Study, spec: StudySpec) -> None:
     imported = [trial for source in spec.imports for trial in _import_results(source, study, spec)]
     queued = [params for index, item in enumerate(spec.enqueue, 1) for params in _queued_by(item, index, study, spec)]
     if imported:
-        database = rdb(study._storage)
-        assert database is not None, "studies are made in databases"
-        insert_trials(database, study._study_id, imported)  # first: a trial sees only trials with lower numbers
+        insert_trials(database_of(study), study._study_id, imported)  # first: a trial sees only trials with lower numbers
     for params in queued:
         study.enqueue_trial(params)
 
@@ -99,7 +74,7 @@ def _best_of(item: Mapping[str, Any], where: str, study: optuna.Study, spec: Stu
     for ranked in rank(_open_source(name, study))[:count]:
         params: dict[str, Any] = {}
         try:
-            values = _values(ranked.trial, spec)
+            values = _values_by_key(ranked.trial, spec)
         except _DoesNotFit as why:
             left_out.append(f"trial {ranked.trial.number}, {why}")
             continue
@@ -145,27 +120,35 @@ def _import_results(source: str, study: optuna.Study, spec: StudySpec) -> list[F
 def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> FrozenTrial:
     """A finished trial of another study, converted to a trial of this one. Raises _DoesNotFit."""
     attrs = {key: trial.user_attrs[key] for key in TAKEN_OVER if key in trial.user_attrs}
-    measured = {
-        key: value for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items() if _is_finite(value)
-    }
+    recorded = {key: number(value) for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items()}
+    measured = {key: value for key, value in recorded.items() if value is not None and math.isfinite(value)}
     for name in (*spec.objective, *(bound.name for bound in spec.bounds)):
         if name not in measured:
             raise _DoesNotFit(f"without {name}")
-    result = _FixedTrial(_values(trial, spec))
-    spec.searched.suggest(cast(optuna.Trial, result))
+    values, params, distributions = _values_by_key(trial, spec), dict[str, Any](), dict[str, BaseDistribution]()
+
+    def take(entry: Entry) -> Any:
+        if entry.key not in values:
+            raise _DoesNotFit(f"without a value for {entry.key}")
+        if not entry.accepts(value := stored(values[entry.key])):
+            raise _DoesNotFit(f"with {entry.key} outside this study's domain")
+        params[entry.name], distributions[entry.name] = value, entry.distribution
+        return value_of(entry, value)
+
+    spec.searched.choose(take)
     if spec.duplicates != "rerun" and (config := TrialRecord(trial).config):
         attrs["key"] = configuration_key(check(RunConfig, config))
     return create_trial(
         state=TrialState.COMPLETE,
         values=[measured[name] for name in spec.objective],
-        params=result.params,
-        distributions=result.distributions,
+        params=params,
+        distributions=distributions,
         user_attrs={**attrs, IMPORTED: source},
         constraints={bound.name: bound.violation(measured[bound.name]) for bound in spec.bounds},
     )
 
 
-def _values(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
+def _values_by_key(trial: FrozenTrial, spec: StudySpec) -> dict[str, Any]:
     """Values of all keys in a trial's run, searched and fixed."""
     values = flatten(TrialRecord(trial).config or {})
     if (method := values.get(f"{METHOD}.name")) is not None:
@@ -182,7 +165,3 @@ def _open_source(name: str, study: optuna.Study) -> optuna.Study:
     if name == study.study_name:
         raise UserError(f"a study cannot import its own results: {name!r}")
     return load_study(name, study._storage)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
