@@ -74,10 +74,10 @@ class Pair(nn.Module):
 class Encoder(nn.Module):
     """Words and a padding mask (True: padding) through a transformer, to classes."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 16, inner: int = 32) -> None:
         super().__init__()
         self.words = nn.Embedding(WORDS, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 32, dropout=0.1, batch_first=True)
+        layer = nn.TransformerEncoderLayer(width, 4, inner, dropout=0.1, batch_first=True)
         self.layers = nn.TransformerEncoder(layer, 2)
         self.last = nn.Linear(width, 3)
 

@@ -77,6 +77,8 @@ def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data
     one = isinstance(example, Tensor)
     scaled = None if spec else config.extractor.target_density if init == "scaled" else None
     low, high = _range(data)
+    if one and low is None:  # the task passes one of several tensors
+        low, high = (spec_of(example)[key] for key in ("low", "high"))  # type: ignore[call-overload]
     return Origin(
         network=spec,
         init=str(spec.init) if spec else init,

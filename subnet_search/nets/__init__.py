@@ -15,6 +15,7 @@ from subnet_search.nets.outputs import (
     logits_of,
     not_accepted,
     outputs_in,
+    unwrapped,
     without_fused_attention,
 )
 from subnet_search.nets.spec import NetworkSpec, build, file_sha256, is_ours, network_names
@@ -50,5 +51,6 @@ __all__ = [
     "put_state",
     "read_state",
     "set_winners",
+    "unwrapped",
     "without_fused_attention",
 ]

@@ -54,6 +54,16 @@ def logits_of(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
+def unwrapped(output: Any) -> Any:
+    """The logits of an object that has them, and the fields of a dataclass as a dict; other outputs as they are."""
+    if isinstance(output, Tensor | Mapping | tuple | list):
+        return output
+    found = logits_of(output)
+    if found is output and is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return found
+
+
 def outputs_in(output: Any, every: bool = False) -> dict[str, Tensor]:
     """The tensors in an output by name: `logits` where there is one, otherwise each by its path, such as `boxes.0`.
 
@@ -64,9 +74,7 @@ def outputs_in(output: Any, every: bool = False) -> dict[str, Tensor]:
         found = logits_of(output)
         if isinstance(found, Tensor):
             return {"logits": found}
-    if is_dataclass(output) and not isinstance(output, type):
-        output = {field.name: getattr(output, field.name) for field in fields(output)}
-    tensors = {path or "logits": tensor for path, tensor in tensors_in(output) if tensor.dim()}
+    tensors = {path or "logits": tensor for path, tensor in tensors_in(unwrapped(output)) if tensor.dim()}
     if not tensors:
         raise UserError(f"networks must return tensors to be compared or exported, and this one returns {_content(output)}")
     return tensors if len(tensors) > 1 else {"logits": next(iter(tensors.values()))}

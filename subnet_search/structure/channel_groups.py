@@ -132,11 +132,16 @@ def _check_fixed_path(net: nn.Module, example: Any) -> None:
 
 
 def _negative(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.bool else -tensor
+    return -tensor if _may_change(tensor) else tensor
 
 
 def _tenfold(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.bool else 10 * tensor
+    return 10 * tensor if _may_change(tensor) else tensor
+
+
+def _may_change(tensor: Tensor) -> bool:
+    """Not where it could be an index: one that is out of range ends all work on a GPU."""
+    return tensor.is_floating_point() or (tensor.dtype != torch.bool and not tensor.is_cuda)
 
 
 def _untraceable(error: Exception) -> UserError:

@@ -85,7 +85,8 @@ def _inputs_to_trace(net: nn.Module, shape: tuple[int, ...], example: Any) -> An
     device, was_training = next(net.parameters()).device, net.training
     if example is not None and not isinstance(example, Tensor):
         return moved(example, device)
-    random = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    like = shape if example is None else example.shape[1:]  # a task may pass less than the data has
+    random = torch.randn(2, *like, generator=torch.Generator().manual_seed(0)).to(device)
     if example is None:
         return random
     both = torch.cat([random, example.to(random)])
