@@ -86,6 +86,11 @@ class Origin(BaseModel):
         return self.classes if (self.task or {"name": "classification"})["name"] == "classification" else None
 
     @property
+    def every_output(self) -> bool:
+        """Whether all tensors that the network returns are outputs: for tasks of the user's; others read the logits."""
+        return ":" in (self.task or {"name": "classification"})["name"]
+
+    @property
     def spec(self) -> Spec:
         """The spec of the inputs."""
         return self.input_spec or {"shape": list(self.shape), "dtype": self.dtype, "low": self.low, "high": self.high}
@@ -228,7 +233,7 @@ class Subnetwork:
             got = f"has shape {tuple(example.shape)}" if isinstance(example, Tensor) else f"is a {type(example).__name__}"
             raise UserError(f"the example {got}; this network needs {('batch', *shape)}")
         masked = self.network() if net is None else self.on(net)
-        return compact(masked.eval(), self.inputs(2) if example is None else example)
+        return compact(masked.eval(), self.inputs(2) if example is None else example, every=self.origin.every_output)
 
     def summary(self) -> dict[str, Any]:
         """The record of the run, as in summary.json of the run folder."""

@@ -45,7 +45,8 @@ def without_dead(masked: nn.Module, subnetwork: Subnetwork) -> nn.Module:
     """The network to time for a subnetwork: with channels as units, the compact network; otherwise the masked network."""
     if subnetwork.origin.unit == "channel":
         with suppress(UserError, RunError):  # no channel can be removed: time the masked network
-            return compact(masked, moved(subnetwork.inputs(2), next(masked.parameters()).device))
+            example = moved(subnetwork.inputs(2), next(masked.parameters()).device)
+            return compact(masked, example, every=subnetwork.origin.every_output)
     return masked
 
 

@@ -22,13 +22,13 @@ from subnet_search.data import Batches, prepare
 from subnet_search.deploy.benchmark import advice, counts, measured
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
-from subnet_search.deploy.onnx import OnnxNetwork, to_onnx
+from subnet_search.deploy.onnx import OnnxNetwork, input_names, to_onnx
 from subnet_search.deploy.rebuild import data_of, network_of, task_of_run
 from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
 from subnet_search.deploy.sparse_layers import Kind
 from subnet_search.nets import opened
 from subnet_search.structure.compact import compact, difference_between
-from subnet_search.tasks import Task
+from subnet_search.tasks import inputs_sent
 from subnet_search.topology.units import parse
 
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
@@ -85,26 +85,26 @@ def export(
     existing file is then unchanged.
     """
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
-    if data is not None and not recalibrate:
-        raise UserError("data is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
-    if task is not None and not recalibrate:
-        raise UserError("the task is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
+    if (data is not None or task is not None) and not recalibrate:
+        what = "data" if data is not None else "task"
+        raise UserError(f"{what} is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
     path, example = Path(out), subnetwork.inputs(2)
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
+    how = how_to_prepare(subnetwork.origin, normalise, input_names(masked, example))
     if recalibrate:
-        _recalibrate(masked, subnetwork, data, task_of_run(subnetwork, task), recalibrate)
+        _recalibrate(masked, subnetwork, data, task, recalibrate)
     if to == "2:4" and torch.cuda.is_available():
         masked.cuda()
     front = partial(normalised, origin=subnetwork.origin) if normalise else _unchanged
-    made = _make(subnetwork, masked, to, batch, threads, front)
+    made = _make(subnetwork, masked, to, batch, threads, front, how)
     runs = made.runs if to == "onnx" else front(made.runs)
     nets = {"dense": front(masked), **made.beside, "exported": runs}
     leading = leading_in(subnetwork.metrics)
     record: dict[str, Any] = {
         "to": to,
         "unit": subnetwork.origin.unit,
-        "input": how_to_prepare(subnetwork.origin, normalise),
+        "input": how,
         "normalise": normalise,
         "normalisation": subnetwork.origin.normalisation,
         **{key: subnetwork.metrics.get(key) for key in (f"val_{leading}", f"test_{leading}")},  # of the run
@@ -164,15 +164,15 @@ def _check_writable(path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int, front: _Front) -> _Made:
+def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int, front: _Front, how: str) -> _Made:
     match to:
         case "state-dict":
             return _Made(masked, masked, {"dense": opened(masked)})
         case "compact":
-            small = compact(masked, subnetwork.inputs(2))
+            small = compact(masked, subnetwork.inputs(2), every=subnetwork.origin.every_output)
             return _Made(small, small)
         case "onnx":
-            return _onnx(subnetwork, masked, threads, front)
+            return _onnx(subnetwork, masked, threads, front, how)
         case "csr":
             return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
         case "bsr":
@@ -183,19 +183,20 @@ def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, thread
             return _sparse(subnetwork, masked, why, "2:4", batch, threads)
 
 
-def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front) -> _Made:
-    """front: adds the normalisation to the network and to those it is compared with."""
+def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front, how: str) -> _Made:
+    """front: adds the normalisation to the network and to those it is compared with. how: to prepare an input."""
     example = subnetwork.inputs(2)
     (small, whole), plain = _smaller(subnetwork, masked), opened(masked)
-    model = to_onnx(front(small), example, _metadata(subnetwork, front is not _unchanged))
-    dense = model if small is plain else to_onnx(front(plain), example)  # both are timed in ONNX Runtime
+    every = subnetwork.origin.every_output
+    model = to_onnx(front(small), example, _metadata(subnetwork, how, front is not _unchanged), every)
+    dense = model if small is plain else to_onnx(front(plain), example, every=every)  # both are timed in ONNX Runtime
     beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": front(plain)}
     return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
 
 
-def _metadata(subnetwork: Subnetwork, built_in: bool) -> dict[str, str]:
+def _metadata(subnetwork: Subnetwork, how: str, built_in: bool) -> dict[str, str]:
     """Metadata of the ONNX model: how to prepare an input."""
-    found = {"input": how_to_prepare(subnetwork.origin, built_in)}
+    found = {"input": how}
     if subnetwork.origin.mean is not None:
         found |= {key: json.dumps(getattr(subnetwork.origin, key)) for key in ("mean", "std")}
         found["normalisation"] = "built in" if built_in else "to be done before"
@@ -219,7 +220,7 @@ def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str 
     if subnetwork.origin.dynamic:
         return masked, None
     try:
-        return compact(masked, subnetwork.inputs(2)), None
+        return compact(masked, subnetwork.inputs(2), every=subnetwork.origin.every_output), None
     except (UserError, RunError) as error:
         return masked, str(error)
 
@@ -244,7 +245,7 @@ def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subn
         mean, std = (inputs.new_tensor(values).view(-1, 1, 1) for values in statistics(origin))
         inputs, masked = (inputs * std + mean).clamp(0, 1), _Prepared(masked, *statistics(origin))
     try:
-        difference = difference_between(masked, runs, inputs)
+        difference = difference_between(masked, runs, inputs, origin.every_output)
     except AttributeError as error:  # a sparse layer has no `weight`
         raise UserError(f"cannot export to {to}: the forward pass reads weights of its layers directly: {error}") from error
     if not difference <= (HALF_TOLERANCE if to == "2:4" else TOLERANCE):
@@ -252,14 +253,17 @@ def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subn
     return difference
 
 
-def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, task: Task, batches: int) -> None:
+def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, task: Any, batches: int) -> None:
     """Set batch norm statistics to their mean over this number of training batches. Raises UserError without batch norm."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
-    origin = subnetwork.origin
+    origin, task = subnetwork.origin, task_of_run(subnetwork, task)
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    source = Batches(data_of(subnetwork, data, task).train, mean, std, origin.recipe["batch_size"], origin.seed)
+    given = data_of(subnetwork, data, task)
+    task = task.fitted(given, "cpu")
+    inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
+    source = Batches(given.train, mean, std, origin.recipe["batch_size"], origin.seed)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

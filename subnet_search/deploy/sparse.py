@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.nested import length_of, tensors_in
 from subnet_search.core.timing import in_turn
 from subnet_search.deploy.sparse_layers import Dense, Kind, Sparse, replace_layer, sparse_form
+from subnet_search.nets import call, without_fused_attention
 
 BLOCK = 16  # block size of BSR for units other than blocks
 
@@ -33,8 +35,8 @@ def sparsify(
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy of a network with sparse linear and 1x1 layers where that is faster, and the measurements of each layer.
 
-    example: inputs (batch, ...); each layer is timed with the activations it gets from them, so the choice depends on the
-    batch size. measure=False makes every layer sparse.
+    example: inputs, as `nets.call` passes them; each layer is timed with the activations it gets from them, so the choice
+    depends on the batch size. measure=False makes every layer sparse.
     Raises UserError when there is no such layer, or none is faster.
     """
     inputs = _layer_inputs(net, example)
@@ -48,7 +50,7 @@ def sparsify(
                 "2:4 needs layers whose inputs and outputs are multiples of 64; these have 2:4 sparsity, but not these sizes: "
                 + ", ".join(patterned)
             )
-        if not example.is_cuda:
+        if not next(tensor for _, tensor in tensors_in(example)).is_cuda:
             raise UserError("2:4 needs an NVIDIA GPU with sparse tensor cores; for CPUs use csr or bsr")
     if not inputs:
         raise UserError(f"{kind} needs linear layers or 1x1 convolutions with zero weights, and this network has none")
@@ -69,7 +71,7 @@ def sparsify(
     if all(choice.kept == "dense" for choice in choices):
         best = min(choices, key=lambda choice: choice.sparse / choice.dense)
         raise UserError(
-            f"no layer is significantly faster as {kind} at batch {len(example)}: the best, {best.layer} of density "
+            f"no layer is significantly faster as {kind} at batch {length_of(example)}: the best, {best.layer} of density "
             f"{best.density:.2g}, takes {best.sparse:.3g} ms, dense {best.dense:.3g} ms"
         )
     return out, tuple(choices)
@@ -82,12 +84,13 @@ def _layer_inputs(net: nn.Module, example: Any) -> dict[str, Tensor]:
     layers = {name: module for name, module in net.named_modules() if _can_be_sparse(module) and _has_zeros(module.weight)}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, args: inputs.update({name: args[0]})
+        return lambda module, args, named: inputs.update({name: args[0] if args else named["input"]})
 
-    handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
+    handles = [module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in layers.items()]
     was_training = net.training
     try:
-        net.eval()(example)
+        with without_fused_attention():
+            call(net.eval(), example)
     finally:
         net.train(was_training)
         for handle in handles:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
+from subnet_search.structure.attention_heads import without_nested_tensors
 from subnet_search.topology.masks import pack, unpack
 
 Kind = Literal["csr", "bsr", "2:4"]
@@ -175,6 +176,7 @@ def replace_layer(net: nn.Module, name: str, layer: Sparse) -> None:
     owner = net.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, nn.TransformerEncoderLayer):
         owner.activation_relu_or_gelu = 0  # the encoder layer then calls its layers, without its fused fast path
+        without_nested_tensors(net)
 
 
 def _pair(stride: Any) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from subnet_search.core.nested import length_of, moved
-from subnet_search.nets import call, gated_layers, left_whole, prunable
+from subnet_search.nets import call, gated_layers, left_whole, prunable, without_fused_attention
 from subnet_search.nets.dynamic import Gate
 
 
@@ -98,13 +98,13 @@ def layer_macs(
     macs = dict.fromkeys(weights, 0)
 
     def count(owner: str) -> Any:
-        def hook(module: nn.Module, _: Any, out: Any) -> None:
+        def hook(module: nn.Module, args: Any, named: Any, out: Any) -> None:
             names = owners[owner]
-            if isinstance(module, nn.MultiheadAttention):  # self-attention: as many keys as queries
-                prefix, tokens = f"{owner}." if owner else "", out[0].numel() // module.embed_dim
-                for own in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
+            if isinstance(module, nn.MultiheadAttention):
+                prefix = f"{owner}." if owner else ""
+                for own, tokens in _tokens(module, args, named, out[0]).items():
                     if prefix + own in macs:
-                        macs[prefix + own] = tokens * math.prod(weights[prefix + own])
+                        macs[prefix + own] += round(tokens * math.prod(weights[prefix + own]))
             elif isinstance(module, nn.RNNBase | nn.RNNCellBase):  # every weight once for each time step
                 for name in names:
                     macs[name] += _steps(out) * math.prod(weights[name])
@@ -118,18 +118,28 @@ def layer_macs(
     device, was_training = next(net.parameters()).device, net.training
     # Two: a dynamic layer leaves out filters for one.
     inputs = torch.zeros(2, *shape, device=device) if example is None else moved(example, device)
-    handles = [net.get_submodule(owner).register_forward_hook(count(owner)) for owner in owners]
+    handles = [net.get_submodule(owner).register_forward_hook(count(owner), with_kwargs=True) for owner in owners]
     try:
-        call(net.eval(), inputs)
-        for handle in handles:
-            handle.remove()
-        if silent := [name for name, found in macs.items() if not found]:
-            macs |= _by_operation(net, silent, inputs)
+        with without_fused_attention():  # torch does not count the fused operation
+            call(net.eval(), inputs)
+            for handle in handles:
+                handle.remove()
+            if silent := [name for name, found in macs.items() if not found]:
+                macs |= _by_operation(net, silent, inputs)
     finally:
         net.train(was_training)
         for handle in handles:
             handle.remove()
     return {name: count // length_of(inputs) for name, count in macs.items()}
+
+
+def _tokens(module: nn.MultiheadAttention, args: Any, named: Any, out: Tensor) -> dict[str, float]:
+    """How often each weight of an attention layer is used: once for each query, key or value. out: (..., width)."""
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | named
+    query = out.numel() // module.embed_dim
+    key, value = (given[name].numel() // given[name].shape[-1] if name in given else query for name in ("key", "value"))
+    uses: dict[str, float] = {"q_proj_weight": query, "k_proj_weight": key, "v_proj_weight": value, "out_proj.weight": query}
+    return {**uses, "in_proj_weight": (query + key + value) / 3}  # a third of its rows each
 
 
 def _looks_up(module: nn.Module) -> bool:
@@ -162,13 +172,9 @@ class _Operations(TorchDispatchMode):
 
 def _by_operation(net: nn.Module, names: Sequence[str], inputs: Any) -> dict[str, int]:
     """Multiply-accumulates of weights whose modules are not called, counted by torch's FLOP formulas."""
-    parameters, fast = dict(net.named_parameters()), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch does not count the fused operation
-    try:
-        with _Operations({name: parameters[name] for name in names}) as mode:
-            call(net, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    parameters = dict(net.named_parameters())
+    with _Operations({name: parameters[name] for name in names}) as mode:
+        call(net, inputs)
     found: dict[str, int] = mode.found
     return found
 

@@ -69,7 +69,9 @@ def on_threads(count: int | None) -> Iterator[None]:
 
 def _as_taken(inputs: Any, net: nn.Module) -> Any:
     """Inputs on the network's device, floating-point inputs also in its precision."""
-    like = next(net.parameters(), next(tensor for _, tensor in tensors_in(inputs)))
+    like = next(net.parameters(), None)
+    if like is None:  # a network in ONNX Runtime
+        return inputs
     return map_tensors(lambda one: one.to(like) if one.is_floating_point() else one.to(like.device), inputs)
 
 

@@ -70,10 +70,8 @@ def noise_curve(
     softmax outputs, 0 to 1.41); the last two are None without a reference.
     Raises UserError for a level below 0, and for indices, such as token ids.
     """
-    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
-        raise UserError("noise is added to inputs that are one tensor in memory")
-    if split.inputs.dtype in INDICES:
-        raise UserError(f"noise is added to float inputs, and these are {split.inputs.dtype}")
+    check_noise(split)
+    assert isinstance(split, Split)
     rows = []
     for index, level in enumerate(levels):
         if not level >= 0:
@@ -94,6 +92,24 @@ def noise_curve(
     return rows
 
 
+def check_noise(split: Split | Items) -> None:
+    """Raise UserError for inputs that noise cannot be added to."""
+    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
+        raise UserError("noise is added to inputs that are one tensor in memory")
+    if split.inputs.dtype in INDICES:
+        raise UserError(f"noise is added to float inputs, and these are {split.inputs.dtype}")
+
+
+def check_corruptions(split: Split | Items) -> None:
+    """Raise UserError for inputs that cannot be corrupted."""
+    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
+        raise UserError("corruptions need images that are one tensor in memory")
+    images = split.inputs
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise UserError(f"corruptions need uint8 images (N, 1 or 3 channels, 8 pixels or more each way), got {found}")
+
+
 @torch.no_grad()
 def corruption_table(
     forward: Forward,
@@ -108,12 +124,9 @@ def corruption_table(
     split: uint8 images (N, 1 or 3, H, W) of at least 8x8 pixels. names: corruptions (None: all). Other arguments as in
     `noise_curve`. Raises UserError for other inputs, an unknown name, or a severity that is not 1 to 5.
     """
-    if not isinstance(split, Split) or not isinstance(split.inputs, Tensor):
-        raise UserError("corruptions need images in memory")
+    check_corruptions(split)
+    assert isinstance(split, Split)
     images, kinds = split.inputs, list(CORRUPTIONS if names is None else names)
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
-        found = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise UserError(f"corruptions need uint8 images (N, 1 or 3 channels, 8 pixels or more each way), got {found}")
     if missing := [kind for kind in kinds if kind not in CORRUPTIONS]:
         raise unknown("corruption", missing[0], CORRUPTIONS)
     if wrong := [severity for severity in severities if severity not in range(1, 6)]:

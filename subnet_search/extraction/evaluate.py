@@ -13,9 +13,9 @@ from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised, normalised
 from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
 from subnet_search.evaluation.cost import on_average
-from subnet_search.evaluation.robustness import corruption_table, noise_curve
+from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
 from subnet_search.nets import opened
-from subnet_search.tasks import Classification
+from subnet_search.tasks import Classification, inputs_sent
 
 
 def evaluate(
@@ -62,6 +62,14 @@ def evaluate(
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")
+    if (noise or corruptions) and not task.class_labels:
+        raise UserError(f"noise and corruptions measure the accuracy of a classifier, and the task of this run is {task.name}")
+    if noise:
+        check_noise(chosen)
+    if corruptions:
+        check_corruptions(chosen)
+    if not one or origin.logits is None:
+        inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
     with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:

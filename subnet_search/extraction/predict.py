@@ -91,12 +91,12 @@ def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
 
 
 def _like(values: Any, example: Any) -> Any:
-    """The inputs with the types of those of the run."""
-    if isinstance(values, Mapping):
-        return {name: _like(value, example[name]) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_like(*pair) for pair in zip(values, example, strict=True))
-    return values.to(example.dtype)
+    """The inputs with the types of those of the run, and with its values of what is no tensor."""
+    if isinstance(example, Mapping):
+        return {name: _like(values.get(name), one) for name, one in example.items()}
+    if isinstance(example, tuple):
+        return tuple(_like(values[index] if index < len(values) else None, one) for index, one in enumerate(example))
+    return values.to(example.dtype) if isinstance(example, Tensor) else example
 
 
 def _values(inputs: Any, origin: Origin) -> Any:
@@ -113,6 +113,8 @@ def _tensors(inputs: Any, nested: bool) -> Any:
         return {str(name): _tensors(value, nested) for name, value in inputs.items()}
     if nested and isinstance(inputs, tuple | list):
         return tuple(_tensors(value, nested) for value in inputs)
+    if nested and (inputs is None or isinstance(inputs, bool | int | float | str)):
+        return inputs
     try:
         values = torch.as_tensor(inputs).detach().cpu()
     except Exception as error:  # arrays of any library

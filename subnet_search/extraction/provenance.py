@@ -72,11 +72,13 @@ def _range(data: Data) -> tuple[float | None, float | None]:
 def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, outputs: int | None, example: Any) -> Origin:
     """The origin record that a subnetwork file stores.
 
-    outputs: the number that the task needs. example: inputs of two items, as passed to the network.
+    outputs: the number that the task needs. example: inputs of a few items, as passed to the network.
     """
     one = isinstance(example, Tensor)
     scaled = None if spec else config.extractor.target_density if init == "scaled" else None
     low, high = _range(data)
+    if one and low is None:  # the task passes one of several tensors
+        low, high = (spec_of(example)[key] for key in ("low", "high"))  # type: ignore[call-overload]
     return Origin(
         network=spec,
         init=str(spec.init) if spec else init,

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from subnet_search.artifact import Subnetwork
+from subnet_search.artifact.input_spec import check_rows
 from subnet_search.artifact.subnetwork import state_in
 from subnet_search.core.errors import UserError, invalid
 from subnet_search.core.nested import map_tensors, moved
@@ -22,7 +24,7 @@ from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extract
 from subnet_search.extractors.base import trains_weights
 from subnet_search.nets import NetworkSpec, build, check_batch_norm, initialise, make_dynamic, own_copy
 from subnet_search.structure.units_of_network import units_of
-from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent
+from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent, without_labels
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
@@ -63,10 +65,12 @@ class RunSession:
         task = config.task.fitted(self.data, "cpu")
         net, spec = make_network(config, module, init, self.data, task)
         name, outputs = spec.name if spec else type(net).__name__, task.outputs(self.data)
-        self.examples = inputs_sent(net, task, self.data.first(EXAMPLES), name, outputs)
+        sent = inputs_sent(net, task, self.data.first(EXAMPLES), name, outputs)
+        self.examples = without_labels(net, sent, isinstance(task, UserTask))
+        check_rows(self.examples, name)
         check_metrics(net, task, self.data.first())
         example = map_tensors(lambda tensor: tensor[:2], self.examples)
-        self.origin = origin_of(config, spec, init, self.data, outputs, example)
+        self.origin = origin_of(config, spec, init, self.data, outputs, self.examples)
         teacher = teacher_of(config, net, self.origin.init, teacher)
         check_distance(config, task, net, teacher, example)
         if folder.keeps_subnetwork:
@@ -82,6 +86,7 @@ class RunSession:
             measure=next(iter(config.target or ["units"])),
             round_to=config.round_to,
             example=example,
+            every=self.origin.every_output,
         )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         task = config.task.fitted(self.data, config.recipe.device)
@@ -176,13 +181,19 @@ def make_network(
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, task.outputs(data), config.seed, state)
-        return _gated(net, config, data), config.network
+        if config.extractor.dynamic:
+            _gated(net, config, inputs_sent(net, task, data.first(), config.network.name, task.outputs(data)))
+        return net, config.network
     net = own_copy(module)
-    inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
+    sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
     density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)
-    return _gated(net, config, data), None
+    if config.extractor.dynamic:
+        _gated(net, config, sent)
+    return net, None
 
 
-def _gated(net: nn.Module, config: RunConfig, data: Data) -> nn.Module:
-    return make_dynamic(net, data.shape, config.seed) if config.extractor.dynamic else net
+def _gated(net: nn.Module, config: RunConfig, sent: Any) -> None:
+    """Add the gates of a dynamic method in place. sent: inputs, as the task passes them."""
+    one = isinstance(sent, Tensor) and sent.is_floating_point()
+    make_dynamic(net, tuple(sent.shape[1:]) if one else (), config.seed)

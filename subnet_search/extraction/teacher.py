@@ -70,11 +70,12 @@ def check_distance(config: RunConfig, task: Task, net: nn.Module, teacher: nn.Mo
         raise UserError(f"{asks} compares outputs of two networks, and the task {task.name} has no method distance for that")
     if teacher is None:
         return
-    shapes, name = [], f"the teacher, {type(teacher).__name__},"
+    shapes: list[list[tuple[int, ...]]] = []
+    name = f"the teacher, {type(teacher).__name__},"
     for one in (net, teacher):
         was_training, device = one.training, next((p.device for p in one.parameters()), torch.device("cpu"))
         try:
-            shapes.append(tuple(compared(call(one.eval(), moved(inputs, device))).shape))
+            shapes.append([tuple(tensor.shape) for tensor in compared(call(one.eval(), moved(inputs, device)))])
         except UserError:
             raise
         except Exception as error:  # anything that a user's network raises
@@ -82,4 +83,5 @@ def check_distance(config: RunConfig, task: Task, net: nn.Module, teacher: nn.Mo
         finally:
             one.train(was_training)
     if shapes[0] != shapes[1]:
-        raise UserError(f"{name} returns outputs of shape {shapes[1]}, and the network {shapes[0]}: they must be equal")
+        own, others = (", ".join(map(str, found)) for found in shapes)
+        raise UserError(f"{name} returns outputs of shape {others}, and the network {own}: they must be equal")

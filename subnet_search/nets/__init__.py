@@ -14,6 +14,9 @@ from subnet_search.nets.outputs import (
     compared,
     logits_of,
     not_accepted,
+    outputs_in,
+    unwrapped,
+    without_fused_attention,
 )
 from subnet_search.nets.spec import NetworkSpec, build, file_sha256, is_ours, network_names
 from subnet_search.nets.weights import left_whole, prunable
@@ -42,9 +45,12 @@ __all__ = [
     "not_accepted",
     "noting_saliency",
     "opened",
+    "outputs_in",
     "own_copy",
     "prunable",
     "put_state",
     "read_state",
     "set_winners",
+    "unwrapped",
+    "without_fused_attention",
 ]

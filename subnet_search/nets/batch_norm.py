@@ -28,7 +28,7 @@ def check_batch_norm(net: nn.Module, inputs: Any, batch_size: int) -> None:
     single: list[str] = []
 
     def check_input(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if isinstance(args[0], Tensor) and args[0].dim() > 1 and args[0].numel() == args[0].shape[1]:
+        if args and isinstance(args[0], Tensor) and args[0].dim() > 1 and args[0].numel() == args[0].shape[1]:
             single.append(name)
 
     hooks = [layer.register_forward_pre_hook(partial(check_input, name)) for name, layer in layers.items()]

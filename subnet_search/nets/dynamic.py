@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.rng import generator
+from subnet_search.nets.outputs import compared
 
 SMALL = 0.1  # phi at first, of He's size
 
@@ -100,10 +102,13 @@ def make_dynamic(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Mo
     """Give every convolution of a network a gate, in place; one that has gates stays as it is. shape: of one input.
 
     Grouped and transposed convolutions, and one that computes the logits, get none. All filters win at first.
-    Raises UserError when there is no convolution, or the network uses what one returns in other ways too.
+    Raises UserError when inputs are not one float tensor, when there is no convolution, or the network uses what one returns
+    in other ways too.
     """
     if gated_layers(net):
         return net
+    if not shape:
+        raise UserError("filters that each input chooses need a network whose input is one float tensor, such as images")
     convolutions = {
         name: module
         for name, module in net.named_modules()
@@ -127,7 +132,8 @@ def make_dynamic(net: nn.Module, shape: tuple[int, ...], seed: int = 0) -> nn.Mo
             if norm:
                 net.set_submodule(norm, nn.Identity())
         after = opened(net)(example)
-    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+    pairs = zip(compared(before), compared(after), strict=True)
+    if not all(torch.allclose(one, other, rtol=1e-4, atol=1e-5) for one, other in pairs):
         raise UserError("this network cannot choose filters: what a convolution returns is used beside the norm behind it")
     return net
 
@@ -174,7 +180,7 @@ def _at_rest(net: nn.Module) -> Iterator[None]:
         net.train(was_training)
 
 
-def _norms_behind(net: nn.Module, convolutions: dict[str, _ConvNd], example: Tensor) -> tuple[Tensor, dict[str, str], str]:
+def _norms_behind(net: nn.Module, convolutions: dict[str, _ConvNd], example: Tensor) -> tuple[Any, dict[str, str], str]:
     """What the network says; the batch norm that is called with what a convolution returns; the last layer with a weight."""
     returned: dict[str, Tensor] = {}
     norms: dict[str, str] = {}

@@ -1,6 +1,8 @@
-"""How inputs are passed to a network, and the logits in what it returns."""
+"""How inputs are passed to a network, and the logits or other tensors in what it returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,20 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Run transformer layers of torch by their parts, as exported networks do.
+
+    The fused operation skips padding, so that it returns zeros there, and hooks on its parts do not see it.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def logits_of(output: Any) -> Any:
     """The logits in an output: the tensor itself, `.logits` of an object, "logits" of a mapping, or the first of a tuple.
 
@@ -38,15 +54,42 @@ def logits_of(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and output else output
 
 
-def compared(output: Any) -> Tensor:
-    """What is compared between two networks' outputs: the logits; of several tensors all numbers, (batch, numbers)."""
+def unwrapped(output: Any) -> Any:
+    """The logits of an object that has them, and the fields of a dataclass as a dict; other outputs as they are."""
+    if isinstance(output, Tensor | Mapping | tuple | list):
+        return output
     found = logits_of(output)
-    if isinstance(found, Tensor):
-        return found
-    tensors = [tensor for _, tensor in tensors_in(found) if tensor.is_floating_point()]
+    if found is output and is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    return found
+
+
+def outputs_in(output: Any, every: bool = False) -> dict[str, Tensor]:
+    """The tensors in an output by name: `logits` where there is one, otherwise each by its path, such as `boxes.0`.
+
+    every: take all tensors of a tuple, list or dict, and not only its logits. Scalars, such as a loss, are left out.
+    Raises UserError when there is none.
+    """
+    if not every or type(output) not in (tuple, list, dict):
+        found = logits_of(output)
+        if isinstance(found, Tensor):
+            return {"logits": found}
+    tensors = {path or "logits": tensor for path, tensor in tensors_in(unwrapped(output)) if tensor.dim()}
     if not tensors:
-        raise UserError(f"to compare networks, they must return tensors, not {type(output).__name__}")
-    return torch.cat([tensor.flatten(1) for tensor in tensors], 1)
+        raise UserError(f"networks must return tensors to be compared or exported, and this one returns {_content(output)}")
+    return tensors if len(tensors) > 1 else {"logits": next(iter(tensors.values()))}
+
+
+def compared(output: Any, every: bool = False) -> list[Tensor]:
+    """What is compared between two networks' outputs: the logits, or all tensors of numbers as `outputs_in` finds them."""
+    found = list(outputs_in(output, every).values())
+    return [tensor for tensor in found if tensor.is_floating_point()] or found
+
+
+def _content(output: Any) -> str:
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    inner = ", ".join(sorted({type(part).__name__ for part in parts}))
+    return f"a {type(output).__name__}" + (f" of {inner}" if inner else "")
 
 
 def check_logits(output: Any, classes: int, name: str, when: str = "") -> Tensor:
@@ -95,10 +138,10 @@ def not_accepted(name: str, inputs: Any, error: Exception) -> UserError:
 class LogitsOnly(nn.Module):
     """A network that returns nothing but its logits."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, every: bool = False) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.every = net, every
         self.train(net.training)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return logits_of(self.net(inputs))  # type: ignore[no-any-return]
+        return outputs_in(self.net(inputs), self.every)["logits"]

@@ -55,6 +55,19 @@ def use_fewer_heads(layer: nn.MultiheadAttention) -> None:
     layer._qkv_same_embed_dim = False  # nn.TransformerEncoderLayer then calls the layer, without its fused fast path
 
 
+def without_nested_tensors(net: nn.Module) -> None:
+    """Let encoders with such layers, or with others that torch's fused operation does not read, pass plain tensors on."""
+    for module in net.modules():
+        if isinstance(module, nn.TransformerEncoder) and not all(map(_can_be_fused, module.layers)):
+            module.use_nested_tensor = False
+
+
+def _can_be_fused(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.TransformerEncoderLayer):
+        return False
+    return not isinstance(layer.self_attn, FewerHeads) and bool(layer.activation_relu_or_gelu)
+
+
 def heads(net: nn.Module) -> tuple[list[Group], Mapping[str, str]]:
     """A group for every attention layer with several heads; and reasons why others cannot be removed, by name."""
     groups, reasons = list[Group](), dict[str, str]()

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.nested import map_tensors
-from subnet_search.nets import call
+from subnet_search.nets import call, without_fused_attention
 from subnet_search.structure.attention_heads import heads
 from subnet_search.structure.dependency_graph import graph
 from subnet_search.structure.verify_groups import failed_groups, first_line
@@ -46,20 +46,22 @@ class Coupling:
         return next(others, "")
 
 
-def couple(net: nn.Module, example: Any) -> Coupling:
+def couple(net: nn.Module, example: Any, every: bool = False) -> Coupling:
     """Find the groups of channels of a network in evaluation mode. example: inputs, as `nets.call` passes them.
+
+    every: as for `nets.outputs_in`.
 
     The network's outputs are in no group. Raises UserError for a network that cannot be traced.
     """
     if isinstance(net, nn.DataParallel | DistributedDataParallel | torch.jit.ScriptModule):
         raise UserError(f"cannot trace the channels of {type(net).__name__}: pass the original module")
-    with _quiet(net):
+    with _quiet(net), without_fused_attention():
         _check_fixed_path(net, example)
         found, reasons, moved = _traced(net, example)
         attention, others = heads(net)
         found += attention
         reasons |= others
-        for name, why in failed_groups(net, example, found).items():
+        for name, why in failed_groups(net, example, found, every).items():
             reasons[name] = moved.get(name, why)
     return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
 
@@ -130,11 +132,16 @@ def _check_fixed_path(net: nn.Module, example: Any) -> None:
 
 
 def _negative(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.bool else -tensor
+    return -tensor if _may_change(tensor) else tensor
 
 
 def _tenfold(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.bool else 10 * tensor
+    return 10 * tensor if _may_change(tensor) else tensor
+
+
+def _may_change(tensor: Tensor) -> bool:
+    """Not where it could be an index: one that is out of range ends all work on a GPU."""
+    return tensor.is_floating_point() or (tensor.dtype != torch.bool and not tensor.is_cuda)
 
 
 def _untraceable(error: Exception) -> UserError:

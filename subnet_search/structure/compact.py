@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.nested import length_of
-from subnet_search.nets import call, compared
+from subnet_search.nets import call, compared, without_fused_attention
 from subnet_search.structure.channel_groups import Coupling, couple
 from subnet_search.structure.shrink import remove_channels
 from subnet_search.structure.verify_groups import WRITTEN, first_line
@@ -21,50 +21,60 @@ from subnet_search.topology.channels import Group
 TOLERANCE = 1e-4  # between the logits of both, relative to the largest
 
 
-def compact(net: nn.Module, example: Any, coupling: Coupling | None = None) -> nn.Module:
+def compact(net: nn.Module, example: Any, coupling: Coupling | None = None, every: bool = False) -> nn.Module:
     """A copy of a network without the channels that no weight reads. example: inputs, as `nets.call` passes them.
+
+    every: as for `nets.outputs_in`.
 
     Raises UserError when there is no such channel, or the network cannot be traced; RunError when the outputs differ.
     """
     if length_of(example) == 0:
         raise UserError("the example is empty: pass a batch of inputs")
-    coupling = coupling or couple(net, example)
+    coupling = coupling or couple(net, example, every)
     gone = _gone(net.state_dict(), coupling)
     if not gone:
         raise UserError(
             f"no channel can be removed: each is read by a nonzero weight (unit=channel prunes whole channels){coupling.why}"
         )
     small = remove_channels(net, gone)
-    check_same(net, small, example)
+    check_same(net, small, example, every)
     return small
 
 
-def check_same(net: nn.Module, small: nn.Module, example: Any) -> float:
+def check_same(net: nn.Module, small: nn.Module, example: Any, every: bool = False) -> float:
     """The largest difference between the logits of both networks, relative to the largest logit.
 
     Raises RunError above TOLERANCE.
     """
-    difference = difference_between(net, small, example)
+    difference = difference_between(net, small, example, every)
     if not difference <= TOLERANCE:
         raise RunError(f"the compact network is not equivalent: logits differ by {difference:.2g} of the largest")
     return difference
 
 
 @torch.no_grad()
-def difference_between(net: nn.Module, other: nn.Module, example: Any) -> float:
-    """The largest difference between two networks' outputs in evaluation mode, relative to the largest output."""
+def difference_between(net: nn.Module, other: nn.Module, example: Any, every: bool = False) -> float:
+    """The largest difference between two networks' outputs in evaluation mode, relative to the largest output.
+
+    Of several tensors each is compared by itself. every: as for `nets.outputs_in`.
+    """
     modes = net.training, other.training
     try:
-        expected, found = compared(call(net.eval(), example)), compared(call(other.eval(), example))
+        with without_fused_attention():
+            expected, found = (compared(call(one.eval(), example), every) for one in (net, other))
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the compact network does not run, {WRITTEN}: {first_line(error)}") from error
     finally:
         net.train(modes[0]), other.train(modes[1])
-    if expected.shape != found.shape:
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         raise UserError(f"the outputs of the compact network have another shape, {WRITTEN}")
-    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return max(_difference(before, after) for before, after in zip(expected, found, strict=True))
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    return float((before - after).abs().max() / before.abs().max().clamp(min=1e-12))
 
 
 def _gone(state: Mapping[str, Tensor], coupling: Coupling) -> dict[Group, Tensor]:

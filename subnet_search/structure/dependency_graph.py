@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from subnet_search.nets import call
+from subnet_search.core.nested import tensors_in
+from subnet_search.nets import call, outputs_in
 
 
 def graph(net: nn.Module, example: Any) -> Any:
@@ -56,7 +57,13 @@ def graph(net: nn.Module, example: Any) -> Any:
     found = Graph()
     recurrent = dict.fromkeys((nn.RNN, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell), found.REGISTERED_PRUNERS[OPTYPE.LSTM])
     with _recurrent_layers_as_one(net):
-        return found.build_dependency(net, example, forward_fn=call, customized_pruners=recurrent)
+        return found.build_dependency(net, example, call, _differentiable, customized_pruners=recurrent)
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    """The tensors in an output that torch-pruning follows back to the inputs."""
+    tensors = [tensor for _, tensor in tensors_in(output)] or list(outputs_in(output).values())
+    return [tensor for tensor in tensors if tensor.grad_fn is not None]
 
 
 def _between(one: Any, node: Any) -> list[tuple[Any, Any]]:
@@ -98,9 +105,9 @@ def _recurrent_layers_as_one(net: nn.Module) -> Iterator[None]:
 
 
 def _as_one(layer: nn.Module) -> Callable[..., Any]:
-    def forward(inputs: Any, *others: Any) -> Any:
+    def forward(inputs: Any, *others: Any, **named: Any) -> Any:
         with torch.no_grad():
-            made = type(layer).forward(layer, inputs, *others)
+            made = type(layer).forward(layer, inputs, *others, **named)
         if not isinstance(inputs, Tensor):  # packed sequences
             return made
         tensors, shape = tree_flatten(made)

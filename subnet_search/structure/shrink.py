@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from subnet_search.structure.attention_heads import use_fewer_heads
+from subnet_search.structure.attention_heads import use_fewer_heads, without_nested_tensors
 from subnet_search.topology.channels import Group
 
 
@@ -44,6 +44,7 @@ def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     for module in small.modules():
         if isinstance(module, nn.MultiheadAttention):
             module.num_heads = module.out_proj.in_features // module.head_dim
+    without_nested_tensors(small)
     return small
 
 

@@ -31,10 +31,12 @@ def units_of(
     measure: Measure = "units",
     round_to: int | None = None,
     example: Any = None,
+    every: bool = False,
 ) -> Units:
     """The units of a network with inputs of `shape`. measure: what densities are fractions of (units, parameters, FLOPs).
 
     example: inputs, as `nets.call` passes them, to trace the network with; default: random ones, or zeros.
+    every: as for `nets.outputs_in`.
     Raises UserError for an unknown unit, and for one that this network does not have.
     """
     weights = prunable(net)
@@ -43,7 +45,7 @@ def units_of(
     match parse(unit):
         case "channel", _:
             step = ROUND_TO if round_to is None else round_to
-            return Channels(shapes, _groups(net, shapes, shape, example), step, prices, whole)
+            return Channels(shapes, _groups(net, shapes, shape, example, every), step, prices, whole)
         case "n:m", (n, m):
             return NM(shapes, n, m, prices, whole)
         case "block", (size,):
@@ -67,9 +69,9 @@ def _prices(
     return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
 
 
-def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Any) -> list[Group]:
+def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Any, every: bool) -> list[Group]:
     """The groups of channels that can be removed and that are read by prunable weights only."""
-    coupling = couple(net, _inputs_to_trace(net, shape, example))
+    coupling = couple(net, _inputs_to_trace(net, shape, example), every)
     groups = [group for group in coupling.groups if all(one.tensor in prunable for one in group.slices if one.reads)]
     if not groups:
         why = "; they are read by weights that are not pruned" if coupling.groups else coupling.why
@@ -83,7 +85,8 @@ def _inputs_to_trace(net: nn.Module, shape: tuple[int, ...], example: Any) -> An
     device, was_training = next(net.parameters()).device, net.training
     if example is not None and not isinstance(example, Tensor):
         return moved(example, device)
-    random = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    like = shape if example is None else example.shape[1:]  # a task may pass less than the data has
+    random = torch.randn(2, *like, generator=torch.Generator().manual_seed(0)).to(device)
     if example is None:
         return random
     both = torch.cat([random, example.to(random)])

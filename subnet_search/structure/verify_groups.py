@@ -16,6 +16,7 @@ from subnet_search.structure.shrink import remove_channels
 from subnet_search.topology.channels import Group, along
 
 TOLERANCE = 1e-4  # difference of outputs, relative to their range over the inputs
+FLOAT32 = 1e-6  # the same relative to the largest output of a tensor, which is added where there are several
 ROUNDED = 0.01  # the same after removing channels, which changes rounding; in addition to 1e-5 of the largest output
 MIXED = (
     "they affect the output other than through the weights that read them, as in a normalisation over channels or a "
@@ -25,18 +26,19 @@ WRITTEN = "the forward pass contains a fixed size"
 
 
 @torch.no_grad()
-def failed_groups(net: nn.Module, example: Any, groups: list[Group]) -> dict[str, str]:
-    """Groups that failed verification, with the reason.
+def failed_groups(net: nn.Module, example: Any, groups: list[Group], every: bool = False) -> dict[str, str]:
+    """Groups that failed verification, with the reason. every: as for `nets.outputs_in`.
 
     Leaves batch norms in evaluation mode. Raises UserError when the outputs are not finite.
     """
     norms = [one for one in net.modules() if isinstance(one, _BatchNorm) and not isinstance(one, nn.SyncBatchNorm)]
     for norm in norms:  # batch statistics: in a deep untrained network differences would otherwise vanish before the output
         norm.train(length_of(example) > 1)
-    reasons = _bisect(partial(_hidden_dependency, net, example), groups)
+    reasons = _bisect(partial(_hidden_dependency, net, example, every), groups)
     for norm in norms:  # running statistics: with those of the batch, rounding errors could be as large as the outputs
         norm.eval()
-    return reasons | _bisect(partial(_removal_problem, net, example), [g for g in groups if g.name not in reasons])
+    others = [group for group in groups if group.name not in reasons]
+    return reasons | _bisect(partial(_removal_problem, net, example, every), others)
 
 
 def _bisect(problem: Callable[[list[Group]], str | None], groups: list[Group]) -> dict[str, str]:
@@ -49,28 +51,36 @@ def _bisect(problem: Callable[[list[Group]], str | None], groups: list[Group]) -
     return _bisect(problem, groups[:half]) | _bisect(problem, groups[half:])
 
 
-def _hidden_dependency(net: nn.Module, example: Any, groups: list[Group]) -> str | None:
+def _hidden_dependency(net: nn.Module, example: Any, every: bool, groups: list[Group]) -> str | None:
     """The reason if the outputs depend on the values of every other channel while the weights that read it are zero."""
-    zeroed = _outputs(net, _changed(net, groups, noise=False), example)
-    spread = _spread(zeroed)
-    if not spread.isfinite():
+    zeroed = _outputs(net, _changed(net, groups, noise=False), example, every)
+    spreads = [_spread(tensor) for tensor in zeroed]
+    if not all(spread.isfinite() for spread in spreads):
         raise UserError("the outputs of this network are not finite, so its channels cannot be verified")
-    noisy = _outputs(net, _changed(net, groups, noise=True), example)
-    return None if (zeroed - noisy).abs().max() <= TOLERANCE * spread else MIXED
+    noisy = _outputs(net, _changed(net, groups, noise=True), example, every)
+    for before, after, spread in zip(zeroed, noisy, spreads, strict=True):
+        allowed = TOLERANCE * spread
+        if len(zeroed) > 1:  # one of them may hardly depend on the inputs
+            allowed += FLOAT32 * before.abs().max()
+        if not (before - after).abs().max() <= allowed:
+            return MIXED
+    return None
 
 
-def _removal_problem(net: nn.Module, example: Any, groups: list[Group]) -> str | None:
+def _removal_problem(net: nn.Module, example: Any, every: bool, groups: list[Group]) -> str | None:
     """The reason if the network without every other channel fails, or has other outputs than with zeros."""
-    zeroed = _outputs(net, _changed(net, groups, noise=False), example)
+    zeroed = _outputs(net, _changed(net, groups, noise=False), example, every)
     small = remove_channels(net, {group: torch.arange(group.size) % 2 == 0 for group in groups})
     try:
-        fewer = compared(call(small, example))
+        fewer = compared(call(small, example), every)
     except (RuntimeError, ValueError) as error:  # sizes that do not match
         return f"{WRITTEN}: without some of them, {first_line(error)}"
-    if fewer.shape != zeroed.shape:
+    if [tensor.shape for tensor in fewer] != [tensor.shape for tensor in zeroed]:
         return WRITTEN
-    difference = (zeroed - fewer).abs().max()
-    return MIXED if difference > ROUNDED * _spread(zeroed) + 1e-5 * zeroed.abs().max() else None
+    for before, after in zip(zeroed, fewer, strict=True):
+        if (before - after).abs().max() > ROUNDED * _spread(before) + 1e-5 * before.abs().max():
+            return MIXED
+    return None
 
 
 def _spread(outputs: Tensor) -> Tensor:
@@ -99,8 +109,8 @@ def _changed(net: nn.Module, groups: list[Group], noise: bool) -> dict[str, Tens
     return found
 
 
-def _outputs(net: nn.Module, state: Mapping[str, Tensor], example: Any) -> Tensor:
-    return compared(call(lambda *args, **kwargs: functional_call(net, dict(state), args, kwargs), example))
+def _outputs(net: nn.Module, state: Mapping[str, Tensor], example: Any, every: bool) -> list[Tensor]:
+    return compared(call(lambda *args, **kwargs: functional_call(net, dict(state), args, kwargs), example), every)
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,15 @@
 """Tasks: what a network is trained for, and how its outputs are measured."""
 
 from subnet_search.tasks.base import Direction, LogitsTask, Network, Task
-from subnet_search.tasks.calls import Recorded, check_metrics, check_scalar, guarded_loss, inputs_sent, with_outputs
+from subnet_search.tasks.calls import (
+    Recorded,
+    check_metrics,
+    check_scalar,
+    guarded_loss,
+    inputs_sent,
+    with_outputs,
+    without_labels,
+)
 from subnet_search.tasks.classification import Classification
 from subnet_search.tasks.language_modeling import LanguageModeling
 from subnet_search.tasks.loading import load_data
@@ -45,4 +53,5 @@ __all__ = [
     "task_names",
     "task_of",
     "with_outputs",
+    "without_labels",
 ]

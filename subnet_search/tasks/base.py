@@ -13,7 +13,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import length_of, rows_of
 from subnet_search.core.settings import Settings
 from subnet_search.data import Data, Labels, Values, split_batch
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, unwrapped
 
 Network = Callable[..., Any]
 """A network as a task calls it: with the inputs of a batch, as its module would be called."""
@@ -95,7 +95,7 @@ class Task(Settings):
 
     def answer(self, output: Any, inputs: Any) -> Any:
         """What a prediction keeps of the output for a batch of inputs."""
-        return output
+        return unwrapped(output)
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> Any:
         """The prediction from the answers of all items. outputs: the number needed; 0: not known. names: of the classes."""

@@ -1,14 +1,15 @@
 """What a task calls the network with, and a network that is called with other tensors."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError, reason
-from subnet_search.nets import not_accepted
+from subnet_search.data.batch import LABELS
+from subnet_search.nets import call, not_accepted, outputs_in
 from subnet_search.tasks.base import Network, Task
 from subnet_search.tasks.user import UserTask
 
@@ -65,6 +66,40 @@ def inputs_sent(net: nn.Module, task: Task, batch: Any, name: str = "", outputs:
         net.train(was_training)
     check_scalar(loss, task)
     return recorded.inputs(net)
+
+
+@torch.no_grad()
+def without_labels(net: nn.Module, inputs: Any, every: bool = False) -> Any:
+    """Inputs without the labels among them, if these are arguments with a default and the outputs are the same without.
+
+    A network that computes its own loss needs labels to be trained, and none afterwards. every: as for `nets.outputs_in`.
+    """
+    defaults = {
+        name: parameter.default is not inspect.Parameter.empty
+        for name, parameter in inspect.signature(net.forward).parameters.items()
+    }
+    if isinstance(inputs, Mapping):
+        fewer: Any = {name: value for name, value in inputs.items() if not (name in LABELS and defaults.get(name))}
+    elif isinstance(inputs, tuple):
+        names = list(defaults)[: len(inputs)]
+        kept = next((len(inputs) - index for index, name in enumerate(reversed(names)) if name not in LABELS), 0)
+        fewer = inputs[:kept] if all(defaults[name] for name in names[kept:]) else inputs
+    else:
+        return inputs
+    if len(fewer) == len(inputs) or not fewer:
+        return inputs
+    if isinstance(fewer, tuple) and len(fewer) == 1 and isinstance(fewer[0], Tensor):
+        fewer = fewer[0]
+    was_training = net.training
+    try:
+        net.eval()
+        whole, same = (outputs_in(call(net, given), every) for given in (inputs, fewer))
+    except Exception:  # it needs them: anything that a user's forward pass raises
+        return inputs
+    finally:
+        net.train(was_training)
+    equal = len(whole) == len(same) and all(torch.equal(a, b) for a, b in zip(whole.values(), same.values(), strict=True))
+    return fewer if equal else inputs
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import map_tensors, moved, tensors_in
 from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, unwrapped
 from subnet_search.tasks import Recorded, guarded_loss, inputs_sent, with_outputs
 from subnet_search.training.distributed import average, rank_and_world
 from subnet_search.training.supernet import Passes, Supernet
@@ -66,7 +66,7 @@ class Probe:
             values = _leaves({name: weight.abs().double() for name, weight in weights.items()})
             ones = map_tensors(lambda tensor: torch.ones_like(tensor[:1], dtype=torch.float64), inputs)
             output = call(lambda *args, **kwargs: functional_call(net, {**rest, **values}, args, kwargs), ones)
-            flows = [tensor for _, tensor in tensors_in(logits_of(output)) if tensor.is_floating_point()]
+            flows = [tensor for _, tensor in tensors_in(unwrapped(logits_of(output))) if tensor.is_floating_point()]
             found = _gradients(torch.stack([flow.sum() for flow in flows]).sum(), values)
         return self._counted(found, 1, backward=1)
 

@@ -346,7 +346,7 @@ def test_a_run_and_its_file(capsys):
     file = "run/subnetwork.safetensors"
     told = said(capsys, "evaluate", file, "--network", "depth_of_tests:make", code=2)
     assert told == f"error: the task of this run is not built in: pass it, task=... or --task {TASK_NAME}\n"
-    own = ("--network", "depth_of_tests:make", "--task", TASK_NAME)
+    own = ("--network", "depth_of_tests:make")
     page = said(capsys, "evaluate", file, *own)
     assert re.search(r"rmse \(val, \d+ items\) +\d", page)
     assert re.search(r"within one +0", page)
@@ -367,7 +367,7 @@ def test_predictions_of_a_task(capsys):
     said(capsys, "extract", "-s", "network=depth_of_tests:make", "-s", "data.limit=200", "-s", "extractor=random", "-s",
          "recipe.epochs=1", "-s", "recipe.device=cpu", "-s", f"task={TASK_NAME}", "--out", "run")  # fmt: skip
     np.save("x.npy", np.zeros((3, 8, 8, 1), dtype=np.uint8))
-    own = ("--network", "depth_of_tests:make", "--task", TASK_NAME)
+    own = ("--network", "depth_of_tests:make")
     rows = json.loads(said(capsys, "predict", "run/subnetwork.safetensors", "x.npy", *own, "--json"))
     assert [row["input"] for row in rows] == ["0", "1", "2"]
     assert all(len(row["output"]) == 1 for row in rows)

@@ -380,21 +380,11 @@ class Branching(nn.Module):
         return self.head((self.a if x.mean() > 0 else self.b)(x).relu())
 
 
-class Twofold(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
-
-    def forward(self, x):
-        return {"out": self.b(self.a(x))}
-
-
 @pytest.mark.parametrize(
     ("net", "shape", "said"),
     [
         (shared(), (3,), "cannot remove channels: 0.weight is shared between layers"),
         (Branching(), (3,), r"the layers that run depend on its inputs \(a, b not always\)"),
-        (Twofold(), (3,), "to remove channels, a network must return logits, not dict"),
         (nn.DataParallel(Residual()), (3, 4, 4), "cannot trace the channels of DataParallel: pass the original module"),
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), (5,), "cannot trace the channels of this network: .*shapes"),
     ],

@@ -39,7 +39,7 @@ from subnet_search.search.spec.space_parser import (
     value_of,
 )
 from subnet_search.structure.units_of_network import units_of
-from subnet_search.tasks import inputs_sent
+from subnet_search.tasks import UserTask, inputs_sent
 from subnet_search.topology.select import layer_name
 from subnet_search.training import Recipe
 
@@ -74,7 +74,7 @@ class Space:
         outputs = run.task.outputs(data)
         net = build(run.network.resolve(1.0), data.shape, outputs, 0)
         example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
-        found = units_of(run.unit, net, data.shape, example=example)
+        found = units_of(run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask))
         return [layer_name(name) for name in found.weights if name in found.shapes]
 
     @property
