@@ -400,7 +400,6 @@ def test_batch_norm_is_recalibrated_by_a_task_of_ones_own(tmp_path):
         export(subnet, "compact", tmp_path / "file", data=case.data(), recalibrate=2, seconds=0)
     record = export(subnet, "compact", tmp_path / "file", data=case.data(), task=case.task(), recalibrate=2, seconds=0)
     assert record["recalibrated"] == 2
-    assert record["val_accuracy"] == subnet.metrics["val_accuracy"]
     assert record["val_loss"] == subnet.metrics["val_loss"]
     small = load_deployed(tmp_path / "file", case.network())
     assert not torch.equal(small.norm.running_mean, subnet.compact().norm.running_mean)
