@@ -45,6 +45,8 @@ def normalised(network: nn.Module, origin: Origin) -> Normalised:
 def how_to_prepare(origin: Origin, built_in: bool) -> str:
     """One line on how to prepare an input. built_in: the network includes the normalisation."""
     kind = f"float32 (N, {', '.join(map(str, origin.shape))})"
+    if ((origin.data or {}).get("encoding") or {}).get("columns"):
+        return f"{kind}: the columns of a table, encoded as in the run; predict reads them from a csv or Parquet file"
     if origin.mean is None or origin.std is None:
         return f"{kind}: values as in the data, not normalised"
     mean, std = (f"({', '.join(map(str, values))})" for values in (origin.mean, origin.std))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError, guarded
-from subnet_search.data import prepare, readers
+from subnet_search.data import DataSpec, prepare, readers
+from subnet_search.data.tables import encode
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised
 from subnet_search.deploy.rebuild import dense_of
@@ -48,7 +49,8 @@ def predict(
     """Predict the class of each input.
 
     inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
-              they were in training; or image files, or a folder of them, or an .npy or .npz file
+              they were in training; or image files, or a folder of them, or an .npy or .npz file; or of a run on a table, a
+              .csv or .parquet file with its columns
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
@@ -90,6 +92,11 @@ def _values(inputs: Any, origin: Origin) -> Tensor:
 
 def _read(paths: list[Path], origin: Origin) -> Tensor:
     [first, *others] = paths
+    if not others and first.suffix in (".csv", ".parquet"):
+        encoding = DataSpec.of(origin.data).encoding if origin.data else None
+        if encoding is None or not encoding.columns:
+            raise UserError(f"{first} is a table, and the run was on other data")
+        return encode(first, encoding.columns)
     if not others and first.suffix in (".npy", ".npz"):
         with guarded(f"{first} is not a readable {first.suffix} file"):
             loaded = np.load(first, allow_pickle=False)

@@ -1,0 +1,105 @@
+"""Text for language modelling: items are windows of tokens, one more than the context of the network."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from subnet_search.core.errors import UserError, guarded, shown
+from subnet_search.data.batch import Labels
+from subnet_search.data.items import Items
+from subnet_search.data.parts import files_of
+from subnet_search.data.sources import Data, DataSpec, Encoding, assemble, reads
+
+BYTES = 256
+
+
+class Windows(Dataset[Tensor]):
+    """Windows (context + 1,) int64 of a text, at every `context`-th token.
+
+    Each shares one token with the next, so that every token but the first is predicted once. With `shifted` each is moved
+    on by up to `context` - 1 tokens, drawn anew for each item and epoch: then all positions are seen over the epochs.
+    tokens: (N,) of any integer type, at least context + 1 of them.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, shifted: bool) -> None:
+        self.tokens, self.context, self.shifted = tokens, context, shifted
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.context
+
+    def __getitem__(self, index: int) -> Tensor:
+        moved = int(torch.randint(self.context, ())) if self.shifted else 0
+        start = min(index * self.context + moved, len(self.tokens) - self.context - 1)
+        return torch.from_numpy(self.tokens[start : start + self.context + 1].astype(np.int64))
+
+
+@reads("text")
+def text(spec: DataSpec, labels: Labels, all_is_test: bool) -> Data:
+    """A text, of which the last `val_fraction` is for validation, or the texts train, val and test in a folder."""
+    train, val, test = files_of(spec.path, "txt")
+    if labels.classes:
+        raise UserError(f"{spec.name} has no labels: set task: language_modeling")
+    content = _read(train, spec)
+    held = None if val is None else _read(val, spec)
+    vocabulary = None
+    if spec.tokens == "characters":
+        vocabulary = spec.encoding.vocabulary if spec.encoding else "".join(map(chr, np.unique(content).tolist()))
+    whole = all_is_test and val is None and test is None
+    if held is None and not whole:
+        kept = len(content) - round(spec.val_fraction * len(content))
+        content, held = content[:kept], content[kept:]
+
+    def items(path: Path, content: np.ndarray, part: str) -> Items:
+        return _items(path, _tokens(path, content, vocabulary), spec, part, vocabulary)
+
+    first = items(train, content, "training")
+    last = first if held is None else items(val or train, held, "validation")
+
+    def read_test() -> Items | None:
+        if whole:
+            return items(train, content, "test")
+        return None if test is None else items(test, _read(test, spec), "test")
+
+    if spec.tokens == "characters":
+        spec = spec.model_copy(update={"encoding": Encoding(vocabulary=vocabulary)})
+    names = None if vocabulary is None else list(vocabulary)
+    return assemble(spec, first, last, read_test, names, kind=labels)
+
+
+def _read(path: Path, spec: DataSpec) -> np.ndarray:
+    """The code points (N,) uint32 of a text, or its bytes (N,) uint8."""
+    with guarded(f"{path} is not a readable text"):
+        content = path.read_bytes()
+        if not content:
+            raise UserError(f"{path} is empty")
+        if spec.tokens == "bytes":
+            return np.frombuffer(content, np.uint8)
+        return np.frombuffer(content.decode("utf-8").encode("utf-32-le"), "<u4")
+
+
+def _tokens(path: Path, content: np.ndarray, vocabulary: str | None) -> np.ndarray:
+    """The tokens (N,) of a text. Raises UserError for a character that is not in the vocabulary."""
+    if vocabulary is None:
+        return content
+    known = np.array([ord(character) for character in vocabulary], np.uint32)
+    places = np.searchsorted(known, content).clip(max=len(known) - 1)
+    if (unknown := known[places] != content).any():
+        place = int(unknown.argmax())
+        raise UserError(f"{path}: the character {shown(chr(content[place]))} at {place} is not in the vocabulary of the run")
+    return places.astype(np.uint8 if len(known) <= BYTES else np.int32)
+
+
+def _items(path: Path, tokens: np.ndarray, spec: DataSpec, part: str, vocabulary: str | None) -> Items:
+    if len(tokens) <= spec.context:
+        raise UserError(
+            f"{path}: the {part} text has {len(tokens)} tokens; with data.context {spec.context} it needs {spec.context + 1}"
+        )
+    windows = Windows(tokens, spec.context, shifted=part == "training")
+    digest = hashlib.sha256(f"{tokens.dtype} {spec.context}".encode() + tokens.tobytes()).hexdigest()
+    last = BYTES - 1 if vocabulary is None else len(vocabulary) - 1
+    places = torch.arange(len(windows))
+    return Items(windows, places, len(windows), workers=spec.workers or 0, digest=digest, range=("int64", 0.0, float(last)))
