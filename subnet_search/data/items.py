@@ -272,7 +272,8 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
     """Read every item once. Raises UserError for values that are not finite, RunError for an item that cannot be read."""
     hashed, labels, sums = hashlib.sha256(), list[Tensor](), list[Tensor]()
     dtype, low, high, count = "", float("inf"), -float("inf"), 0
-    for batch in items.dataset.chunks() if isinstance(items.dataset, Rows) else items.batches("scan"):
+    mapped = isinstance(items.dataset, Rows)
+    for batch in items.dataset.chunks() if mapped else items.batches("scan"):
         inputs, found = split_batch(batch, label_key)
         if not length_of(batch):
             raise UserError(f"a batch of the data holds no tensors: {_image(batch) or type(batch).__name__}")
@@ -289,7 +290,7 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
                 sums.append(_sums(inputs))
             elif inputs.numel():
                 low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        count += PER_SCAN
+        count += length_of(batch) if mapped else PER_SCAN
     return Scan(
         hashed.hexdigest(),
         torch.cat(labels) if sum(map(len, labels)) == len(items) else None,

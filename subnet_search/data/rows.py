@@ -59,6 +59,11 @@ class Rows(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return _mapped(lambda array: as_tensor(array[index]), self.arrays)
 
+    def __getitems__(self, places: list[int]) -> list[Any]:
+        """The items at these places, read at once."""
+        rows = _mapped(lambda array: as_tensor(array[places]), self.arrays)
+        return [_mapped(lambda tensor, place=place: tensor[place], rows) for place in range(len(places))]  # type: ignore[misc]
+
     def chunks(self) -> Iterator[Any]:
         """All rows in order, as many at once as are about `CHUNK` bytes."""
         row = sum(array.nbytes for array in _leaves(self.arrays)) // max(1, self.length)

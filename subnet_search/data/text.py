@@ -1,6 +1,8 @@
 """Text for language modelling: items are windows of tokens, one more than the context of the network."""
 
 import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,15 @@ from torch.utils.data import Dataset
 
 from subnet_search.core.errors import UserError, guarded, shown
 from subnet_search.data.batch import Labels
+from subnet_search.data.given import from_user
 from subnet_search.data.items import Items
 from subnet_search.data.parts import files_of
-from subnet_search.data.sources import Data, DataSpec, Encoding, assemble, reads
+from subnet_search.data.sources import Data, DataSpec, Encoding, reads
 
 BYTES = 256
 
 
+@dataclass(frozen=True, eq=False)
 class Windows(Dataset[Tensor]):
     """Windows (context + 1,) int64 of a text, at every `context`-th token.
 
@@ -25,8 +29,9 @@ class Windows(Dataset[Tensor]):
     tokens: (N,) of any integer type, at least context + 1 of them.
     """
 
-    def __init__(self, tokens: np.ndarray, context: int, shifted: bool) -> None:
-        self.tokens, self.context, self.shifted = tokens, context, shifted
+    tokens: np.ndarray
+    context: int
+    shifted: bool = False
 
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.context
@@ -43,31 +48,35 @@ def text(spec: DataSpec, labels: Labels, all_is_test: bool) -> Data:
     train, val, test = files_of(spec.path, "txt")
     if labels.classes:
         raise UserError(f"{spec.name} has no labels: set task: language_modeling")
-    content = _read(train, spec)
-    held = None if val is None else _read(val, spec)
+    content, held = _read(train, spec), None if val is None else _read(val, spec)
     vocabulary = None
     if spec.tokens == "characters":
         vocabulary = spec.encoding.vocabulary if spec.encoding else "".join(map(chr, np.unique(content).tolist()))
+        spec = spec.model_copy(update={"encoding": Encoding(vocabulary=vocabulary)})
     whole = all_is_test and val is None and test is None
     if held is None and not whole:
         kept = len(content) - round(spec.val_fraction * len(content))
         content, held = content[:kept], content[kept:]
+    windows = partial(_windows, spec=spec, vocabulary=vocabulary)
+    first = windows(train, content, "training")
+    parts = {"train": first, "val": None if held is None else windows(val or train, held, "validation")}
+    read_test = None if test is None else lambda: windows(test, _read(test, spec), "test")
+    given = first if whole else {**parts, "test": read_test}
+    found = from_user(given, labels=labels, workers=spec.workers, all_is_test=whole, named=spec)
+    assert isinstance(found.train, Items)
+    digest = hashlib.sha256(first.tokens.tobytes() + found.train.digest.encode()).hexdigest()
+    last = float(BYTES if vocabulary is None else len(vocabulary)) - 1
+    train_items = replace(found.train, dataset=replace(first, shifted=True), digest=digest, range=("int64", 0.0, last))
+    return replace(found, train=train_items, class_names=None if vocabulary is None else tuple(vocabulary))
 
-    def items(path: Path, content: np.ndarray, part: str) -> Items:
-        return _items(path, _tokens(path, content, vocabulary), spec, part, vocabulary)
 
-    first = items(train, content, "training")
-    last = first if held is None else items(val or train, held, "validation")
-
-    def read_test() -> Items | None:
-        if whole:
-            return items(train, content, "test")
-        return None if test is None else items(test, _read(test, spec), "test")
-
-    if spec.tokens == "characters":
-        spec = spec.model_copy(update={"encoding": Encoding(vocabulary=vocabulary)})
-    names = None if vocabulary is None else list(vocabulary)
-    return assemble(spec, first, last, read_test, names, kind=labels)
+def _windows(path: Path, content: np.ndarray, part: str, *, spec: DataSpec, vocabulary: str | None) -> Windows:
+    tokens = _tokens(path, content, vocabulary)
+    if len(tokens) <= spec.context:
+        raise UserError(
+            f"{path}: the {part} text has {len(tokens)} tokens; with data.context {spec.context} it needs {spec.context + 1}"
+        )
+    return Windows(tokens, spec.context)
 
 
 def _read(path: Path, spec: DataSpec) -> np.ndarray:
@@ -91,15 +100,3 @@ def _tokens(path: Path, content: np.ndarray, vocabulary: str | None) -> np.ndarr
         place = int(unknown.argmax())
         raise UserError(f"{path}: the character {shown(chr(content[place]))} at {place} is not in the vocabulary of the run")
     return places.astype(np.uint8 if len(known) <= BYTES else np.int32)
-
-
-def _items(path: Path, tokens: np.ndarray, spec: DataSpec, part: str, vocabulary: str | None) -> Items:
-    if len(tokens) <= spec.context:
-        raise UserError(
-            f"{path}: the {part} text has {len(tokens)} tokens; with data.context {spec.context} it needs {spec.context + 1}"
-        )
-    windows = Windows(tokens, spec.context, shifted=part == "training")
-    digest = hashlib.sha256(f"{tokens.dtype} {spec.context}".encode() + tokens.tobytes()).hexdigest()
-    last = BYTES - 1 if vocabulary is None else len(vocabulary) - 1
-    places = torch.arange(len(windows))
-    return Items(windows, places, len(windows), workers=spec.workers or 0, digest=digest, range=("int64", 0.0, float(last)))
