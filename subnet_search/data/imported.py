@@ -30,5 +30,8 @@ def imported(spec: DataSpec, labels: Labels, all_is_test: bool) -> Data:
             raise
         except Exception as error:  # anything that a user's function raises
             raise UserError(f"{spec.name} fails with options {shown(spec.options)}: {reason(error)}") from error
-    found = from_user(made, labels=labels, workers=spec.workers, all_is_test=all_is_test, named=spec)
+    try:
+        found = from_user(made, labels=labels, workers=spec.workers, all_is_test=all_is_test, named=spec)
+    except UserError as error:
+        raise error if spec.name in str(error) else UserError(f"{spec.name}: {error}") from error
     return replace(found, name=spec.name, spec=spec)
