@@ -289,7 +289,9 @@ def a_run(rng: random.Random) -> dict[str, Any]:
 
 
 def make_run(rng: random.Random, folder: Path) -> Path:
-    return _written(folder / "run.yaml", mutated(a_run(rng), rng))
+    return _written(
+        folder / "run.yaml", mutated(a_run(rng) | {"task": {"name": "classification", "class_weights": "balanced"}}, rng)
+    )
 
 
 def read_run(path: Path) -> None:
@@ -329,7 +331,7 @@ def plan(config: RunConfig, path: Path | None) -> None:
     resolved = config.resolve()
     if config.network.name in NETWORKS and config.data.name == "digits" and (config.data.limit or 10**4) <= 64:
         data = load(config.data)
-        net, _ = make_network(resolved, None, "keep", data)
+        net, _ = make_network(resolved, None, "keep", data, resolved.task.fitted(data, "cpu"))
         units = units_of(config.unit, net, data.shape, measure=next(iter(config.target or ["units"])), round_to=config.round_to)
         steps = resolved.recipe.epochs * -(-len(data.train) // resolved.recipe.batch_size)
         resolved.extractor.check(units, Clock(0, steps, config.seed))

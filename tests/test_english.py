@@ -12,6 +12,7 @@ MODULES = """
     trials known judging measures footprint dispatch objective warm entries inspect look page show listing pieces shares
 """
 NAMES = "settle drop_anchor explored pieces shares untrue become try_out one_goes_ahead"  # of functions and classes
+IDENTIFIERS = "anchor _tell _run _read"  # of functions, variables, arguments, attributes and imports
 MISREAD = (  # everywhere
     "The groups that are none",
     "no matter of course",
@@ -63,3 +64,9 @@ def test_no_name_that_was_misread_comes_back():
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     assert [(file, name) for file, name in sorted(defined) if name in NAMES.split()] == []
+
+
+def test_no_identifier_that_was_misread_comes_back():
+    nodes = [(path.name, node) for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    used = {(file, getattr(node, field, None)) for file, node in nodes for field in ("name", "asname", "id", "attr", "arg")}
+    assert [(file, name) for file, name in used if name in IDENTIFIERS.split()] == []

@@ -42,7 +42,7 @@ ONLY = {  # folders that may import fewer of those before them
 }
 PRIVATE_OPTUNA = {"search.storage"}
 """The only folder that may import Optuna's private modules."""
-LAZY = {"torchvision", "sklearn", "plotly", "ray"}  # heavy, and needed by few
+LAZY = {"torchvision", "sklearn", "plotly", "ray", "torchmetrics"}  # heavy, and needed by few
 
 
 def module_name(path):
@@ -130,7 +130,7 @@ def test_heavy_packages_are_imported_where_they_are_used():
 
 
 def test_importing_the_package_stays_light():
-    heavy = ("torch", "optuna", "torchvision", "sklearn", "plotly")
+    heavy = ("torch", "optuna", "torchvision", "sklearn", "plotly", "torchmetrics")
     code = f"import sys, subnet_search; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

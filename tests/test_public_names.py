@@ -42,6 +42,7 @@ Scope
 Strength
 StudySpec
 Subnetwork
+Task
 Until
 UserError
 """

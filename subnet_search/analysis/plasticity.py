@@ -3,7 +3,8 @@
 Liu et al. 2021, "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration", arXiv:2106.10404, section 3.
 One dense run is pruned at several points and rates, over all layers by |w|, and each pruned network is trained for some more
 epochs. With regeneration every layer also drops a fraction of its weights and grows as many where |gradient| is largest, in
-the same step and at the same density (zero-cost neuroregeneration). Accuracy is measured on the validation split.
+the same step and at the same density (zero-cost neuroregeneration). Accuracy, or the leading metric of another task, is
+measured on the validation split.
 
 A branch resumes the dense run's checkpoint with an extractor that makes one change at that step, so its batches and learning
 rates are those of the dense run. Weights that are pruned and grown in the same change start at zero and keep their momentum.
@@ -31,6 +32,7 @@ from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.author import Change, Network
+from subnet_search.tasks import Classification, UserTask
 from subnet_search.topology.regrow import regrow
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.select import count, keep_global
@@ -137,14 +139,16 @@ def plasticity(
     configuration, continues from these files.
     on_step: called with the number of steps done and of all steps; on_branch: with every new record.
     Records: `at`, `step`, `rate`, `regrow`, `epochs`, `density`; validation accuracies `accuracy_before` pruning,
-    `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned), and
-    `accuracy_unpruned` of the dense run at the same step with the `accuracy_difference` (after - unpruned).
+    `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned; pruned - after for a
+    metric to be minimized), and `accuracy_unpruned` of the dense run at the same step with the `accuracy_difference`
+    (after - unpruned). For another task, keys begin with its leading metric in place of accuracy.
 
     Raises UserError when the run is too short for the plan, and for a folder of another configuration.
     """
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
     given = {"network": module is not None, "data": data is not None and data.spec is None}
+    given["task"] = isinstance(config.task, UserTask) and not config.task.by_name
     folder = RunFolder(Path(out))
     folder.check_free()
     data = data or load(config.data, config.task.kind_of_labels)
@@ -152,7 +156,8 @@ def plasticity(
         net, spec = make_network(config, module, "keep", data, config.task.fitted(data, "cpu"))
         per_epoch = Batches(data.train, None, None, recipe.batch_size, config.seed).steps_per_epoch
         branches = plan.branches(recipe.epochs, per_epoch)
-        wanted = {k: None if given.get(k) else config.dump()[k] for k in ("network", "data", "recipe", "seed")}
+        keys = ("network", "data", *([] if config.task == Classification() else ["task"]), "recipe", "seed")
+        wanted = {k: None if given.get(k) else config.dump()[k] for k in keys}
         identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
         with folder.locked():
             name = folder.prepare(wanted, True, identity)
@@ -177,7 +182,7 @@ class _Experiment:
         self.name, self.on_step, self.should_stop = name, on_step, should_stop
         self.done, self.to_do = 0, 0  # steps of this call
         results = _load_results(folder / "plasticity.json")
-        self.unpruned: dict[int, float] = {int(step): accuracy for step, accuracy in results["unpruned"].items()}
+        self.unpruned: dict[int, float] = {int(step): quality for step, quality in results["unpruned"].items()}
         self.records: list[dict[str, Any]] = results["branches"]
 
     def run(self, branches: list[Branch], on_branch: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
@@ -192,7 +197,7 @@ class _Experiment:
         return [record for branch in branches if (record := self._record(branch))]
 
     def _train_dense(self, branches: list[Branch]) -> None:
-        """Train the dense run; record its accuracy where branches start and end, and keep checkpoints where they start."""
+        """Train the dense run; record its quality where branches start and end, and keep checkpoints where they start."""
         points = {branch.step for branch in branches if branch.step and not self._file(branch.step).is_file()}
         stops = points | {step for branch in branches for step in (branch.step, branch.end) if step not in self.unpruned}
         path, supernet = self._file("dense"), self._supernet(Prune())
@@ -204,7 +209,7 @@ class _Experiment:
         for stop in sorted(stops):
             if stop:
                 self._train(supernet, path, stop)
-            self.unpruned[stop] = self._accuracy(supernet)
+            self.unpruned[stop] = self._quality(supernet)
             if stop in points:
                 _copy(path, self._file(stop))
             self._write()
@@ -220,20 +225,22 @@ class _Experiment:
 
         def measure_pruned(clock: Clock) -> None:
             if clock.step == branch.step:
-                pruned.append(self._accuracy(supernet))
+                pruned.append(self._quality(supernet))
 
         self._train(supernet, path, branch.end, measure_pruned)
-        after, unpruned = self._accuracy(supernet), self.unpruned[branch.end]
-        return {
-            **asdict(branch),
-            "density": supernet.masks.density,
-            "accuracy_before": self.unpruned[branch.step],
-            "accuracy_pruned": pruned[0],
-            "accuracy_after": after,
-            "accuracy_won_back": after - pruned[0],
-            "accuracy_unpruned": unpruned,
-            "accuracy_difference": after - unpruned,
+        after, unpruned = self._quality(supernet), self.unpruned[branch.end]
+        task = self.config.task
+        better = 1.0 if task.directions[task.leading] == "maximize" else -1.0
+        found = {
+            "before": self.unpruned[branch.step],
+            "pruned": pruned[0],
+            "after": after,
+            "won_back": better * (after - pruned[0]),
+            "unpruned": unpruned,
+            "difference": after - unpruned,
         }
+        named = {f"{task.leading}_{key}": value for key, value in found.items()}
+        return {**asdict(branch), "density": supernet.masks.density, **named}
 
     def _train(
         self, supernet: Supernet, checkpoint: Path, stop: int, after_step: Callable[[Clock], None] | None = None
@@ -270,10 +277,12 @@ class _Experiment:
 
     def _supernet(self, extractor: Extractor, **recipe: Any) -> Supernet:
         settings = self.config.recipe.model_copy(update=recipe)
-        return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed)
+        task = self.config.task.fitted(self.data, settings.device)
+        return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed, task=task)
 
-    def _accuracy(self, supernet: Supernet) -> float:
-        return float(evaluate(supernet, self.data, self.data.val)["accuracy"])
+    def _quality(self, supernet: Supernet) -> float:
+        """The task's leading metric on the validation split."""
+        return float(evaluate(supernet, self.data, self.data.val)[self.config.task.leading])
 
     def _record(self, branch: Branch) -> dict[str, Any] | None:
         return next((record for record in self.records if asdict(branch).items() <= record.items()), None)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import in_words, is_fraction
 from subnet_search.core.tensor_files import write_atomically
 
 # Okabe & Ito's colours (2008), which colour-blind readers can tell apart too; symbols and dashes say the same again.
@@ -23,15 +24,16 @@ TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are bot
 Rows = Sequence[dict[str, Any]]
 
 
-def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = None) -> None:
-    """Accuracy over density, one line a label; `dense` is the accuracy of the dense network.
+def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = None, metric: str = "accuracy") -> None:
+    """Accuracy or another metric over density, one line a label; `dense` is that of the dense network.
 
-    rows hold `label`, `density`, and `mean`, `low`, `high` of the accuracy, all but the label fractions.
+    rows hold `label`, `density`, and `mean`, `low`, `high` of the metric.
     Raises UserError without plotly, RunError when the file cannot be written.
     """
     figure = need_plotly().graph_objects.Figure()
     if dense is not None:
-        figure.add_hline(y=dense, line=REFERENCE, annotation_text=f"dense {dense:.2%}", annotation_position="top left")
+        named = f"dense {dense:.2%}" if is_fraction(metric) else f"dense {dense:.4g}"
+        figure.add_hline(y=dense, line=REFERENCE, annotation_text=named, annotation_position="top left")
     for index, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
         points = sorted((row for row in rows if row["label"] == label), key=lambda row: float(row["density"]))
         above = [row["high"] - row["mean"] for row in points]
@@ -41,59 +43,72 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
             y=[row["mean"] for row in points],
             error_y={"array": above, "arrayminus": below, "visible": any(above + below), "thickness": 1.5, "width": 5},
             name=str(label),
-            hovertemplate=f"density %{{x:{PERCENT}}}<br>accuracy %{{y:.2%}}<extra>{label}</extra>",
+            hovertemplate=f"density %{{x:{PERCENT}}}<br>{in_words(metric)} %{{y{_decimals(metric)}}}<extra>{label}</extra>",
             **look(index),
         )
     ticks = _apart({row["density"] for row in rows})
     text = [f"{100 * density:.4g}%" for density in ticks]
     figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
-    figure.update_yaxes(title="accuracy", tickformat=PERCENT)
+    figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
     write_page(figure, path, title)
 
 
 def plasticity(rows: Rows, path: Path, title: str) -> None:
     """Pruning plasticity over the point of pruning: accuracy right after it, and what is missing some epochs later.
 
-    rows: what `plasticity.plasticity` returned. A colour for each rate; hollow and dotted with regeneration.
+    rows: what `plasticity.plasticity` returned, for any task. A colour for each rate; hollow and dotted with regeneration.
     Raises UserError without plotly, RunError when the file cannot be written.
     """
     epochs = ", ".join(str(count) for count in sorted({row["epochs"] for row in rows}))
     titles = ("right after pruning", f"{epochs} epoch{'' if epochs == '1' else 's'} later, minus the unpruned network")
     figure = need_plotly().subplots.make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
-    before = sorted({row["at"]: row["accuracy_before"] for row in rows}.items())
+    metric = metric_of(rows)
+    before = sorted({row["at"]: row[f"{metric}_before"] for row in rows}.items())
     figure.add_scatter(
         x=[at for at, _ in before],
         y=[accuracy for _, accuracy in before],
         name="before pruning",
         mode="lines",
         line=REFERENCE,
-        hovertemplate="at %{x:.4~%} of the run: %{y:.2%}<extra>before pruning</extra>",
+        hovertemplate=f"at %{{x:.4~%}} of the run: %{{y{_decimals(metric)}}}<extra>before pruning</extra>",
         row=1,
         col=1,
     )
-    _branches(figure, rows)
+    _branches(figure, rows, metric)
     figure.add_hline(y=0, line=REFERENCE, row=1, col=2)
     figure.update_xaxes(title="point of the run", tickformat=PERCENT, tickvals=[at for at, _ in before])
-    figure.update_yaxes(title="validation accuracy", tickformat=PERCENT, row=1, col=1)
-    figure.update_yaxes(title="validation accuracy, percentage points", tickformat=f"+{PERCENT}", row=1, col=2)
+    name, percent = in_words(metric, "validation"), is_fraction(metric)
+    points = f"{name}, percentage points" if percent else name
+    figure.update_yaxes(title=name, tickformat=PERCENT if percent else None, row=1, col=1)
+    figure.update_yaxes(title=points, tickformat=f"+{PERCENT}" if percent else "+", row=1, col=2)
     write_page(figure, path, title)
 
 
-def _branches(figure: Any, rows: Rows) -> None:
+def metric_of(rows: Rows) -> str:
+    """The metric of records of `plasticity.plasticity`."""
+    return next((key.removesuffix("_before") for row in rows for key in row if key.endswith("_before")), "accuracy")
+
+
+def _decimals(metric: str, sign: str = "") -> str:
+    """Plotly's format of a metric's values."""
+    return f":{sign}.2%" if is_fraction(metric) else f":{sign}.4~g"
+
+
+def _branches(figure: Any, rows: Rows, metric: str) -> None:
     """A line in both panels for every rate, with and without regeneration."""
     rates = sorted({row["rate"] for row in rows})
     for rate, regrow in sorted({(row["rate"], row["regrow"]) for row in rows}):
         points = [row for row in rows if (row["rate"], row["regrow"]) == (rate, regrow)]
         points.sort(key=lambda row: float(row["at"]))
         name = f"{100 * rate:.4g}% pruned{', regrown' if regrow else ''}"
-        for column, key, sign in ((1, "accuracy_pruned", ""), (2, "accuracy_difference", "+")):
+        for column, key, sign in ((1, f"{metric}_pruned", ""), (2, f"{metric}_difference", "+")):
             figure.add_scatter(
                 x=[row["at"] for row in points],
                 y=[row[key] for row in points],
                 name=name,
                 legendgroup=name,
                 showlegend=column == 1,
-                hovertemplate=f"at %{{x:.4~%}} of the run: %{{y:{sign}.2%}}<extra>{name}</extra>",
+                hovertemplate=f"at %{{x:.4~%}} of the run: %{{y{_decimals(metric, sign)}}}<extra>{name}</extra>",
                 row=1,
                 col=column,
                 **look(rates.index(rate), hollow=bool(regrow)),

@@ -315,13 +315,16 @@ class Subnetwork:
         return found
 
 
-def state_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a subnetwork file, or in a file of torch or safetensors. Raises UserError for other files."""
+def state_in(path: str | os.PathLike[str], key: str = "network.state") -> dict[str, Tensor]:
+    """The state dict in a subnetwork file, or in a file of torch or safetensors. Raises UserError for other files.
+
+    key: of the configuration that names the file, for messages.
+    """
     path = Path(path)
     header = header_of(path)
     if "origin" in header:
         return Subnetwork.load(path).state_dict()
-    return load_tensors(path, "state dict")[0] if "network" in header else read_state(path)
+    return load_tensors(path, "state dict")[0] if "network" in header else read_state(path, key)
 
 
 def has_header_key(path: Path, key: str) -> bool:

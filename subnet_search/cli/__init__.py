@@ -41,8 +41,6 @@ def main(arguments: list[str] | None = None) -> None:
         code = complain(error, USER_MISTAKE)
     except Interrupted as error:
         code = complain(error, STOPPED, "stopped")
-    except RunError as error:
-        code = complain(error, FAILURE)
     except PARSER_ERROR as error:
         text = error.format_message()  # type: ignore[attr-defined]
         if type(error).__name__ == "NoArgsIsHelpError":  # a command without arguments: its help
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader has closed the pipe (`| head`)
         code = FAILURE
-    except OSError as error:
+    except (RunError, OSError) as error:
         code = complain(error, FAILURE)
     except Exception as error:
         code = unforeseen(error)

@@ -1,5 +1,6 @@
 """The typer application with all commands."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
-from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict
+from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
 
 app = typer.Typer(
@@ -37,34 +38,19 @@ def options(
     """Find small, effective networks inside large ones."""
 
 
-app.command(epilog="Example: subnet-search init my_project")(init)
-
-
-app.command(epilog="Example: subnet-search extract configs/gumbel_digits.yaml -s extractor.density=0.3")(extract)
-
-
-app.command(epilog="Example: subnet-search evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise")(evaluate)
-
-
-app.command(epilog="Example: subnet-search predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/")(predict)
-
-
-app.command(epilog="Example: subnet-search export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors")(
-    export
-)
-
-
-app.command(epilog="Example: subnet-search methods gumbel")(methods)
-
-
-app.command(epilog="Example: subnet-search data npz:my_images.npz")(data)
-
-
-app.command(epilog="Example: subnet-search compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05")(
-    compare
-)
-app.command(epilog="Example: subnet-search plasticity configs/random_digits.yaml --epochs 5 --plot")(plasticity)
-app.command(epilog="Example: subnet-search masks runs/extract/subnetwork.safetensors runs/extract-2/subnetwork.safetensors")(
-    masks
-)
-app.command(epilog="Example: subnet-search sanity configs/random_digits.yaml -s extractor=snip --seeds 5")(sanity)
+EXAMPLES: dict[Callable[..., None], str] = {
+    init: "init my_project",
+    extract: "extract configs/gumbel_digits.yaml -s extractor.density=0.3",
+    evaluate: "evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise",
+    predict: "predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/",
+    export: "export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors",
+    methods: "methods gumbel",
+    tasks: "tasks classification",
+    data: "data npz:my_images.npz",
+    compare: "compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05",
+    plasticity: "plasticity configs/random_digits.yaml --epochs 5 --plot",
+    masks: "masks runs/extract/subnetwork.safetensors runs/extract-2/subnetwork.safetensors",
+    sanity: "sanity configs/random_digits.yaml -s extractor=snip --seeds 5",
+}
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: subnet-search {example}")(command)

@@ -65,19 +65,13 @@ def reading(what: object, kind: str = "") -> Iterator[None]:
         ) from error
 
 
-def blamed(error: UserError, key: str) -> UserError:
-    """Set the error's key, unless it has one already."""
-    error.key = error.key or key
-    return error
-
-
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
     """Set the key of any UserError raised inside, unless it has one already."""
     try:
         yield
     except UserError as error:
-        blamed(error, key)
+        error.key = error.key or key
         raise
 
 

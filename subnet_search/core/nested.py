@@ -1,6 +1,6 @@
 """Tensors in nested tuples, lists and mappings: what a DataLoader's batches and a network's inputs are made of."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,24 @@ def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 def length_of(value: Any) -> int:
     """The length of the first dimension of the first tensor in `value`; 0 if there is none."""
     return next((len(tensor) for _, tensor in tensors_in(value) if tensor.dim()), 0)
+
+
+def joined(values: Sequence[Any]) -> Any:
+    """The batches in `values`, all of one structure, as one: tensors are concatenated, of other values the first is kept."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.dim() else first
+    if isinstance(first, Mapping):
+        return {key: joined([value[key] for value in values]) for key in first}
+    if isinstance(first, tuple | list):
+        parts = [joined(part) for part in zip(*values, strict=True)]
+        return parts if isinstance(first, list) else tuple(parts)
+    return first
+
+
+def rows_of(value: Any, start: int, stop: int) -> Any:
+    """The items from `start` to `stop` of a batch."""
+    return map_tensors(lambda tensor: tensor[start:stop] if tensor.dim() else tensor, value)
 
 
 def moved(value: Any, device: torch.device | str) -> Any:

@@ -13,9 +13,7 @@ IN_TEXT = (
     re.compile(r"(//[^:/\s@]*:)(?!\*\*\*|\d*(?:[^\w%]|$))([^\s'\"]+)"),  # the same, truncated before the @; not a port
     re.compile(r"((?:^|(?<=[\s'\"(=\[{,]))[\w.+%-]+:)(?=[^\s/*])(\S+)(?=@)"),  # me:password@host, without a scheme
     IN_QUERY,
-    re.compile(
-        rf"({SECRET}\w*['\"]?[ \t]*[=:][ \t]*)('[^']*'|\"[^\"]*\"|(?!\*\*\*|valid:|did you )[^\s'\",;}}\])]+)", re.IGNORECASE
-    ),
+    re.compile(rf"({SECRET}\w*['\"]?[ \t]*[=:][ \t]*)({VALUE})", re.IGNORECASE),
 )
 
 _passwords: set[str] = set()  # of all storage URLs this process has seen

@@ -6,47 +6,43 @@ This module does not use Optuna.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
 from subnet_search.core.errors import UserError
 
+N = TypeVar("N", int, float)
+
 
 @dataclass(frozen=True)
-class Real:
-    """Real numbers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
-
-    low: float
-    high: float
+class _Range(Generic[N]):
+    low: N
+    high: N
     log: bool = False
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
+        if not self.low <= self.high:
+            raise UserError(f"the low end of a range must not be above the high end, got {self.low:g} to {self.high:g}")
+        if self.log and self.low <= 0:
+            raise UserError(f"a logarithmic range must start above 0, got {self.low:g}")
+
+    def bounds(self) -> tuple[N, ...]:
+        return self.low, self.high
+
+
+class Real(_Range[float]):
+    """Real numbers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
 
-    def bounds(self) -> tuple[float, ...]:
-        return self.low, self.high
 
-
-@dataclass(frozen=True)
-class Int:
+class Int(_Range[int]):
     """Integers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
-
-    low: int
-    high: int
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}{', log' if self.log else ''}"
-
-    def bounds(self) -> tuple[int, ...]:
-        return self.low, self.high
 
 
 @dataclass(frozen=True, init=False)
@@ -72,16 +68,5 @@ Domain: TypeAlias = Real | Int | OneOf
 
 def domains(model: type[BaseModel]) -> dict[str, Domain]:
     """The declared domains of a model's fields, by field name."""
-    found = {}
-    for name, field in model.model_fields.items():
-        for item in field.metadata:
-            if isinstance(item, Real | Int | OneOf):
-                found[name] = item
-    return found
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if not low <= high:
-        raise UserError(f"the low end of a range must not be above the high end, got {low:g} to {high:g}")
-    if log and low <= 0:
-        raise UserError(f"a logarithmic range must start above 0, got {low:g}")
+    fields = model.model_fields.items()
+    return {name: item for name, field in fields for item in field.metadata if isinstance(item, Real | Int | OneOf)}

@@ -9,6 +9,7 @@ from subnet_search.data.items import Items
 from subnet_search.data.normalisation import prepare
 from subnet_search.data.sources import Data, DataSpec, InputRange, load
 from subnet_search.data.split import Split
+from subnet_search.data.values import Values
 
 __all__ = [
     "AUGMENTATIONS",
@@ -19,6 +20,7 @@ __all__ = [
     "Items",
     "Labels",
     "Split",
+    "Values",
     "catalogue",
     "describe",
     "from_user",

@@ -128,7 +128,7 @@ def _check(path: Path, name: str, part: Mapping[str, Stored], train: Mapping[str
 
 
 def _batches(path: Path, part: Mapping[str, Stored], labels: Labels, mapped: bool) -> Any:
-    """A pair (inputs, labels) where one array has the name of inputs; otherwise a mapping."""
+    """A pair (inputs, labels) or inputs alone, where one array has the name of inputs; otherwise a mapping."""
     read: dict[str, Any] = {}
     for name, array in part.items():
         if mapped and array.mapped:
@@ -140,6 +140,8 @@ def _batches(path: Path, part: Mapping[str, Stored], labels: Labels, mapped: boo
     if key is not None and inputs is not None and len(part) == 2:
         pair = _channels_first(read[inputs]), read[key]
         return pair if mapped else tuple(map(as_tensor, pair))
+    if inputs is not None and len(part) == 1:
+        return read[inputs] if mapped else as_tensor(read[inputs])
     return read if mapped else {name: as_tensor(array) for name, array in read.items()}
 
 

@@ -82,7 +82,7 @@ class Batches:
 
     def batch(self, step: int) -> Any:
         """The prepared batch of training step `step`, counted from 0 over the whole run: for most data (inputs, labels)."""
-        batch = self._in_memory(step) if isinstance(self.split, Split) else self._read(step)
+        batch = self._in_memory(step) if isinstance(self.split, Split) else self._from_reader(step)
         if self.augment:
             inputs, *others = batch
             rng = torch.Generator(inputs.device)
@@ -108,7 +108,7 @@ class Batches:
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
         return self.split.batch(chosen)
 
-    def _read(self, step: int) -> Any:
+    def _from_reader(self, step: int) -> Any:
         """The batch of a step from a reader that is ahead of the training, if the last call was for the step before."""
         assert isinstance(self.split, Items)
         if step != self._next:

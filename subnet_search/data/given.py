@@ -59,7 +59,8 @@ def from_user(
 ) -> Data:
     """Data from tensors, a Dataset, a DataLoader, or a name; or from such parts.
 
-    Tensors are `(inputs, labels)`, each a tensor or nested tensors with one row for each item, or a mapping of tensors. Parts
+    Tensors are `(inputs, labels)`, each a tensor or nested tensors with one row for each item; a mapping of tensors; or, for
+    a task without class labels, one tensor such as token ids. Parts
     are `(train, val, test)`, `(train, val)` or `{"train": ..., "val": ..., "test": ...}`; val and test may be None or missing.
     Without a validation part, `val_fraction` of the training items are held out, and all copies of an item are in one part.
     The test part is read only when it is needed; `{"test": ...}` may be a function that returns it. With `all_is_test`, data
@@ -92,7 +93,7 @@ def from_user(
     if not parts and isinstance(data, str | DataSpec | dict) and not _is_batch(data):
         spec = DataSpec.of({**DataSpec.of(data).model_dump(exclude_unset=True), **set_here})
         return load(spec, labels, all_is_test)
-    read = partial(_read, kind=labels, workers=workers)
+    read = partial(_split_of, kind=labels, workers=workers)
     put = partial(assemble, spec, given=named is None, kind=labels)
     if parts:
         _refuse_shared_items(parts)
@@ -253,7 +254,7 @@ def _identities(data: Any) -> set[tuple[int, int]]:
             if isinstance(data.dataset, IterableDataset)
             else set(_located(data.dataset, _order(data)))
         )
-    if isinstance(data, tuple | list | dict):
+    if isinstance(data, tuple | list | dict | Tensor | np.ndarray):
         return _rows(next((one for one in _leaves(data)), None))
     if isinstance(data, TensorDataset):
         return _rows(data.tensors[0])
@@ -298,7 +299,7 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield id(data), index
 
 
-def _read(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
+def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
     """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
     if is_mapped(data):
         return _items(Rows(_flat_labels(data, kind)), kind.key, workers, scanned)
@@ -313,8 +314,8 @@ def _read(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True)
         if isinstance(labels, Tensor) and isinstance(inputs, Tensor) and labels.shape == (len(inputs), 1) and kind.classes:
             labels = labels.view(-1)
         return _checked(Split(inputs, labels), kind.classes), None
-    if _is_batch(data):
-        return Split(_tensors(data, "the data"), None), None
+    if _is_batch(data) or (isinstance(data, Tensor | np.ndarray) and not kind.classes):
+        return Split(map_tensors(_as_whole, _tensors(data, "the data")), None), None
     raise UserError(
         "data must be a name, a pair (inputs, labels), a Dataset or DataLoader, (train, val, test) of these, "
         f"or the result of subnet_search.load_data, got {type(data).__name__}"
@@ -344,6 +345,11 @@ def _as_input(inputs: Tensor) -> Tensor:
     if inputs.is_complex():
         raise UserError(f"inputs must be real numbers, got {inputs.dtype}")
     return inputs.float() if inputs.dtype in AS_FLOAT else inputs
+
+
+def _as_whole(tensor: Tensor) -> Tensor:
+    """Part of a whole batch, such as token ids: unsigned whole numbers as int64."""
+    return tensor.long() if tensor.dtype in AS_FLOAT and not tensor.is_floating_point() else tensor
 
 
 def _as_label(labels: Tensor) -> Tensor:
@@ -417,7 +423,7 @@ def _items(data: Any, label_key: str | None, workers: int | None, scanned: bool)
     except RunError as error:  # before training: the data is at fault
         raise UserError(str(error)) from error
     labels = None if seen.labels is None or seen.labels.is_floating_point() else seen.labels.long()
-    return replace(found, labels=labels, digest=seen.digest, range=seen.range), seen.sums
+    return replace(found, labels=labels, digest=seen.digest, range=seen.range, values=seen.values), seen.sums
 
 
 def _tensors(part: Any, what: str) -> Any:

@@ -22,6 +22,7 @@ from subnet_search.core.nested import length_of, moved, tensors_in
 from subnet_search.core.rng import derive
 from subnet_search.data.batch import split_batch
 from subnet_search.data.rows import Rows
+from subnet_search.data.values import Tally, Values
 
 Key = tuple[int | str, int]
 """The epoch ("val", "test" or "scan" outside of training) and the place of an item to read."""
@@ -40,6 +41,7 @@ class Items:
     workers   processes that read items; 0: this one
     labels    class indices (N,), where the labels are such
     weights   sampling weights (N,) float64 of training items; None: each item once an epoch
+    values    of labels and of inputs that are indices, over all items that were scanned: those held out later are counted too
     """
 
     dataset: Any
@@ -53,6 +55,7 @@ class Items:
     digest: str = ""
     device: torch.device | str = "cpu"
     range: tuple[str, float, float] | None = field(default=None, compare=False)
+    values: Mapping[str, Values] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -266,12 +269,13 @@ class Scan:
     labels: Tensor | None  # of the items, if they are one number each
     sums: Tensor | None  # sums of pixels and of their squares (N, 2, channels) int64, of uint8 images
     range: tuple[str, float, float] | None  # type, minimum and maximum of inputs that are one tensor
+    values: dict[str, Values]  # of labels, and of inputs that are indices
 
 
 def scan(items: Items, label_key: str | None = None) -> Scan:
     """Read every item once. Raises UserError for values that are not finite, RunError for an item that cannot be read."""
     hashed, labels, sums = hashlib.sha256(), list[Tensor](), list[Tensor]()
-    dtype, low, high, count = "", float("inf"), -float("inf"), 0
+    dtype, low, high, count, tally = "", float("inf"), -float("inf"), 0, Tally()
     mapped = isinstance(items.dataset, Rows)
     for batch in items.dataset.chunks() if mapped else items.batches("scan"):
         inputs, found = split_batch(batch, label_key)
@@ -282,6 +286,7 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
             hashed.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 _refuse_not_finite(tensor, count)
+        tally.add(inputs, found)
         if isinstance(found, Tensor) and found.dim() == 1:
             labels.append(found)
         if isinstance(inputs, Tensor):
@@ -296,6 +301,7 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
         torch.cat(labels) if sum(map(len, labels)) == len(items) else None,
         torch.cat(sums) if sums else None,
         (dtype, low, high) if dtype else None,
+        tally.found,
     )
 
 

@@ -4,9 +4,10 @@ The test split is read from disk only when `Data.test()` is called, so that trai
 accident.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from subnet_search.data.batch import Labels, prepared, split_batch
 from subnet_search.data.items import Items, statistics
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.data.split import Split
+from subnet_search.data.values import Values, values_of
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
@@ -169,6 +171,7 @@ class Data:
     class_names: tuple[str, ...] | None = None
     label_key: str | None = None  # of the labels in items that are mappings
     _test: Callable[[], Split | Items | None] = field(default=lambda: None, repr=False)
+    held_out: bool = False  # whether the validation items were held out of those that were given for training
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -203,6 +206,16 @@ class Data:
             tensors |= dict(tensors_in({f"{name}.{key}": value for key, value in parts.items()}))
         tensors |= {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
         return digest(tensors)
+
+    @cached_property
+    def values(self) -> dict[str, Mapping[str, Values]]:
+        """The values of labels, and of inputs that are indices, by part: train and val.
+
+        Where validation items were held out, there is only train, which counts them too.
+        """
+        if self.held_out:
+            return {"train": _values((self.train, self.val), self.label_key)}
+        return {"train": _values((self.train,), self.label_key), "val": _values((self.val,), self.label_key)}
 
     def labels(self) -> Tensor:
         """The class indices (N,) of the training items."""
@@ -311,6 +324,7 @@ def assemble(
         chosen = _held(labels, len(train), len(train) - spec.limit, 0, groups)
         train, labels = train.take(~chosen), None if labels is None else labels[~chosen]
         groups, sums = (None if part is None else part[~chosen] for part in (groups, sums))
+    held_out = val is None
     if val is None:
         held = _held(labels, len(train), round(spec.val_fraction * len(train)), spec.split_seed, groups)
         train, val = train.take(~held), train.take(held)
@@ -325,7 +339,13 @@ def assemble(
     else:
         mean, std = normalisation(name, spec.mean, spec.std, inputs if isinstance(inputs, Tensor) else torch.empty(0))
     names = None if class_names is None else tuple(class_names)
-    return Data(name, train, val, classes, mean, std, None if given else spec, names, kind.key, test)
+    return Data(name, train, val, classes, mean, std, None if given else spec, names, kind.key, test, held_out)
+
+
+def _values(parts: Sequence[Split | Items], label_key: str | None) -> Mapping[str, Values]:
+    if isinstance(parts[0], Items):  # found by the scan, of all items
+        return parts[0].values
+    return values_of(chain.from_iterable(part.batches("scan") for part in parts), label_key)
 
 
 def _labels(split: Split | Items, label_key: str | None) -> Tensor | None:

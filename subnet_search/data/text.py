@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,6 +17,7 @@ from subnet_search.data.given import from_user
 from subnet_search.data.items import Items
 from subnet_search.data.parts import files_of
 from subnet_search.data.sources import Data, DataSpec, Encoding, reads
+from subnet_search.data.values import Values
 
 BYTES = 256
 
@@ -48,7 +50,7 @@ def text(spec: DataSpec, labels: Labels, all_is_test: bool) -> Data:
     train, val, test = files_of(spec.path, "txt")
     if labels.classes:
         raise UserError(f"{spec.name} has no labels: set task: language_modeling")
-    content, held = _read(train, spec), None if val is None else _read(val, spec)
+    content, held = _content_of(train, spec), None if val is None else _content_of(val, spec)
     vocabulary = None
     if spec.tokens == "characters":
         vocabulary = spec.encoding.vocabulary if spec.encoding else "".join(map(chr, np.unique(content).tolist()))
@@ -60,14 +62,22 @@ def text(spec: DataSpec, labels: Labels, all_is_test: bool) -> Data:
     windows = partial(_windows, spec=spec, vocabulary=vocabulary)
     first = windows(train, content, "training")
     parts = {"train": first, "val": None if held is None else windows(val or train, held, "validation")}
-    read_test = None if test is None else lambda: windows(test, _read(test, spec), "test")
+    read_test = None if test is None else lambda: windows(test, _content_of(test, spec), "test")
     given = first if whole else {**parts, "test": read_test}
     found = from_user(given, labels=labels, workers=spec.workers, all_is_test=whole, named=spec)
     assert isinstance(found.train, Items)
     digest = hashlib.sha256(first.tokens.tobytes() + found.train.digest.encode()).hexdigest()
     last = float(BYTES if vocabulary is None else len(vocabulary)) - 1
-    train_items = replace(found.train, dataset=replace(first, shifted=True), digest=digest, range=("int64", 0.0, last))
-    return replace(found, train=train_items, class_names=None if vocabulary is None else tuple(vocabulary))
+    values = {path: _with_all(one, int(last) + 1) for path, one in found.train.values.items()}
+    shifted = replace(first, shifted=True)
+    training = replace(found.train, dataset=shifted, digest=digest, range=("int64", 0.0, last), values=values)
+    return replace(found, train=training, class_names=None if vocabulary is None else tuple(vocabulary))
+
+
+def _with_all(values: Values, vocabulary: int) -> Values:
+    """The values of tokens with the last token of the vocabulary as the largest, though the training text may not have it."""
+    counts = None if values.counts is None else F.pad(values.counts, (0, vocabulary - len(values.counts)))
+    return replace(values, high=float(vocabulary - 1), counts=counts)
 
 
 def _windows(path: Path, content: np.ndarray, part: str, *, spec: DataSpec, vocabulary: str | None) -> Windows:
@@ -79,7 +89,7 @@ def _windows(path: Path, content: np.ndarray, part: str, *, spec: DataSpec, voca
     return Windows(tokens, spec.context)
 
 
-def _read(path: Path, spec: DataSpec) -> np.ndarray:
+def _content_of(path: Path, spec: DataSpec) -> np.ndarray:
     """The code points (N,) uint32 of a text, or its bytes (N,) uint8."""
     with guarded(f"{path} is not a readable text"):
         content = path.read_bytes()

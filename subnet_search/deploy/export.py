@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import RunError, UserError, unknown
 from subnet_search.core.nested import moved
+from subnet_search.core.task_metrics import leading_in
 from subnet_search.core.tensor_files import save_tensors, write_atomically
 from subnet_search.data import Batches, prepare
 from subnet_search.deploy.benchmark import advice, counts, measured
@@ -27,6 +28,7 @@ from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
 from subnet_search.deploy.sparse_layers import Kind
 from subnet_search.nets import opened
 from subnet_search.structure.compact import compact, difference_between
+from subnet_search.tasks import Task
 from subnet_search.topology.units import parse
 
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
@@ -55,6 +57,7 @@ def export(
     *,
     network: nn.Module | str | None = None,
     data: Any = None,
+    task: Any = None,
     batch: int = 16,
     threads: int = 1,
     recalibrate: int = 0,
@@ -68,6 +71,7 @@ def export(
                   tensors, with its names and shapes
     network       as for `evaluate`: needed when the file's network is not one of ours or torchvision's
     data          for `recalibrate`, when the data of the run was passed from Python
+    task          for `recalibrate`, the run's task if it is one of your own
     batch         batch size for choosing sparse layers; also timed, in addition to 1, 16 and 256
     threads       CPU threads while timing
     recalibrate   number of training batches to compute new batch norm statistics from; 0: keep them
@@ -83,24 +87,27 @@ def export(
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
     if data is not None and not recalibrate:
         raise UserError("data is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
+    if task is not None and not recalibrate:
+        raise UserError("the task is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
     path, example = Path(out), subnetwork.inputs(2)
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
     if recalibrate:
-        _recalibrate(masked, subnetwork, data, recalibrate)
+        _recalibrate(masked, subnetwork, data, task_of_run(subnetwork, task), recalibrate)
     if to == "2:4" and torch.cuda.is_available():
         masked.cuda()
     front = partial(normalised, origin=subnetwork.origin) if normalise else _unchanged
     made = _make(subnetwork, masked, to, batch, threads, front)
     runs = made.runs if to == "onnx" else front(made.runs)
     nets = {"dense": front(masked), **made.beside, "exported": runs}
+    leading = leading_in(subnetwork.metrics)
     record: dict[str, Any] = {
         "to": to,
         "unit": subnetwork.origin.unit,
         "input": how_to_prepare(subnetwork.origin, normalise),
         "normalise": normalise,
         "normalisation": subnetwork.origin.normalisation,
-        **{key: subnetwork.metrics.get(key) for key in ("val_accuracy", "test_accuracy")},  # of the run
+        **{key: subnetwork.metrics.get(key) for key in (f"val_{leading}", f"test_{leading}")},  # of the run
         "difference": _check_outputs(masked, runs, to, subnetwork, normalise),
         "recalibrated": recalibrate,
         "whole": made.whole,
@@ -245,12 +252,12 @@ def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subn
     return difference
 
 
-def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, batches: int) -> None:
+def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, task: Task, batches: int) -> None:
     """Set batch norm statistics to their mean over this number of training batches. Raises UserError without batch norm."""
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         raise UserError("this network has no batch norm to recalibrate")
-    origin, task = subnetwork.origin, task_of_run(subnetwork)
+    origin = subnetwork.origin
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     source = Batches(data_of(subnetwork, data, task).train, mean, std, origin.recipe["batch_size"], origin.seed)
     momenta = [norm.momentum for norm in norms]

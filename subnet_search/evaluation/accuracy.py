@@ -1,13 +1,10 @@
 """Accuracy and calibration of a classifier."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from subnet_search.nets import logits_of
 
 
 @dataclass(frozen=True)
@@ -20,14 +17,6 @@ class Quality:
     balanced_accuracy: float  # mean of the accuracies of all classes that have items
     class_accuracy: list[float | None]  # of each class; None: no items
     ece: float  # expected calibration error, 15 bins of equal width (Guo et al. 2017, arXiv:1706.04599)
-
-
-@torch.no_grad()
-def outputs_of(
-    forward: Callable[[Tensor], Tensor], prepared: Callable[[Tensor], Tensor], inputs: Tensor, batch: int = 1000
-) -> Tensor:
-    """The logits (N, classes) of raw inputs (N, ...), each prepared first. The caller sets evaluation mode."""
-    return torch.cat([logits_of(forward(prepared(chunk))) for chunk in inputs.split(batch)])
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from subnet_search.core.settings import Settings
 from subnet_search.data import DataSpec
 from subnet_search.extraction.config_file import DEFAULTS
 from subnet_search.extractors import Extractor, create
-from subnet_search.nets import NetworkSpec
+from subnet_search.nets import NetworkSpec, file_sha256
 from subnet_search.tasks import Classification, Task, create_task
 from subnet_search.topology.units import parse
 from subnet_search.training import Recipe
@@ -123,9 +123,11 @@ class RunConfig(Settings):
     def resolve(self) -> "RunConfig":
         """A copy with all defaults filled in, including this machine's device and threads."""
         density = self.extractor.target_density
-        return self.model_copy(
-            update={"network": self.network.resolve(density), "recipe": self.recipe.resolve(self.extractor.published.recipe)}
-        )
+        recipe = self.recipe.resolve(self.extractor.published.recipe)
+        if (distill := recipe.distill) and distill.teacher:
+            found = file_sha256(distill.teacher, "recipe.distill.teacher", distill.teacher_sha256)
+            recipe = recipe.model_copy(update={"distill": distill.model_copy(update={"teacher_sha256": found})})
+        return self.model_copy(update={"network": self.network.resolve(density), "recipe": recipe})
 
     def dump(self) -> dict[str, Any]:
         """All values as plain types, for YAML and JSON."""

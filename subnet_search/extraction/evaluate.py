@@ -15,6 +15,7 @@ from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import corruption_table, noise_curve
 from subnet_search.nets import opened
+from subnet_search.tasks import Classification
 
 
 def evaluate(
@@ -33,9 +34,9 @@ def evaluate(
     network       a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
     data          another data set than the run's; images are normalised as in the run. Of data from Python without parts, the
                   split "test" is all of it
-    task          the run's task, if it is one of your own
-    noise         add accuracy under uniform noise
-    corruptions   add accuracy under common corruptions, by kind and severity
+    task          the run's task, if it is one of your own: an object, or `package.module:Name`
+    noise         add accuracy under uniform noise; for classification
+    corruptions   add accuracy under common corruptions, by kind and severity; for classification
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
                   (`compacted`)
@@ -48,13 +49,16 @@ def evaluate(
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()
     task = task_of_run(subnetwork, task)
+    if (noise or corruptions) and not isinstance(task, Classification):
+        raise UserError(f"accuracy under noise and corruptions needs the task classification, got {task.name}")
     given = data_of(subnetwork, data, task, all_is_test=split == "test")
-    one = origin.input_spec is None
+    one = origin.input_spec is None and not task.any_length
     if (one and given.shape != origin.shape) or (origin.logits is not None and given.classes > origin.classes):
         raise UserError(
             f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
             f"the subnetwork takes {origin.shape} and {origin.classes}"
         )
+    task.check_data(given)
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")

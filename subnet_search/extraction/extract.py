@@ -15,6 +15,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
+from subnet_search.extraction.teacher import with_teacher
 from subnet_search.extractors import Clock, Extractor
 from subnet_search.nets import NetworkSpec
 from subnet_search.tasks import load_data
@@ -33,6 +34,7 @@ def extract(
     unit: str | None = None,
     target: dict[str, float] | None = None,
     task: Any = None,
+    teacher: nn.Module | None = None,
     round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -50,8 +52,11 @@ def extract(
     init             initialisation: "signed_constant", "kaiming_normal", ...; default: keep the weights of a module
     unit             what is pruned together: "weight", "channel", "2:4", "block:16"; default: the method's first unit
     target           the density as a fraction of units, parameters or FLOPs: {"flops": 0.5}
-    task             a name such as "regression"; {"name": ..., setting: value}; or an object of your own with the methods
-                     loss(network, batch) and metrics(network, batch), see `tasks.UserTask`. Default: classification
+    task             classification (default), multi_label, regression, segmentation or language_modeling;
+                     {"name": ..., setting: value}; or an object of your own with the methods loss(network, batch) and
+                     metrics(network, batch), see `tasks.UserTask`
+    teacher          a trained module that takes the same inputs, whose outputs the network is trained on as well, with the
+                     settings of `recipe.distill`
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
@@ -76,9 +81,8 @@ def extract(
     if named:
         settings["data"] = data
     config = check(RunConfig, settings)
-    return run(
-        config, out, resume=resume, module=module, init=init or "keep", data=None if named else load_data(data, config.task)
-    )
+    given = None if named else load_data(data, config.task)
+    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher)
 
 
 def run(
@@ -90,6 +94,7 @@ def run(
     init: str = "keep",
     data: Data | None = None,
     densities: Sequence[float] = (),
+    teacher: nn.Module | None = None,
     save: bool = True,
     leased: bool = False,
     on_begin: Callable[[Masks], None] | None = None,
@@ -111,8 +116,9 @@ def run(
     See `extract` for the other arguments and errors.
     """
     config = config.resolve()
+    config = config if teacher is None else with_teacher(config, teacher)
     folder = RunFolder(Path(out) if out is not None else None, leased, save)
     folder.check_free()
     with on_threads(config.recipe.threads):
-        session = RunSession(config, folder, module=module, init=init, data=data, densities=densities)
+        session = RunSession(config, folder, module=module, init=init, data=data, densities=densities, teacher=teacher)
         return session.run(resume, on_begin, on_step, on_epoch, should_stop)

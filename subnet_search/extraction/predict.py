@@ -1,7 +1,6 @@
 """Predictions of a subnetwork or an exported network for new inputs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,18 @@ from torch import Tensor, nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError, guarded
+from subnet_search.core.nested import joined, length_of, rows_of, tensors_in
 from subnet_search.data import DataSpec, prepare, readers
 from subnet_search.data.tables import encode
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised
-from subnet_search.deploy.rebuild import dense_of
-from subnet_search.evaluation.accuracy import outputs_of
+from subnet_search.deploy.rebuild import dense_of, task_of_run
+from subnet_search.nets import call
+from subnet_search.tasks import Prediction, Task, task_names
+
+__all__ = ["Prediction", "predict"]
 
 ARRAYS = ("inputs", "images", "test_images")  # names in an npz file, the first that is there
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The predicted classes of inputs, and the probabilities of all classes."""
-
-    classes: Tensor  # (N,) int64
-    probabilities: Tensor  # (N, classes) float32
-    names: tuple[str, ...] | None  # of the classes, if the run's data had names
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The class (name or number) and its probability for each input, in plain values."""
-        chosen = self.probabilities.gather(1, self.classes.view(-1, 1)).view(-1).tolist()
-        found = self.classes.tolist()
-        return [
-            {"class": self.names[index] if self.names else index, "probability": probability}
-            for index, probability in zip(found, chosen, strict=True)
-        ]
 
 
 def predict(
@@ -45,44 +30,91 @@ def predict(
     inputs: Any,
     *,
     network: nn.Module | str | None = None,
-) -> Prediction:
-    """Predict the class of each input.
+) -> Any:
+    """Predict new inputs: a `Prediction`, or what the run's task predicts.
+
+    classification       Prediction: classes (N,), probabilities (N, classes), names
+    multi_label          MultiLabelPrediction: labels (N, labels) bool, probabilities, names
+    regression           RegressionPrediction: values (N,) or (N, targets)
+    segmentation         SegmentationPrediction: classes (N, H, W), probabilities (N, classes, H, W), names
+    language_modeling    NextTokenPrediction: the likeliest next tokens (N,), probabilities (N, vocabulary)
+    a task of your own   what the network returns
 
     inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
-              they were in training; or image files, or a folder of them, or an .npy or .npz file; or of a run on a table, a
-              .csv or .parquet file with its columns
+              they were in training; or image files, or a folder of them, or an .npy or .npz file, or of a run on a table a
+              .csv or .parquet file with its columns. A tuple or mapping of tensors or arrays, if the network takes several
+              inputs. For language_modeling, tokens (N, any length)
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
     """
     origin = subnetwork.origin
     net = subnetwork.on(dense_of(subnetwork, network)).eval()
+    built_in = (origin.task or {"name": "classification"})["name"] in task_names()
+    task: Task = task_of_run(subnetwork) if built_in else Task(name="own")
+    values = _checked(_values(inputs, origin), origin, task.any_length)
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    values = _values(inputs, origin)
-    if tuple(values.shape[1:]) != origin.shape:
-        raise UserError(f"the inputs have shape {tuple(values.shape[1:])}; the subnetwork takes {origin.shape}")
-    if mean is not None and values.dtype != torch.uint8:
-        raise UserError(f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}")
-    wanted = getattr(torch, origin.dtype)
-    if mean is None and not wanted.is_floating_point and values.is_floating_point():
-        raise UserError(f"the subnetwork takes indices ({origin.dtype}), got {values.dtype}")
-    if mean is None and wanted.is_floating_point:
-        values = values.to(wanted)
-    if values.is_floating_point() and not values.isfinite().all():
-        raise UserError("the inputs contain NaN or infinite values")
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)
-    with guarded("the network fails on these inputs"):
-        outputs = outputs_of(net, lambda chunk: prepare(chunk, *scaled), values)[:, : origin.classes]
-    probabilities = outputs.float().softmax(1)
-    return Prediction(probabilities.argmax(1), probabilities, origin.class_names)
+    found = []
+    with guarded("the network fails on these inputs"), torch.no_grad():
+        for start in range(0, length_of(values), task.predicted_at_once):
+            part = rows_of(values, start, start + task.predicted_at_once)
+            part = prepare(part, *scaled) if isinstance(part, Tensor) else part
+            found.append(task.answer(call(net, part), part))
+    return task.prediction(joined(found), origin.classes, origin.class_names)
 
 
-def _values(inputs: Any, origin: Origin) -> Tensor:
-    """The inputs as a tensor (N, ...)."""
+def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
+    """The inputs with the types of the run's. Raises UserError when their structure, shapes or types differ from those."""
+    if origin.input_spec is None:
+        if not isinstance(values, Tensor):
+            raise UserError(f"the inputs are a {type(values).__name__}; the subnetwork takes one tensor of {origin.shape}")
+        if tuple(values.shape[1:]) != origin.shape and not (any_length and values.dim() == 1 + len(origin.shape)):
+            raise UserError(f"the inputs have shape {tuple(values.shape[1:])}; the subnetwork takes {origin.shape}")
+        if origin.mean is not None and values.dtype != torch.uint8:
+            raise UserError(f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}")
+        if origin.mean is not None:
+            return values
+    wanted, given = (dict(tensors_in(one)) for one in (origin.inputs(1), values))
+    if wanted.keys() != given.keys():
+        got, names = (", ".join(name or "one tensor" for name in one) for one in (given, wanted))
+        raise UserError(f"the inputs are {got or 'empty'}; the subnetwork takes {names}")
+    for name, like in wanted.items():
+        tensor, what = given[name], f"the inputs {name}".rstrip()
+        if tensor.dim() != like.dim():
+            raise UserError(f"{what} have shape {tuple(tensor.shape)}; the subnetwork takes {('N', *like.shape[1:])}")
+        if not like.is_floating_point() and tensor.is_floating_point():
+            raise UserError(f"the subnetwork takes indices ({str(like.dtype).removeprefix('torch.')}), got {tensor.dtype}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{what} contain NaN or infinite values")
+    if len({len(tensor) for tensor in given.values()}) > 1:
+        raise UserError(f"the inputs have different lengths: {', '.join(str(len(tensor)) for tensor in given.values())}")
+    return _like(values, origin.inputs(1))
+
+
+def _like(values: Any, example: Any) -> Any:
+    """The inputs with the types of those of the run."""
+    if isinstance(values, Mapping):
+        return {name: _like(value, example[name]) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_like(*pair) for pair in zip(values, example, strict=True))
+    return values.to(example.dtype)
+
+
+def _values(inputs: Any, origin: Origin) -> Any:
+    """The inputs as a tensor (N, ...), or as nested tensors if the network takes several."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str | Path):
-        return _read([Path(path) for path in inputs], origin)
+        return _from_files([Path(path) for path in inputs], origin)
+    return _tensors(inputs, nested=origin.input_spec is not None)
+
+
+def _tensors(inputs: Any, nested: bool) -> Any:
+    if isinstance(inputs, Mapping):
+        return {str(name): _tensors(value, nested) for name, value in inputs.items()}
+    if nested and isinstance(inputs, tuple | list):
+        return tuple(_tensors(value, nested) for value in inputs)
     try:
         values = torch.as_tensor(inputs).detach().cpu()
     except Exception as error:  # arrays of any library
@@ -90,7 +122,7 @@ def _values(inputs: Any, origin: Origin) -> Tensor:
     return values.float() if values.dtype == torch.float64 else values
 
 
-def _read(paths: list[Path], origin: Origin) -> Tensor:
+def _from_files(paths: list[Path], origin: Origin) -> Any:
     [first, *others] = paths
     if not others and first.suffix in (".csv", ".parquet"):
         encoding = DataSpec.of(origin.data).encoding if origin.data else None
@@ -100,6 +132,8 @@ def _read(paths: list[Path], origin: Origin) -> Tensor:
     if not others and first.suffix in (".npy", ".npz"):
         with guarded(f"{first} is not a readable {first.suffix} file"):
             loaded = np.load(first, allow_pickle=False)
+            if first.suffix == ".npz" and origin.input_spec is not None:
+                return {name: torch.from_numpy(loaded[name]) for name in loaded}
             if first.suffix == ".npz":
                 name = next((name for name in ARRAYS if name in loaded), None)
                 if name is None:

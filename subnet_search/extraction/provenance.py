@@ -36,18 +36,30 @@ def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data
     Weights drawn from the run's seed are not hashed: the configuration determines them.
     """
     net, given = made if module is None else module, module is not None
+    structure, tensors = _parts_of(net)
+    return {
+        "network": structure,
+        "weights": digest(tensors) if given or init == "keep" else None,
+        "init": init if given else None,
+        "data": data.fingerprint,
+    }
+
+
+def module_sha256(net: nn.Module) -> str:
+    """A hash of a module's structure and state."""
+    structure, tensors = _parts_of(net)
+    return hashlib.sha256((structure + digest(tensors)).encode()).hexdigest()
+
+
+def _parts_of(net: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """A hash of a module's structure, and the tensors of its state."""
     state = net.state_dict()
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)}
     frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
     shapes = [[name, str(value.dtype), list(value.shape)] for name, value in tensors.items()]
     others = {name: repr(value) for name, value in state.items() if name not in tensors}
     structure = json.dumps([repr(net), shapes, others, frozen])
-    return {
-        "network": hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode()).hexdigest(),
-        "weights": digest(tensors) if given or init == "keep" else None,
-        "init": init if given else None,
-        "data": data.fingerprint,
-    }
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", structure).encode()).hexdigest(), tensors
 
 
 def _range(data: Data) -> tuple[float | None, float | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from subnet_search.artifact import Origin, Subnetwork
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.data import Data, Items, Split
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.extraction.provenance import named
@@ -39,7 +39,13 @@ def subnetworks(
         supernet.extractor = method
         record["test_error"] = problem
         if test is not None:
-            record[f"test_{supernet.task.leading}"] = evaluate(supernet, here, test)[supernet.task.leading]
+            try:
+                record[f"test_{supernet.task.leading}"] = evaluate(supernet, here, test)[supernet.task.leading]
+            except Interrupted:
+                raise
+            except RunError as error:  # items of a test split are not checked before
+                record["test_error"] = str(error)
+                log.warning("the test split was not measured: %s", error)
         found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
 

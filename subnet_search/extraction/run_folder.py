@@ -25,6 +25,7 @@ from subnet_search.artifact.mask_file import save_masks
 from subnet_search.artifact.subnetwork import INPUTS, Weights
 from subnet_search.core.documents import dump, plain, read_file, read_json
 from subnet_search.core.errors import RunError, UserError, reading
+from subnet_search.core.task_metrics import leading_in
 from subnet_search.core.tensor_files import header_of, remove_temporary, write_atomically
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten
@@ -242,8 +243,9 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 def _completed(written: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration with the defaults of keys that newer versions added."""
-    if {**(written.get("extractor") or {})}.get("name") != (wanted.get("extractor") or {}).get("name"):
-        return written  # another run; a method named in a file is not imported
+    named = [key for key in ("extractor", "task") if key == "extractor" or key in written]  # before 0.1.0 there was no task
+    if any({**(written.get(key) or {})}.get("name") != (wanted.get(key) or {}).get("name") for key in named):
+        return written  # another run; a method or task named in a file is not imported
     try:
         full = RunConfig.model_validate({key: value for key, value in written.items() if value is not None}).dump()
     except ValidationError:  # incomplete, or with keys that no longer exist
@@ -280,7 +282,8 @@ def _save_curve(curve: Mapping[float, Subnetwork], folder: Path | None, weights:
     for density, subnet in curve.items():
         path = _at_density(folder, density) if folder else None
         record = subnet.summary()
-        kept = ("density", "val_accuracy", "test_accuracy", "kept", "weights", "kept_macs", "collapsed", "sha256")
+        leading = leading_in(record)
+        kept = ("density", f"val_{leading}", f"test_{leading}", "kept", "weights", "kept_macs", "collapsed", "sha256")
         rows.append(
             {
                 "asked": density,

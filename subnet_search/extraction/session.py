@@ -17,6 +17,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import identity_of, origin_of
 from subnet_search.extraction.result import subnetworks
 from subnet_search.extraction.run_folder import RunFolder
+from subnet_search.extraction.teacher import check_distance, teacher_of
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
 from subnet_search.nets import NetworkSpec, build, check_batch_norm, initialise, make_dynamic, own_copy
@@ -38,6 +39,7 @@ class RunSession:
     init        initialisation of `module`
     data        the caller's data; None: the configuration's
     densities   also make a subnetwork at each of these from the learned relevance
+    teacher     the caller's teacher for `recipe.distill`
 
     Raises UserError for an invalid run, before anything is trained or written.
     """
@@ -51,6 +53,7 @@ class RunSession:
         init: str = "keep",
         data: Data | None = None,
         densities: Sequence[float] = (),
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config, self.folder, self.module = config, folder, module
         own_task = isinstance(config.task, UserTask) and not config.task.by_name
@@ -64,6 +67,8 @@ class RunSession:
         check_metrics(net, task, self.data.first())
         example = map_tensors(lambda tensor: tensor[:2], self.examples)
         self.origin = origin_of(config, spec, init, self.data, outputs, example)
+        teacher = teacher_of(config, net, self.origin.init, teacher)
+        check_distance(config, task, net, teacher, example)
         if folder.keeps_subnetwork:
             check_storable(config, self.origin.init)
         images = getattr(config.extractor, "images", None)  # batch size for gradients before training
@@ -80,7 +85,7 @@ class RunSession:
         )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         task = config.task.fitted(self.data, config.recipe.device)
-        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task)
+        self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task, teacher)
         self.example = moved(example, self.supernet.device)
         self.learners = at_densities(self.supernet, densities)
 

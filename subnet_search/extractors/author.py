@@ -3,144 +3,83 @@
 from subnet_search.extractors import author as ss
 """
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge as Ge
+from annotated_types import Gt as Gt
+from annotated_types import Le as Le
+from annotated_types import Lt as Lt
 
-from subnet_search.core.errors import UserError, invalid
-from subnet_search.core.search_domains import Int, OneOf, Real
-from subnet_search.core.tensor_files import load_tensors
-from subnet_search.extractors.base import Change, Extractor, Paper, Paradigm, Published, RelevanceLearner, Rewind
-from subnet_search.extractors.context import Clock, Network, Probe, Span, Tensors
-from subnet_search.extractors.fields import (
-    Allocation,
-    ChannelDensity,
-    Density,
-    DropFraction,
-    Every,
-    Grow,
-    Images,
-    Invert,
-    LearnedRescaling,
-    Normalise,
-    PhaseEnd,
-    PlainAllocation,
-    PlainScope,
-    Rescaling,
-    Rounds,
-    Scope,
-    Strength,
-    Until,
-)
-from subnet_search.extractors.registry import create, register
-from subnet_search.topology.budget import budget_penalty
-from subnet_search.topology.channels import Channels
-from subnet_search.topology.masks import Masks, unpack
-from subnet_search.topology.regrow import drop, grow, regrow
-from subnet_search.topology.samplers import bernoulli_gate, logistic_gate, straight_through
-from subnet_search.topology.schedules import cosine, cubic, geometric, linear, sigmoid
-from subnet_search.topology.scores import (
-    activity,
-    distances,
-    filter_norms,
-    gradient_flow,
-    inverted,
-    local_community,
-    magnitude,
-    magnitude_and_gradient,
-    map_ranks,
-    relative_importance,
-    saliency,
-    scales,
-)
-from subnet_search.topology.select import (
-    LayerDensities,
-    allocate,
-    count,
-    keep_by_layer,
-    keep_global,
-    layer_name,
-    sampled,
-    top_k,
-)
-from subnet_search.topology.units import EVERY_KIND, Units
-
-__all__ = [
-    "EVERY_KIND",
-    "Allocation",
-    "Change",
-    "ChannelDensity",
-    "Channels",
-    "Clock",
-    "Density",
-    "DropFraction",
-    "Every",
-    "Extractor",
-    "Ge",
-    "Grow",
-    "Gt",
-    "Images",
-    "Int",
-    "Invert",
-    "LayerDensities",
-    "Le",
-    "LearnedRescaling",
-    "Lt",
-    "Masks",
-    "Network",
-    "Normalise",
-    "OneOf",
-    "Paper",
-    "Paradigm",
-    "PhaseEnd",
-    "PlainAllocation",
-    "PlainScope",
-    "Probe",
-    "Published",
-    "Real",
-    "RelevanceLearner",
-    "Rescaling",
-    "Rewind",
-    "Rounds",
-    "Scope",
-    "Span",
-    "Strength",
-    "Tensors",
-    "Units",
-    "Until",
-    "UserError",
-    "activity",
-    "allocate",
-    "bernoulli_gate",
-    "budget_penalty",
-    "cosine",
-    "count",
-    "create",
-    "cubic",
-    "distances",
-    "drop",
-    "filter_norms",
-    "geometric",
-    "gradient_flow",
-    "grow",
-    "invalid",
-    "inverted",
-    "keep_by_layer",
-    "keep_global",
-    "layer_name",
-    "linear",
-    "load_tensors",
-    "local_community",
-    "logistic_gate",
-    "magnitude",
-    "magnitude_and_gradient",
-    "map_ranks",
-    "register",
-    "regrow",
-    "relative_importance",
-    "saliency",
-    "sampled",
-    "scales",
-    "sigmoid",
-    "straight_through",
-    "top_k",
-    "unpack",
-]
+from subnet_search.core.errors import UserError as UserError
+from subnet_search.core.errors import invalid as invalid
+from subnet_search.core.search_domains import Int as Int
+from subnet_search.core.search_domains import OneOf as OneOf
+from subnet_search.core.search_domains import Real as Real
+from subnet_search.core.tensor_files import load_tensors as load_tensors
+from subnet_search.extractors.base import Change as Change
+from subnet_search.extractors.base import Extractor as Extractor
+from subnet_search.extractors.base import Paper as Paper
+from subnet_search.extractors.base import Paradigm as Paradigm
+from subnet_search.extractors.base import Published as Published
+from subnet_search.extractors.base import RelevanceLearner as RelevanceLearner
+from subnet_search.extractors.base import Rewind as Rewind
+from subnet_search.extractors.context import Clock as Clock
+from subnet_search.extractors.context import Network as Network
+from subnet_search.extractors.context import Probe as Probe
+from subnet_search.extractors.context import Span as Span
+from subnet_search.extractors.context import Tensors as Tensors
+from subnet_search.extractors.fields import Allocation as Allocation
+from subnet_search.extractors.fields import ChannelDensity as ChannelDensity
+from subnet_search.extractors.fields import Density as Density
+from subnet_search.extractors.fields import DropFraction as DropFraction
+from subnet_search.extractors.fields import Every as Every
+from subnet_search.extractors.fields import Grow as Grow
+from subnet_search.extractors.fields import Images as Images
+from subnet_search.extractors.fields import Invert as Invert
+from subnet_search.extractors.fields import LearnedRescaling as LearnedRescaling
+from subnet_search.extractors.fields import Normalise as Normalise
+from subnet_search.extractors.fields import PhaseEnd as PhaseEnd
+from subnet_search.extractors.fields import PlainAllocation as PlainAllocation
+from subnet_search.extractors.fields import PlainScope as PlainScope
+from subnet_search.extractors.fields import Rescaling as Rescaling
+from subnet_search.extractors.fields import Rounds as Rounds
+from subnet_search.extractors.fields import Scope as Scope
+from subnet_search.extractors.fields import Strength as Strength
+from subnet_search.extractors.fields import Until as Until
+from subnet_search.extractors.registry import create as create
+from subnet_search.extractors.registry import register as register
+from subnet_search.topology.budget import budget_penalty as budget_penalty
+from subnet_search.topology.channels import Channels as Channels
+from subnet_search.topology.masks import Masks as Masks
+from subnet_search.topology.masks import unpack as unpack
+from subnet_search.topology.regrow import drop as drop
+from subnet_search.topology.regrow import grow as grow
+from subnet_search.topology.regrow import regrow as regrow
+from subnet_search.topology.samplers import bernoulli_gate as bernoulli_gate
+from subnet_search.topology.samplers import logistic_gate as logistic_gate
+from subnet_search.topology.samplers import straight_through as straight_through
+from subnet_search.topology.schedules import cosine as cosine
+from subnet_search.topology.schedules import cubic as cubic
+from subnet_search.topology.schedules import geometric as geometric
+from subnet_search.topology.schedules import linear as linear
+from subnet_search.topology.schedules import sigmoid as sigmoid
+from subnet_search.topology.scores import activity as activity
+from subnet_search.topology.scores import distances as distances
+from subnet_search.topology.scores import filter_norms as filter_norms
+from subnet_search.topology.scores import gradient_flow as gradient_flow
+from subnet_search.topology.scores import inverted as inverted
+from subnet_search.topology.scores import local_community as local_community
+from subnet_search.topology.scores import magnitude as magnitude
+from subnet_search.topology.scores import magnitude_and_gradient as magnitude_and_gradient
+from subnet_search.topology.scores import map_ranks as map_ranks
+from subnet_search.topology.scores import relative_importance as relative_importance
+from subnet_search.topology.scores import saliency as saliency
+from subnet_search.topology.scores import scales as scales
+from subnet_search.topology.select import LayerDensities as LayerDensities
+from subnet_search.topology.select import allocate as allocate
+from subnet_search.topology.select import count as count
+from subnet_search.topology.select import keep_by_layer as keep_by_layer
+from subnet_search.topology.select import keep_global as keep_global
+from subnet_search.topology.select import layer_name as layer_name
+from subnet_search.topology.select import sampled as sampled
+from subnet_search.topology.select import top_k as top_k
+from subnet_search.topology.units import EVERY_KIND as EVERY_KIND
+from subnet_search.topology.units import Units as Units

@@ -7,7 +7,7 @@ topology to keep). The network holds all state; a probe gives gradients before t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -84,12 +84,7 @@ class Published:
 
     def settings(self) -> str:
         """The recipe in one line, such as "lr 0.1, schedule cosine"."""
-        return settings_in_words(self.recipe)
-
-
-def settings_in_words(recipe: Mapping[str, Any]) -> str:
-    """Keys of a recipe with their values, in one line."""
-    return ", ".join(f"{key} {_value_in_words(value)}" for key, value in recipe.items())
+        return ", ".join(f"{key} {_value_in_words(value)}" for key, value in self.recipe.items())
 
 
 def _value_in_words(value: Any) -> str:
@@ -152,8 +147,8 @@ class Extractor(Settings, ABC):
 
     @property
     def needs_momentum(self) -> bool:
-        """Whether `step` reads `net.momentum`, which costs four bytes a weight."""
-        return False
+        """Whether `step` reads `net.momentum`, which costs four bytes a weight. Default: with `grow` "momentum"."""
+        return getattr(self, "grow", None) == "momentum"
 
     def looks_at(self, clock: Clock) -> bool:
         """Whether `step` reads `net.features` of the training step that begins at `clock`."""
@@ -256,12 +251,13 @@ class RelevanceLearner(Extractor):
         """The gates without random draws, under the masks that `finish` returned. Default: 1 where a unit is kept."""
         return {name: mask.to(next(iter(net.weights.values())).dtype) for name, mask in masks.items()}
 
-    def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:
-        """A loss in place of the cross-entropy with the labels; `dense()` gives the logits of all weights.
+    @property
+    def follows_dense(self) -> bool:
+        """Whether relevance is learned on the distance of the dense network's outputs from the sparse network's.
 
-        logits: (batch, classes). Default: None, the cross-entropy.
+        For classes this is the divergence D(sparse || dense). Default: it is learned on the task's loss.
         """
-        return None
+        return False
 
 
 def raised_intervals(extractor: Extractor, clock: Clock) -> dict[str, int]:

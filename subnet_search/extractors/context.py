@@ -1,6 +1,5 @@
 """What the hooks of an extractor are called with: the network, the clock of the run, and a probe of training data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeAlias
 
@@ -11,10 +10,9 @@ from torch import Tensor
 from subnet_search.core.errors import UserError
 from subnet_search.core.rng import derive, generator
 from subnet_search.topology.masks import Masks
+from subnet_search.topology.masks import Tensors as Tensors
 from subnet_search.topology.samplers import uniform_noise
 from subnet_search.topology.units import Units
-
-Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 class Network(Protocol):

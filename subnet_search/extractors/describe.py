@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +19,8 @@ def describe(name: str) -> dict[str, Any]:
     Raises UserError for an unknown name.
     """
     cls = get_extractor(name)
-    paper, paradigm = cls.paper, cls.paradigm
+    paper, paradigm = cls.paper, asdict(cls.paradigm)
+    units = paradigm.pop("units")
     return {
         "name": name,
         "summary": (inspect.getdoc(cls) or "").splitlines()[0],
@@ -26,14 +28,8 @@ def describe(name: str) -> dict[str, Any]:
         "cited": paper.short,
         "title": paper.title,
         "formula": paper.formula,
-        "paradigm": {
-            "mask_from": paradigm.mask_from,
-            "weights_from": paradigm.weights_from,
-            "schedule": paradigm.schedule,
-            "trains_after": paradigm.trains_after,
-            "learns": cls.learns,
-        },
-        "units": list(paradigm.units),
+        "paradigm": {**paradigm, "learns": cls.learns},
+        "units": list(units),
         "published": {
             "recipe": dict(cls.published.recipe),
             "settings": cls.published.settings(),

@@ -1,7 +1,7 @@
 """Reference networks, weight initialisation, and the weights that can be pruned."""
 
 from subnet_search.nets.batch_norm import check_batch_norm
-from subnet_search.nets.checkpoints import read_state
+from subnet_search.nets.checkpoints import put_state, read_state
 from subnet_search.nets.copying import own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
@@ -15,7 +15,7 @@ from subnet_search.nets.outputs import (
     logits_of,
     not_accepted,
 )
-from subnet_search.nets.spec import NetworkSpec, build, is_ours, network_names
+from subnet_search.nets.spec import NetworkSpec, build, file_sha256, is_ours, network_names
 from subnet_search.nets.weights import left_whole, prunable
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_batch_norm",
     "check_logits",
     "compared",
+    "file_sha256",
     "gated_layers",
     "initial_weight",
     "initialise",
@@ -43,6 +44,7 @@ __all__ = [
     "opened",
     "own_copy",
     "prunable",
+    "put_state",
     "read_state",
     "set_winners",
 ]

@@ -20,14 +20,16 @@ SHOWN = 3  # names in an error
 COUNTER = "num_batches_tracked"  # of batch norm: missing in old files, and not used in the forward pass
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, key: str = "network.state") -> dict[str, Tensor]:
     """The state dict in a .safetensors file or a torch file (.pt, .pth, .th, .bin), with the names in the file.
+
+    key: of the configuration that names the file, for messages.
 
     In a checkpoint it is the first of the keys `state_dict`, `model` and `ema`, up to two levels deep. Raises UserError for
     other files, and for a state dict with other objects than tensors.
     """
     if path.suffix not in SUFFIXES:
-        raise UserError(f"network.state is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, got {path}")
+        raise UserError(f"{key} is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, got {path}")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:

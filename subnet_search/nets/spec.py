@@ -81,9 +81,7 @@ class NetworkSpec(Settings):
         wanted = self.init_density or density
         if init == "scaled" and wanted is None:
             raise UserError("the initialisation 'scaled' needs a density: set extractor.density or network.init_density")
-        found = _sha256(Path(self.state).expanduser()) if self.state else None
-        if found and self.state_sha256 not in (None, found):
-            raise UserError(f"{self.state} has changed: its SHA-256 was {self.state_sha256}, now {found} (network.state)")
+        found = file_sha256(self.state, "network.state", self.state_sha256) if self.state else None
         density = wanted if init == "scaled" else None
         return self.model_copy(update={"init": init, "init_density": density, "state_sha256": found})
 
@@ -115,12 +113,20 @@ def build(
     return net
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(file: str, key: str, before: str | None = None) -> str:
+    """The SHA-256 of a file that a configuration names under `key`.
+
+    Raises UserError when it cannot be read, and when it differs from `before`.
+    """
+    path = Path(file).expanduser()
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open(path, "rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror} (network.state)") from error
+        raise UserError(f"cannot read {path}: {error.strerror} ({key})") from error
+    if before not in (None, found):
+        raise UserError(f"{file} has changed: its SHA-256 was {before}, now {found} ({key})")
+    return found
 
 
 def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int | None) -> nn.Module:

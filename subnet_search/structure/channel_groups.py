@@ -5,7 +5,7 @@ numerically by `verify_groups.py`, because the trace misses some dependencies, a
 """
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +66,9 @@ def couple(net: nn.Module, example: Any) -> Coupling:
 
 def _traced(net: nn.Module, example: Any) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """Groups; reasons why others cannot be removed; and for groups whose channels are reordered, the reason if they fail."""
-    shared = [name for name, count in _owners(net).items() if count > 1]
-    if shared:
+    layers = [module for _, module in net.named_modules(remove_duplicate=False)]
+    owners = Counter(parameter for layer in layers for parameter in layer.parameters(recurse=False))
+    if shared := [name for name, parameter in net.named_parameters() if owners[parameter] > 1]:
         raise UserError(f"cannot remove channels: {shared[0]} is shared between layers")
     try:
         traced = [list(group) for group in graph(net, example).get_all_groups()]
@@ -138,16 +139,6 @@ def _tenfold(tensor: Tensor) -> Tensor:
 
 def _untraceable(error: Exception) -> UserError:
     return UserError(f"cannot trace the channels of this network: {first_line(error)}")
-
-
-def _owners(net: nn.Module) -> dict[str, int]:
-    """The number of layers that hold each parameter."""
-    names, counts = dict[int, str](), defaultdict[int, int](int)
-    for module_name, module in net.named_modules(remove_duplicate=False):
-        for name, parameter in module.named_parameters(recurse=False):
-            names.setdefault(id(parameter), f"{module_name}.{name}")
-            counts[id(parameter)] += 1
-    return {names[key]: count for key, count in counts.items()}
 
 
 def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, str]:

@@ -74,8 +74,7 @@ def _gone(state: Mapping[str, Tensor], coupling: Coupling) -> dict[Group, Tensor
         read = torch.zeros(group.size, dtype=torch.bool)
         for channel_slice in group.slices:
             if channel_slice.reads:
-                used = state[channel_slice.tensor].detach().cpu().movedim(channel_slice.dim, 0).flatten(1).ne(0).any(1)
-                read |= used[channel_slice.index].any(1)
+                read |= channel_slice.sums(state[channel_slice.tensor].detach().cpu().ne(0)).ne(0)
         if not read.any():
             raise UserError(f"layer collapse: no weight reads any channel of {group.name}, so the network cannot be exported")
         if not read.all():

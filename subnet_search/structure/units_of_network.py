@@ -70,11 +70,7 @@ def _prices(
 def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Any) -> list[Group]:
     """The groups of channels that can be removed and that are read by prunable weights only."""
     coupling = couple(net, _inputs_to_trace(net, shape, example))
-    groups = [
-        group
-        for group in coupling.groups
-        if all(channel_slice.tensor in prunable for channel_slice in group.slices if channel_slice.reads)
-    ]
+    groups = [group for group in coupling.groups if all(one.tensor in prunable for one in group.slices if one.reads)]
     if not groups:
         why = "; they are read by weights that are not pruned" if coupling.groups else coupling.why
         raise UserError(f"this network has no channels that can be removed{why}")

@@ -14,6 +14,7 @@ from subnet_search.data import Data
 from subnet_search.evaluation.accuracy import quality
 from subnet_search.nets import call, check_logits, logits_of
 from subnet_search.tasks.base import LogitsTask, Network
+from subnet_search.tasks.predictions import Prediction
 
 
 class Classification(LogitsTask):
@@ -42,9 +43,12 @@ class Classification(LogitsTask):
             raise UserError("class weights must not be below 0, and not all be 0")
         return value
 
-    def fitted(self, data: Data, device: torch.device | str) -> Self:
+    def check_data(self, data: Data) -> None:
         if not data.classes:
             raise UserError(f"{data.name}: labels must be one class index for each input")
+
+    def fitted(self, data: Data, device: torch.device | str) -> Self:
+        self.check_data(data)
         weights = self.weights(data)
         found = self.model_copy()
         found._weights = None if weights is None else weights.to(device)
@@ -92,3 +96,7 @@ class Classification(LogitsTask):
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
         check_logits(output, outputs or 1, name, when)
+
+    def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> Prediction:
+        probabilities = answers[:, :outputs].float().softmax(1)
+        return Prediction(probabilities.argmax(1), probabilities, names)

@@ -9,9 +9,19 @@ from pydantic import ValidationError
 from subnet_search.core.errors import UserError, guarded, invalid, shown, unknown
 from subnet_search.tasks.base import Task
 from subnet_search.tasks.classification import Classification
+from subnet_search.tasks.language_modeling import LanguageModeling
+from subnet_search.tasks.multi_label import MultiLabel
+from subnet_search.tasks.regression import Regression
+from subnet_search.tasks.segmentation import Segmentation
 from subnet_search.tasks.user import UserTask
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+    "segmentation": Segmentation,
+    "language_modeling": LanguageModeling,
+}
 
 
 def task_names() -> list[str]:
@@ -26,6 +36,8 @@ def create_task(value: Any) -> Task:
     """
     if isinstance(value, Task):
         return value
+    if value is None:  # in the config.yaml of such a run
+        raise UserError("the task of this run was passed from Python: give its name, package.module:Name")
     if not isinstance(value, str | Mapping):
         return UserTask.of(value() if isinstance(value, type) else value)
     spec = {"name": value} if isinstance(value, str) else {"name": "classification", **value}

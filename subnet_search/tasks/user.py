@@ -27,6 +27,7 @@ class UserTask(Task):
     leading                   the metric that the best epoch is chosen by; default "loss", which is always measured
     directions                {metric: "minimize" or "maximize"} of metrics that a study optimises, and of `leading` (default
                               minimize for "loss")
+    distance(output, teacher_output, temperature)   a scalar tensor, for `recipe.distill`; may be absent
 
     `network` is called like the module. `batch` is what the collate function returns, on the run's device.
     """
@@ -46,6 +47,8 @@ class UserTask(Task):
         found._task, found._by_name = task, name is not None
         if found.leading not in found.directions:
             raise UserError(f"the task {found.name} must say in `directions` whether {found.leading} is to be maximized")
+        if found.leading == "error":  # records name it test_error, which says why the test split could not be read
+            raise UserError(f"the task {found.name}: the leading metric cannot be called error")
         for metric, direction in found.directions.items():
             if direction not in BOTH:
                 raise UserError(f"the task {found.name}: the direction of {metric} must be minimize or maximize")
@@ -67,6 +70,16 @@ class UserTask(Task):
     def loss(self, network: Network, batch: Any, label_smoothing: float = 0.0) -> Tensor:
         with self._failing("loss"):
             return self._task.loss(network, batch)  # type: ignore[no-any-return]
+
+    @property
+    def has_distance(self) -> bool:
+        return callable(getattr(self._task, "distance", None))
+
+    def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:
+        if not self.has_distance:
+            return super().distance(output, teacher, temperature)
+        with self._failing("distance"):
+            return self._task.distance(output, teacher, temperature)  # type: ignore[no-any-return]
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
         """The mean of each metric over all items; batches count by their number of items."""

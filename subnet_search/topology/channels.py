@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
-from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.masks import Masks, Tensors, alive
 from subnet_search.topology.scores import over_their_size
 from subnet_search.topology.select import LayerDensities, Shapes, keep_by_layer
-from subnet_search.topology.units import Tensors, Units
+from subnet_search.topology.units import Units
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class Slice:
     """(channels, width): the positions of each channel along `dim`."""
     reads: bool
     """True: the tensor takes the channels as inputs. False: it computes them."""
+
+    def values(self, tensor: Tensor) -> Tensor:
+        """The part of `tensor`, of the named tensor's shape, for each channel: (channels, width, numbers)."""
+        return tensor.movedim(self.dim, 0).flatten(1)[self.index.to(tensor.device)]
+
+    def sums(self, tensor: Tensor) -> Tensor:
+        """The sum of `values` for each channel, without a copy of them: (channels,)."""
+        return tensor.movedim(self.dim, 0).flatten(1).sum(1)[self.index.to(tensor.device)].sum(1)
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,7 @@ class Channels(Units):
         self.groups = tuple(groups)
         self.shapes = {group.name: (group.size,) for group in groups}
         self.steps = {group.name: _step(group.size, round_to) for group in groups}
-        self.slices = {
-            g.name: [channel_slice for channel_slice in g.slices if channel_slice.tensor in self.weights] for g in groups
-        }
+        self.slices = {group.name: [one for one in group.slices if one.tensor in self.weights] for group in groups}
 
     @property
     def exact(self) -> bool:
@@ -83,9 +89,6 @@ class Channels(Units):
     def pool(self, scores: Tensors) -> Tensors:
         return {name: self._mean(name, scores) for name in self.shapes}
 
-    def pool_magnitude(self, tensors: Tensors) -> Tensors:
-        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
-
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         return {name: over_their_size(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
 
@@ -94,17 +97,10 @@ class Channels(Units):
 
         tensors: of the weights' shapes.
         """
-        found = {}
-        for name, slices in self.slices.items():
-            rows = []
-            for channel_slice in slices:
-                if not channel_slice.reads:
-                    tensor = tensors[channel_slice.tensor]
-                    rows.append(
-                        tensor.movedim(channel_slice.dim, 0).flatten(1)[channel_slice.index.to(tensor.device)].flatten(1)
-                    )
-            found[name] = torch.cat(rows, 1)
-        return found
+        return {
+            name: torch.cat([one.values(tensors[one.tensor]).flatten(1) for one in slices if not one.reads], 1)
+            for name, slices in self.slices.items()
+        }
 
     def expand(self, units: Tensors) -> Tensors:
         return self._expanded(units, computing=True)
@@ -116,9 +112,6 @@ class Channels(Units):
     def _likely(self, relevance: Tensors) -> Masks:
         found = {name: m.detach() for name, m in relevance.items()}
         return self._in_steps(super()._likely(found), found, None)
-
-    def step(self, name: str) -> int:
-        return self.steps[name]
 
     def _chosen(self, ordered: Tensors, density: float, scope: str | LayerDensities, room: Mapping[str, int] | None) -> Masks:
         return self._in_steps(super()._chosen(ordered, density, scope, room), ordered, room)
@@ -146,8 +139,7 @@ class Channels(Units):
         total, weights = torch.zeros(()), 0
         for channel_slice in self.slices[name]:
             score = scores[channel_slice.tensor]
-            sums = score.movedim(channel_slice.dim, 0).flatten(1).sum(1)
-            total = total.to(score) + sums[channel_slice.index.to(score.device)].sum(1)
+            total = total.to(score) + channel_slice.sums(score)
             weights += score.numel() // score.shape[channel_slice.dim] * channel_slice.index.shape[1]
         return total / weights
 

@@ -1,10 +1,13 @@
 """Masks: a topology as one bool tensor for each prunable weight tensor, by parameter name."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 def alive(mask: Tensor) -> int:

@@ -1,14 +1,9 @@
 """Drop and grow: one topology change of dynamic sparse training, as a function of scores."""
 
 import math
-from collections.abc import Mapping
 
-from torch import Tensor
-
-from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.masks import Masks, Tensors, alive
 from subnet_search.topology.select import top_k
-
-Tensors = Mapping[str, Tensor]
 
 
 def regrow(masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:

@@ -1,13 +1,10 @@
 """Importance scores of weights and channels, computed from tensors. Selection keeps the highest scores."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from subnet_search.topology.masks import Tensors
 from subnet_search.topology.select import NotANumber
-
-Tensors = Mapping[str, Tensor]
 
 
 def magnitude(weights: Tensors) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
-from subnet_search.topology.masks import Masks, alive
+from subnet_search.topology.masks import Masks, Tensors, alive
 from subnet_search.topology.regrow import drop, grow
 from subnet_search.topology.scores import layer_adaptive
 from subnet_search.topology.select import (
@@ -29,7 +29,6 @@ from subnet_search.topology.select import (
     top_k,
 )
 
-Tensors = Mapping[str, Tensor]
 Measure = Literal["units", "parameters", "flops"]
 """What a density is a fraction of: units, parameters, or multiply-accumulates."""
 Normalise = Literal["layer", "none"]
@@ -53,6 +52,8 @@ class Units:
         self.weights = {name: tuple(shape) for name, shape in weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
         """Shapes of the tensors of units, by the name of a weight."""
+        self.steps: dict[str, int] = {}
+        """The number of units of a layer that is kept or pruned at a time, where it is more than one."""
         self.prices, self.whole = prices, whole
 
     # From weights to units and back. `scores` and `tensors` have the weights' shapes; results have the units' shapes.
@@ -63,7 +64,7 @@ class Units:
 
     def pool_magnitude(self, tensors: Tensors) -> Tensors:
         """The mean of |tensor| over each unit's weights. Single weights: the tensors unchanged, to be ranked by |.|."""
-        return tensors
+        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()}) if self.pooled else tensors
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         """Nonnegative scores of units, normalised so that layers are comparable. Single weights and n:m: unchanged.
@@ -153,13 +154,9 @@ class Units:
         total, ones = 0.0, {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
         for name, one in ones.items():
             less = one.clone()
-            less.view(-1)[: self.step(name)] = False
+            less.view(-1)[: self.steps.get(name, 1)] = False
             total = max(total, 1 - self.cost(Masks({**ones, name: less})))
         return total
-
-    def step(self, name: str) -> int:
-        """The number of units of a layer that is kept or pruned at a time."""
-        return 1
 
     @property
     def exact(self) -> bool:
@@ -273,9 +270,6 @@ class Blocks(Units):
 
     def pool(self, scores: Tensors) -> Tensors:
         return {name: self._sums(score) / self._sums(torch.ones_like(score)) for name, score in scores.items()}
-
-    def pool_magnitude(self, tensors: Tensors) -> Tensors:
-        return self.pool({name: tensor.detach().abs() for name, tensor in tensors.items()})
 
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         return {name: layer_adaptive(score.detach(), None if among is None else among[name]) for name, score in scores.items()}

@@ -2,7 +2,7 @@
 
 from subnet_search.training.checkpoint import Epoch
 from subnet_search.training.loop import Outcome, train
-from subnet_search.training.recipe import Recipe
+from subnet_search.training.recipe import Distill, Recipe
 from subnet_search.training.supernet import Supernet
 
-__all__ = ["Epoch", "Outcome", "Recipe", "Supernet", "train"]
+__all__ = ["Distill", "Epoch", "Outcome", "Recipe", "Supernet", "train"]

@@ -20,7 +20,7 @@ from subnet_search.data import Batches, Data, Items, Split, in_order
 from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
-from subnet_search.nets import left_whole, logits_of
+from subnet_search.nets import left_whole
 from subnet_search.tasks import Recorded, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
@@ -129,9 +129,13 @@ def training_step(
     supernet.net.train()
     extractor, network = supernet.extractor, Recorded(supernet.sampled(clock))
     loss = supernet.task.loss(network, batch, supernet.recipe.label_smoothing)
-    if isinstance(extractor, RelevanceLearner) and supernet.relevance:
-        replaced = extractor.objective(logits_of(network.output), lambda: logits_of(supernet.dense(network.sent())))
-        loss = loss if replaced is None else replaced
+    distill = supernet.recipe.distill
+    if isinstance(extractor, RelevanceLearner) and supernet.relevance and extractor.follows_dense:
+        loss = supernet.task.distance(supernet.dense(*network.args, **network.kwargs), network.output, 1.0)
+    elif distill:
+        target = supernet.taught(*network.args, **network.kwargs)
+        distance = supernet.task.distance(network.output, target, distill.temperature)
+        loss = (1 - distill.weight) * loss + distill.weight * distance
     if (penalty := extractor.penalty(supernet, clock)) is not None:
         loss = loss + penalty
     optimizer.zero_grad()
@@ -181,13 +185,15 @@ def _to_average(supernet: Supernet, learned: list[Tensor], loss: Tensor) -> Iter
 def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, Any]:
     """The task's metrics of the `finish` topology on a split of `data`; both on the supernet's device.
 
-    Must be called on every rank; rank 0 computes the result. Raises RunError when a metric is not a number.
+    Must be called on every rank; rank 0 computes the result. Raises RunError when the leading metric is not a number.
     """
     supernet.net.eval()
     found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
-    for name in supernet.task.directions:
-        if math.isnan(found.get(name, 0.0)):
-            raise RunError(f"the metric {name} of the task {supernet.task.name} is not a number (nan)")
+    task = supernet.task
+    if task.leading not in found:
+        raise RunError(f"the task {task.name} does not measure its leading metric {task.leading}")
+    if math.isnan(found[task.leading]):
+        raise RunError(f"the metric {task.leading} of the task {task.name} is not a number: try a lower learning rate")
     return found
 
 

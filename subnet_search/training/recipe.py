@@ -18,6 +18,23 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 
 
+class Distill(Settings):
+    """Train on the outputs of a teacher as well (Hinton et al. 2015, arXiv:1503.02531).
+
+    The loss is (1 - weight) * the task's loss + weight * the task's distance between the outputs of network and teacher. The
+    teacher is in evaluation mode, and its forward passes are counted in `passes`.
+    """
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the distance in the loss; the rest is the task's loss."""
+    temperature: Positive = 4.0
+    """Both outputs are divided by this before they are compared (not for regression)."""
+    teacher: str | None = None
+    """File of a subnetwork or state dict of the same network. Default: the network as the run begins, without masks."""
+    teacher_sha256: str | None = None
+    """Hash of the teacher, set when a run starts; a file that has changed since is refused."""
+
+
 class Recipe(Settings):
     """Training settings. Settings that are not set take the extractor's published value, then the default here.
 
@@ -53,9 +70,11 @@ class Recipe(Settings):
     gamma: Positive = 0.1
     """Factor on the learning rate at each milestone of the step schedule."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of the target distribution spread evenly over the classes."""
+    """Fraction of the target distribution spread evenly over the classes; without classes it changes nothing."""
     augment: tuple[str, ...] = ()
     """Any of crop, flip, cutout, applied in this order to training images."""
+    distill: Distill | None = None
+    """Train on the outputs of a teacher as well: {weight: 0.5, temperature: 4, teacher: FILE}. Default: on the task alone."""
     patience: int | None = Field(default=None, ge=1)
     """Early stopping after this many epochs without a better validation accuracy; the best epoch is kept. None: off."""
     allow_collapse: bool = True
@@ -112,6 +131,7 @@ class Recipe(Settings):
             f"step at {list(self.milestones)} by {self.gamma:g}" if self.schedule == "step" else self.schedule,
             f"weight decay {self.weight_decay:g}",
             *([f"label smoothing {self.label_smoothing:g}"] if self.label_smoothing else []),
+            *([f"distill {self.distill.weight:g} at temperature {self.distill.temperature:g}"] if self.distill else []),
             *([f"augment {', '.join(self.augment)}"] if self.augment else []),
             f"batch {self.batch_size}",
         ]

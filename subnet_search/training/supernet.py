@@ -16,7 +16,7 @@ from subnet_search.core.nested import map_tensors
 from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
-from subnet_search.nets import call, noting_saliency, prunable, set_winners
+from subnet_search.nets import call, noting_saliency, opened, own_copy, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
 from subnet_search.tasks import Classification, Network, Task
 from subnet_search.topology import rescale
@@ -49,15 +49,20 @@ class Supernet:
         seed: int,
         units: Units | None = None,
         task: Task | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         """units: the groups of weights that are kept or pruned together; default: single weights. task: default
-        classification.
+        classification. teacher: for `recipe.distill`; default: a copy of the network as it is now.
 
         Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
         """
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.extractor, self.recipe, self.seed, self.task = extractor, recipe, seed, task or Classification()
+        self.teacher: nn.Module | None = None
+        if recipe.distill:
+            own = own_copy(teacher or opened(net)).eval().requires_grad_(False)
+            self.teacher = own.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.weights: dict[str, Tensor] = dict(prunable(net))
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(
@@ -139,11 +144,19 @@ class Supernet:
         return lambda *args, **kwargs: self._forward(effective, args, kwargs)
 
     @torch.no_grad()
-    def dense(self, inputs: Any) -> Any:
+    def dense(self, *args: Any, **kwargs: Any) -> Any:
         """The output with all weights, without gradients; running statistics are not changed."""
         self.passes += Passes(forward=1)
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        return call(lambda *args, **kwargs: self._forward(buffers, args, kwargs), inputs)
+        return self._forward(buffers, args, kwargs)
+
+    @torch.no_grad()
+    def taught(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the teacher, without gradients."""
+        self.passes += Passes(forward=1)
+        teacher = self.teacher
+        assert teacher is not None, "recipe.distill is not set"
+        return self._forward({}, args, kwargs, lambda _, args, kwargs: teacher(*args, **kwargs))
 
     @torch.no_grad()
     def effective_weights(self, masks: Masks) -> dict[str, Tensor]:

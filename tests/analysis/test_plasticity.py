@@ -95,8 +95,8 @@ def test_a_branch_is_what_a_whole_run_would_have_been(whole, index):
     record, seen = whole[index], []
     prune = Prune(at=record["step"], density=round(1 - record["rate"], 12), regrow=record["regrow"])
     train(supernet(prune, mlp(), seed=5, **FAST), points(300), 5, on_epoch=seen.append)
-    assert seen[record["step"] // 6 - 1].val_accuracy == record["accuracy_before"]
-    assert seen[record["end"] // 6 - 1].val_accuracy == record["accuracy_after"]
+    assert seen[record["step"] // 6 - 1].metrics["val_accuracy"] == record["accuracy_before"]
+    assert seen[record["end"] // 6 - 1].metrics["val_accuracy"] == record["accuracy_after"]
     assert seen[record["end"] // 6 - 1].density == record["density"]
 
 
@@ -104,8 +104,8 @@ def test_the_unpruned_network_is_the_dense_run(whole):
     seen = []
     train(supernet(Prune(), mlp(), seed=5, **FAST), points(300), 5, on_epoch=seen.append)
     for record in whole:
-        assert record["accuracy_before"] == seen[record["step"] // 6 - 1].val_accuracy
-        assert record["accuracy_unpruned"] == seen[record["end"] // 6 - 1].val_accuracy
+        assert record["accuracy_before"] == seen[record["step"] // 6 - 1].metrics["val_accuracy"]
+        assert record["accuracy_unpruned"] == seen[record["end"] // 6 - 1].metrics["val_accuracy"]
 
 
 def test_right_after_pruning_nothing_was_trained(whole):

@@ -204,3 +204,18 @@ def test_evaluate_and_predict_encode_other_tables_as_the_run_did(tmp_path, monke
     table(tmp_path, "b\ny\n", "less.csv")
     with pytest.raises(UserError, match=r"unknown column 'a' \(less.csv\): valid: b"):
         ss.predict(subnet, "less.csv", network=net)
+
+
+def test_a_regression_on_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path, "a,b,y\n" + "".join(f"{i},{'xyz'[i % 3]},{i / 10}\n" for i in range(40)))
+    config = ss.RunConfig(
+        data={"name": "csv:table.csv", "target": "y"},
+        task="regression",
+        extractor={"name": "magnitude", "density": 0.5},
+        recipe={"epochs": 60, "batch_size": 8, "lr": 0.05, "threads": 1, "device": "cpu"},
+    )
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+    subnet = ss.run(config, tmp_path / "run", module=net)
+    assert ss.evaluate(subnet, "val", network=net)["r2"] > 0.5
+    assert ss.predict(subnet, "table.csv", network=net).values.shape == (40,)

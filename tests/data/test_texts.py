@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+import subnet_search as ss
 from subnet_search.core.errors import UserError
 from subnet_search.data import Batches, Labels, describe, load
 
@@ -90,3 +92,19 @@ def test_a_task_with_class_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match="context: only for text:FILE, and the data is digits"):
         load({"name": "digits", "context": 3})
     assert describe(f"text:{tmp_path}/a.txt")["shape"] == [65]
+
+
+def test_a_network_learns_a_text_and_is_evaluated_on_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("abcd" * 200 + "e" * 9)  # e is in the validation text only
+    net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+    config = ss.RunConfig(
+        data={"name": "text:a.txt", "context": 8},
+        task="language_modeling",
+        extractor={"name": "magnitude", "density": 0.5},
+        recipe={"epochs": 20, "batch_size": 8, "lr": 1.0, "threads": 1, "device": "cpu"},
+    )
+    subnet = ss.run(config, tmp_path / "run", module=net)
+    assert subnet.origin.class_names == tuple("abcde")
+    (tmp_path / "b.txt").write_text("bcda" * 40)
+    assert ss.evaluate(subnet, "test", network=net, data="text:b.txt")["perplexity"] < 1.5

@@ -129,3 +129,85 @@ def test_mistakes_are_one_line(folder, capsys, monkeypatch):
         err = command(capsys, *words, code=2)
         assert message in err
         assert err.count("\n") == 1
+
+
+class Two(torch.nn.Module):
+    """Numbers and a mask, by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, numbers, mask):
+        return self.layer(numbers * mask)
+
+
+def test_nested_inputs(tmp_path, capsys):
+    rng = torch.Generator().manual_seed(0)
+    numbers, mask = torch.randn(60, 4, generator=rng), torch.rand(60, 4, generator=rng) < 0.5
+    data = {"numbers": numbers, "mask": mask, "labels": (numbers[:, 0] > 0).long()}
+    subnet = ss.extract(Two(), data, "snip", density=0.5, recipe=RECIPE, out=tmp_path / "run")
+    given = {"numbers": numbers[:5].double().numpy(), "mask": mask[:5].int()}
+    found = ss.predict(subnet, given)
+    assert torch.allclose(found.probabilities, subnet.network().eval()(numbers[:5], mask[:5]).softmax(1))
+    file = tmp_path / "run" / "subnetwork.safetensors"
+    assert torch.equal(ss.predict(ss.Subnetwork.load(file), given, network=Two()).classes, found.classes)
+    for wrong, message in (
+        (numbers, "the inputs are one tensor; the subnetwork takes numbers, mask"),
+        ({"numbers": numbers}, "the inputs are numbers; the subnetwork takes numbers, mask"),
+        ({**given, "numbers": numbers[:5, 0]}, r"the inputs numbers have shape \(5,\); the subnetwork takes \('N', 4\)"),
+        ({**given, "mask": numbers[:5]}, r"the subnetwork takes indices \(bool\), got torch\.float32"),
+        ({**given, "numbers": numbers[:5] * float("inf")}, "the inputs numbers contain NaN or infinite values"),
+        ({**given, "numbers": numbers}, "the inputs have different lengths: 60, 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ss.predict(subnet, wrong)
+    with pytest.raises(UserError, match=r"the inputs are a dict; the subnetwork takes one tensor of \(10,\)"):
+        ss.predict(ss.extract(mlp(), points(), "random", recipe=RECIPE), given)
+
+
+class Own:
+    def loss(self, network, batch):
+        return sum(output.square().mean() for output in network(batch[0]))
+
+
+class Outputs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x), x[:, 0]
+
+
+def make(**_):
+    torch.manual_seed(0)
+    return Outputs()
+
+
+def test_a_task_of_your_own_gives_what_the_network_returns(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = torch.randn(30, 4)
+    subnet = ss.extract(make(), (inputs, inputs), "snip", task=Own(), recipe=RECIPE, out=tmp_path / "run")
+    one, other = ss.predict(subnet, inputs)
+    assert torch.equal(other, inputs[:, 0])
+    assert one.shape == (30, 2)
+    np.save("new.npy", inputs[:2].numpy())
+    words = ["run/subnetwork.safetensors", "new.npy", "--network", "test_predict:make", "--json"]
+    rows = json.loads(command(capsys, *words))
+    assert [sorted(row) for row in rows] == [["0", "1", "input"]] * 2
+    assert rows[0]["1"] == pytest.approx(inputs[0, 0].item())
+
+
+def test_the_command_for_other_tasks(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = torch.randint(0, 255, (40, 1, 8, 8), dtype=torch.uint8)
+    labels = {"multi_label": (images[:, 0, 0, :3] > 128).long(), "regression": images[:, 0, 0, 0].float()}
+    np.save("new.npy", images[:2, 0].numpy())
+    for task, keys in (("multi_label", {"labels", "probabilities"}), ("regression", {"value"})):
+        recipe = ss.Recipe(epochs=1, threads=1, lr=1e-4, device="cpu")
+        ss.extract("small_conv", (images, labels[task]), "snip", task=task, recipe=recipe, out=task)
+        rows = json.loads(command(capsys, f"{task}/subnetwork.safetensors", "new.npy", "--json"))
+        assert [set(row) for row in rows] == [{"input"} | keys] * 2
+        assert len(command(capsys, f"{task}/subnetwork.safetensors", "new.npy").splitlines()) == 3

@@ -23,6 +23,7 @@ from subnet_search.extractors.methods.early_bird import distance
 from subnet_search.extractors.methods.sr_ste import straight_through
 from subnet_search.extractors.methods.taylor import importance
 from subnet_search.structure.units_of_network import units_of
+from subnet_search.tasks import Classification
 from subnet_search.topology.scores import distances, filter_norms, map_ranks, scales
 from subnet_search.topology.select import keep_global
 from subnet_search.training import Supernet, train
@@ -196,7 +197,8 @@ def test_concrete_balances_gradients(logits, gradient, density, balanced):
 def test_concrete_divergence():
     """tanayarora09/TLAB search/concrete.py:KldLogit._compute_loss with reverse_kld."""
     sparse, dense = torch.tensor([[0.5, 0.5, -0.5], [0, 1, 2]]), torch.tensor([[1.0, 0, -1], [0.5, 2, 0]])
-    assert create("concrete").objective(sparse, lambda: dense).item() == pytest.approx(0.5313901, abs=1e-6)
+    assert create("concrete").follows_dense
+    assert Classification().distance(dense, sparse, 1.0).item() == pytest.approx(0.5313901, abs=1e-6)
 
 
 # --- before training ---

@@ -11,6 +11,7 @@ from toys import accuracy, conv_bn, mlp, pictures, points, run_config, supernet
 from subnet_search import Masks, Recipe, RunConfig
 from subnet_search.core.errors import UserError
 from subnet_search.extractors import Clock, create
+from subnet_search.tasks import Classification
 from subnet_search.topology.masks import alive
 from subnet_search.topology.select import count
 from subnet_search.topology.units import Units
@@ -185,11 +186,12 @@ def test_concrete_by_hand():
 
 def test_concrete_reverse_divergence_by_hand():
     # Sparse (1/4, 3/4), dense (1/2, 1/2): 1/4 log(1/2) + 3/4 log(3/2).
-    found = create("concrete").objective(torch.tensor([[0.0, math.log(3)]]), lambda: torch.zeros(1, 2))
+    found = Classification().distance(torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]]), 1.0)
     assert found.item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
     # It is not symmetric: the forward divergence would be 1/2 log(2) + 1/2 log(2/3).
     assert found.item() != pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=0.05)
-    assert create({"name": "concrete", "loss": "task"}).objective(torch.zeros(1, 2), lambda: torch.zeros(1, 2)) is None
+    assert create("concrete").follows_dense
+    assert not create({"name": "concrete", "loss": "task"}).follows_dense
 
 
 @pytest.mark.parametrize(("density", "added"), [(0.25, 5 / math.sqrt(8)), (0.5, 0.0)])

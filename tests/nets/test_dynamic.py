@@ -11,7 +11,6 @@ from toys import conv_bn, pictures
 import subnet_search as ss
 from subnet_search.core.errors import UserError
 from subnet_search.data import prepare
-from subnet_search.evaluation.accuracy import outputs_of
 from subnet_search.evaluation.cost import layer_macs, on_average
 from subnet_search.extractors import Clock, create
 from subnet_search.nets import NetworkSpec, build, gated_layers, make_dynamic, noting_saliency, opened, set_winners
@@ -182,7 +181,7 @@ def test_a_run_from_gates_to_file(tmp_path):
     alone = torch.cat([loaded(one[None].float()) for one in data.val.inputs])
     torch.testing.assert_close(alone, loaded(data.val.inputs.float()), rtol=1e-4, atol=1e-3)
     assert not gated_layers(net)
-    assert outputs_of(loaded, lambda x: prepare(x, data.mean, data.std), data.val.inputs).shape == (len(data.val), 3)
+    assert loaded(prepare(data.val.inputs, data.mean, data.std)).shape == (len(data.val), 3)
 
 
 def test_the_penalty_makes_filters_less_salient():

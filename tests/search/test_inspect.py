@@ -18,6 +18,7 @@ from subnet_search.cli import main
 from subnet_search.cli.render import format
 from subnet_search.cli.render.progress import _ending as ending
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
 from subnet_search.search.queries.importance import importance
 from subnet_search.search.queries.queries import (
     find_trial,
@@ -38,6 +39,7 @@ from subnet_search.search.storage.ranking import HIGHER_IS_BETTER, best_ranked, 
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.write import insert_trials
+from subnet_search.tasks import Classification
 
 LR, METHOD = FloatDistribution(0.01, 1.0, log=True), CategoricalDistribution(["rigl", "gumbel"])
 EVERY = FloatDistribution(1.0, 9.0)
@@ -78,7 +80,8 @@ def trial(state="COMPLETE", value=None, lr=0.1, beyond=None, reported=None, para
 
 def study_of(*trials, name="toy", objective=("val_accuracy",), spec=SPEC, directions=None):
     storage = open_storage(DEFAULT_STORAGE, create=True)
-    directions = directions or ["maximize" if one in HIGHER_IS_BETTER else "minimize" for one in objective]
+    higher = {*HIGHER_IS_BETTER, *CLASSIFICATION.maximized}
+    directions = directions or ["maximize" if one in higher else "minimize" for one in objective]
     study = optuna.create_study(storage=storage, study_name=name, directions=directions)
     if spec is not None:
         study.set_metric_names(list(objective))
@@ -128,7 +131,8 @@ def from_json(capsys, *words):
 
 def test_names_that_are_written_twice_are_the_same():
     ours = {name for name, measure in MEASURES.items() if measure.direction == "maximize"}
-    assert ours == set(HIGHER_IS_BETTER) - {"test_accuracy"}
+    assert ours == set(HIGHER_IS_BETTER)
+    assert TaskMetrics.of(Classification()) == CLASSIFICATION
 
 
 # Single trials

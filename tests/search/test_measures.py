@@ -23,7 +23,8 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field, only_begins
 from subnet_search.nets import build, gated_layers
-from subnet_search.search.spec.metrics import MEASURES, at_epoch, before_training, measure, of_topology, parse_constraint
+from subnet_search.search.spec.metrics import at_epoch, before_training, measure, measures_of, of_topology, parse_constraint
+from subnet_search.tasks import Classification
 
 DATA = load({"name": "digits", "limit": 200})
 TOPOLOGY = ("density", "parameters", "flops", "flops_ratio")
@@ -96,8 +97,9 @@ def test_every_measure_of_a_run(gumbel):
     def never():
         raise AssertionError("test data was opened")
 
-    values = measure(MEASURES, gumbel, replace(DATA, _test=never))
-    assert list(values) == list(MEASURES)
+    names = list(measures_of(Classification()))
+    values = measure(names, gumbel, replace(DATA, _test=never))
+    assert list(values) == names
     judged = evaluate(gumbel, data=DATA, noise=True)
     assert values["val_accuracy"] == judged["accuracy"] == gumbel.metrics["val_accuracy"]
     assert values["val_nll"] == pytest.approx(judged["nll"])
@@ -162,8 +164,9 @@ def test_epochs_say_what_the_run_says():
     epochs = []
     subnet = finished({"name": "rigl", "density": 0.2}, on_epoch=epochs.append)
     assert len(epochs) == 3
-    assert at_epoch(epochs[-1]) == measure(("val_accuracy", "val_nll"), subnet, DATA)
-    assert set(at_epoch(epochs[0])) == {name for name, kind in MEASURES.items() if kind.available == "epoch"}
+    assert at_epoch(epochs[-1]) == measure(at_epoch(epochs[-1]), subnet, DATA)
+    available = {name for name, kind in measures_of(Classification()).items() if kind.available == "epoch"}
+    assert set(at_epoch(epochs[0])) == available
 
 
 @pytest.mark.slow

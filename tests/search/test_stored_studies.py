@@ -331,6 +331,13 @@ def test_a_run_folder_imports_what_is_allowed(trap, capsys):
         ({"data": "cifar100", "data.root": {"choice": ["data", "../x"]}}, {"cifar100"}),
         ({"data": {"name": "fashion_mnist", "root": "/usr/../nowhere"}}, {"fashion_mnist"}),
         ({"data": {"name": "npz:x.npz", "root": "/nowhere"}}, set()),
+        ({"task": "regression"}, set()),
+        ({"task": "a.b:Task"}, {"a.b:Task"}),
+        ({"task": {"name": "a.b:Task", "weight": 2, "labels": "x:y"}}, {"a.b:Task"}),
+        ({"task.name": {"choice": ["classification", "a:B"]}}, {"a:B"}),
+        ({"data": "a.b:make"}, {"a.b:make"}),
+        ({"data": {"name": "a.b:make", "options": {"n": 1}}}, {"a.b:make"}),
+        ({"data": {"choice": ["csv:x.csv", "parquet:y", "text:z", "image_folder:d", "c:d"]}}, {"c:d"}),
         ([], set()),
         (None, set()),
     ],
@@ -339,6 +346,27 @@ def test_what_values_of_a_run_would_import(values, names):
     assert imports_of(values) == names
     assert imports_of_spec({"run": values, "space": {}}) == names
     assert imports_of_spec({"run": {}, "space": values}) == names
+
+
+@pytest.mark.parametrize("part", ["task", "extractor"])
+def test_a_run_folder_imports_nothing_before_that_is_allowed(part, trap, capsys):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(f"{part}: {{name: trap_of_tests:Mine}}\n")
+    refused = "run/config.yaml imports trap_of_tests:Mine"
+    assert refused in command(capsys, "extract", "--resume", "--out", "run", code=2)
+    assert not trap()
+
+
+def test_a_stored_study_imports_no_task_that_is_not_allowed(trap, capsys):
+    study = prepare_study(spec(), URL)
+    stored = plain_spec(study)
+    study.set_user_attr("spec", json.dumps({**stored, "run": {**stored["run"], "task": "trap_of_tests:Task"}}))
+    refused = "the study 'toy' imports trap_of_tests:Task, which a stored configuration may do only with --allow-import"
+    assert refused in command(capsys, "study", "run", "toy", code=2)
+    assert refused in command(capsys, "study", "worker", "toy", code=2)
+    for page in ("show", "trials", "reap", "list"):
+        command(capsys, "study", page, *(["toy"] if page != "list" else []))
+    assert not trap()
 
 
 def test_a_stored_study_downloads_nothing(capsys, monkeypatch):
@@ -475,6 +503,7 @@ LIES = [
     cells("study_user_attributes", "value_json", "'\"{}\"'", "key = 'spec'"),
     cells("study_user_attributes", "value_json", "'\"{'", "key = 'spec'"),
     cells("study_user_attributes", "value_json", "'7'"),
+    "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'task', '{\"leading\": \"[/x]\"}')",
     cells("trial_user_attributes", "value_json", "'7'"),
     cells("trial_user_attributes", "value_json", "'{'", "key = 'config'"),
     cells("trial_user_attributes", "value_json", "'\"x\"'"),

@@ -4,10 +4,24 @@ from typing import Annotated
 
 import typer
 
+from subnet_search.core.errors import UserError
+
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "-s", "--set", metavar="KEY=VALUE", help="Set any key of the configuration, for example recipe.epochs=5; VALUE is YAML."
     ),
 ]
+Task = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The run's task, if it is one of your own: package.module:Name.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...]:
+    """Parse the comma-separated numbers of an option."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise UserError(f"{option} takes numbers separated by commas, got {text!r}") from error

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
+from subnet_search.cli.commands._options import Json, Set, numbers
 from subnet_search.cli.render import format
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
 
 Numbers = "NUMBER,..."
 
@@ -44,15 +45,18 @@ def plasticity(
     plan = Plan(numbers("--at", at), numbers("--rate", rate), epochs, regrow)
     settings = read_config(RunConfig, config, set_ or ())
     folder = out or free_folder("plasticity")
-    with _follow(json, f"the same command with --out {folder}") as callbacks:
+    leading = settings.task.leading
+    with _follow(json, f"the same command with --out {folder}", leading) as callbacks:
         records = run(settings, plan, folder, **callbacks)
     if json:
         format.print_json(records)
     else:
-        columns = {"at": "at", "step": "step", "rate": "pruned", "regrow": "regrown", "accuracy_before": "before"}
-        columns |= {"accuracy_pruned": "after", "accuracy_after": f"+{epochs} epochs", "accuracy_won_back": "won back"}
-        format.table(records, {**columns, "accuracy_unpruned": "unpruned", "accuracy_difference": "difference"})
-        format.console.print(f"\nValidation accuracy; in {folder}/plasticity.json", markup=False, soft_wrap=True)
+        columns = {"at": "at", "step": "step", "rate": "pruned", "regrow": "regrown"}
+        moments = {"before": "before", "pruned": "after", "after": f"+{epochs} epochs", "won_back": "won back"}
+        moments |= {"unpruned": "unpruned", "difference": "difference"}
+        format.table(records, columns | {f"{leading}_{key}": heading for key, heading in moments.items()})
+        name = in_words(leading, "validation").capitalize()
+        format.say(f"\n{name}; in {folder}/plasticity.json")
     if plot:
         from subnet_search.analysis import plots
 
@@ -105,67 +109,56 @@ def _layer(layer: str, found: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, quiet: bool) -> None:
     """Print the table of a run's densities, and write curve.html next to curve.json."""
+    leading = leading_in(rows[0]) if rows else CLASSIFICATION.leading
+    named = {f"val_{leading}": "validation", f"test_{leading}": "test"}
+    if leading != CLASSIFICATION.leading:
+        named = {key: f"{split} {in_words(leading)}" for key, split in named.items()}
     if not quiet:
         format.console.print()
-        columns = {"density": "density", "val_accuracy": "validation", "test_accuracy": "test", "kept": "weights"}
+        columns = {"density": "density", **named, "kept": "weights"}
         format.table(rows, {**columns, "bytes": "size", "subnetwork": "file"}, title="One training, several densities")
         for row in rows:
             if row["collapsed"]:
                 text = f"density {row['asked']:g}: no weight is left in {', '.join(row['collapsed'])}"
-                format.console.print(text, markup=False, soft_wrap=True)
+                format.say(text)
     from subnet_search.analysis import plots
 
     points = [
         {"label": label, "density": row["density"], **dict.fromkeys(("mean", "low", "high"), row[key])}
-        for label, key in (("validation", "val_accuracy"), ("test", "test_accuracy"))
+        for key, label in named.items()
         for row in rows
         if row[key] is not None
     ]
     path = folder / "curve.html"
-    _draw(path, lambda: plots.accuracy_density(points, path, title))
-
-
-def numbers(option: str, text: str | None) -> tuple[float, ...]:
-    """Parse the comma-separated numbers of an option."""
-    try:
-        return tuple(float(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise UserError(f"{option} takes numbers separated by commas, got {text!r}") from error
+    _draw(path, lambda: plots.accuracy_density(points, path, title, metric=leading))
 
 
 def _draw(path: Path, plot: Callable[[], None]) -> None:
     """Write a plot and print its path on standard error, or the reason why there is none."""
     try:
         plot()
-        format.errors.print(f"plot: {path}", markup=False, soft_wrap=True)
+        format.note(f"plot: {path}")
     except UserError as error:
-        format.errors.print(f"no plot: {error}", markup=False, soft_wrap=True)
+        format.note(f"no plot: {error}")
 
 
 @contextmanager
-def _follow(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
+def _follow(quiet: bool, resume_command: str, leading: str) -> Iterator[dict[str, Any]]:
     """Callbacks for `plasticity.plasticity`: progress bar, one line per branch, and stopping on Ctrl-C."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
+    from subnet_search.cli.render.progress import step_bar
     from subnet_search.cli.render.signals import stop_on_signal
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    live = format.errors.is_terminal and not quiet
-    bar = Progress(*columns, *times, console=format.errors, transient=True, disable=not live)
+    bar = step_bar(format.errors.is_terminal and not quiet)
     task = bar.add_task("the dense run", total=None)
 
     def on_branch(record: dict[str, Any]) -> None:
         grown = ", regrown" if record["regrow"] else ""
-        three = " -> ".join(format.percent(record[f"accuracy_{when}"]) for when in ("before", "pruned", "after"))
+        three = " -> ".join(format.cell(leading, record[f"{leading}_{when}"]) for when in ("before", "pruned", "after"))
         text = f"at {record['at']:g}, {100 * record['rate']:.4g} % pruned{grown}: {three}"
         bar.update(task, description=text)
         if not quiet:
-            format.errors.print(text, markup=False, soft_wrap=True)
+            format.note(text)
 
-    try:
-        with stop_on_signal() as should_stop, bar:
-            on_step = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
-            yield {"on_step": on_step, "on_branch": on_branch, "should_stop": should_stop}
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; continue with {resume_command}") from stop
+    with stop_on_signal(f"continue with {resume_command}") as should_stop, bar:
+        on_step = lambda done, total: bar.update(task, completed=done, total=total)  # noqa: E731
+        yield {"on_step": on_step, "on_branch": on_branch, "should_stop": should_stop}

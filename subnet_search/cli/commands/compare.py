@@ -1,14 +1,16 @@
 """The commands `compare` and `sanity`."""
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from subnet_search.analysis.plots import check_path
-from subnet_search.cli.commands._options import Json, Set
+from subnet_search.cli.commands._options import Json, Set, numbers
 from subnet_search.cli.render import format
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words, is_fraction, leading_in
 
 if TYPE_CHECKING:
     from subnet_search.search.studies.method_grid import Grid
@@ -25,8 +27,8 @@ COLUMNS = {
     "label": "method",
     "density": "density",
     "cells": "runs",
-    "validation": "validation %",
-    "test": "test %",
+    "validation": "validation",
+    "test": "test",
     "achieved_density": "weights kept",
     "steps": "steps",
     "passes": "passes",
@@ -67,7 +69,7 @@ def compare(
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.studies.method_grid import method_grid
 
-    wanted = [_number(text) for text in _words("--densities", densities)]
+    wanted = numbers("--densities", ",".join(_words("--densities", densities)))
     if plot:
         check_path(plot)
     name = name or f"compare-{config.stem}"
@@ -83,7 +85,7 @@ def compare(
     hint = (
         f"plot: {record['plot']}" if record["plot"] else "no plot: plotly is not installed (pip install 'subnet-search[plots]')"
     )
-    format.console.print(f"\n{hint}", markup=False, soft_wrap=True)
+    format.say(f"\n{hint}")
 
 
 def sanity(
@@ -109,10 +111,7 @@ def sanity(
 
     grid = sanity_grid(name or f"sanity-{config.stem}", read_config(RunConfig, config, set_ or ()), seeds)
     record = _run_grid(grid, storage, workers, quiet=json)
-    if json:
-        format.print_json(record)
-    else:
-        _table(record, seeds)
+    format.report(record, json, _table, seeds)
 
 
 def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
@@ -126,22 +125,21 @@ def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> d
 
     url = storage or grid.spec.storage
     study = prepare_grid(grid, url)
-    try:
-        with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet):
-            cells = run_grid(grid, url, workers, should_stop)
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; continue with the same command") from stop
+    progress = study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet, grid.spec.task_metrics)
+    with stop_on_signal("continue with the same command") as should_stop, progress:
+        cells = run_grid(grid, url, workers, should_stop)
     return comparison_record(grid, cells)
 
 
 def _table(record: dict[str, Any], seeds: int) -> None:
+    leading = leading_in(record["rows"][0])
     rows = [
         {
             "label": row["label"],
             "density": row["density"],
             "cells": f"{row['complete']}/{row['cells']}",
-            "validation": _spread(row["val_accuracy"]),
-            "test": _spread(row["test_accuracy"]),
+            "validation": _spread(row[f"val_{leading}"], leading),
+            "test": _spread(row[f"test_{leading}"], leading),
             "achieved_density": row["achieved_density"] and row["achieved_density"]["mean"],
             "steps": _mean(row["steps"]),
             "passes": f"{_mean(row['forward'])} + {_mean(row['backward'])}",
@@ -149,23 +147,26 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         }
         for row in record["rows"]
     ]
-    format.table(rows, COLUMNS)
+    name = "" if leading == CLASSIFICATION.leading else f" {in_words(leading)}"
+    heads = {split: f"{split}{name}{' %' if is_fraction(leading) else ''}" for split in ("validation", "test")}
+    format.table(rows, COLUMNS | heads)
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
-    format.console.print(record["recipe"]["text"], markup=False, soft_wrap=True)
+    format.say(record["recipe"]["text"])
     missing = [cell for cell in record["cells"] if cell["state"] != "COMPLETE"]
     if missing:
         format.console.print("\nMissing runs (the same command runs them again):")
     for cell in missing:
         why = cell["reason"] if cell["state"] == "FAIL" else "running in another process" if cell["state"] else "not started"
         where = f"{cell['arm']} at {cell['density']:g}, seed {cell['seed']}"
-        format.console.print(f"  {where}: {why or 'interrupted'}", markup=False, soft_wrap=True)
+        format.say(f"  {where}: {why or 'interrupted'}")
 
 
-def _spread(values: dict[str, float] | None) -> str:
+def _spread(values: dict[str, float] | None, metric: str) -> str:
     if values is None:
         return "-"
-    mean, low, high = (f"{100 * values[key]:.2f}" for key in ("mean", "low", "high"))
+    ends = (values[key] for key in ("mean", "low", "high"))
+    mean, low, high = (f"{100 * value:.2f}" if is_fraction(metric) else f"{value:.4g}" for value in ends)
     return mean if values["deviation"] is None else f"{mean} ({low}-{high})"
 
 
@@ -174,24 +175,19 @@ def _mean(values: dict[str, float] | None) -> str:
 
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
-    """Plot test accuracy, or validation accuracy if there is no test split; None without plotly."""
-    if not _has_plotly():
+    """Plot the leading metric on the test split, or on the validation split if there is none; None without plotly."""
+    if importlib.util.find_spec("plotly") is None:
         return None
     from subnet_search.analysis.plots import accuracy_density
     from subnet_search.search.studies.method_grid import plot_points
 
-    tested = any(row["test_accuracy"] for row in record["rows"])
-    points = plot_points(record["rows"], "test_accuracy" if tested else "val_accuracy")
+    leading = leading_in(record["rows"][0])
+    tested = any(row[f"test_{leading}"] for row in record["rows"])
+    points = plot_points(record["rows"], f"{'test' if tested else 'val'}_{leading}")
     dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
-    title = f"{record['name']}: {'test' if tested else 'validation'} accuracy"
-    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense)
+    title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
+    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
     return str(path)
-
-
-def _has_plotly() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("plotly") is not None
 
 
 def _words(option: str, text: str) -> list[str]:
@@ -199,10 +195,3 @@ def _words(option: str, text: str) -> list[str]:
     if not words:
         raise UserError(f"{option} is empty: give one or more names, separated by commas")
     return words
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"--densities takes numbers separated by commas, got {text!r}") from error

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from subnet_search.cli.commands._options import Json, Network, Task
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import in_words, leading_in
 
 VERDICTS = {
     "faster": "faster",
@@ -22,9 +24,8 @@ def export(
     to: Annotated[str, typer.Option(metavar="FORMAT", help="compact, csr, bsr, 2:4, onnx or state-dict.")],
     batch: Annotated[int, typer.Option(min=1, help="Batch size for deciding which layers are faster as sparse layers.")] = 16,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for measuring.")] = 1,
-    network: Annotated[
-        str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")
-    ] = None,
+    network: Network = None,
+    task: Task = None,
     data: Annotated[str | None, typer.Option(help="Data for --recalibrate [default: the run's].")] = None,
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Recompute batch norm statistics on this many training batches.")
@@ -32,7 +33,7 @@ def export(
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Include the normalisation in the file, so that inputs are pixels in 0..1.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Write a smaller or faster file, and measure it.
 
@@ -51,15 +52,13 @@ def export(
         out,
         network=network,
         data=data,
+        task=task,
         batch=batch,
         threads=threads,
         recalibrate=recalibrate,
         normalise=normalise,
     )
-    if json:
-        format.print_json(record)
-    else:
-        _print_export(record)
+    format.report(record, json, _print_export)
 
 
 def _print_export(record: dict[str, Any]) -> None:
@@ -67,42 +66,39 @@ def _print_export(record: dict[str, Any]) -> None:
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),
         _counted("multiply-accumulates", record["dense_macs"], record["macs"]),
-        _counted(
-            f"  {format.which_macs(record)}",
-            record["dense_kept_macs"],
-            record["kept_macs"],
-        ),
+        _counted(f"  {format.which_macs(record)}", record["dense_kept_macs"], record["kept_macs"]),
     ]
     _table([*rows, *_times(record["latency"])], record["to"])
     text = f"\n{_how(record['latency'])}; logits differ from the masked network's by at most "
-    _say(f"{text}{record['difference']:.1g} of the largest")
+    format.say(f"{text}{record['difference']:.1g} of the largest")
     if record["recalibrated"]:
-        _say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
+        format.say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
     if record["layers"]:
         format.console.print()
         columns = {"layer": "layer", "density": "density", "dense": "ms dense", "sparse": f"ms {record['to']}", "kept": "now"}
         format.table(record["layers"], columns, title="Layer by layer")
     if record["whole"]:
-        _say(f"\nnot compacted: {record['whole']}")
-    _say(f"\ninput: {record['input']}")
-    if record["val_accuracy"] is not None:
-        _say(_accuracy(record))
-    _say(f"\n{_verdict(record)}")
-    _say(f"{record['file']} ({format.size(record['bytes'])})")
+        format.say(f"\nnot compacted: {record['whole']}")
+    format.say(f"\ninput: {record['input']}")
+    if record[f"val_{leading_in(record)}"] is not None:
+        format.say(_quality(record))
+    format.say(f"\n{_verdict(record)}")
+    format.say(f"{record['file']} ({format.size(record['bytes'])})")
 
 
-def _accuracy(record: dict[str, Any]) -> str:
-    """Accuracy of the masked network, as measured by the run."""
+def _quality(record: dict[str, Any]) -> str:
+    """The leading metric of the masked network, as measured by the run."""
+    leading = leading_in(record)
     before = ", before batch norm was recalibrated" if record["recalibrated"] else ""
-    parts = {"validation": record["val_accuracy"], "test": record["test_accuracy"]}
-    shown = [f"{format.percent(value)} on the {split} split" for split, value in parts.items() if value is not None]
-    return f"accuracy: {', '.join(shown)}, from the run{before}"
+    parts = {"validation": record[f"val_{leading}"], "test": record[f"test_{leading}"]}
+    shown = [f"{format.cell(leading, value)} on the {split} split" for split, value in parts.items() if value is not None]
+    return f"{in_words(leading)}: {', '.join(shown)}, from the run{before}"
 
 
 def times(record: dict[str, Any]) -> None:
     """Print the latencies that `evaluate` measured, and whether the network is faster."""
     _table(_times(record["latency"]), "without dead channels" if record["compacted"] else "this file")
-    _say(f"\n{_how(record['latency'])}\n{_verdict(record)}")
+    format.say(f"\n{_how(record['latency'])}\n{_verdict(record)}")
 
 
 def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,7 +139,3 @@ def _counted(name: str, dense: int, exported: int) -> dict[str, Any]:
 
 def _time(measured: dict[str, float]) -> str:
     return f"{measured['median']:.3g} ({measured['low']:.3g} to {measured['high']:.3g})"
-
-
-def _say(text: str) -> None:
-    format.console.print(text, markup=False, soft_wrap=True)

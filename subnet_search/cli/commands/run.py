@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
-from subnet_search.cli.commands.analysis import accuracy_curve, numbers
+from subnet_search.cli.commands._options import Json, Network, Set, Task, numbers
+from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
-
-Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
 
 
 def extract(
@@ -21,6 +20,10 @@ def extract(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")] = False,
     weights: Annotated[
         str | None, typer.Option(help="What the file stores: values, or seed (only the seed that generates them).")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the network is trained for: a built-in task, or package.module:Name."),
     ] = None,
     densities: Annotated[
         str | None,
@@ -41,6 +44,7 @@ def extract(
     To split each batch over several processes: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
     """
     from subnet_search.cli.render.progress import follow_run
+    from subnet_search.core.documents import plain, read_file
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.extraction.extract import run
@@ -53,25 +57,22 @@ def extract(
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
             config = folder / "config.yaml"
-        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else [])]
+            if config.is_file():  # before it is validated, which imports methods and tasks
+                check_imports(str(config), imports_of(plain(read_file(config).values)), allow_import or ())
+        overrides = [*(set_ or []), *([f"weights={weights}"] if weights else []), *([f"task={task}"] if task else [])]
         settings, wanted = read_config(RunConfig, config, overrides), numbers("--densities", densities)
         imports = sorted(imports_of(settings.dump()))
         if stored:
             check_imports(str(config), imports, allow_import or ())
         again += "".join(f" --allow-import {name}" for name in imports)
-        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}") as callbacks:
+        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}", settings.task.leading) as callbacks:
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
-            _print_result(subnet.summary(), subnet.origin.unit, folder, json)
-
-
-def _print_result(record: dict[str, Any], unit: str, folder: Path, json: bool) -> None:
-    if json:
-        format.print_json(record)
-    else:
-        format.subnetwork_summary(record, unit)
-    if "curve" in record:
-        accuracy_curve(record["curve"], folder, f"{record['extractor']}, {record['network']}, {record['data']}", quiet=json)
+            record = subnet.summary()
+            format.report(record, json, format.subnetwork_summary, subnet.origin.unit)
+            if "curve" in record:
+                title = f"{record['extractor']}, {record['network']}, {record['data']}"
+                accuracy_curve(record["curve"], folder, title, quiet=json)
 
 
 def evaluate(
@@ -79,6 +80,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to evaluate on: val or test.")] = "val",
     data: Annotated[str | None, typer.Option(help="Another data set than the run's: a name, npz:FILE, ...")] = None,
     network: Network = None,
+    task: Task = None,
     noise: Annotated[bool, typer.Option("--noise", help="Also measure accuracy under uniform noise.")] = False,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also measure accuracy under common image corruptions.")
@@ -90,7 +92,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
 
-    Prints accuracy, calibration and cost, and with options robustness and speed. Exported networks can be measured too.
+    Prints accuracy, calibration and cost, or the metrics of another task, and with options robustness and speed. Exported
+    networks can be measured too.
     """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
@@ -102,6 +105,7 @@ def evaluate(
         "test" if split == "test" else "val",
         network=network,
         data=data,
+        task=task,
         noise=noise,
         corruptions=corruptions,
         latency=latency,
@@ -111,11 +115,7 @@ def evaluate(
         return
     format.pairs(
         {
-            f"accuracy ({split}, {record['items']:,} items)": format.percent(record["accuracy"]),
-            "negative log-likelihood": f"{record['nll']:.4f} nats",
-            "Brier score": f"{record['brier']:.4f}",
-            "calibration error (15 bins)": format.percent(record["ece"]),
-            "balanced accuracy": format.percent(record["balanced_accuracy"]),
+            **_qualities(record, split),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -137,16 +137,32 @@ def evaluate(
         format.table(rows, headings, title="Accuracy under corruptions, by severity")
 
 
+def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:
+    """The metrics that were evaluated, by their words, the leading one first."""
+    leading = leading_in(record)
+    first = {f"{in_words(leading)} ({split}, {record['items']:,} items)": format.cell(leading, record[leading])}
+    if leading == CLASSIFICATION.leading and "nll" in record:
+        return {
+            **first,
+            "negative log-likelihood": f"{record['nll']:.4f} nats",
+            "Brier score": f"{record['brier']:.4f}",
+            "calibration error (15 bins)": format.percent(record["ece"]),
+            "balanced accuracy": format.percent(record["balanced_accuracy"]),
+        }
+    names = [key.removeprefix("val_") for key in record if key.startswith("val_")]
+    return first | {in_words(name): format.cell(name, record[name]) for name in names if name in record and name != leading}
+
+
 def predict(
     subnetwork: Annotated[Path, typer.Argument(help="File of a subnetwork or an exported network.")],
     inputs: Annotated[list[Path], typer.Argument(help="Image files, folders of images, or one .npy or .npz file.")],
     network: Network = None,
     json: Json = False,
 ) -> None:
-    """Predict the classes of new inputs.
+    """Predict new inputs: classes, labels, values, pixels or next tokens, by the task of the run.
 
-    Prints a line for each input: the class with the highest probability, and that probability. Images are resized to the size
-    of the run's images, and normalised as in the run.
+    Prints a line for each input; --json prints all probabilities too. Images are resized to the size of the run's images, and
+    normalised as in the run. A task of your own prints what the network returns.
     """
     from subnet_search.data.readers import images_in
     from subnet_search.deploy.exported_network import read_artifact
@@ -154,14 +170,35 @@ def predict(
 
     found = predictions(read_artifact(subnetwork), inputs, network=network)
     files = [file for path in inputs for file in (images_in(path) if path.is_dir() else [path])]
-    names = list(map(str, files)) if len(files) == len(found.classes) else [str(index) for index in range(len(found.classes))]
-    rows = [{"input": name, **row} for name, row in zip(names, found.rows(), strict=True)]
+    known = hasattr(found, "rows")  # of a built-in task
+    rows = (found.plain() if json else found.rows()) if known else _raw(found)
+    names = list(map(str, files)) if len(files) == len(rows) else [str(index) for index in range(len(rows))]
+    rows = [{"input": name, **row} for name, row in zip(names, rows, strict=True)]
     if json:
-        probabilities = found.probabilities.tolist()
-        format.print_json([{**row, "probabilities": all_} for row, all_ in zip(rows, probabilities, strict=True)])
+        format.print_json(rows)
         return
-    shown = [{**row, "probability": format.percent(row["probability"])} for row in rows]
-    format.table(shown, {"input": "input", "class": "class", "probability": "probability"})
+    format.table([{key: _shown(key, value) for key, value in row.items()} for row in rows], {key: key for key in rows[0]})
+
+
+def _raw(output: Any) -> list[dict[str, Any]]:
+    """The output of a network for each input, in plain values; tensors of several have their paths as keys."""
+    from subnet_search.core.nested import tensors_in
+
+    columns = {name or "output": tensor.tolist() for name, tensor in tensors_in(output)}
+    if not columns:
+        raise UserError(f"the network returns no tensor, but {type(output).__name__}: use subnet_search.predict in Python")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A value of a prediction for a table."""
+    if key == "probability":
+        return format.percent(value)
+    if key == "pixels":
+        return ", ".join(f"{name} {format.percent(part)}" for name, part in value.items())
+    if key == "labels":
+        return ", ".join(map(str, value)) or "-"
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def methods(
@@ -216,6 +253,45 @@ def methods(
         format.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
 
 
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Task to describe [default: list all].")] = None, json: Json = False
+) -> None:
+    """List the built-in tasks, or describe one.
+
+    A task is what a network is trained for. The list shows the metrics, the leading one with a star; a description has the
+    settings too.
+    """
+    from subnet_search.tasks.describe import catalogue, describe
+
+    if name is None:
+        rows = catalogue()
+        if json:
+            format.print_json(rows)
+            return
+        shown = [
+            {
+                "name": row["name"],
+                "metrics": ", ".join(f"{metric}{'*' * (metric == row['leading'])}" for metric in row["metrics"]),
+                "settings": ", ".join(setting["name"] for setting in row["settings"]),
+                "summary": row["summary"],
+            }
+            for row in rows
+        ]
+        format.table(shown, {"name": "name", "metrics": "metrics", "settings": "settings", "summary": ""})
+        return
+    record = describe(name)
+    if json:
+        format.print_json(record)
+        return
+    format.console.print(f"[bold]{name}[/bold]  {record['summary']}\n")
+    metrics = [f"{metric} ({direction})" for metric, direction in record["metrics"].items()]
+    format.pairs({"leading metric": record["leading"], "metrics": ", ".join(metrics)})
+    format.console.print()
+    for setting in record["settings"]:
+        default = "none" if setting["default"] is None else setting["default"]
+        format.pairs({setting["name"]: f"{setting['help']}\n{setting['type']}, default {default}"})
+
+
 def data(
     name: Annotated[str | None, typer.Argument(help="Data set to describe [default: list all].")] = None, json: Json = False
 ) -> None:
@@ -226,14 +302,6 @@ def data(
     from subnet_search.data import catalogue, describe
 
     if name is None:
-        rows = catalogue()
-        if json:
-            format.print_json(rows)
-        else:
-            format.table(rows, {"name": "name", "state": "state", "description": ""})
-        return
-    record = describe(name)
-    if json:
-        format.print_json(record)
+        format.report(catalogue(), json, format.table, {"name": "name", "state": "state", "description": ""})
     else:
-        format.pairs(record)
+        format.report(describe(name), json, format.pairs)

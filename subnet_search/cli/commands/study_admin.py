@@ -6,15 +6,13 @@ from typing import Annotated
 
 import typer
 
-from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
-from subnet_search.cli.commands.study_show import _study as find
+from subnet_search.cli.commands.study_run import Name, Storage, find_study, open_store, study_command
 from subnet_search.cli.commands.study_show import studies as studies
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
 
 
-@studies.command(epilog="Example: subnet-search study retry quickstart 3 7")
-@one_line_errors
+@study_command("retry quickstart 3 7")
 def retry(
     name: Name,
     numbers: Annotated[
@@ -30,10 +28,10 @@ def retry(
     from subnet_search.search.storage.records import plain_spec
     from subnet_search.search.studies.admin import retry as again
 
-    study = find(name, storage)
+    study = find_study(name, storage)
     done = again(study, numbers or ())
     for number, reason in done.skipped.items():
-        format.errors.print(f"trial {number} was not queued: {reason}", markup=False, soft_wrap=True)
+        format.note(f"trial {number} was not queued: {reason}")
     if not done.queued:
         format.console.print(f"{name} has no failed trial to retry", markup=False)
         return
@@ -42,11 +40,10 @@ def retry(
         trials = f"{len(done.queued)} trials, as {min(done.queued.values())} to {max(done.queued.values())}"
     more = done.counting if done.counting > plain_spec(study).get("trials", 0) else None
     command = format.command("study run", name, trials=more, storage=storage)
-    format.console.print(f"queued {trials}; run them with: {command}", markup=False, soft_wrap=True)
+    format.say(f"queued {trials}; run them with: {command}")
 
 
-@studies.command(epilog="Example: subnet-search study reap quickstart")
-@one_line_errors
+@study_command("reap quickstart")
 def reap(
     name: Name,
     now: Annotated[
@@ -70,20 +67,19 @@ def reap(
             if format.errors.is_terminal:
                 status.update(words)
             elif not waits:
-                format.errors.print(words, markup=False, soft_wrap=True)
+                format.note(words)
             waits.append(left)
 
         waits: list[float] = []
-        trials = release_lost_trials(find(name, storage), now=now, watch=watch)
+        trials = release_lost_trials(find_study(name, storage), now=now, watch=watch)
     for trial in trials:
         failed = f"has failed: {trial.user_attrs.get('reason')}" if trial.state.name == "FAIL" else "was requeued"
-        format.console.print(f"trial {trial.number} {failed}", markup=False, soft_wrap=True)
+        format.say(f"trial {trial.number} {failed}")
     if not trials:
         format.console.print(f"no running trial of {name} has a dead worker", markup=False)
 
 
-@studies.command(epilog="Example: subnet-search study stop quickstart --now")
-@one_line_errors
+@study_command("stop quickstart --now")
 def stop(
     name: Name,
     now: Annotated[bool, typer.Option("--now", help="Also interrupt running trials, after a checkpoint.")] = False,
@@ -95,16 +91,15 @@ def stop(
     """
     from subnet_search.search.studies.admin import stop as end
 
-    running = end(find(name, storage), now)
+    running = end(find_study(name, storage), now)
     trials = f"trial{'s' * (len(running) > 1)} {', '.join(map(str, running))}"
     when = "will write a checkpoint and stop within one heartbeat" if now else "will be finished first"
     more = f"; {trials} {when}" if running else ""
     command = format.command("study run", name, storage=storage)
-    format.console.print(f"{name} starts no more trials{more}. Continue with: {command}", markup=False, soft_wrap=True)
+    format.say(f"{name} starts no more trials{more}. Continue with: {command}")
 
 
-@studies.command(epilog="Example: subnet-search study delete quickstart --keep-files")
-@one_line_errors
+@study_command("delete quickstart --keep-files")
 def delete(
     name: Name,
     files: Annotated[
@@ -120,7 +115,7 @@ def delete(
     from subnet_search.search.storage.study_folder import folder_of
     from subnet_search.search.studies.admin import check_idle, delete_study
 
-    study = find(name, storage)
+    study = find_study(name, storage)
     if not force:
         check_idle(study)
     adopt(study)
@@ -131,11 +126,10 @@ def delete(
             raise UserError(f"standard input is not a terminal: use --yes to delete {name} and its {count} trials{with_files}")
         typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
     deleted = [str(path) for path in delete_study(study, force=force, files=files)]
-    format.console.print(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}", markup=False, soft_wrap=True)
+    format.say(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}")
 
 
-@studies.command(epilog="Example: subnet-search study export quickstart quickstart.db")
-@one_line_errors
+@study_command("export quickstart quickstart.db")
 def export(
     name: Name,
     file: Annotated[Path | None, typer.Argument(metavar="FILE.db", help="File to write [default: NAME.db].")] = None,
@@ -149,26 +143,24 @@ def export(
     from subnet_search.search.storage.transfer import write_export
 
     path = file or Path(f"{file_name(name)}.db")
-    write_export(find(name, storage), path)
-    format.console.print(f"{path} ({format.size(path.stat().st_size)})", markup=False, soft_wrap=True)
+    write_export(find_study(name, storage), path)
+    format.say(f"{path} ({format.size(path.stat().st_size)})")
 
 
-@studies.command("import", epilog="Example: subnet-search study import quickstart.db --storage postgresql://me@host/studies")
-@one_line_errors
+@study_command("import quickstart.db --storage postgresql://me@host/studies", "import")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.db", help="File from `study export`.")],
     name: Annotated[str | None, typer.Option(help="New name of the study.")] = None,
     storage: Storage = None,
 ) -> None:
     """Add a study from a file to a storage."""
-    from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
     from subnet_search.search.storage.read import study_states
     from subnet_search.search.storage.transfer import import_study
 
-    study = import_study(file, open_storage(storage or DEFAULT_STORAGE, create=True), name)
+    study = import_study(file, open_store(storage, create=True), name)
     count = study_states(study._storage)[study.study_name].total()
     command = format.command("study run", study.study_name, storage=storage)
-    format.console.print(f"{study.study_name} with {count} trials; continue with: {command}", markup=False, soft_wrap=True)
+    format.say(f"{study.study_name} with {count} trials; continue with: {command}")
 
 
 @studies.command(epilog="Example: subnet-search study dashboard quickstart")
@@ -183,12 +175,11 @@ def dashboard(
     """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.dashboard import dashboard as server_of
-    from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
 
-    store = find(name, storage)._storage if name else open_storage(storage or DEFAULT_STORAGE)
+    store = find_study(name, storage)._storage if name else open_store(storage)
     server = server_of(store, name, port)
     server.timeout = 0.5
-    format.console.print(f"{server.page} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+    format.say(f"{server.page} (Ctrl-C ends it)")
     with stop_on_signal() as should_stop:
         while not should_stop():
             server.handle_request()

@@ -9,7 +9,7 @@ import typer
 
 from subnet_search.cli.commands._options import Json, Set
 from subnet_search.cli.render import format, study_page
-from subnet_search.core.errors import Interrupted, UserError, unknown
+from subnet_search.core.errors import UserError, unknown
 
 studies = typer.Typer(help="Search methods and hyperparameters with Optuna.", no_args_is_help=True)
 Options = ParamSpec("Options")
@@ -76,28 +76,22 @@ def run(
     url = storage or wanted.storage
     study = prepare_study(wanted, url, wait)
     budget = trials or wanted.trials
-    try:
-        with stop_on_signal() as should_stop, study_progress(lambda: trial_rows(study), budget, quiet=json):
-            study = run_study(
-                wanted,
-                storage=url,
-                workers=workers,
-                trials=budget,
-                timeout=timeout,
-                cluster=cluster,
-                wait=PATIENCE,
-                allow_imports=allowed,
-                should_stop=should_stop,
-            )
-    except Interrupted as stop:
-        same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
-        again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
-        raise Interrupted(f"{stop}; continue with: {again}") from stop
-    record = patiently(summarise_study, study)
-    if json:
-        format.print_json(record)
-    else:
-        study_page.summarise_study(record, storage)
+    same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
+    again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
+    progress = study_progress(lambda: trial_rows(study), budget, json, wanted.task_metrics)
+    with stop_on_signal(f"continue with: {again}") as should_stop, progress:
+        study = run_study(
+            wanted,
+            storage=url,
+            workers=workers,
+            trials=budget,
+            timeout=timeout,
+            cluster=cluster,
+            wait=PATIENCE,
+            allow_imports=allowed,
+            should_stop=should_stop,
+        )
+    format.report(patiently(summarise_study, study), json, study_page.summarise_study, storage)
 
 
 @studies.command(epilog="Example: subnet-search study worker quickstart --storage postgresql://me@host/studies")
@@ -156,34 +150,29 @@ def extract(
     from subnet_search.cli.render.progress import follow_run
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
+    from subnet_search.search.storage.records import task_metrics
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.studies.reproduce import pick_trial, retrain_trial
 
     wanted = {one for one in (number, trial) if one is not None}
     if len(wanted) + best > 1:
         raise UserError("give either a trial number or --best")
-    study = _study(name, storage)
+    study = find_study(name, storage)
     chosen = find_trial(study, *wanted) if wanted else pick_trial(need_best(study))
     folder = out or free_folder(file_name(name))
     options = {"out": folder, "storage": storage, "allow_import": allow_import}
     command = format.command("study extract", name, chosen.number, resume=True, **options)
-    with follow_run(json, command) as callbacks:
+    with follow_run(json, command, task_metrics(study).leading) as callbacks:
         again = retrain_trial(
             chosen, folder, resume=resume, study=study, weights=weights, allow_imports=allow_import or (), **callbacks
         )
+    record = again.subnetwork.summary()
     if json:
-        format.print_json(
-            {
-                **again.subnetwork.summary(),
-                "trial": chosen.number,
-                "same": again.same,
-                "overlap": again.overlap,
-                "changed": again.changed,
-            }
-        )
-        return
-    format.console.print(f"Trial {chosen.number} of {name}: {again.in_words()}", markup=False)
-    format.subnetwork_summary(again.subnetwork.summary(), again.subnetwork.origin.unit)
+        repeated = {"trial": chosen.number, "same": again.same, "overlap": again.overlap, "changed": again.changed}
+        format.print_json({**record, **repeated})
+    else:
+        format.console.print(f"Trial {chosen.number} of {name}: {again.in_words()}", markup=False)
+        format.subnetwork_summary(record, again.subnetwork.origin.unit)
 
 
 def one_line_errors(command: Callable[Options, None]) -> Callable[Options, None]:
@@ -202,13 +191,27 @@ def one_line_errors(command: Callable[Options, None]) -> Callable[Options, None]
     return guarded_command
 
 
+def study_command(example: str, name: str | None = None) -> Callable[[Callable[Options, None]], Callable[Options, None]]:
+    """Decorator of a command that reads a study. name: of the command, where it is not the function's."""
+    add = studies.command(name, epilog=f"Example: subnet-search study {example}")
+    return lambda command: add(one_line_errors(command))
+
+
 def _url(storage: str | None) -> str:
     from subnet_search.search.storage.connect import DEFAULT_STORAGE
 
     return storage or DEFAULT_STORAGE
 
 
-def _study(name: str, storage: str | None) -> Any:
-    from subnet_search.search.storage.connect import load_study, open_storage
+def open_store(storage: str | None, create: bool = False) -> Any:
+    """The Optuna storage of an option `--storage`."""
+    from subnet_search.search.storage.connect import open_storage
 
-    return load_study(name, open_storage(_url(storage)))
+    return open_storage(_url(storage), create)
+
+
+def find_study(name: str, storage: str | None) -> Any:
+    """A study in the storage of an option `--storage`. Raises UserError with similar names if it does not exist."""
+    from subnet_search.search.storage.connect import load_study
+
+    return load_study(name, open_store(storage))

@@ -1,13 +1,13 @@
 """Commands that read studies."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from subnet_search.analysis.plots import check_path
 from subnet_search.cli.commands._options import Json
-from subnet_search.cli.commands.study_run import Name, Storage, one_line_errors
+from subnet_search.cli.commands.study_run import Name, Storage, find_study, open_store, study_command
 from subnet_search.cli.commands.study_run import studies as studies
 from subnet_search.cli.render import format, study_page, tables
 from subnet_search.core.errors import UserError
@@ -26,27 +26,15 @@ Filter = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a plot to this file.")]
 
 
-@studies.command("list", epilog="Example: subnet-search study list --json")
-@one_line_errors
+@study_command("list --json", "list")
 def list_(storage: Storage = None, json: Json = False) -> None:
     """List the studies in a storage."""
     from subnet_search.search.queries.queries import list_studies
-    from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage
 
-    rows = list_studies(open_storage(storage or DEFAULT_STORAGE))
-    if json:
-        format.print_json(rows)
-    elif rows:
-        columns = {"name": "study", "states": "trials", "objective": "objective", "best": "best", "started": "started"}
-        best = [format.cell(row["objective"][0], row["best"]) for row in rows]
-        shown = [{**row, "states": study_page.states(row["states"]), "best": one} for row, one in zip(rows, best, strict=True)]
-        format.table(shown, columns)
-    else:
-        format.console.print("no studies yet (start one with: subnet-search study run)")
+    format.report(list_studies(open_store(storage)), json, study_page.list_studies)
 
 
-@studies.command("show", epilog="Example: subnet-search study show quickstart")
-@one_line_errors
+@study_command("show quickstart", "show")
 def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     """Show a summary of a study.
 
@@ -54,17 +42,10 @@ def show_(name: Name, storage: Storage = None, json: Json = False) -> None:
     """
     from subnet_search.search.queries.study_summary import summarise_study
 
-    record = summarise_study(_snapshot(name, storage))
-    if json:
-        format.print_json(record)
-    else:
-        study_page.summarise_study(record, storage)
+    format.report(summarise_study(_snapshot(name, storage)), json, study_page.summarise_study, storage)
 
 
-@studies.command(
-    epilog='Example: subnet-search study trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10'
-)
-@one_line_errors
+@study_command('trials quickstart --sort val_accuracy --desc --filter "density<=0.2" --limit 10')
 def trials(
     name: Name,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column; missing values come last.")] = None,
@@ -85,6 +66,7 @@ def trials(
     """
     from subnet_search.search.queries.queries import trial_row
     from subnet_search.search.queries.trial_table import arrange, columns_of, find_column, flat_rows, select
+    from subnet_search.search.storage.records import task_metrics
 
     if csv and json:
         raise UserError("use either --csv or --json")
@@ -102,13 +84,12 @@ def trials(
         tables.json_rows({key: row.get(key) for key in wanted} for row in rows)
     elif json:
         of = {trial.number: trial for trial in study.get_trials()}
-        tables.json_rows(trial_row(of[row["number"]]) for row in rows)
+        tables.json_rows(trial_row(of[row["number"]], task_metrics(study)) for row in rows)
     else:
         tables.trials(rows, study, wanted)
 
 
-@studies.command(epilog="Example: subnet-search study trial quickstart 7")
-@one_line_errors
+@study_command("trial quickstart 7")
 def trial(
     name: Name,
     number: Annotated[int, typer.Argument(help="The trial's number.")],
@@ -118,15 +99,10 @@ def trial(
     """Show everything stored about a trial, and the end of its log."""
     from subnet_search.search.queries.queries import trial_details
 
-    record = trial_details(_study(name, storage), number)
-    if json:
-        format.print_json(record)
-    else:
-        study_page.trial(record, name)
+    format.report(trial_details(find_study(name, storage), number), json, study_page.trial, name)
 
 
-@studies.command(epilog="Example: subnet-search study best quickstart --json")
-@one_line_errors
+@study_command("best quickstart --json")
 def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """Show the best trial, or the Pareto front.
 
@@ -134,17 +110,17 @@ def best(name: Name, storage: Storage = None, json: Json = False) -> None:
     """
     from subnet_search.search.queries.queries import need_ranked, ranked_row
     from subnet_search.search.storage.ranking import objectives
+    from subnet_search.search.storage.records import task_metrics
 
     study = _snapshot(name, storage)
-    rows = [ranked_row(ranked) for ranked in need_ranked(study)]
+    rows = [ranked_row(ranked, task_metrics(study)) for ranked in need_ranked(study)]
     if json:
         format.print_json(rows[0] if len(rows) == 1 else rows)
     else:
         study_page.best(rows, objectives(study), sum(trial.state.name == "COMPLETE" for trial in study.get_trials()))
 
 
-@studies.command(epilog="Example: subnet-search study compare quickstart quickstart_hyperband")
-@one_line_errors
+@study_command("compare quickstart quickstart_hyperband")
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another study with the same objectives.")],
@@ -157,15 +133,10 @@ def compare(
     """
     from subnet_search.search.queries.study_diff import diff_studies
 
-    record = diff_studies(_snapshot(a, storage), _snapshot(b, storage))
-    if json:
-        format.print_json(record)
-    else:
-        study_page.diff_studies(record)
+    format.report(diff_studies(_snapshot(a, storage), _snapshot(b, storage)), json, study_page.diff_studies)
 
 
-@studies.command(epilog="Example: subnet-search study pareto quickstart --objectives val_accuracy,density --plot front.html")
-@one_line_errors
+@study_command("pareto quickstart --objectives val_accuracy,density --plot front.html")
 def pareto(
     name: Name,
     objectives: Annotated[
@@ -193,15 +164,11 @@ def pareto(
         from subnet_search.search.queries.figures import pareto as draw
 
         draw(study, rows, names, plot, f"{name}: {' and '.join(names)}")
-    if json:
-        format.print_json([row for row in rows if row["front"]])
-    else:
-        tables.front([row for row in rows if row["front"]], names, len(rows))
+    format.report([row for row in rows if row["front"]], json, tables.front, names, len(rows))
     _print_plot(plot)
 
 
-@studies.command(epilog="Example: subnet-search study importance quickstart --evaluator fanova")
-@one_line_errors
+@study_command("importance quickstart --evaluator fanova")
 def importance(
     name: Name,
     evaluator: Annotated[
@@ -237,26 +204,17 @@ def importance(
         from subnet_search.search.queries.figures import importance as draw
 
         draw(study, record, plot, f"{name}: importance for {record['objective'] or 'the Pareto front'}")
-    if json:
-        format.print_json(record)
-    else:
-        study_page.importance(record, name, storage=storage)
+    format.report(record, json, study_page.importance, name, None, storage)
     if record["importances"]:
         _print_plot(plot)
-
-
-def _study(name: str, storage: str | None) -> Any:
-    from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage
-
-    return load_study(name, open_storage(storage or DEFAULT_STORAGE))
 
 
 def _snapshot(name: str, storage: str | None) -> "Snapshot":
     from subnet_search.search.storage.read import Snapshot
 
-    return Snapshot(_study(name, storage))
+    return Snapshot(find_study(name, storage))
 
 
 def _print_plot(plot: Path | None) -> None:
     if plot:
-        format.errors.print(f"plot: {plot}", markup=False, soft_wrap=True)
+        format.note(f"plot: {plot}")

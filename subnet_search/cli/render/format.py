@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
@@ -19,6 +21,24 @@ def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
     json.dump(value, sys.stdout, indent=2, default=str)
     sys.stdout.write("\n")
+
+
+def report(record: Any, json: bool, show: Callable[..., None], *options: Any) -> None:
+    """Print a record as JSON, or as text by `show(record, *options)`."""
+    if json:
+        print_json(record)
+    else:
+        show(record, *options)
+
+
+def say(text: str) -> None:
+    """Print plain text on standard output without inserting line breaks."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """`say`, on standard error."""
+    errors.print(text, markup=False, soft_wrap=True)
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
@@ -58,7 +78,7 @@ def cell(key: str, value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if "accuracy" in key:
+    if is_fraction(key):
         return percent(value)
     if "density" in key:
         return f"{value:.4g}"
@@ -122,11 +142,11 @@ def seconds(count: float) -> str:
 
 def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     """Print the result of a run. unit: what was pruned together."""
-    density, by = record["density"], "" if unit == "weight" else f" by {unit}"
+    leading, density, by = leading_in(record), record["density"], "" if unit == "weight" else f" by {unit}"
     rows = {
         "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
-        "validation accuracy": percent(record["val_accuracy"]),
-        "test accuracy": _tested(record),
+        in_words(leading, "validation"): cell(leading, record[f"val_{leading}"]),
+        in_words(leading, "test"): _tested(record, leading),
         "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
@@ -152,9 +172,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     pairs({**rows, "sha256": record["sha256"]})
 
 
-def _tested(record: Mapping[str, Any]) -> str:
-    if record["test_accuracy"] is not None:
-        return percent(record["test_accuracy"])
+def _tested(record: Mapping[str, Any], leading: str) -> str:
+    if record[f"test_{leading}"] is not None:
+        return cell(leading, record[f"test_{leading}"])
     return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
 
 

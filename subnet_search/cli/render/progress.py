@@ -14,31 +14,29 @@ from rich.text import Text
 
 from subnet_search.cli.render import format
 from subnet_search.cli.render.signals import stop_on_signal
-from subnet_search.core.errors import Interrupted
 from subnet_search.core.parameter_names import by_key
+from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics, in_words, leading_in
 
 PLAIN_SECONDS = 10.0  # between two plain lines of a run
+
+
+def step_bar(live: bool) -> Progress:
+    """A bar of training steps on standard error; not live: without output."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=format.errors, transient=True, disable=not live)
 
 
 class RunProgress:
     """Shows the progress of a run, by its callbacks `on_step` and `on_epoch`."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, leading: str = CLASSIFICATION.leading) -> None:
+        """leading: the task's leading metric."""
+        self.leading = leading
         self.live = format.errors.is_terminal and not quiet
         self.quiet = quiet
         self.printed = 0.0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=format.errors,
-            transient=True,
-            disable=not self.live,
-        )
+        self.bar = step_bar(self.live)
         self.task = self.bar.add_task("reading data", total=None, start=False)
 
     def on_step(self, clock: Any) -> None:
@@ -48,16 +46,15 @@ class RunProgress:
         self.total = clock.total
 
     def on_epoch(self, epoch: Any) -> None:
-        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  validation {format.percent(epoch.metrics['val_accuracy'])}"
+        quality = _validation(self.leading, epoch.metrics[f"val_{self.leading}"])
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  {quality}"
         self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
         last = epoch.step == self.total
         if not self.live and not self.quiet and (last or time.monotonic() - self.printed > PLAIN_SECONDS):
             self.printed = time.monotonic()
             done = epoch.step / self.total
             left = format.seconds(epoch.seconds * (1 - done) / done)
-            format.errors.print(
-                f"{text}  density {epoch.density:.3f}  {format.percent(done)} done, {left} left", markup=False, soft_wrap=True
-            )
+            format.note(f"{text}  density {epoch.density:.3f}  {format.percent(done)} done, {left} left")
 
     def __enter__(self) -> "RunProgress":
         self.bar.start()
@@ -68,22 +65,24 @@ class RunProgress:
 
 
 @contextmanager
-def follow_run(quiet: bool, resume_command: str) -> Iterator[dict[str, Any]]:
-    """Callbacks for `run`: progress, and stopping on Ctrl-C. The error of a stopped run has the command to continue."""
-    try:
-        with stop_on_signal() as should_stop, RunProgress(quiet) as progress:
-            yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; continue with: {resume_command}") from stop
+def follow_run(quiet: bool, resume_command: str, leading: str = CLASSIFICATION.leading) -> Iterator[dict[str, Any]]:
+    """Callbacks for `run`: progress, and stopping on Ctrl-C. The error of a stopped run has the command to continue.
+
+    leading: the task's leading metric.
+    """
+    with stop_on_signal(f"continue with: {resume_command}") as should_stop, RunProgress(quiet, leading) as progress:
+        yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
 
 
 @contextmanager
-def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet: bool = False) -> Iterator[None]:
-    """Shows the progress of a study from its storage. `rows` returns all trials as plain rows."""
+def study_progress(
+    rows: Callable[[], list[dict[str, Any]]], budget: int, quiet: bool = False, metrics: TaskMetrics = CLASSIFICATION
+) -> Iterator[None]:
+    """Shows the progress of a study from its storage. `rows` returns all trials as plain rows; `metrics` are the task's."""
     if quiet:
         yield
         return
-    watch = _StudyWatch(rows, budget)
+    watch = _StudyWatch(rows, budget, metrics)
     if format.errors.is_terminal:
         with Live(get_renderable=watch.render, console=format.errors, refresh_per_second=2, transient=True):
             yield
@@ -105,8 +104,8 @@ def study_progress(rows: Callable[[], list[dict[str, Any]]], budget: int, quiet:
 
 
 class _StudyWatch:
-    def __init__(self, rows: Callable[[], list[dict[str, Any]]], budget: int) -> None:
-        self.rows, self.budget = rows, budget
+    def __init__(self, rows: Callable[[], list[dict[str, Any]]], budget: int, metrics: TaskMetrics = CLASSIFICATION) -> None:
+        self.rows, self.budget, self.metrics = rows, budget, metrics
         self.started = time.monotonic()
         before = rows()
         self.printed = {row["number"] for row in before if row["state"] not in ("RUNNING", "WAITING")}
@@ -119,12 +118,10 @@ class _StudyWatch:
             if row["state"] in ("RUNNING", "WAITING") or row["number"] in self.printed:
                 continue
             self.printed.add(row["number"])
-            format.errors.print(
-                f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}", markup=False, soft_wrap=True
-            )
+            format.note(f"[{len(_finished(rows))}/{self.budget}] trial {row['number']} {_ending(row)}")
 
     def render(self) -> RenderableType:
-        """The live display: a status line, the most accurate trial, and running trials."""
+        """The live display: a status line, the trial with the best leading metric, and running trials."""
         rows = self.rows()
         done = len(_finished(rows))
         elapsed = time.monotonic() - self.started
@@ -133,16 +130,26 @@ class _StudyWatch:
         failed = sum(row["state"] == "FAIL" for row in rows)
         line = f"{done} of {self.budget} trials, {failed} failed, {format.seconds(elapsed)}, {left}"
         out = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("trial", "state", "validation", "density", "parameters"):
-            out.add_column(heading)
-        best = max((r for r in _finished(rows) if r["val_accuracy"] is not None), key=lambda r: r["val_accuracy"], default=None)
-        for label, row in [("most accurate", best)] + [("running", r) for r in rows if r["state"] == "RUNNING"]:
+        name = self.metrics.leading
+        accurate = name == CLASSIFICATION.leading
+        heading = "validation" if accurate else in_words(name, "validation")
+        for column in ("trial", "state", heading, "density", "parameters"):
+            out.add_column(column)
+        running = [("running", row) for row in rows if row["state"] == "RUNNING"]
+        for label, row in [("most accurate" if accurate else "best", self._best(rows)), *running]:
             if row is not None:
                 density = "" if row["density"] is None else f"{row['density']:.3f}"
-                seen = row["val_accuracy"] if row["val_accuracy"] is not None else row.get("last")
-                accuracy = "" if seen is None else format.percent(seen)
-                out.add_row(str(row["number"]), label, accuracy, density, Text(_params(row)))
+                seen = row[self.metrics.val] if row[self.metrics.val] is not None else row.get("last")
+                quality = "" if seen is None else format.cell(name, seen)
+                out.add_row(str(row["number"]), label, quality, density, Text(_params(row)))
         return Group(line, out)
+
+    def _best(self, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of the finished trials with the best leading metric."""
+        key = self.metrics.val
+        measured = [row for row in _finished(rows) if row[key] is not None]
+        best = max if self.metrics.directions[self.metrics.leading] == "maximize" else min
+        return best(measured, key=lambda row: float(row[key]), default=None)
 
 
 def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -153,13 +160,20 @@ def _finished(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _ending(row: dict[str, Any]) -> str:
     if row["state"] == "FAIL":
         return f"failed: {row['reason']}"
-    accuracy = "-" if row["val_accuracy"] is None else format.percent(row["val_accuracy"])
+    leading = leading_in(row)
+    quality = _validation(leading, row[f"val_{leading}"])
     density = "-" if row["density"] is None else f"{row['density']:.3f}"
     word = "pruned" if row["state"] == "PRUNED" else "complete"
     more = "".join(f", {key} {format.cell(key, value)}" for key, value in row["measured"].items())
     broken = ", ".join(key for key, beyond in row["constraints"].items() if beyond > 0)
     breaks = f", violates the constraint on {broken}" if broken else ""
-    return f"{word}: validation {accuracy}, density {density}{more}{breaks}  ({_params(row)})"
+    return f"{word}: {quality}, density {density}{more}{breaks}  ({_params(row)})"
+
+
+def _validation(leading: str, value: float | None) -> str:
+    """The leading metric in a line of progress; accuracy needs no name."""
+    name = "validation" if leading == CLASSIFICATION.leading else in_words(leading, "validation")
+    return f"{name} {format.cell(leading, value)}"
 
 
 def _params(row: dict[str, Any]) -> str:

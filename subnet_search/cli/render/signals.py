@@ -5,10 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from subnet_search.core.errors import Interrupted
+
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether to stop; restores the signal handlers afterwards."""
+def stop_on_signal(advice: str = "") -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether to stop; restores the signal handlers afterwards.
+
+    advice: how to continue, for the end of the message when the run stops.
+    """
     stopping = False
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -20,6 +25,10 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: stopping
+    except Interrupted as stop:
+        if not advice:
+            raise
+        raise Interrupted(f"{stop}; {advice}") from stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

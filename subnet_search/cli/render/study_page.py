@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subnet_search.cli.render import format, tables
-from subnet_search.cli.render.tables import plain
 from subnet_search.core.parameter_names import by_key, key_and_condition
+from subnet_search.core.task_metrics import in_words, leading_in
 
 Row = Mapping[str, Any]
 
@@ -13,12 +13,28 @@ Row = Mapping[str, Any]
 APART = {"number", "state", "reason", "values", "last", "objectives", "params", "config", "traceback", "log", "reports"}
 APART |= {"interruptions", "repeated", "seeds", "first", "rungs", "worker", "passes", "cell", "beat", "constraints"}
 APART |= {"measured", "broken"}
-WORDS = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy", "seconds": "training time"}
+
+
+def _words(row: Row) -> dict[str, str]:
+    """Keys of a trial with their words."""
+    leading = leading_in(row)
+    of_task = {f"val_{leading}": in_words(leading, "validation"), f"test_{leading}": in_words(leading, "test")}
+    return {**of_task, "seconds": "training time"}
 
 
 def states(counts: Mapping[str, int]) -> str:
     """Number of trials by state, in one line."""
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "none"
+
+
+def list_studies(rows: Sequence[Row]) -> None:
+    """Print a table of studies."""
+    columns = {"name": "study", "states": "trials", "objective": "objective", "best": "best", "started": "started"}
+    shown = [{**r, "states": states(r["states"]), "best": format.cell(r["objective"][0], r["best"])} for r in rows]
+    if rows:
+        format.table(shown, columns)
+    else:
+        format.console.print("no studies yet (start one with: subnet-search study run)")
 
 
 def summarise_study(record: Row, storage: str | None = None) -> None:
@@ -28,7 +44,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "search space": _searched(record["space"]),
         "objective": ", ".join(f"{n} ({d})" for n, d in zip(record["objective"], record["directions"], strict=True)),
         "constraints": "\n".join(_constraint(name, bound, record) for name, bound in record["constraints"].items()),
-        "run": _run(record),
+        "run": _base_run(record),
         **{key: _named(record[key]) for key in ("sampler", "pruner") if record[key]},
         "trials": states(record["states"]),
         "used": _spent(record),
@@ -37,7 +53,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "failed": _counted(record["failures"]),
         "stopped early": _counted(record["stopped_early"]),
         "versions": _lines(
-            {key: ", ".join(f"{v} ({n:,})" for v, n in seen.items()) for key, seen in record["versions"].items()}
+            [(key, ", ".join(f"{v} ({n:,})" for v, n in seen.items())) for key, seen in record["versions"].items()]
         ),
     }
     format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
@@ -48,7 +64,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         format.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
     elif record["broken"]:
-        plain("\nNo complete trial satisfies the constraints, so there is no best trial.")
+        format.say("\nNo complete trial satisfies the constraints, so there is no best trial.")
     if record["importance"] and record["best"]:
         format.console.print()
         importance(record["importance"], record["name"], 8, storage)
@@ -56,7 +72,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         several = len(record["best"]) > 1  # one trial of the front must be chosen
         which = [record["best"][0]["number"]] if several else []
         command = format.command("study extract", record["name"], *which, storage=storage)
-        plain(f"\nExtract {'one' if several else 'it'} with: {command}")
+        format.say(f"\nExtract {'one' if several else 'it'} with: {command}")
 
 
 def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
@@ -69,12 +85,12 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     if row["seeds"] > 1:
         low, high = (format.cell(names[0], end) for end in row["spread"][0])
         shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
-    found = {**row, **row["measured"]}
-    for key in ("val_accuracy", "test_accuracy", "density", *row["measured"], "steps", "seconds"):
+    found, words, leading = {**row, **row["measured"]}, _words(row), leading_in(row)
+    for key in (f"val_{leading}", f"test_{leading}", "density", *row["measured"], "steps", "seconds"):
         if key not in shown and found[key] is not None:
             shown[key] = format.cell(key, found[key])
     params = {key: format.cell("", value) for key, value in by_key(row["params"]).items()}
-    format.pairs({WORDS.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
+    format.pairs({words.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
 
 def arms(rows: Sequence[Row], name: str) -> None:
@@ -93,13 +109,13 @@ def trial(record: Row, name: str) -> None:
     """Print everything about one trial."""
     import yaml
 
-    worker, passes = record["worker"] or {}, record.get("passes", {})
+    worker, passes, words = record["worker"] or {}, record.get("passes", {}), _words(record)
     shown = {
         **{key: record[key] for key in ("state", "reason")},
-        **{WORDS.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
+        **{words.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
         **by_key(record["params"]),
         **{
-            WORDS.get(key, key): tables.cell(key, value)
+            words.get(key, key): tables.cell(key, value)
             for key, value in record.items()
             if key not in APART | record["objectives"].keys() | record["params"].keys() and value not in (None, {})
         },
@@ -124,7 +140,7 @@ def trial(record: Row, name: str) -> None:
     ):
         if text:
             format.console.print(f"\n[bold]{heading}[/bold]")
-            plain(text.rstrip())
+            format.say(text.rstrip())
 
 
 def diff_studies(record: Row) -> None:
@@ -151,7 +167,7 @@ def diff_studies(record: Row) -> None:
             format.table(cells, {key: f"after {words}", **heads}, title=f"Best so far ({names[0]}, one seed)")
     format.console.print()
     if not record["differences"]:
-        plain("The specifications are the same.")
+        format.say("The specifications are the same.")
         return
     cells = [{"key": one["key"], **{side: format.cell("", one[side]) for side in heads}} for one in record["differences"]]
     format.table(cells, {"key": "different keys", **heads})
@@ -161,29 +177,29 @@ def importance(record: Row, name: str, at_most: int | None = None, storage: str 
     """Print importances with bars, and a line with evaluator, number of trials and meaning."""
     head = f"Importance ({record['evaluator']}, {record['trials']:,} trials)"
     shares = list(record["importances"].items())
-    plain(f"{head}: {record['meaning'] if shares else record['note']}")
+    format.say(f"{head}: {record['meaning'] if shares else record['note']}")
     widest = max((len(param) for param, _ in shares[:at_most]), default=0)
     for param, share in shares[:at_most]:
-        plain(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
+        format.say(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
     if at_most and len(shares) > at_most:
-        plain(f"  and {len(shares) - at_most} more: {format.command('study importance', name, storage=storage)}")
+        format.say(f"  and {len(shares) - at_most} more: {format.command('study importance', name, storage=storage)}")
     if record["left_out"]:
-        plain(f"Left out, because not every trial has them: {', '.join(record['left_out'])}")
-        plain("To include the parameters of one method, use its trials only: --filter extractor=rigl")
+        format.say(f"Left out, because not every trial has them: {', '.join(record['left_out'])}")
+        format.say("To include the parameters of one method, use its trials only: --filter extractor=rigl")
     if shares and record["note"]:
-        plain(f"Note: {record['note']}")
+        format.say(f"Note: {record['note']}")
 
 
-def _lines(values: Mapping[str, Any]) -> str:
-    widest = max(map(len, values), default=0)
-    return "\n".join(f"{key:<{widest}}  {value}" for key, value in values.items())
+def _lines(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and texts in two columns."""
+    widest = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name:<{widest}}  {text}" for name, text in pairs)
 
 
 def _searched(space: Mapping[str, str]) -> str:
     """Keys with their domains, and in brackets their conditions."""
     parts = [(*key_and_condition(name), domain) for name, domain in space.items()]
-    widest = max((len(key) for key, _, _ in parts), default=0)
-    return "\n".join(f"{key:<{widest}}  {domain}{f' ({when})' if when else ''}" for key, when, domain in parts)
+    return _lines([(key, f"{domain} ({when})" if when else domain) for key, when, domain in parts])
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
@@ -200,11 +216,11 @@ def _progress(record: Row) -> str:
     return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials{extra}"
 
 
-def _run(record: Row) -> str:
+def _base_run(record: Row) -> str:
     """Keys of the base run that are set and not searched."""
     own = [] if record["arms"] else ["extractor"]  # arms have their own method
-    keys = (*own, "network", "data", "unit", "round_to", "target")
-    parts = {key: record[key] for key in keys if record[key] and key not in record["space"]}
+    keys = (*own, "network", "data", "task", "unit", "round_to", "target")
+    parts = {key: record[key] for key in keys if record.get(key) and key not in record["space"]}
     return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())
 
 

@@ -26,7 +26,7 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
     from subnet_search.search.storage.ranking import objectives, parameters
 
     if not rows:
-        plain("no trial matches the filters" if study.get_trials() else "no trials yet")
+        format.say("no trial matches the filters" if study.get_trials() else "no trials yet")
         return
     params = by_key(dict.fromkeys(key for trial in study.get_trials() for key in parameters(trial)))
     bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
@@ -34,7 +34,7 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else format.console.width)
     if left_out:
-        plain(f"\n{len(rows):,} trials; hidden columns: {', '.join(left_out)} (use --columns or --csv)")
+        format.say(f"\n{len(rows):,} trials; hidden columns: {', '.join(left_out)} (use --columns or --csv)")
 
 
 def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
@@ -46,7 +46,7 @@ def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     left_out = table(flat[:AT_MOST], ["number", *names, *seeds, *feasible, *params], format.console.width)
     beyond = f"; showing the first {AT_MOST}" if len(rows) > AT_MOST else ""
     narrow = f"; hidden columns: {', '.join(left_out)} (use --json)" if left_out else ""
-    plain(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")
+    format.say(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> list[str]:
@@ -90,8 +90,3 @@ def json_rows(rows: Iterable[Row]) -> None:
 def cell(column: str, value: Any) -> str:
     """`format.cell`, but identifiers such as seeds without thousands separators."""
     return str(value) if column in ("seed", "number", "repeats") and value is not None else format.cell(column, value)
-
-
-def plain(text: str) -> None:
-    """Print plain text without inserting line breaks."""
-    format.console.print(text, markup=False, soft_wrap=True)

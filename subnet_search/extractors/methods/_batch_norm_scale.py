@@ -4,7 +4,20 @@ import torch
 from torch import Tensor
 
 from subnet_search.extractors import author as ss
-from subnet_search.extractors.methods._channel_ranking import channels
+from subnet_search.extractors.methods._channel_ranking import FilterRanking, channels
+
+
+class NormRanking(FilterRanking):
+    """Channels ranked by the scales of their batch norms, over all layers."""
+
+    scope: ss.Scope = "global"
+
+    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+        check_norms(self.name, net, self.density, self.scope)
+        return super().begin(net, clock, probe)
+
+    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
+        return norm_scales(net)
 
 
 def norm_scales(net: ss.Network) -> ss.Tensors:

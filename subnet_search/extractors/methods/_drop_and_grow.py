@@ -24,9 +24,10 @@ class DropAndGrow(RandomStart):
     drop_fraction: ss.DropFraction = 0.3
 
 
-def chances(net: ss.Network, clock: ss.Clock) -> dict[str, Tensor]:
-    """A uniform random number in (0, 1) for every unit: the scores of a random topology."""
-    return {name: clock.uniform(name, torch.empty_like(mask, dtype=torch.float)) for name, mask in net.masks.items()}
+def chances(net: ss.Network, clock: ss.Clock, stream: str = "") -> dict[str, Tensor]:
+    """A uniform random number in (0, 1) for every unit. stream: draws of other names are independent."""
+    like = {name: torch.empty_like(mask, dtype=torch.float) for name, mask in net.masks.items()}
+    return {name: clock.uniform(f"{stream}{name}", tensor) for name, tensor in like.items()}
 
 
 def growth(net: ss.Network, clock: ss.Clock, by: ss.Grow) -> ss.Tensors:
@@ -36,8 +37,7 @@ def growth(net: ss.Network, clock: ss.Clock, by: ss.Grow) -> ss.Tensors:
             return net.units.pool_magnitude(net.gradients)
         case "momentum":
             return net.units.pool_magnitude(net.momentum)
-    draws = {name: torch.empty_like(mask, dtype=torch.float) for name, mask in net.masks.items()}
-    return {name: clock.uniform(f"grow {name}", like) for name, like in draws.items()}
+    return chances(net, clock, "grow ")
 
 
 def first_scope(scope: str | ss.LayerDensities) -> str | ss.LayerDensities:

@@ -1,7 +1,4 @@
-"""APoZ: drop the channels whose activations are zero most often.
-
-Section 3. The average percentage of zeros of channel c over N images and M positions is
-APoZ_c = sum_k sum_j 1[O_c,j(x_k) = 0] / (N M); the channels of highest APoZ are dropped.
+"""APoZ: drop the channels whose activations are zero most often (section 3).
 
 Where we differ: the paper prunes a few layers at a time, we prune all layers in each round. The authors count on validation
 images, we on training images, as validation data is for evaluation only. Zeros are counted in what the next layer reads, so

@@ -1,8 +1,7 @@
 """Biprop: the highest scores of every layer of an untrained network, with one magnitude for all weights of a layer.
 
-Edge-popup, but the network computes with alpha * sign(w) on the top `density` of |s| of each layer, where
-alpha = ||z * w||_1 / ||z||_1: a subnetwork of binary weights. As in the authors' code, alpha is a constant in the backward
-pass: ds = dL/d(effective weight) * w * sign(s).
+Edge-popup with binary weights. As in the authors' code, alpha is a constant in the backward pass:
+ds = dL/d(effective weight) * w * sign(s).
 
 A gate here is alpha / |w| and is folded into the weights at the end, so the file holds one magnitude a layer (up to rounding
 of w * alpha / |w|). Activations stay real. The authors train small networks with sgd, those with binary activations with

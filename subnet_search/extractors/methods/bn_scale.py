@@ -1,18 +1,15 @@
 """BN scale: drop the channels whose batch norms have the smallest scales.
 
-Section 3 of network slimming without its penalty: channels are ranked over all layers by |gamma|, the scale that their batch
-norm multiplies them by. This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019,
-arXiv:1906.10771. A channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel
-without one is kept.
+This is `slimming` with strength 0, and "BN scale" in the comparison of Molchanov et al. 2019, arXiv:1906.10771. A channel
+with several batch norms, as along a residual stream, is ranked by their mean |gamma|; a channel without one is kept.
 """
 
 from subnet_search.extractors import author as ss
-from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_scales
-from subnet_search.extractors.methods._channel_ranking import FilterRanking
+from subnet_search.extractors.methods._batch_norm_scale import NormRanking
 
 
 @ss.register("bn_scale")
-class BNScale(FilterRanking):
+class BNScale(NormRanking):
     """Train, drop the channels whose batch norms have the smallest scales, and fine-tune."""
 
     paper = ss.Paper(
@@ -29,12 +26,3 @@ class BNScale(FilterRanking):
         epochs=160,
         note="The length is that of one training; fine-tuning after pruning is a second one with the same settings.",
     )
-
-    scope: ss.Scope = "global"
-
-    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
-        check_norms(self.name, net, self.density, self.scope)
-        return super().begin(net, clock, probe)
-
-    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
-        return norm_scales(net)

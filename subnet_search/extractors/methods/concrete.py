@@ -14,7 +14,6 @@ we search from the first weights only.
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -77,11 +76,9 @@ class Concrete(ss.RelevanceLearner):
             name: torch.sigmoid(a + torch.logit(clock.uniform(name, a)) / self.temperature) for name, a in net.relevance.items()
         }
 
-    def objective(self, logits: Tensor, dense: Callable[[], Tensor]) -> Tensor | None:
-        if self.loss == "task":
-            return None
-        sparse, target = logits.log_softmax(1), dense().log_softmax(1)
-        return (sparse.exp() * (sparse - target)).sum(1).mean()
+    @property
+    def follows_dense(self) -> bool:
+        return self.loss == "kl"
 
     def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not net.relevance or clock.step != clock.point(self.until):

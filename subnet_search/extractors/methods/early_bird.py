@@ -1,9 +1,7 @@
 """Early-bird tickets: draw the mask of channels early in training, as soon as it stops changing.
 
-Algorithm 1. Train with the penalty of network slimming, lambda * sum |gamma|. After every epoch take the mask of the channels
-of highest |gamma| over all layers, and its distances to the masks before: the fraction of channels that differ. When the
-largest distance between the newest of the last five masks and the others is below 0.1, as in the authors' code, the ticket is
-drawn: the other channels are dropped, and training continues without the penalty.
+Algorithm 1, with the threshold of the authors' code. Channels are ranked over all layers. Once the ticket is drawn, the other
+channels are dropped, and training continues without the penalty.
 
 Where we differ: without a ticket by `until`, the mask of that step is used. `every` replaces the epoch; the authors' runs
 have 160. Channels without a batch norm are kept.

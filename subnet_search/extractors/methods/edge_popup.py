@@ -1,9 +1,7 @@
 """Edge-popup: the highest scores of every layer of an untrained network.
 
-Section 3. Every weight has a score s; each layer computes with the weights of its top `density` of |s|, and the gradient
-passes straight through the selection: ds = dL/d(w z) * w (equation 4). Scores begin as kaiming_uniform(a = sqrt 5), which is
-U(-b, b) with b = 1 / sqrt(fan_in). The paper's best weights are signed constants (network.init: signed_constant); `scaled` is
-its scaled Kaiming normal.
+Section 3, equation 4. Scores begin as kaiming_uniform(a = sqrt 5), which is U(-b, b) with b = 1 / sqrt(fan_in). The paper's
+best weights are signed constants (network.init: signed_constant); `scaled` is its scaled Kaiming normal.
 
 The authors' `prune_rate` is the fraction *kept*; here it is `density`. They drop int((1 - density) * n) weights of each layer,
 which rounds the number kept up; our counts add up to the exact total.

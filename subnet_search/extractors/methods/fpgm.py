@@ -1,8 +1,6 @@
 """FPGM: drop the filters nearest to the geometric median of their layer, as the other filters can replace them.
 
-Section 3. The geometric median minimises the sum of distances to all filters. Among the filters themselves it is the one of
-smallest g(j) = sum_k ||F_j - F_k||_2, and the filters of smallest g are dropped, the same fraction in every layer. Filters
-dropped in an earlier round do not count in the distances.
+Section 3. Filters dropped in an earlier round do not count in the distances.
 
 Where we differ: the authors prune again after every epoch and keep training dropped filters; here they stay dropped.
 """

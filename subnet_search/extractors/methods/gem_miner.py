@@ -1,8 +1,6 @@
 """Gem-Miner: learn which weights of an untrained network to drop, in rounds, then train the others.
 
-Scores s in [0, 1] begin uniform; the network computes with w * 1[s > 1/2] inside the current masks, the gradient passes
-straight through to the scores of alive weights, and scores are clamped to [0, 1]. At the end of each of `rounds` rounds the
-lowest scores over all layers are dropped for good, which leaves density^(r / rounds). After the last round all weights in the
+Scores begin uniform and are clamped to [0, 1]; only those of alive weights learn. After the last round all weights in the
 mask, also those with s <= 1/2 (the authors' `unflag`), are trained from their initial values. The search and the training
 each go through the learning rate's whole schedule.
 

@@ -1,7 +1,7 @@
 """GMP: gradual magnitude pruning along a cubic curve.
 
-Equation 1, on densities: d_t = d_f + (d_i - d_f) (1 - (t - t_0) / n)^3. Dropped weights do not grow back. The paper prunes
-every layer to the same density (`scope: uniform`); later papers compare with the variant over all layers together.
+Equation 1, on densities. Dropped weights do not grow back. The paper prunes every layer to the same density (`scope: uniform`);
+later papers compare with the variant over all layers together.
 
 Where we differ: the last move falls on `end`, so the density is met exactly; common code stops one move early, at
 d_f + (d_i - d_f) / n^3.

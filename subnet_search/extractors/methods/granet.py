@@ -53,10 +53,6 @@ class GraNet(ss.Extractor):
     """Whether weights compete over all layers, from an ERK topology, or each layer has its share, also at first."""
     normalise: ss.Normalise = "layer"
 
-    @property
-    def needs_momentum(self) -> bool:
-        return self.grow == "momentum"
-
     def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(units, clock)
         check_initial(self.name, units, self.initial_density, self.density, self.scope)

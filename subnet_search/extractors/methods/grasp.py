@@ -1,9 +1,7 @@
 """GraSP: keep the weights that preserve gradient flow, before training.
 
-Equation 8. The paper scores -w * (H g), with the Hessian H and the gradient g of the loss, and removes the highest scores:
-the weights whose removal lowers the gradient's norm least, or raises it. We keep the highest w * (H g), which is the same.
-Logits are divided by T = 200 as in the authors' code, which the paper does not mention. They draw ten images a class, we take
-one batch.
+Equation 8; the paper's scores have the opposite sign, and their highest are dropped. Logits are divided by T = 200 as in the
+authors' code, which the paper does not mention. They draw ten images a class, we take one batch.
 """
 
 from typing import Annotated

@@ -1,11 +1,7 @@
 """GReg-1: channels that will be dropped get a growing penalty first, which makes them small.
 
-Algorithm 1. At `start` the filters of lowest L1 norm are chosen, the same fraction in every layer. From then on their L2
-penalty, lambda / 2 * w^2, grows by delta every `every` steps up to a ceiling; the other filters keep theirs. At `end` the
-chosen filters are dropped, and the others are trained on.
-
-The authors' filters: delta 1e-4 every 10 steps up to 1, then thousands of steps at that. Our default delta reaches the ceiling
-at the last growth before `end`, however short the run.
+Algorithm 1. The filters that are not chosen keep their weight decay. The authors' filters: delta 1e-4 every 10 steps up to 1,
+then thousands of steps at that. Our default delta reaches the ceiling at the last growth before `end`, however short the run.
 """
 
 from typing import Annotated

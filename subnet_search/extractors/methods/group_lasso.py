@@ -1,7 +1,6 @@
 """SSL: structured sparsity learning, a group lasso that shrinks whole filters to zero.
 
-Equations 1 and 2: L + lambda * sum over filters of ||w_f||_2, with the same factor for every group, whatever its size. Train
-with it, drop the filters of lowest norm over all layers at once or in rounds, and fine-tune without it.
+Equations 1 and 2, with the same factor for every group, whatever its size. Fine-tuning is without the penalty.
 
 Where we differ: the groups are filters, taken together where layers are coupled. The authors also have groups for input
 channels (here they go with the filters that they read), filter shapes and whole layers, and drop what is below a threshold.

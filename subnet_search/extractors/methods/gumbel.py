@@ -1,9 +1,8 @@
 """ASLP: a Gumbel-softmax distribution over the topologies of an untrained network.
 
-Every weight has a scalar m, the log-probability of keeping it up to a shift ("arbitrarily shifted log parametrisation"):
-P(keep) = sigma(m). Each step draws z = 1[m + L > 0] with L logistic, the difference of two Gumbel variables, and trains m
-through the straight-through gradient sigma'((m + L) / tau) / tau. The network computes with s * w * z, where w never changes
-and s is the rescaling. At the end a weight is kept when m >= 0.
+m is the log-probability of keeping a weight up to a shift ("arbitrarily shifted log parametrisation"); L is the difference of
+two Gumbel variables. The network computes with s * w * z, where w never changes and s is the rescaling. At the end a weight
+is kept when m >= 0.
 
 Where we differ from the authors' code: validation uses the final topology and clean images, theirs samples and augmented
 images; a learned rescaling costs no second pass; one logistic draw takes the place of two Gumbel draws and a softmax, which is

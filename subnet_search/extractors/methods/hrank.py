@@ -1,7 +1,6 @@
 """HRank: drop the channels whose feature maps have the lowest rank.
 
-The information in a channel is the mean over images of Rank(o_j), the rank of its feature map o_j as a matrix; a few hundred
-images are enough, as the mean hardly depends on them. The lowest of each layer are dropped.
+A few hundred images are enough, as the mean rank hardly depends on them.
 
 Where we differ: the authors choose a rate for each layer by hand (here: relative densities by layer) and fine-tune layer after
 layer; we prune all layers at once. They measure in evaluation mode, we in training steps. A map is what the next layer reads,

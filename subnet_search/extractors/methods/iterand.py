@@ -1,9 +1,8 @@
 """IteRand: edge-popup that gives pruned weights new values.
 
-Every `every` steps, each weight outside the top `density` of its layer is re-drawn with probability `redraw`; kept weights do
-not change. Scores are compared with their sign and begin as kaiming_uniform, U(-b, b) with b = sqrt(6 / fan_in), both as in
-the authors' code (edge-popup compares |s|). The paper's interval is 300 of 35000 steps on CIFAR-10; its ImageNet runs keep
-30 % of signed constant weights (network.init).
+Scores are compared with their sign and begin as kaiming_uniform, U(-b, b) with b = sqrt(6 / fan_in), both as in the authors'
+code (edge-popup compares |s|). The paper's interval is 300 of 35000 steps on CIFAR-10; its ImageNet runs keep 30 % of signed
+constant weights (network.init).
 
 Where we differ: the paper draws from the initial distribution, which is unknown for a network that was passed in. Here the
 re-drawn weights of a layer are permuted among themselves, so that a layer keeps the values that it began with.

@@ -1,9 +1,8 @@
 """L1 filters: drop the filters with the smallest sum of absolute weights.
 
-Section 3.1: s_j = sum |F_j| over the weights of filter j; the m filters of smallest s_j are dropped, with the weights that
-read them. The authors rank within a layer and choose each layer's m by hand, from its sensitivity: `scope: uniform` ranks as
-they do, with one density for every layer; relative densities by layer stand for their choice. In residual blocks they rank by
-the shortcut's filters alone; here all filters that are added up count.
+Section 3.1. The authors rank within a layer and choose each layer's density by hand, from its sensitivity: `scope: uniform`
+ranks as they do, with one density for every layer; relative densities by layer stand for their choice. In residual blocks they
+rank by the shortcut's filters alone; here all filters that are added up count.
 """
 
 from subnet_search.extractors import author as ss

@@ -1,7 +1,6 @@
 """L2 filters: drop the filters with the smallest Euclidean norm.
 
-Section 3.2, filter selection: ||F_j||_p, with p = 2 in the paper's experiments and the same rate in every layer. This is the
-criterion alone, for a trained network, and dropped filters stay dropped; `soft_filter_pruning` is the paper's method.
+Section 3.2, filter selection, with p = 2 as in the paper's experiments; `soft_filter_pruning` is the paper's method.
 """
 
 from subnet_search.extractors import author as ss

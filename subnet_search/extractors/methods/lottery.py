@@ -1,10 +1,10 @@
 """Lottery tickets: iterative magnitude pruning with rewinding.
 
-Train, drop the smallest |w|, rewind, train again, `rounds` times; round r leaves density^(r / rounds). Rewinding goes to the
-initial weights, to the weights of step k (Frankle, Dziugaite, Roy & Carbin 2020, arXiv:1912.05671), or is of the learning rate
-alone (Renda, Frankle & Carbin 2020, arXiv:2003.02389). The rounds divide the steps of the run equally: a ticket costs as many
-steps as any other method's run, so each round is short. The learning rate goes through its whole schedule in every round when
-`rewind` includes the schedule, else once over the run. The optimizer's state is reset when weights are rewound.
+Rewinding goes to the initial weights, to the weights of step k (Frankle, Dziugaite, Roy & Carbin 2020, arXiv:1912.05671), or
+is of the learning rate alone (Renda, Frankle & Carbin 2020, arXiv:2003.02389). The rounds divide the steps of the run equally:
+a ticket costs as many steps as any other method's run, so each round is short. The learning rate goes through its whole
+schedule in every round when `rewind` includes the schedule, else once over the run. The optimizer's state is reset when
+weights are rewound.
 """
 
 from typing import Annotated

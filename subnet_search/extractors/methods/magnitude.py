@@ -1,7 +1,4 @@
-"""Magnitude pruning of a trained network, once or in rounds, and fine-tuning.
-
-Train, drop the smallest |w|, train on. The learning rate's schedule continues; `lottery` rewinds it.
-"""
+"""Magnitude pruning of a trained network. The learning rate's schedule continues after it; `lottery` rewinds it."""
 
 from subnet_search.extractors import author as ss
 from subnet_search.extractors.methods._iterative_pruning import InRounds

@@ -1,8 +1,7 @@
 """MEST: memory-economic sparse training with elastic mutation.
 
-Section 3.1. Each layer drops its lowest |w| + lambda |gradient| and grows as many weights at random; the fraction that is
-moved falls over the run (elastic mutation). The gradient tells which small weights are still growing. All that grow begin at
-zero, also those dropped in the same change. Growing needs no dense gradient, which saves memory; our loop has one anyway.
+Section 3.1. The fraction that is moved falls over the run (elastic mutation). The gradient tells which small weights are still
+growing. All that grow begin at zero, also those dropped in the same change.
 
 Where we differ from the authors' code (boone891214/MEST): the fraction falls in a straight line, theirs in three levels (20,
 10 and 0 % of the alive weights, with a change every 5 of 160 epochs); their scripts run with lambda 0, the paper with its sum;

@@ -1,8 +1,7 @@
 """Random: weights kept at random, the baseline of every comparison.
 
-A random topology is fixed before the first step; then its weights are trained. With ERK densities this is a strong baseline.
-`er` is of Mocanu et al. 2018 (arXiv:1707.04780), `erk` of Evci et al. 2020 (arXiv:1911.11134). Counts are exact, not Bernoulli
-draws. For a random mask of an untrained network, train for no epochs.
+With ERK densities it is a strong baseline. `er` is of Mocanu et al. 2018 (arXiv:1707.04780), `erk` of Evci et al. 2020
+(arXiv:1911.11134). Counts are exact, not Bernoulli draws. For a random mask of an untrained network, train for no epochs.
 """
 
 from subnet_search.extractors import author as ss

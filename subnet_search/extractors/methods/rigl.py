@@ -1,9 +1,8 @@
 """RigL: drop the smallest weights, grow where the dense gradient is largest.
 
-Algorithm 1. From a random ERK topology, at every change each layer drops the fraction alpha / 2 (1 + cos(pi t / T_end)) of its
-weights and grows as many where |gradient| of the batch is largest; grown weights begin at zero. A change takes the place of
-the optimizer's step. Changes stop at T_end = 0.75 T. A weight that is dropped and grown in one change keeps its value and
-momentum, as in the authors' code (google-research/rigl). Their ERK masks have exact counts, as ours.
+Algorithm 1, from a random ERK topology. Grown weights begin at zero. A change takes the place of the optimizer's step. A weight
+that is dropped and grown in one change keeps its value and momentum, as in the authors' code (google-research/rigl). Their ERK
+masks have exact counts, as ours.
 
 Where we differ: the number dropped is rounded up, theirs down. With `grow: random` this is SET with a falling fraction, with
 `momentum` a relative of sparse momentum (Dettmers & Zettlemoyer 2019, arXiv:1907.04840).
@@ -45,10 +44,6 @@ class RigL(DropAndGrow):
     drop_fraction: ss.DropFraction = 0.3
     """Fraction of each layer's weights that is moved at first (alpha); it falls to 0 along a cosine."""
     grow: ss.Grow = "gradient"
-
-    @property
-    def needs_momentum(self) -> bool:
-        return self.grow == "momentum"
 
     def step(self, net: ss.Network, clock: ss.Clock) -> ss.Change | None:
         if not clock.due(self.every, self.until):

@@ -1,8 +1,6 @@
 """SET: sparse evolutionary training.
 
-From a random Erdos-Renyi topology, at every change each layer drops a fraction zeta of its weights, the smallest, and grows as
-many dead ones at random. All that grow begin at zero with fresh momentum, also those dropped in the same change, as in the
-authors' code.
+All that grow begin at zero with fresh momentum, also those dropped in the same change, as in the authors' code.
 
 Where we differ: we rank by |w| over both signs; the authors drop the smallest positive and the largest negative weights
 separately, which differs only for skewed layers. Their topology is a Bernoulli draw, ours has exact counts. They change it

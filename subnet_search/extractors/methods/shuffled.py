@@ -1,8 +1,7 @@
 """Shuffled: controls that test what a topology's pattern, and the weights it was found on, contribute.
 
-Section 5. Takes the topology that another method begins with, or that of a file, and then permutes it within every layer
-(`permute`), draws new weights (`redraw`), or both. Where accuracy stays the same, the method found no more than the number of
-weights of each layer. New weights are normal, with each layer's own standard deviation.
+Section 5. Where accuracy stays the same, the method found no more than the number of weights of each layer. New weights are
+normal, with each layer's own standard deviation.
 """
 
 from pathlib import Path
@@ -56,11 +55,12 @@ class Shuffled(ss.Extractor):
         masks = self._topology(net, clock, probe)
         if self.permute:
             masks = ss.Masks({name: _permuted(mask, clock.generator("permute", name)) for name, mask in masks.items()})
-        return ss.Change(masks, weights=_drawn(net.weights, clock) if self.redraw else None)
+        weights = net.weights.items() if self.redraw else ()
+        return ss.Change(masks, weights={name: _redrawn(w, clock.generator("redraw", name)) for name, w in weights} or None)
 
     def _topology(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Masks:
         if _is_file(self.source):
-            masks = _read(Path(str(self.source)))
+            masks = _masks_in_file(Path(str(self.source)))
             if {n: m.shape for n, m in masks.items()} != {n: w.shape for n, w in net.weights.items()}:
                 raise ss.UserError(f"{self.source} holds the masks of another network")
             if self.density is not None:
@@ -81,7 +81,7 @@ def _is_file(source: Any) -> bool:
     return isinstance(source, str) and source.endswith(".safetensors")
 
 
-def _read(path: Path) -> ss.Masks:
+def _masks_in_file(path: Path) -> ss.Masks:
     """The masks in a subnetwork file or a masks file."""
     tensors, header = ss.load_tensors(path, "subnetwork or masks file")
     try:
@@ -97,9 +97,5 @@ def _permuted(mask: Tensor, rng: torch.Generator) -> Tensor:
     return mask.reshape(-1)[order].view(mask.shape)
 
 
-def _drawn(weights: ss.Tensors, clock: ss.Clock) -> dict[str, Tensor]:
-    drawn = {}
-    for name, weight in weights.items():
-        normal = torch.randn(weight.shape, generator=clock.generator("redraw", name)).to(weight)
-        drawn[name] = normal * weight.std(correction=0)
-    return drawn
+def _redrawn(weight: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(weight.shape, generator=rng).to(weight) * weight.std(correction=0)

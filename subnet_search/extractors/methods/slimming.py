@@ -1,21 +1,18 @@
 """Network slimming: an L1 penalty on the scales of batch norms decides which channels are dropped.
 
-Equation 1: L + lambda * sum |gamma|. Train with it, drop the channels of lowest |gamma| over all layers at once or in rounds,
-and fine-tune without it. The authors take lambda 1e-4 for VGG, 1e-5 for residual and densely connected networks on CIFAR.
-
-Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean |gamma|; the authors
-put a selection layer there. Channels without a batch norm are kept.
+Equation 1; fine-tuning is without the penalty. The authors take lambda 1e-4 for VGG, 1e-5 for residual and densely connected
+networks on CIFAR. Where we differ: a channel with several batch norms, as along a residual stream, is ranked by their mean
+|gamma|; the authors put a selection layer there. Channels without a batch norm are kept.
 """
 
 from torch import Tensor
 
 from subnet_search.extractors import author as ss
-from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm_penalty, norm_scales
-from subnet_search.extractors.methods._channel_ranking import FilterRanking
+from subnet_search.extractors.methods._batch_norm_scale import NormRanking, norm_penalty
 
 
 @ss.register("slimming")
-class Slimming(FilterRanking):
+class Slimming(NormRanking):
     """Train with a penalty on batch-norm scales, drop the channels of smallest scale, and fine-tune."""
 
     paper = ss.Paper(
@@ -34,14 +31,6 @@ class Slimming(FilterRanking):
     )
 
     strength: ss.Strength = 1e-4
-    scope: ss.Scope = "global"
-
-    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
-        check_norms(self.name, net, self.density, self.scope)
-        return super().begin(net, clock, probe)
 
     def penalty(self, net: ss.Network, clock: ss.Clock) -> Tensor | None:
         return self.strength * norm_penalty(net) if clock.step < self.prunings(clock)[-1] else None
-
-    def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
-        return norm_scales(net)

@@ -1,8 +1,7 @@
 """SNIP: keep the weights that the loss is most sensitive to, before training.
 
-Equation 6. One batch through the untrained network gives the gradient g of the loss; the highest s = |g * w| over all layers
-are kept, and the network is then trained. The authors divide by the sum of all s, which changes no rank. At low densities
-whole layers can be dropped: that is reported, not corrected.
+Equation 6. The authors divide by the sum of all s, which changes no rank. At low densities whole layers can be dropped: that is
+reported, not corrected.
 """
 
 from subnet_search.extractors import author as ss

@@ -1,9 +1,7 @@
 """Iterative SNIP, and FORCE: sensitivity measured again after each round of pruning.
 
-Algorithm 1. The density falls geometrically, density^(k / rounds), with new gradients of the network as pruned so far, on a
-new batch each round. Iterative SNIP never brings a weight back; with `revive` (their FORCE) every weight is scored by its own
-value and the pruned network's gradient, so it may return. The authors use up to 300 rounds; each round costs one training
-step of the run.
+Algorithm 1, with a new batch each round. Iterative SNIP never brings a weight back; with `revive` (their FORCE) every weight is
+scored by its own value and the pruned network's gradient, so it may return. The authors use up to 300 rounds.
 """
 
 from typing import Annotated

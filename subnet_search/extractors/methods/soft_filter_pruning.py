@@ -1,7 +1,6 @@
 """SFP: soft filter pruning, where filters that were set to zero are still trained.
 
-Algorithm 1 and equation 2. After every epoch the filters of lowest L2 norm, the same fraction of every layer, are set to zero;
-they are updated like all others, and may be among the larger ones next time. At the end the zero filters are removed.
+Algorithm 1 and equation 2. Filters that were set to zero may be among the larger ones next time.
 
 Where we differ: at `end`, before the end of the run, the lowest filters are dropped for good and the others trained on: the
 batch norm and biases of a dropped filter go with it, and the network has to adapt. In the paper nothing follows. `every`

@@ -1,10 +1,7 @@
 """SR-STE: n of every m weights, trained from scratch by a straight-through estimator that keeps the mask stable.
 
-Equation 9. In every step the network computes with the n largest |w| of every m neighbours, m * w; the gradient passes straight
-through to all weights; and dropped weights decay: w -= rate * (g(m * w) + lambda * (1 - m) * w), lambda 2e-4.
-
-Here the gate of a dropped weight is 0 with the derivative 1 / w, so that w * gate has the derivative 1. A dropped weight of
-exactly 0 has no gradient and stays 0. The relevance is |w| itself: only weights are learned.
+Equation 9. Here the gate of a dropped weight is 0 with the derivative 1 / w, so that w * gate has the derivative 1. A dropped
+weight of exactly 0 has no gradient and stays 0. The relevance is |w| itself: only weights are learned.
 """
 
 from typing import Annotated, Any

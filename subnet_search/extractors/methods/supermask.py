@@ -1,7 +1,6 @@
 """Supermasks: Bernoulli masks over an untrained network.
 
-Section 4.2. Every weight has a scalar a; each step draws z ~ Bernoulli(sigma(a)), and the gradient passes straight through to
-sigma(a). The paper's best weights are signed constants, with each layer multiplied by numel / nnz ("dynamic weight
+Section 4.2. The paper's best weights are signed constants, with each layer multiplied by numel / nnz ("dynamic weight
 rescaling", the default here). This factor is differentiated, as in both public implementations
 (uber-research/deconstructing-lottery-tickets, N0ciple/ASLP). At the end a weight is kept when sigma(a) >= 1/2.
 

@@ -1,9 +1,8 @@
 """SynFlow: keep the weights that carry synaptic flow, before training and without data.
 
-Algorithm 1. R = 1^T (prod |W_l|) 1 is the sum of the network's outputs on an input of ones with every parameter made positive;
-s = |dR/dw * w|. Over `rounds` rounds the density falls geometrically, density^(k / rounds), with new scores each round. Batch
-norm is in evaluation mode, as in the authors' code. The network is called with |w| in double precision, where deep products
-do not overflow; its own weights are not changed.
+Algorithm 1. R is the sum of the network's outputs on an input of ones with every parameter made positive. Batch norm is in
+evaluation mode, as in the authors' code. The network is called with |w| in double precision, where deep products do not
+overflow; its own weights are not changed.
 
 Note: the theory is about rectifiers. An activation that saturates (ReLU6, sigmoid) passes no flow there, and at low densities
 the layers behind it lose all their weights, which is reported by name.

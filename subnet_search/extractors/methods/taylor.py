@@ -50,9 +50,6 @@ def importance(net: ss.Network, gradients: ss.Tensors) -> ss.Tensors:
     """I of every channel, by these gradients of one batch."""
     found = {}
     for name, slices in channels(net).slices.items():
-        sums = []
-        for one in (one for one in slices if one.reads):
-            products = (net.weights[one.tensor] * gradients[one.tensor]).movedim(one.dim, 0).flatten(1).sum(1)
-            sums.append(products[one.index.to(products.device)].sum(1))
+        sums = [one.sums(net.weights[one.tensor] * gradients[one.tensor]) for one in slices if one.reads]
         found[name] = torch.stack(sums).sum(0).square()
     return found

@@ -1,12 +1,9 @@
 """Weight unification: blocks of weights that share one magnitude, zero included, found by ADMM.
 
-From `start` on, with Z the projection of the weights and U = 0, W is trained on L + rho / 2 * ||W - Z + U||^2; every `every`
-steps Z = projection(W + U) and U += W - Z. The projection gives every block sign(w) * mean |w|, and sets the blocks of lowest
-mean |w| to zero, which is pruning. At `end` W becomes its projection.
-
-Known to us from the abstract, summaries and these formulas; the schedule is ours. Where we differ: the paper unifies selected
-blocks, here all kept blocks. After `end` a block is trained as one magnitude with fixed signs: each weight gets the mean of
-sign(w) * gradient over its block. The optimizer's state is reset there, as earlier momentum would move the weights apart.
+Z is the projection of the weights, and U is 0 at first. Known to us from the abstract, summaries and these formulas; the
+schedule is ours. Where we differ: the paper unifies selected blocks, here all kept blocks. After `end` a block is trained as
+one magnitude with fixed signs: each weight gets the mean of sign(w) * gradient over its block. The optimizer's state is reset
+there, as earlier momentum would move the weights apart.
 """
 
 from typing import Annotated

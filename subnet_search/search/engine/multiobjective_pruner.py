@@ -11,13 +11,11 @@ import numpy as np
 from subnet_search.core.errors import UserError
 from subnet_search.search.engine.history import sees_end
 from subnet_search.search.engine.trial_lease import TrialLease
-from subnet_search.search.spec.metrics import MEASURES
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.retry import patiently
 
 DEFAULTS = {"min_resource": 1, "reduction_factor": 3}
-RUNG_METRICS = ("val_accuracy", "val_nll", "density")
 
 
 def rungs(spec: StudySpec, epochs: int) -> tuple[int, ...]:
@@ -45,8 +43,10 @@ def is_behind(lease: TrialLease, spec: StudySpec, rung: str, values: list[float]
     trials = patiently(lambda: lease.study.get_trials(deepcopy=False))
     seen = (trial for trial in trials if trial.number < lease.number and sees_end(spec, lease.number, trial))
     reports = (TrialRecord(trial).get("rungs", dict) or {} for trial in seen)
-    others = [report[rung] for report in reports if rung in report]
-    signs = [-1 if MEASURES[name].direction == "maximize" else 1 for name in spec.objective if name in RUNG_METRICS]
+    others = [report[rung] for report in reports if len(report.get(rung, ())) == len(values)]
+    known = {*spec.task_metrics.measures, "density"}
+    pairs = zip(spec.objective, spec.directions, strict=True)
+    signs = [-1 if direction == "maximize" else 1 for name, direction in pairs if name in known]
     return behind(np.array([*others, values]) * signs, (DEFAULTS | spec.pruner)["reduction_factor"])
 
 

@@ -36,7 +36,6 @@ from subnet_search.search.storage.trust import check_imports, imports_of
 from subnet_search.search.storage.write import insert_trials, queued_again, set_attrs
 
 MAX_INVALID = 20  # invalid configurations in a row after which the worker gives up
-TAKEN_OVER = ("density", "val_accuracy", "test_accuracy", "sha256")  # attributes that a duplicate copies from the earlier trial
 
 
 class Scheduler:
@@ -135,7 +134,8 @@ class Scheduler:
         attrs = self._start_attributes(self._run_folder(number), config)
         if self.spec.duplicates != "rerun" and (twin := self._duplicate(attrs["key"], trials, number)):
             if self.spec.duplicates == "reuse":
-                taken = {key: twin.user_attrs.get(key) for key in TAKEN_OVER}
+                metrics = self.spec.task_metrics
+                taken = {key: twin.user_attrs.get(key) for key in ("density", metrics.val, metrics.test, "sha256")}
                 self._insert(number, in_memory, TrialState.COMPLETE, {**attrs, **taken, "reuses": twin.number}, twin.values)
             else:
                 self._insert(number, in_memory, TrialState.PRUNED, {**attrs, "reason": f"the same as trial {twin.number}"})

@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
+from subnet_search.core.task_metrics import in_words
 from subnet_search.data import Data
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.extract import run
@@ -30,14 +31,13 @@ from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_log import log_to_file
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
-from subnet_search.search.spec.study_spec import EPOCH_METRICS, StudySpec
+from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.records import REPEATS, last_lines
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
 REPORTS = 20  # most intermediate values of a trial without a pruner
-RECORD = ("density", "val_accuracy", "test_accuracy", "steps", "passes", "seconds", "sha256")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger("subnet_search")
@@ -93,7 +93,9 @@ class _Trial:
         self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
         self.every = max(1, -(-epochs // REPORTS)) if self.pruner in ("none", "wilcoxon") else 1
-        self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in EPOCH_METRICS else None
+        self.metrics = metrics = spec.task_metrics
+        self.record = ("density", metrics.val, metrics.test, "steps", "passes", "seconds", "sha256")  # what is stored
+        self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in metrics.measures else None
         self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
         self.rung_values: dict[str, list[float]] = dict(lease.attrs.get("rungs", {}))
         self.unreplayed = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # reports of earlier workers
@@ -153,8 +155,8 @@ class _Trial:
             self.lease.constrain(bound.name, bound.violation(measured[bound.name]))
         summary = subnet.summary()
         return [measured[name] for name in self.spec.objective], {
-            **{key: summary[key] for key in RECORD},
-            **{key: value for key, value in measured.items() if key not in RECORD},
+            **{key: summary[key] for key in self.record},
+            **{key: value for key, value in measured.items() if key not in self.record},
             "seed": config.seed,
         }
 
@@ -171,14 +173,16 @@ class _Trial:
             raise LeaseLost
 
     def _on_epoch(self, epoch: Epoch) -> None:
-        log.info("epoch %d: validation accuracy %.4f, density %.4f", epoch.epoch, epoch.metrics["val_accuracy"], epoch.density)
+        quality = epoch.metrics[self.metrics.val]
+        shown = in_words(self.metrics.leading, "validation"), quality
+        log.info("epoch %d: %s %.4f, density %.4f", epoch.epoch, *shown, epoch.density)
         # Values are comparable only once the target density is reached.
         if not epoch.reached:
             return
         last = epoch.epoch >= self.config.recipe.epochs
         now = {
             "density": epoch.density,
-            "val_accuracy": epoch.metrics["val_accuracy"],
+            self.metrics.val: quality,
             "seconds": epoch.seconds,
             "steps": epoch.step,
         }
@@ -209,7 +213,7 @@ class _Trial:
         self.lease.in_memory.report(value, index)
         self.lease.report(index, value)
         if index + 1 < self.spec.repeats and self.lease.in_memory.should_prune():
-            raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in RECORD})
+            raise _Pruned(f"wilcoxon stopped it after {index + 1} seeds", {key: record[key] for key in self.record})
 
 
 def _restart(lease: TrialLease) -> None:

@@ -24,11 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.analysis.plots import COLOURS, PERCENT, SYMBOLS
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
 from subnet_search.search.storage.connect import rdb, scrub
 from subnet_search.search.storage.optuna_private import CachedStorage, FrozenStudy
 from subnet_search.search.storage.ranking import is_feasible, objectives, rank
-from subnet_search.search.storage.records import plain_spec
+from subnet_search.search.storage.records import TASK, plain_spec
 from subnet_search.search.storage.retry import in_one_line
 
 HOST = "127.0.0.1"
@@ -133,10 +134,11 @@ def _common_store(studies: Iterable[optuna.Study]) -> ArtifactStore | None:
     if len(keep) != 1:
         return None
     from subnet_search.search.engine.artifact_store import open_store
-    from subnet_search.search.spec.study_spec import spec_of
+    from subnet_search.search.spec.study_spec import trusted_spec_of
 
     try:
-        return open_store(spec_of(*keep.values()))
+        [study] = keep.values()
+        return open_store(trusted_spec_of(study, ()))
     except UserError as error:
         log.warning("the dashboard shows no artifacts: %s", error)
         return None
@@ -170,7 +172,8 @@ class _Shown(CachedStorage):
         studies = super().get_all_studies()
         for study in studies:
             if study._study_id in self.seen:
-                study.system_attrs.update(_plot(self.get_all_trials(study._study_id, deepcopy=False)))
+                metrics = TaskMetrics.read(study.user_attrs.get(TASK))
+                study.system_attrs.update(_plot(self.get_all_trials(study._study_id, deepcopy=False), metrics))
         return studies
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -191,45 +194,45 @@ class _Shown(CachedStorage):
         return trials
 
 
-def _plot(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """Validation accuracy over density, which the dashboard cannot plot, as attributes of a study."""
+def _plot(trials: Iterable[FrozenTrial], metrics: TaskMetrics) -> dict[str, str]:
+    """The task's leading metric on validation data over density, which the dashboard cannot plot, as attributes of a study."""
     from optuna_dashboard import save_plotly_graph_object
 
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not (measured := [trial for trial in complete if {"density", "val_accuracy"} <= trial.user_attrs.keys()]):
+    if not (measured := [trial for trial in complete if {"density", metrics.val} <= trial.user_attrs.keys()]):
         return {}
     aside = optuna.create_study()  # in memory: nothing is written to the study itself
-    figure = SimpleNamespace(to_json=lambda: json.dumps(_over_density(measured)))  # plotly need not be installed
+    figure = SimpleNamespace(to_json=lambda: json.dumps(_over_density(measured, metrics)))  # plotly need not be installed
     save_plotly_graph_object(aside, figure, graph_object_id="density")
     found: dict[str, str] = aside._storage.get_study_system_attrs(aside._study_id)
     return found
 
 
-def _over_density(trials: Iterable[FrozenTrial]) -> dict[str, Any]:
-    """Plotly's JSON of validation accuracy over density, by method; hollow where a constraint is broken."""
+def _over_density(trials: Iterable[FrozenTrial], metrics: TaskMetrics) -> dict[str, Any]:
+    """Plotly's JSON of the leading metric over density, by method; hollow where a constraint is broken."""
     methods: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         methods.setdefault(trial.user_attrs.get("config", {}).get("extractor", {}).get("name", "complete"), []).append(trial)
     return {
-        "data": [_points(method, points, place) for place, (method, points) in enumerate(sorted(methods.items()))],
+        "data": [_points(method, points, place, metrics.val) for place, (method, points) in enumerate(sorted(methods.items()))],
         "layout": {
-            "title": {"text": "validation accuracy over density"},
+            "title": {"text": f"{in_words(metrics.leading, 'validation')} over density"},
             "xaxis": {"title": {"text": "density"}, "tickformat": PERCENT, "type": "log", "dtick": "D2"},
-            "yaxis": {"title": {"text": "val_accuracy"}, "tickformat": PERCENT},
+            "yaxis": {"title": {"text": metrics.val}, **({"tickformat": PERCENT} if is_fraction(metrics.val) else {})},
             "legend": {"orientation": "h", "y": -0.25},
             "showlegend": True,
         },
     }
 
 
-def _points(name: str, trials: Sequence[FrozenTrial], place: int) -> dict[str, Any]:
+def _points(name: str, trials: Sequence[FrozenTrial], place: int, key: str) -> dict[str, Any]:
     symbol = SYMBOLS[place % len(SYMBOLS)]
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         "x": [trial.user_attrs["density"] for trial in trials],
-        "y": [trial.user_attrs["val_accuracy"] for trial in trials],
+        "y": [trial.user_attrs[key] for trial in trials],
         "text": [f"trial {trial.number}" for trial in trials],
         "hovertemplate": "%{y}<br>%{text}<extra></extra>",
         "marker": {

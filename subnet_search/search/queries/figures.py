@@ -9,6 +9,7 @@ from optuna.trial import TrialState, create_trial
 
 from subnet_search.analysis.plots import PERCENT, look, need_plotly, write_page
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import is_fraction
 from subnet_search.search.storage.ranking import direction
 from subnet_search.search.storage.read import Snapshot
 
@@ -57,4 +58,4 @@ def importance(study: Snapshot, record: Mapping[str, Any], path: Path, title: st
 
 
 def _format(name: str) -> dict[str, Any]:
-    return {"tickformat": PERCENT} if "accuracy" in name else {}
+    return {"tickformat": PERCENT} if is_fraction(name) else {}

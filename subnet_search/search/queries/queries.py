@@ -14,12 +14,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
 from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
-from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec
+from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec, task_metrics
 
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
-ALWAYS = ("density", "val_accuracy", "test_accuracy", "sha256", "seconds", "seed", "reason")
+ALWAYS = ("density", "sha256", "seconds", "seed", "reason")
 PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
 
 
@@ -42,17 +43,18 @@ def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:
     return rows
 
 
-def trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    """One trial as a row: Optuna's fields and the attributes that runs store."""
-    record, attrs = TrialRecord(trial), trial.user_attrs
+def trial_row(trial: FrozenTrial, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, Any]:
+    """One trial as a row: Optuna's fields and the attributes that runs store, among them the leading metric of the task."""
+    record, attrs, leading = TrialRecord(trial), trial.user_attrs, (metrics.val, metrics.test)
+    plain = {*PLAIN, *leading}
     return {
         "number": trial.number,
         "state": trial.state.name,
         "values": trial.values,
         "params": parameters(trial),
-        **{key: attrs.get(key) for key in ALWAYS},
+        **{key: attrs.get(key) for key in ("density", *leading, *ALWAYS[1:])},
         "steps": record.get("steps", int),
-        "measured": {name: attrs[name] for name in attrs if name not in PLAIN and measured(trial, (), name) is not None},
+        "measured": {name: attrs[name] for name in attrs if name not in plain and measured(trial, (), name) is not None},
         "repeats": record.repeats,
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
@@ -63,7 +65,8 @@ def trial_row(trial: FrozenTrial) -> dict[str, Any]:
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """All trials as rows. Repeated calls on one study read only what has changed."""
-    return [trial_row(trial) for trial in study.get_trials(deepcopy=False)]
+    metrics = task_metrics(study)
+    return [trial_row(trial, metrics) for trial in study.get_trials(deepcopy=False)]
 
 
 def find_trial(study: optuna.Study, number: int) -> FrozenTrial:
@@ -79,7 +82,7 @@ def trial_details(study: optuna.Study, number: int) -> dict[str, Any]:
     """All stored data of a trial, with its repeats and the last lines of its log. Raises UserError if there is none."""
     trial = find_trial(study, number)
     record, attrs = TrialRecord(trial), trial.user_attrs
-    row = {**trial_row(trial), "interruptions": [asdict(one) for one in record.interruptions]}
+    row = {**trial_row(trial, task_metrics(study)), "interruptions": [asdict(one) for one in record.interruptions]}
     rest = {key: value for key, value in attrs.items() if key not in row and key not in (IMPORTED, "log")}
     spec = plain_spec(study)
     bounds = spec.get("constraints", {})
@@ -116,12 +119,12 @@ def need_best(study: optuna.Study) -> list[FrozenTrial]:
     return [find_trial(study, ranked.trial.number) for ranked in need_ranked(Snapshot(study))]
 
 
-def ranked_row(ranked: Ranked) -> dict[str, Any]:
+def ranked_row(ranked: Ranked, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, Any]:
     """A trial as a row, with mean, lowest and highest value of each objective over its seeds."""
     seeds = TrialRecord(ranked.trial).seeds
     ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
     spread = [list(ends) for ends in ranked.spread]
-    return {**trial_row(ranked.trial), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
+    return {**trial_row(ranked.trial, metrics), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
 
 
 def counted(states: Iterable[TrialState]) -> dict[str, int]:

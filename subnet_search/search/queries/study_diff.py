@@ -12,7 +12,14 @@ from subnet_search.core.errors import UserError
 from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.ranking import best_ranked, dominates, is_feasible, objectives, sign
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import FINISHED, TrialRecord, plain_spec, searched_trials, steps_spent
+from subnet_search.search.storage.records import (
+    FINISHED,
+    TrialRecord,
+    plain_spec,
+    searched_trials,
+    steps_spent,
+    task_metrics,
+)
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the work that both studies have done
 BUDGET = ("trials", "steps", "timeout", "workers", "storage", "name", "heartbeat", "imports", "enqueue", "artifacts")
@@ -69,7 +76,7 @@ def _summary(study: Snapshot) -> dict[str, Any]:
         "budget": spec.get("trials"),
         "steps": steps_spent(trials),
         "seconds": sum(TrialRecord(trial).seconds for trial in trials),
-        "best": [ranked_row(ranked) for ranked in best_ranked(study)],
+        "best": [ranked_row(ranked, task_metrics(study)) for ranked in best_ranked(study)],
     }
 
 

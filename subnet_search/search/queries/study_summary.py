@@ -11,12 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.parameter_names import key_and_condition
 from subnet_search.core.search_domains import Int, OneOf, Real
+from subnet_search.core.task_metrics import CLASSIFICATION
 from subnet_search.search.queries.importance import importance
 from subnet_search.search.queries.queries import counted, ranked_row
 from subnet_search.search.storage.leases import is_dead
 from subnet_search.search.storage.ranking import best_ranked, compared, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, plain_spec, steps_spent
+from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, plain_spec, steps_spent, task_metrics
 
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
@@ -24,7 +25,7 @@ NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 def summarise_study(study: optuna.Study) -> dict[str, Any]:
     """Summary of a study, as shown by `study show`; works for any Optuna study."""
     seen = study if isinstance(study, Snapshot) else Snapshot(study)
-    spec, trials = plain_spec(seen), seen.get_trials()
+    spec, trials, metrics = plain_spec(seen), seen.get_trials(), task_metrics(seen)
     records = list(map(TrialRecord, trials))
     run = spec.get("run", {})
     compares = bool(spec) and not spec["space"]
@@ -42,6 +43,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
         "repeats": spec.get("repeats", 1),
         "space": _compared(trials) if compares else study.user_attrs.get("space") or _space(trials),
         **{key: _name(run.get(key)) for key in ("network", "data", "extractor")},
+        **({"task": _name(run.get("task"))} if metrics != CLASSIFICATION else {}),
         **{key: run.get(key) for key in ("unit", "round_to", "target")},
         "budget": spec.get("trials"),
         "budget_steps": spec.get("steps"),
@@ -58,8 +60,8 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
         "interruptions": _interruptions(trials),
         "workers": [_worker(trial) for trial in trials if trial.state == TrialState.RUNNING],
         "versions": _versions(trials),
-        "best": [ranked_row(ranked) for ranked in best_ranked(seen)],
-        "arms": [ranked_row(arm) for arm in compared(seen)],
+        "best": [ranked_row(ranked, metrics) for ranked in best_ranked(seen)],
+        "arms": [ranked_row(arm, metrics) for arm in compared(seen)],
         "importance": None if compares else importance(seen),
     }
 

@@ -1,7 +1,7 @@
 """Metrics that a study can optimise or constrain: their names, directions, when they are available, and how they are measured.
 
-All use validation data; test data is never read. Metrics that depend only on the topology (density, parameters, flops) can
-be available before training: see `before_training` and `of_topology`.
+All use validation data; test data is never read. A task's own metrics are those in its `directions`. Metrics that depend only
+on the topology (density, parameters, flops) can be available before training: see `before_training` and `of_topology`.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Weights
 from subnet_search.core.errors import RunError, UserError, unknown
+from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
 from subnet_search.data import Data
 from subnet_search.deploy.benchmark import without_dead
 from subnet_search.evaluation import Cost, cost
@@ -30,7 +31,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.nets import NetworkSpec, build, left_whole, prunable
-from subnet_search.tasks import inputs_sent
+from subnet_search.tasks import Classification, Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
@@ -65,7 +66,7 @@ class Finished:
         return latency(without_dead(self.net, self.subnetwork), self.subnetwork.origin.shape, inputs=inputs).median
 
     def robustness(self) -> float:
-        """Mean accuracy on validation data under uniform noise, over all noise levels above 0."""
+        """Mean accuracy on validation data under uniform noise, over all noise levels above 0. Needs classification."""
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin
         mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
         with torch.backends.cudnn.flags(deterministic=True):
@@ -91,10 +92,6 @@ class Measure:
 ONE_WEIGHT = 1e-3  # densities are rounded to whole weights: 0.1 of 268,048 is 26,805, slightly more than 0.1
 
 MEASURES = {
-    "val_accuracy": Measure("maximize", "fraction", "fraction of validation items classified correctly", "epoch"),
-    "val_nll": Measure("minimize", "nats", "mean negative log-likelihood on validation data", "epoch"),
-    "val_ece": Measure("minimize", "fraction", "expected calibration error on validation data", "end"),
-    "val_balanced_accuracy": Measure("maximize", "fraction", "mean of the accuracies of all classes on validation data", "end"),
     "density": Measure("minimize", "fraction", "kept fraction of the prunable weights", "before", slack=ONE_WEIGHT),
     "parameters": Measure("minimize", "weights", "weights kept, plus parameters that are never pruned", "before"),
     "flops": Measure("minimize", "MACs", "multiply-accumulates for one input, without pruned weights", "before"),
@@ -108,6 +105,28 @@ MEASURES = {
     ),
     "seconds": Measure("minimize", "s", "training time", "end"),
 }
+"""Metrics of any task; `robustness` is one of classification alone. `measures_of` adds the task's own."""
+
+
+def measures_of(task: Task) -> dict[str, Measure]:
+    """All metrics of runs with this task, its own first."""
+    own = TaskMetrics.of(task).measures
+    found = {
+        key: Measure(direction, "fraction" if is_fraction(key) else "", f"{in_words(key[4:])} on validation data", "epoch")
+        for key, direction in own.items()
+    }
+    return found | {name: one for name, one in MEASURES.items() if name != "robustness" or isinstance(task, Classification)}
+
+
+def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
+    """A metric of runs with this task. kind: what it is wanted as, for the message. Raises UserError for another name."""
+    measures = measures_of(task)
+    if name in measures:
+        return measures[name]
+    if name in MEASURES:
+        raise UserError(f"{name} is the accuracy under noise: it needs the task classification, got {task.name}")
+    own = f"the task {task.name} states its metrics in `directions`" if isinstance(task, UserTask) else ""
+    raise unknown(kind, name, measures, where=own)
 
 
 def measure(
@@ -127,9 +146,9 @@ def measure(
     record = {**metrics, **_of_cost(counted)}
     with on_threads(subnetwork.origin.recipe["threads"]):
         for name in names:
-            if name not in MEASURES:
-                raise unknown("measure", name, MEASURES)
-            of = MEASURES[name].of
+            of = MEASURES[name].of if name in MEASURES else None
+            if of is None and name not in record:
+                raise unknown("measure", name, [*MEASURES, *(key for key in record if key.startswith("val_"))])
             found[name] = float(record[name] if of is None else of(run))
             if not math.isfinite(found[name]):
                 raise RunError(f"{name} of this subnetwork is {found[name]}, not a finite number")
@@ -222,20 +241,23 @@ class Constraint:
     def violation(self, value: float) -> float:
         """How far a value exceeds the bound; the constraint holds at 0 or below."""
         excess = value - self.bound if self.op[0] == "<" else self.bound - value
-        beyond = excess - MEASURES[self.name].slack * abs(self.bound)
+        slack = MEASURES[self.name].slack if self.name in MEASURES else 0.0
+        beyond = excess - slack * abs(self.bound)
         return beyond if beyond or "=" in self.op else math.ulp(1.0)
 
 
-def parse_constraint(name: str, text: Any) -> Constraint:
-    """Parse a constraint such as `"<= 0.1"`. Raises UserError for an unknown metric or another form."""
-    if name not in MEASURES:
-        raise unknown("measure", name, MEASURES)
+def parse_constraint(name: str, text: Any, task: Task | None = None) -> Constraint:
+    """Parse a constraint such as `"<= 0.1"` on a metric of runs with this task (default: classification).
+
+    Raises UserError for an unknown metric or another form.
+    """
+    direction = find_measure(name, task or Classification()).direction
     found = re.fullmatch(r"\s*(<=|<|>=|>)\s*(\S+)\s*", str(text))
     try:
         bound = float(found[2]) if found else math.nan
     except ValueError:
         bound = math.nan
     if found is None or not math.isfinite(bound):
-        example = '"<= 0.1"' if MEASURES[name].direction == "minimize" else '">= 0.9"'
+        example = '"<= 0.1"' if direction == "minimize" else '">= 0.9"'
         raise UserError(f"a constraint is one of <=, <, >=, > and a number, as in {name}: {example}; got {name}: {text!r}")
     return Constraint(name, found[1], bound)  # type: ignore[arg-type]

@@ -175,7 +175,7 @@ class Space:
                         raise UserError(f"space.{entry.key}: `when` refers to {key!r}, which the space does not search or set")
                     self._check_condition(entry, key)
                 for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
-                    check_key(entry.key, get_extractor(method))
+                    check_key(entry.key, get_extractor(method), self.run.task)
         for branch in self._branches:
             if len(amounts := self._amounts(branch)) > 1:
                 both = f"space: {' and '.join(amounts)} both set the density: remove one of them"

@@ -14,6 +14,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import flatten
 from subnet_search.extractors import Extractor, create, get_extractor
 from subnet_search.extractors.base import layer_field
+from subnet_search.tasks import Task, UserTask
 from subnet_search.topology.units import Measure
 
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
@@ -189,17 +190,20 @@ def _bound(key: str, kind: str, given: Any) -> float:
     return value
 
 
-def check_key(key: str, method: type[Extractor]) -> None:
-    """Raise UserError for a key that a run of this method does not have."""
+def check_key(key: str, method: type[Extractor], task: Task) -> None:
+    """Raise UserError for a key that a run of this method and task does not have."""
     if key == "seed":
         raise UserError("space.seed cannot be searched: each trial's seed is derived from the study's seed")
-    if key == METHOD:
+    if key in ("task", "task.name"):
+        raise UserError(f"space.{key}: all trials of a study have one task, which its metrics are of: set run.task")
+    if key == METHOD or (isinstance(task, UserTask) and key.startswith("task.")):  # the task itself accepts its settings
         return
     if key.startswith(f"{LAYERS}."):
         if layer_field(method) is None:
             raise UserError(f"space.{LAYERS}: {method.name} does not support densities by layer: remove the method or {LAYERS}")
         return
-    defaults: dict[str, Any] = {**RunConfig(extractor=create(method.name)).dump(), TARGET: dict.fromkeys(get_args(Measure))}
+    run = RunConfig(extractor=create(method.name), task=task)
+    defaults: dict[str, Any] = {**run.dump(), TARGET: dict.fromkeys(get_args(Measure))}
     if key in defaults or key in (valid := flatten(defaults)):
         return
     if key.startswith(f"{METHOD}."):

@@ -14,17 +14,18 @@ from subnet_search.core.documents import read_json
 from subnet_search.core.errors import UserError, blaming, reading, unknown
 from subnet_search.core.redaction import remember
 from subnet_search.core.settings import Settings
+from subnet_search.core.task_metrics import TaskMetrics
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten, read_config, with_values
-from subnet_search.search.spec.metrics import MEASURES, Constraint, parse_constraint
+from subnet_search.search.spec.metrics import Constraint, find_measure, parse_constraint
 from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.space_parser import LAYERS
 from subnet_search.search.storage.connect import DEFAULT_STORAGE
 from subnet_search.search.storage.retry import in_one_line
 from subnet_search.search.storage.trust import check_imports, imports_of_spec
+from subnet_search.tasks import Task, UserTask
 
 SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
-EPOCH_METRICS = ("val_accuracy", "val_nll")  # available after each epoch, so a pruner can use them
 BUCKET = ("bucket", "endpoint_url", "region_name")  # keys that locate an S3 bucket
 PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
@@ -45,16 +46,17 @@ class StudySpec(Settings):
     list of these, each with a condition `when: {key: value}`. For `extractor`: `all` declared domains, a list of
     hyperparameters, or a mapping from hyperparameters to a domain, a value or null (the declared domain);
     `{choice: [...]}` searches methods, each with its declared domains."""
-    objective: list[str] = ["val_accuracy"]
-    """Metrics to optimise: val_accuracy, density, flops, latency, ... Several give a Pareto front."""
+    objective: list[str] = []
+    """Metrics to optimise: val_accuracy or another metric of the run's task, density, flops, latency, ... Several give a
+    Pareto front. Default: the task's leading metric, val_accuracy for classification."""
     constraints: dict[str, str] = {}
     """Bounds on metrics, as in `density: "<= 0.1"`. The best trial satisfies all of them; a trial that is certain
     to violate one is not trained."""
     sampler: Options = {"name": "tpe"}
     """tpe, random, gp, nsga2 or cmaes, with Optuna's options."""
     pruner: Options = {"name": "none"}
-    """Stops trials early: hyperband, median or patient by validation accuracy after each epoch, wilcoxon by the seeds of
-    a trial (`repeats`), rungs for several objectives; with Optuna's options."""
+    """Stops trials early: hyperband, median or patient by the objective after each epoch, wilcoxon by the seeds of a trial
+    (`repeats`), rungs for several objectives; with Optuna's options."""
     trials: int = Field(default=50, ge=1)
     """Number of trials to finish. Complete and pruned trials count, failed ones do not."""
     timeout: float | None = Field(default=None, gt=0)
@@ -130,10 +132,12 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
+        check_has_name(self.run.task)
+        if "objective" not in self.model_fields_set:
+            object.__setattr__(self, "objective", [self.task_metrics.val])
         with blaming("objective"):
             for name in self.objective:
-                if name not in MEASURES:
-                    raise unknown("objective", name, MEASURES)
+                find_measure(name, self.run.task, "objective")
             if len(set(self.objective)) < len(self.objective) or not self.objective:
                 raise UserError(f"objective: give at least one metric, each once, got {self.objective}")
         for kind, options, valid in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
@@ -148,23 +152,25 @@ class StudySpec(Settings):
         return self
 
     def _check_pruner(self, name: str) -> None:
-        others = [key for key in self.objective if key not in EPOCH_METRICS]
+        others = [key for key in self.objective if key not in self.task_metrics.measures]
+        own = " or ".join(self.task_metrics.measures)
         if name == "rungs":
             if len(self.objective) < 2 or len(others) == len(self.objective):
-                raise UserError("pruner: rungs needs several objectives, one of them val_accuracy or val_nll")
+                raise UserError(f"pruner: rungs needs several objectives, one of them {own}")
         elif len(self.objective) > 1 and name != "none":
             form = ", ".join(
-                f'{key}: "{"<=" if MEASURES[key].direction == "minimize" else ">="} ..."' for key in others or ["density"]
+                f'{key}: "{"<=" if find_measure(key, self.run.task).direction == "minimize" else ">="} ..."'
+                for key in others or ["density"]
             )
             raise UserError(
                 f"the pruner {name!r} supports one objective: keep one of them and make the others "
-                f"constraints (objective: val_accuracy, constraints: {{{form}}}), or use pruner: rungs"
+                f"constraints (objective: {self.task_metrics.val}, constraints: {{{form}}}), or use pruner: rungs"
             )
         elif name == "wilcoxon" and self.repeats < 2:
             raise UserError("pruner: wilcoxon compares the seeds of trials: set repeats to 2 or more")
         elif name not in ("none", "wilcoxon") and others:
             raise UserError(
-                f"the pruner {name!r} needs a value after each epoch, so the objective must be val_accuracy or val_nll, "
+                f"the pruner {name!r} needs a value after each epoch, so the objective must be {own}, "
                 f"not {others[0]}: make that a constraint, or use pruner: none"
             )
 
@@ -176,11 +182,16 @@ class StudySpec(Settings):
     @cached_property
     def bounds(self) -> list[Constraint]:
         """The parsed constraints."""
-        return [parse_constraint(name, text) for name, text in self.constraints.items()]
+        return [parse_constraint(name, text, self.run.task) for name, text in self.constraints.items()]
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
-        return [MEASURES[name].direction for name in self.objective]
+        return [find_measure(name, self.run.task).direction for name in self.objective]
+
+    @property
+    def task_metrics(self) -> TaskMetrics:
+        """The metrics of the runs' task."""
+        return TaskMetrics.of(self.run.task)
 
     @property
     def uses_history(self) -> bool:
@@ -252,6 +263,14 @@ class Comparison(StudySpec):
 
     def _config(self, values: Mapping[str, Any]) -> RunConfig:
         return check(RunConfig, with_values(self.run.given(), values))
+
+
+def check_has_name(task: Task) -> None:
+    """Raise UserError for a task that was passed as an object: workers import it by its name."""
+    if isinstance(task, UserTask) and not task.by_name:
+        raise UserError(
+            f"workers import a study's task: give its name, package.module:Name, not the object {task.name}", "run.task"
+        )
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord
+from subnet_search.search.storage.records import REPEATS, RETRIES, TrialRecord, task_metrics
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,7 @@ def default_names(study: Snapshot) -> list[str]:
     return names if len(names) > 1 else [names[0], "density"]
 
 
-HIGHER_IS_BETTER = (
-    "val_accuracy",
-    "val_balanced_accuracy",
-    "test_accuracy",
-    "robustness",
-)  # metrics of runs; a test compares them with spec/metrics.py
+HIGHER_IS_BETTER = ("robustness",)  # of the metrics that any task can have; a test compares them with spec/metrics.py
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
@@ -200,4 +195,5 @@ def direction(study: optuna.Study, name: str) -> StudyDirection:
         return study.directions[names.index(name)]
     if name not in (valid := measures(study)):
         raise unknown("measure", name, valid, where=f"of the study {study.study_name!r}")
-    return StudyDirection.MAXIMIZE if name in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+    higher = {*HIGHER_IS_BETTER, *task_metrics(study).maximized}
+    return StudyDirection.MAXIMIZE if name in higher else StudyDirection.MINIMIZE

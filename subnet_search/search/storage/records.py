@@ -15,12 +15,14 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter, ValidationError
 
 from subnet_search.core.redaction import scrub
+from subnet_search.core.task_metrics import TaskMetrics
 from subnet_search.search.storage.study_folder import rebased
 
 IMPORTED = "known"  # source of an imported result; the stored name is older than the term
 REPEATS = "repeats"  # number of the trial that this one repeats with a new seed
 RETRIES = "retries"  # number of the failed trial that this one retries
 WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
+TASK = "task"  # of a study: the metrics of its task; absent for classification
 STOPPED = "stopped"  # whether the workers of a study start no more trials
 NOW = "now"  # value of STOPPED that also interrupts running trials
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -205,6 +207,11 @@ def plain_spec(study: optuna.Study) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def task_metrics(study: optuna.Study) -> TaskMetrics:
+    """The metrics of the task of a study's runs."""
+    return TaskMetrics.read(study.user_attrs.get(TASK))
 
 
 def searched_trials(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:

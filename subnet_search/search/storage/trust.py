@@ -1,7 +1,8 @@
 """Imports and downloads of stored studies and run folders need the user's permission.
 
-A configuration file that the user passes may import code (`package.module:factory`) and download weights or data. A
-configuration from a storage, an exported study or a run folder may come from somebody else, so the user must allow it.
+A configuration file that the user passes may import code (a network, method, task or data as `package.module:Name`) and
+download weights or data. A configuration from a storage, an exported study or a run folder may come from somebody else, so the
+user must allow it.
 """
 
 import re
@@ -11,8 +12,17 @@ from typing import Any
 
 from subnet_search.core.errors import UserError
 
-PARTS = ("network", "extractor", "data")  # sections of a run that can import code or download
-NAMES = ("network", "extractor", "data", "name", "source")  # last part of the keys with such names
+PARTS = ("network", "extractor", "task", "data")  # sections of a run that can import code or download
+NAMES = ("network", "extractor", "task", "data", "name", "source")  # last part of the keys with such names
+FILES = (
+    "npz:",
+    "npy:",
+    "safetensors:",
+    "csv:",
+    "parquet:",
+    "text:",
+    "image_folder:",
+)  # beginnings of data names that are files, and no modules
 DOWNLOADS = re.compile("pretrained|weights")  # prefixes of torchvision's options that download
 TORCHVISION = "torchvision:"
 DATA = {"fashion_mnist": "train-images-idx3-ubyte*", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -33,8 +43,8 @@ def imports_of(*values: Any) -> set[str]:
         if (part := key.partition(".")[0]) in PARTS
         for leaf in _leaves(value, key.rpartition(".")[2])
     ]
-    code = [value for part, key, value in found if part != "data" and key in NAMES and isinstance(value, str)]
-    names = {value for value in code if ":" in value}
+    code = [(part, value) for part, key, value in found if key in NAMES and isinstance(value, str) and ":" in value]
+    names = {value for part, value in code if part != "data" or not value.startswith(FILES)}
     roots = [Path(value) for part, key, value in found if part == "data" and key == "root" and isinstance(value, str)]
     elsewhere = [root for root in roots if root.is_absolute() or ".." in root.parts]
     data = {value for part, key, value in found if part == "data" and key in NAMES and value in DATA}

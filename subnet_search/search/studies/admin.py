@@ -108,10 +108,14 @@ def release_lost_trials(
     Worker processes on this machine are looked up. A worker on another machine counts as dead after five heartbeats
     without a sign of it: `watch` receives the remaining seconds and the trial numbers. `now` skips this wait.
     """
+    from subnet_search.extraction.config_file import check
     from subnet_search.search.engine.scheduler import Scheduler
-    from subnet_search.search.spec.study_spec import spec_of
+    from subnet_search.search.spec.study_spec import StudySpec
 
-    spec = spec_of(study)
+    if not (stored := plain_spec(study)):
+        raise UserError(f"the study {study.study_name!r} was not created by subnet-search, so it cannot be continued")
+    values: dict[str, Any] = {key: stored[key] for key in ("name", "heartbeat") if key in stored}
+    spec = check(StudySpec, values)  # without its run, which could import a method or a task
     adopt(study)
     scheduler = Scheduler(study, spec, 0)
     freed = patiently(scheduler.release_lost_trials)

@@ -20,7 +20,7 @@ from subnet_search.search.spec.space_parser import LAYERS, METHOD
 from subnet_search.search.spec.study_spec import StudySpec, read_study, spec_of, trusted_spec_of
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage, safe_url
 from subnet_search.search.storage.locks import exclusive
-from subnet_search.search.storage.records import STOPPED
+from subnet_search.search.storage.records import STOPPED, TASK, task_metrics
 from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
@@ -142,6 +142,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
         )
     if study.user_attrs.get(STOPPED):
         study.set_user_attr(STOPPED, False)
+    _note_metrics(study, spec)
     if not spec.compares and study.user_attrs["spec"] != spec.to_json():  # the budget or another key that may change
         study.set_user_attr("spec", spec.to_json())
     return study
@@ -168,6 +169,7 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
     try:
         study.set_user_attr("folder", new_folder(spec.name))
         study.set_user_attr("versions", versions())
+        _note_metrics(study, spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names(spec.objective)  # names of the values in Optuna's tools
@@ -180,7 +182,13 @@ def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.S
     return study
 
 
+def _note_metrics(study: optuna.Study, spec: StudySpec) -> None:
+    """Store the metrics of the task, for commands that do not import it, if they differ from what is stored."""
+    if spec.task_metrics != task_metrics(study):
+        study.set_user_attr(TASK, spec.task_metrics.plain())
+
+
 def _is_half_made(study: optuna.Study) -> bool:
     """Whether a study is empty because its process was killed before writing the spec, which is written last."""
     attrs = study.user_attrs.keys()
-    return attrs <= {"folder", "versions", "space"} and ("folder" in attrs or not study.get_trials(deepcopy=False))
+    return attrs <= {"folder", "versions", "space", TASK} and ("folder" in attrs or not study.get_trials(deepcopy=False))

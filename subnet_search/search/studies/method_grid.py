@@ -15,13 +15,14 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.task_metrics import TaskMetrics, leading_in
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.search_space import own_rates
-from subnet_search.search.spec.study_spec import Comparison, spec_of
+from subnet_search.search.spec.study_spec import Comparison, check_has_name, spec_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
@@ -48,7 +49,7 @@ WEIGHTS = (
     "augment",
 )
 RATES = ("lr", "weight_decay")  # these are for masks in a configuration whose method trains no weights
-MEASURES = ("val_accuracy", "test_accuracy", "achieved_density", "steps", "forward", "backward", "seconds")
+MEASURES = ("achieved_density", "steps", "forward", "backward", "seconds")  # and the leading metric of the task
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def method_grid(
     the same for all; `recipe_changes` sets the rest of the recipe. A density is a fraction of units, or of what the
     configuration's target counts. Raises UserError for a method without a density.
     """
+    check_has_name(config.task)
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
     arms = []
@@ -177,6 +179,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     All arms have the method's density and recipe: the configuration's keys, then the method's published settings.
     Raises UserError for other methods.
     """
+    check_has_name(config.task)
     method, given = config.extractor, config.given()
     density = method.target_density
     if not only_begins(type(method)):
@@ -235,11 +238,14 @@ def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], b
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
     """One record per cell; `state` is None if it was never queued."""
     found = _trials_by_key(study, grid.spec)
-    return [_cell_record(cell, found.get(cell.key, [])) for cell in grid.cells]
+    return [_cell_record(cell, found.get(cell.key, []), grid.spec.task_metrics) for cell in grid.cells]
 
 
 def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each arm and density, with mean, lowest, highest and sample standard deviation of each measure."""
+    records = list(records)
+    leading = leading_in(records[0]) if records else ""
+    measures = (f"val_{leading}", f"test_{leading}", *MEASURES)
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault((record["arm"], record["density"]), []).append(record)
@@ -249,7 +255,7 @@ def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "density": density,
             "cells": len(group),
             "complete": sum(record["state"] == "COMPLETE" for record in group),
-            **{measure: _spread([record[measure] for record in group]) for measure in MEASURES},
+            **{measure: _spread([record[measure] for record in group]) for measure in measures},
         }
         for (label, density), group in groups.items()
     ]
@@ -305,7 +311,7 @@ def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[Froz
     return found
 
 
-def _cell_record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
+def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics) -> dict[str, Any]:
     """The record of a cell: from its complete, running or queued trial, or else from the last failed one."""
     trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
     attrs = trial.user_attrs if trial else {}
@@ -317,7 +323,7 @@ def _cell_record(cell: Cell, trials: list[FrozenTrial]) -> dict[str, Any]:
         "seed": cell.seed,
         "state": trial.state.name if trial else None,
         "trial": trial.number if trial else None,
-        **{key: attrs.get(key) for key in ("val_accuracy", "test_accuracy", "steps", "seconds", "sha256")},
+        **{key: attrs.get(key) for key in (metrics.val, metrics.test, "steps", "seconds", "sha256")},
         "achieved_density": attrs.get("density"),
         "forward": passes.get("forward"),
         "backward": passes.get("backward"),

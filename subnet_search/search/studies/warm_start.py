@@ -19,7 +19,7 @@ from subnet_search.core.parameter_names import by_key
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.search.engine.scheduler import configuration_key
-from subnet_search.search.spec.metrics import MEASURES
+from subnet_search.search.spec.metrics import measures_of
 from subnet_search.search.spec.space_parser import METHOD, Entry, stored, value_of
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import database_of, load_study
@@ -29,7 +29,7 @@ from subnet_search.search.storage.records import IMPORTED, TrialRecord
 from subnet_search.search.storage.transfer import study_in
 from subnet_search.search.storage.write import insert_trials
 
-TAKEN_OVER = ("config", "seed", "folder", "versions", "steps", "passes", "sha256", "test_accuracy", *MEASURES)
+TAKEN_OVER = ("config", "seed", "folder", "versions", "steps", "passes", "sha256")  # and the metrics of the task
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ def _import_results(source: str, study: optuna.Study, spec: StudySpec) -> list[F
 
 def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -> FrozenTrial:
     """A finished trial of another study, converted to a trial of this one. Raises _DoesNotFit."""
-    attrs = {key: trial.user_attrs[key] for key in TAKEN_OVER if key in trial.user_attrs}
+    keys = (*TAKEN_OVER, spec.task_metrics.test, *measures_of(spec.run.task))
+    attrs = {key: trial.user_attrs[key] for key in keys if key in trial.user_attrs}
     recorded = {key: number(value) for key, value in {**attrs, **dict(zip(names, trial.values, strict=False))}.items()}
     measured = {key: value for key, value in recorded.items() if value is not None and math.isfinite(value)}
     for name in (*spec.objective, *(bound.name for bound in spec.bounds)):

@@ -1,0 +1,128 @@
+"""The examples of networks, data and tasks of one's own, in short form: extract, stop and resume, evaluate, export, a study."""
+
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+import subnet_search as ss
+from subnet_search.core.errors import Interrupted
+from subnet_search.extraction.config_file import check
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GPT = {"name": "gpt:GPT", "options": {"layers": 1, "heads": 2, "width": 16, "context": 16}}
+CASES = {
+    "gpt": {
+        "network": GPT,
+        "data": {"name": "text:../README.md", "context": 16, "limit": 200},
+        "task": "language_modeling",
+        "extractor": {"name": "gumbel", "density": 0.3},
+    },
+    "text_classifier": {
+        "network": "text_classifier:Encoder",
+        "data": {"name": "text_classifier:make", "options": {"count": 120}},
+        "extractor": {"name": "magnitude", "density": 0.3},
+    },
+    "lstm": {
+        "network": "lstm:Recurrent",
+        "data": {"name": "lstm:make", "options": {"count": 120}},
+        "extractor": {"name": "granet", "density": 0.3},
+    },
+    "unet": {
+        "network": {"name": "unet:UNet", "options": {"width": 16}},
+        "data": {"name": "unet:make", "options": {"count": 24, "size": 16}},
+        "task": "segmentation",
+        "extractor": {"name": "l1_filters", "density": 0.5},
+        "unit": "channel",
+    },
+    "two_heads": {
+        "network": "two_heads:TwoHeads",
+        "data": {"name": "two_heads:make", "options": {"count": 120}},
+        "task": {"name": "two_heads:Both", "weight": 0.4},
+        "extractor": {"name": "snip", "density": 0.3},
+    },
+    "diabetes": {
+        "network": "diabetes:Perceptron",
+        "data": "diabetes:make",
+        "task": "regression",
+        "extractor": {"name": "magnitude", "density": 0.3},
+    },
+    "augmented": {
+        "network": "small_conv",
+        "data": {"name": "augmented:make", "workers": 1},
+        "extractor": {"name": "rigl", "density": 0.3},
+    },
+    "imbalanced": {
+        "network": "imbalanced:Perceptron",
+        "data": {"name": "imbalanced:make", "options": {"count": 200}},
+        "task": {"class_weights": "balanced"},
+        "extractor": {"name": "edge_popup", "density": 0.3},
+    },
+}
+RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
+OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_error"}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
+
+
+def config(name):
+    return check(ss.RunConfig, {**CASES[name], "recipe": RECIPE})
+
+
+def network_and_task(name):
+    case = CASES[name]
+    network = case["network"]["name"] if isinstance(case["network"], dict) else case["network"]
+    task = case.get("task")
+    return {"network": network if ":" in network else None, "task": task}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_extract_stop_resume_and_evaluate(name, here, tmp_path):
+    whole = ss.run(config(name), tmp_path / "whole")
+    steps = iter(range(10_000))
+    with pytest.raises(Interrupted):
+        ss.run(config(name), tmp_path / "cut", should_stop=lambda: next(steps) >= 6)
+    assert ss.run(config(name), tmp_path / "cut", resume=True).sha256 == whole.sha256
+    loaded = ss.Subnetwork.load(tmp_path / "whole" / "subnetwork.safetensors")
+    data = CASES[name]["data"]
+    found = ss.evaluate(loaded, data=data, **network_and_task(name))
+    task = config(name).task
+    assert found[task.leading] == pytest.approx(whole.metrics[f"val_{task.leading}"], rel=1e-6)
+    assert whole.density == pytest.approx(CASES[name]["extractor"]["density"], abs=0.2 if CASES[name].get("unit") else 0.01)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_export(name, here, tmp_path):
+    subnet = ss.run(config(name), tmp_path / "run")
+    formats = ["state-dict", "onnx", "compact"] if CASES[name].get("unit") else ["state-dict", "onnx"]
+    for to in formats:
+        network = network_and_task(name)["network"]
+        record = ss.export(subnet, tmp_path / f"{to}.file", to=to, network=network, seconds=0.2)
+        assert record["difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "unet", "two_heads", "diabetes", "imbalanced"])
+def test_a_study_with_two_workers(name, here, tmp_path):
+    task = config(name).task
+    objective = OBJECTIVES.get(name, f"val_{task.leading}")
+    spec = ss.StudySpec(
+        name=name,
+        run={**CASES[name], "recipe": RECIPE},
+        space={"extractor.density": [0.2, 0.3, 0.5]},
+        objective=objective,
+        trials=3,
+        folder=str(tmp_path / "trials"),
+    )
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = ss.run_study(spec, storage=storage, workers=2)
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 3
+    leading = objective.removeprefix("val_")
+    wanted = optuna.study.StudyDirection[task.directions[leading].upper()]
+    assert study.direction == wanted
