@@ -31,6 +31,7 @@ NAMES = (
     "topology_change",
     "data_paths",
     "memory",
+    "larger_than_memory",
     "startup",
     "inspecting",
     "workers",

@@ -1,5 +1,6 @@
 """Data sets in memory or read item by item, and batches as a function of (seed, step)."""
 
+from subnet_search.data import arrays, folders, imported, tables, text  # noqa: F401  (they register kinds of data)
 from subnet_search.data.batch import Labels, split_batch
 from subnet_search.data.batches import AUGMENTATIONS, Batches, in_order
 from subnet_search.data.catalogue import catalogue, describe

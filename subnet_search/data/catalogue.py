@@ -1,10 +1,13 @@
 """The available data sets, and which of them are on this machine."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from subnet_search.core.errors import UserError
 from subnet_search.data import readers
-from subnet_search.data.sources import NAMES, PREFIXES, DataSpec, load
+from subnet_search.data.batch import Labels
+from subnet_search.data.sources import NAMES, PREFIXES, Data, DataSpec, load
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -26,7 +29,7 @@ def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
     record = listed.get(spec.name, {"name": spec.name, "state": "your files"})
     if record["state"].startswith("would be"):
         return record
-    data = load(spec)
+    data = _loaded(spec)
     statistics = (
         {}
         if data.mean is None or data.std is None
@@ -37,6 +40,18 @@ def describe(spec: DataSpec | str | dict[str, Any]) -> dict[str, Any]:
     )
     sizes = {"train": len(data.train), "validation": len(data.val), "shape": list(data.shape), "classes": data.classes}
     return {**record, **sizes, **statistics}
+
+
+def _loaded(spec: DataSpec) -> Data:
+    """The data with class indices as labels, or with any labels where they are no class indices."""
+    if spec.kind == "text":
+        return load(spec, Labels(classes=False))
+    try:
+        return load(spec)
+    except UserError:
+        with suppress(UserError):
+            return load(spec, Labels(classes=False))
+        raise
 
 
 def _downloaded(folder: str) -> str:

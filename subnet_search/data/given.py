@@ -33,6 +33,7 @@ from subnet_search.core.errors import RunError, UserError, guarded, unknown
 from subnet_search.core.nested import length_of, map_tensors, tensors_in
 from subnet_search.data.batch import Labels, split_batch
 from subnet_search.data.items import Items, counted, scan
+from subnet_search.data.rows import Rows, is_mapped, shared_rows
 from subnet_search.data.sources import Data, DataSpec, assemble, load
 from subnet_search.data.split import Split
 
@@ -54,6 +55,7 @@ def from_user(
     workers: int | None = None,
     val_transform: Any = None,
     all_is_test: bool = False,
+    named: DataSpec | None = None,
 ) -> Data:
     """Data from tensors, a Dataset, a DataLoader, or a name; or from such parts.
 
@@ -61,40 +63,46 @@ def from_user(
     a task without class labels, one tensor such as token ids. Parts
     are `(train, val, test)`, `(train, val)` or `{"train": ..., "val": ..., "test": ...}`; val and test may be None or missing.
     Without a validation part, `val_fraction` of the training items are held out, and all copies of an item are in one part.
-    The test part is read only when it is needed. With `all_is_test`, data that is not in parts is its own test split: for
-    evaluation alone.
+    The test part is read only when it is needed; `{"test": ...}` may be a function that returns it. With `all_is_test`, data
+    that is not in parts is its own test split: for evaluation alone.
 
-    Tensors and a TensorDataset stay in memory. The items of any other Dataset are read when they are needed, anew in every
-    epoch, by `workers` processes (default: a DataLoader's, otherwise none), with random numbers that are a function of (seed,
-    epoch, index). One pass before training checks all items. Held-out items have the data set's own transform, with the same
-    random numbers at each validation, unless `val_transform` replaces it: a callable in place of the attribute `transform`
-    of the Dataset, or {attribute: callable}. An iterable Dataset is read in its own order, and needs a validation part.
+    Tensors and a TensorDataset stay in memory. The items of any other Dataset, and the rows of memory-mapped arrays
+    (`np.memmap`), are read when they are needed, anew in every epoch, by `workers` processes (default: a DataLoader's,
+    otherwise none), with random numbers that are a function of (seed, epoch, index). One pass before training checks all
+    items. Held-out items have the data set's own transform, with the same random numbers at each validation, unless
+    `val_transform` replaces it: a callable in place of the attribute `transform` of the Dataset, or {attribute: callable}.
+    An iterable Dataset is read in its own order, and needs a validation part.
     From a DataLoader come the dataset, the collate function and the workers; the order is ours. A SubsetRandomSampler selects
     the items, and the weights of a WeightedRandomSampler are sampling weights of the training items; any other sampler that
     may draw an item more than once is refused.
 
-    labels: what the labels are.
+    labels: what the labels are. named: the spec that this data was made for; its settings replace those given here.
     uint8 images (N, C, H, W) are scaled to 0..1 and normalised by `mean` and `std`, one number for each channel (default:
     the mean and standard deviation of the training images). Other inputs are not normalised.
     Raises UserError for data of another kind, for items that are in two parts, and for an invalid mean or std.
     """
+    if named is not None:
+        val_fraction, split_seed, mean, std = named.val_fraction, named.split_seed, named.mean, named.std
     set_here = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     if isinstance(data, Data):
         if set_here:
             raise UserError("this data is already loaded: pass mean and std to load_data")
         return data
-    spec = DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
+    spec = named or DataSpec.of({"name": "digits", "val_fraction": val_fraction, "split_seed": split_seed, **set_here})
     parts = _parts(data)
     if not parts and isinstance(data, str | DataSpec | dict) and not _is_batch(data):
-        named = DataSpec.of(data)
-        spec = DataSpec.of({**named.model_dump(exclude_unset=True), **set_here})
-        return load(spec, labels)
+        spec = DataSpec.of({**DataSpec.of(data).model_dump(exclude_unset=True), **set_here})
+        return load(spec, labels, all_is_test)
     read = partial(_split_of, kind=labels, workers=workers)
-    put = partial(assemble, spec, given=True, kind=labels)
+    put = partial(assemble, spec, given=named is None, kind=labels)
     if parts:
         _refuse_shared_items(parts)
         train, val, test = (parts.get(name) for name in PARTS)
-        test_split = lambda: None if test is None else _changed(read(test, scanned=False)[0], val_transform)  # noqa: E731
+
+        def test_split() -> Split | Items | None:
+            made = test() if callable(test) else test
+            return None if made is None else _changed(read(made, scanned=False)[0], val_transform)
+
         train_split, sums = read(train)
         val_split = None if val is None else _changed(read(val)[0], val_transform)
         if isinstance(train_split, Split) and isinstance(val_split, Split):
@@ -159,12 +167,20 @@ def _is_random(items: Items, looked_at: int = 8) -> bool:
 
 def _groups(data: Any, split: Split | Items) -> Tensor | None:
     """For each item the number of its first copy (N,); None where no item has a copy."""
-    keys: list[Any]
-    if isinstance(split, Items):
-        dataset = data.dataset if isinstance(data, DataLoader) else data
-        keys = list(_located(dataset, split.places.tolist()))
-    else:
-        keys = list(_row_digests(split.inputs))
+    if isinstance(split, Split):
+        return first_copies(split.inputs)
+    if isinstance(split.dataset, Rows):
+        return None
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    return _first(list(_located(dataset, split.places.tolist())))
+
+
+def first_copies(inputs: Any) -> Tensor | None:
+    """For each item the number of the first one with equal inputs (N,); None where no two are equal."""
+    return _first(list(_row_digests(inputs)))
+
+
+def _first(keys: list[Any]) -> Tensor | None:
     first: dict[Any, int] = {}
     numbers = [first.setdefault(key, index) for index, key in enumerate(keys)]
     return None if len(first) == len(keys) else torch.tensor(numbers)
@@ -216,8 +232,9 @@ def _refuse_shared_items(parts: Mapping[str, Any]) -> None:
     """Raise UserError when two parts have an item of a Dataset in common, or are the same tensors."""
     items = {name: _identities(part) for name, part in parts.items() if part is not None}
     for (one, mine), (other, theirs) in combinations(items.items(), 2):
-        if mine & theirs:
-            raise UserError(f"the {one} and {other} parts of the data have {len(mine & theirs):,} items in common")
+        mapped = is_mapped(parts[one]) and is_mapped(parts[other])
+        if shared := shared_rows(parts[one], parts[other]) if mapped else len(mine & theirs):
+            raise UserError(f"the {one} and {other} parts of the data have {shared:,} items in common")
 
 
 def _warn_of_copies(train: Split, val: Split) -> None:
@@ -229,6 +246,8 @@ def _warn_of_copies(train: Split, val: Split) -> None:
 
 def _identities(data: Any) -> set[tuple[int, int]]:
     """The items of a part, each as the identity of its data set and its index there."""
+    if is_mapped(data):
+        return set()
     if isinstance(data, DataLoader):
         return (
             _identities(data.dataset)
@@ -282,6 +301,8 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
 
 def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
     """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
+    if is_mapped(data):
+        return _items(Rows(_flat_labels(data, kind)), kind.key, workers, scanned)
     if isinstance(data, DataLoader | Dataset) or _is_map_style(data):
         inner = _in_memory(data)
         if inner is None:
@@ -299,6 +320,13 @@ def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = T
         "data must be a name, a pair (inputs, labels), a Dataset or DataLoader, (train, val, test) of these, "
         f"or the result of subnet_search.load_data, got {type(data).__name__}"
     )
+
+
+def _flat_labels(data: Any, kind: Labels) -> Any:
+    """A pair of arrays; class labels (N, 1) as (N,)."""
+    if isinstance(data, tuple | list) and len(data) == 2 and kind.classes and np.shape(data[1])[1:] == (1,):
+        return data[0], data[1].reshape(-1)
+    return data
 
 
 def _checked(split: Split, class_labels: bool) -> Split:

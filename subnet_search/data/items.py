@@ -21,6 +21,7 @@ from subnet_search.core.errors import RunError, UserError, reason
 from subnet_search.core.nested import length_of, moved, tensors_in
 from subnet_search.core.rng import derive
 from subnet_search.data.batch import split_batch
+from subnet_search.data.rows import Rows
 from subnet_search.data.values import Tally, Values
 
 Key = tuple[int | str, int]
@@ -252,6 +253,14 @@ def _own_random_state() -> Iterator[None]:
         random.setstate(before[2])
 
 
+@contextmanager
+def fixed_random_state(name: str) -> Iterator[None]:
+    """Random numbers of torch (CPU), numpy and random that depend on `name` only; restored afterwards."""
+    with _own_random_state():
+        _seed(0, name, 0)
+        yield
+
+
 @dataclass(frozen=True)
 class Scan:
     """What one pass over the items of a dataset finds."""
@@ -267,7 +276,8 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
     """Read every item once. Raises UserError for values that are not finite, RunError for an item that cannot be read."""
     hashed, labels, sums = hashlib.sha256(), list[Tensor](), list[Tensor]()
     dtype, low, high, count, tally = "", float("inf"), -float("inf"), 0, Tally()
-    for batch in items.batches("scan"):
+    mapped = isinstance(items.dataset, Rows)
+    for batch in items.dataset.chunks() if mapped else items.batches("scan"):
         inputs, found = split_batch(batch, label_key)
         if not length_of(batch):
             raise UserError(f"a batch of the data holds no tensors: {_image(batch) or type(batch).__name__}")
@@ -282,11 +292,10 @@ def scan(items: Items, label_key: str | None = None) -> Scan:
         if isinstance(inputs, Tensor):
             dtype = str(inputs.dtype).removeprefix("torch.")
             if inputs.dtype == torch.uint8 and inputs.dim() == 4:
-                pixels = inputs.flatten(2).long()
-                sums.append(torch.stack([pixels.sum(2), pixels.square().sum(2)], 1))
+                sums.append(_sums(inputs))
             elif inputs.numel():
                 low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        count += PER_SCAN
+        count += length_of(batch) if mapped else PER_SCAN
     return Scan(
         hashed.hexdigest(),
         torch.cat(labels) if sum(map(len, labels)) == len(items) else None,
@@ -300,6 +309,14 @@ def _refuse_not_finite(tensor: Tensor, before: int) -> None:
     rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.view(1, 1)
     index = int((~rows.isfinite()).any(1).nonzero()[0])
     raise UserError(f"item {before + index} of the data contains NaN or infinite values")
+
+
+def _sums(images: Tensor) -> Tensor:
+    """Sums of the pixels of each image and of their squares (N, 2, channels) int64. images: (N, channels, h, w) uint8."""
+    pixels = images.flatten(2).numpy()
+    total = np.einsum("ncp->nc", pixels, dtype=np.int64)  # several times as fast as torch, which converts to int64 first
+    squares = np.einsum("ncp,ncp->nc", pixels, pixels, dtype=np.int64)
+    return torch.from_numpy(np.stack([total, squares], 1))
 
 
 def statistics(sums: Tensor, pixels: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def npz(path: Path, split: str) -> Arrays | None:
         if not path.is_file():
             raise UserError(f"no such data file: {path}")
         with zipfile.ZipFile(path) as archive:
-            _check_members(archive, path)
+            check_members(archive, path)
             held = [member.filename.removesuffix(".npy") for member in archive.infolist()]
             if f"{split}_images" not in held:
                 return None
@@ -94,7 +94,7 @@ def npz(path: Path, split: str) -> Arrays | None:
         return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
-def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+def check_members(archive: zipfile.ZipFile, path: Path) -> None:
     """Raise an error when array names are damaged; otherwise a damaged name would look like a missing split."""
     for member in archive.infolist():
         archive.open(member).close()  # compares the name in the directory with the name in the local header
@@ -107,11 +107,7 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
     """An array of an npz file; its type and shape are checked before it is read."""
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as stream:
-        read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-        shape, _, kind = read_header(stream)
-        held = member.file_size - stream.tell()
+    kind, shape, _, _ = npz_header(archive, name, path)
     where = f"{path}: {name}"
     if name.endswith("_images"):
         if kind != np.uint8 or len(shape) not in (3, 4):
@@ -122,10 +118,32 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
             )
     elif len(shape) not in (1, 2) or math.prod(shape[1:]) != 1 or not np.issubdtype(kind, np.integer):
         raise UserError(f"{where} must be integers of shape (N,) or (N, 1), got {kind} {shape}")
-    claimed = math.prod(shape) * kind.itemsize
-    if claimed != held:  # with a smaller shape the checksum would not be verified
+    return npz_array(archive, name, path)
+
+
+def npz_header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple["np.dtype", tuple[int, ...], bool, int]:
+    """Type, shape, whether the order is Fortran's, and the length in bytes of the header of an array in an npz file."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as stream:
+        shape, fortran, kind = npy_header(stream)
+        length = stream.tell()
+    claimed, held = math.prod(shape) * kind.itemsize, member.file_size - length
+    if claimed != held and not kind.hasobject:  # with a smaller shape the checksum would not be verified
         raise UserError(f"{path} is not a readable npz file: {name} has {held:,} bytes of data for shape {shape}")
-    check_size(where, claimed, member.compress_size)
+    return kind, shape, fortran, length
+
+
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype"]:
+    """Shape, whether the order is Fortran's, and type, from the beginning of an npy file."""
+    read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+    return read_header(stream)
+
+
+def npz_array(archive: zipfile.ZipFile, name: str, path: Path) -> "np.ndarray":
+    """An array of an npz file, whose size is checked before it is read."""
+    kind, shape, _, _ = npz_header(archive, name, path)
+    member = archive.getinfo(f"{name}.npy")
+    check_size(f"{path}: {name}", math.prod(shape) * kind.itemsize, member.compress_size)
     with archive.open(member) as stream:
         return npy.read_array(stream, allow_pickle=False)
 
@@ -138,6 +156,13 @@ def class_names(folder: Path) -> list[str]:
 
 def image_folder(folder: Path, size: int) -> Arrays:
     """Images in `folder/CLASS/*`, resized and cropped to `size` x `size`; hidden files and folders are ignored."""
+    files = image_files(folder)
+    check_size(f"{folder} at data.size {size}", 3 * len(files) * size**2)
+    return images([path for path, _ in files], size), torch.tensor([label for _, label in files])
+
+
+def image_files(folder: Path) -> list[tuple[str, int]]:
+    """The image files in `folder/CLASS/*` with their class indices, sorted; hidden files and folders are ignored."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     def is_image(path: str) -> bool:
@@ -148,9 +173,10 @@ def image_folder(folder: Path, size: int) -> Arrays:
         names = class_names(folder)
         if not names:
             raise UserError(f"{folder} is not an image folder (one sub-folder of images a class): it has no sub-folders")
-        files = make_dataset(str(folder), {name: i for i, name in enumerate(names)}, is_valid_file=is_image)
-    check_size(f"{folder} at data.size {size}", 3 * len(files) * size**2)
-    return images([path for path, _ in files], size), torch.tensor([label for _, label in files])
+        found: list[tuple[str, int]] = make_dataset(
+            str(folder), {name: i for i, name in enumerate(names)}, is_valid_file=is_image
+        )
+        return found
 
 
 def images_in(folder: Path) -> list[Path]:

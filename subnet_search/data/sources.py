@@ -6,16 +6,17 @@ accident.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from torch import Tensor
 
 from subnet_search.core.errors import UserError, guarded, invalid, unknown
+from subnet_search.core.imports import IMPORT_PATH
 from subnet_search.core.nested import tensors_in
 from subnet_search.core.rng import generator
 from subnet_search.core.settings import Settings
@@ -34,19 +35,48 @@ NAMES = {
     "cifar100": "CIFAR-100: 60000 colour images of 32x32, 100 classes; torchvision, a 170 MB download",
 }
 PREFIXES = {
-    "npz:FILE": "an npz file in the MedMNIST layout: train_images, train_labels, [val_...], test_images, test_labels",
+    "npz:FILE": "arrays of an npz file: inputs and labels, or [train|val|test]_images and _labels, or several named inputs",
+    "npy:DIR": "DIR/NAME.npy, arrays named as in an npz file",
+    "safetensors:FILE": "tensors of a safetensors file, named as in an npz file",
     "image_folder:DIR": "DIR/[train|val|test/]CLASS/*.png and so on, resized to data.size pixels",
+    "csv:FILE": "a table with a header; data.target names the column of the labels (or DIR/train.csv, val.csv, test.csv)",
+    "parquet:FILE": "a table in a Parquet file, as csv:FILE; needs pyarrow",
+    "text:FILE": "text for the task language_modeling, as characters or bytes (or DIR/train.txt, val.txt, test.txt)",
+    "package.module:make": "what your function make(**data.options) returns: tensors, a Dataset, a DataLoader, or parts",
 }
-
+KINDS = tuple(name.partition(":")[0] for name in PREFIXES if ":" in name and "." not in name)
+IMPORTED = "package.module:make"
+TABLES, ARRAYS = ("csv", "parquet"), ("npz", "npy", "safetensors")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "options": (IMPORTED,),
+    "in_memory": (*ARRAYS, "image_folder"),
+    "target": TABLES,
+    "standardize": TABLES,
+    "tokens": ("text",),
+    "context": ("text",),
+}
+"""Settings that only some kinds of data have."""
 
 MANY = 1000  # more classes than this, and than there are items, are taken for an error in the labels
+
+
+class Encoding(Settings):
+    """What a run found in its training items, so that other items are encoded in the same way."""
+
+    columns: dict[str, tuple[float, float] | tuple[str, ...]] = {}
+    """The input columns of a table, in order: mean and standard deviation of numbers, or the values of a text column."""
+    labels: tuple[str, ...] | None = None
+    """The classes of a table whose labels are text."""
+    vocabulary: str | None = None
+    """The characters of a text; the token of a character is its position."""
 
 
 class DataSpec(Settings):
     """The data set and its split. A string is short for the name."""
 
     name: str
-    """digits, fashion_mnist, cifar10, cifar100, `npz:FILE` or `image_folder:DIR`."""
+    """digits, fashion_mnist, cifar10, cifar100; `npz:`, `npy:`, `safetensors:`, `image_folder:`, `csv:`, `parquet:` or `text:`
+    and a path; or `package.module:make`, your own function, called with `options`."""
     root: str | None = None
     """Folder of the data set's files, and of downloads. Default: known folders, then `data/`."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -61,6 +91,22 @@ class DataSpec(Settings):
     """Mean of each channel of images scaled to 0..1, to normalise by. Default: that of the training images."""
     std: Std = None
     """Standard deviation of each channel, to normalise by. Default: that of the training images."""
+    options: dict[str, JsonValue] = {}
+    """Keyword arguments for your own function, `package.module:make`."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that read items, for data that is read item by item. Default: a DataLoader's, otherwise none."""
+    in_memory: bool | None = None
+    """Read arrays and image folders into memory at the start, or item by item. Default: in memory up to 4 GiB."""
+    target: str | tuple[str, ...] | None = None
+    """Column of the labels of a table, or a list of columns. Default: the last column."""
+    standardize: bool = True
+    """Scale the numeric columns of a table by the mean and standard deviation of the training items."""
+    tokens: Literal["characters", "bytes"] = "characters"
+    """What the tokens of a text are."""
+    context: int = Field(default=64, ge=1)
+    """Tokens that a network sees at once; an item of a text has one more, the last to predict."""
+    encoding: Encoding | None = None
+    """How tables and text are encoded, set when a run starts; a file without it is encoded by its own training items."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,10 +123,30 @@ class DataSpec(Settings):
 
     @model_validator(mode="after")
     def _known(self) -> "DataSpec":
-        if self.name not in NAMES and not self.name.startswith(("npz:", "image_folder:")):
+        if self.name not in NAMES and self.kind is None:
             raise unknown("data set", self.name, [*NAMES, *PREFIXES])
+        for key, kinds in SETTINGS.items():
+            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                names = " and ".join(name for name in PREFIXES if name in kinds or name.partition(":")[0] in kinds)
+                raise UserError(f"{key}: only for {names}, and the data is {self.name}", key)
         check_both(self.mean, self.std)
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of data that `name` begins with; IMPORTED for a function of the user's; None for a built-in name."""
+        kind, colon, _ = self.name.partition(":")
+        if colon and kind in KINDS:
+            return kind
+        return IMPORTED if IMPORT_PATH.fullmatch(self.name) else None
+
+    @property
+    def path(self) -> Path:
+        """The path in `name`, in the folder `root`."""
+        return Path(self.root or ".") / Path(self.name.partition(":")[2]).expanduser()
 
 
 class InputRange(NamedTuple):
@@ -180,61 +246,43 @@ class Data:
         return split
 
 
-def load(spec: DataSpec | str | dict[str, Any], labels: Labels = Labels()) -> Data:  # noqa: B008
-    """Read the training and validation items of a data set. Raises UserError with the name of the file at fault."""
+Reader = Callable[[DataSpec, Labels, bool], Data]
+READERS: dict[str, Reader] = {}
+
+
+def reads(*kinds: str) -> Callable[[Reader], Reader]:
+    """Register a function that reads these kinds of data: of a spec, what the labels are, and `all_is_test` of `load`."""
+
+    def registered(reader: Reader) -> Reader:
+        READERS.update(dict.fromkeys(kinds, reader))
+        return reader
+
+    return registered
+
+
+def load(spec: DataSpec | str | dict[str, Any], labels: Labels = Labels(), all_is_test: bool = False) -> Data:  # noqa: B008
+    """Read the training and validation items of a data set. Raises UserError with the name of the file at fault.
+
+    all_is_test: tables, arrays, text and data of a user's function that are not in parts are their own test split.
+    """
     spec = DataSpec.of(spec)
     with guarded(f"{spec.name} cannot be read"):
-        return _load(spec, labels)
+        if spec.kind:
+            return READERS[spec.kind](spec, labels, all_is_test)
+        train, test = _built_in(spec.name, spec.root)
+        return assemble(spec, train, None, test, None, kind=labels)
 
 
-def _load(spec: DataSpec, labels: Labels) -> Data:
-    kind, _, path = spec.name.partition(":")
-    val: Split | None = None
-    test: Callable[[], Split | None]
-    names: list[str] | None = None
-    match kind:
+def _built_in(name: str, root: str | None) -> tuple[Split, Callable[[], Split]]:
+    match name:
         case "digits":
             rest, held = hold_out(Split(*readers.digits()), 0.2, seed=0)  # the same test images with any settings
-            train, test = rest, lambda: held
+            return rest, lambda: held
         case "fashion_mnist":
-            train = Split(*readers.fashion_mnist(spec.root, train=True))
-            test = lambda: Split(*readers.fashion_mnist(spec.root, train=False))  # noqa: E731
-        case "cifar10" | "cifar100":
-            train = Split(*readers.cifar(kind, spec.root, train=True))
-            test = lambda: Split(*readers.cifar(kind, spec.root, train=False))  # noqa: E731
-        case "npz":
-            file = Path(spec.root or ".") / Path(path).expanduser()
-            arrays = readers.npz(file, "train")
-            if arrays is None:
-                raise UserError(f"{file} has no array 'train_images'")
-            train, val = Split(*arrays), _optional(readers.npz(file, "val"))
-            test = lambda: _optional(readers.npz(file, "test"))  # noqa: E731
+            train = Split(*readers.fashion_mnist(root, train=True))
+            return train, lambda: Split(*readers.fashion_mnist(root, train=False))
         case _:
-            folder = Path(spec.root or ".") / Path(path).expanduser()
-            train, val, test, names = _image_folder(folder, spec.size)
-    return assemble(spec, train, val, test, names, kind=labels)
-
-
-def _optional(arrays: readers.Arrays | None) -> Split | None:
-    return Split(*arrays) if arrays else None
-
-
-def _image_folder(folder: Path, size: int) -> tuple[Split, Split | None, Callable[[], Split | None], list[str]]:
-    if not folder.is_dir():
-        raise UserError(f"no such image folder: {folder}")
-    splits = [folder / split for split in ("train", "val", "test")]
-    if not splits[0].is_dir():
-        train, held = hold_out(Split(*readers.image_folder(folder, size)), 0.2, seed=0)
-        return train, None, lambda: held, readers.class_names(folder)
-    names = readers.class_names(splits[0])
-    for split in splits[1:]:  # compares folder names only; no test image is opened
-        if split.is_dir() and (others := readers.class_names(split)) != names:
-            raise UserError(f"{split} and {splits[0]} have different classes: {sorted(set(others) ^ set(names))}")
-
-    def read(split: Path) -> Split | None:
-        return Split(*readers.image_folder(split, size)) if split.is_dir() else None
-
-    return Split(*readers.image_folder(splits[0], size)), read(splits[1]), partial(read, splits[2]), names
+            return Split(*readers.cifar(name, root, train=True)), lambda: Split(*readers.cifar(name, root, train=False))
 
 
 def assemble(
@@ -381,15 +429,15 @@ def _held(labels: Tensor | None, count: int, held: int, seed: int, groups: Tenso
     labels: class indices (count,); None: at random. groups: for each item the number of its first copy; None: no copies.
     """
     if groups is None:
-        return _stratified(labels, count, held, seed)
+        return stratified(labels, count, held, seed)
     first, index = groups.unique(return_inverse=True)
     if len(first) < 4:
         raise UserError(f"{count} items with only {len(first)} different inputs are too few for a validation or test split")
-    chosen = _stratified(None if labels is None else labels[first], len(first), round(held / count * len(first)), seed)
+    chosen = stratified(None if labels is None else labels[first], len(first), round(held / count * len(first)), seed)
     return chosen[index]
 
 
-def _stratified(labels: Tensor | None, count: int, held: int, seed: int) -> Tensor:
+def stratified(labels: Tensor | None, count: int, held: int, seed: int) -> Tensor:
     """`held` items, the same fraction of each class and at least one: bool (count,).
 
     Rounded by largest remainder, so the number is exact unless there are more classes than `held`.

@@ -59,6 +59,8 @@ def how_to_prepare(origin: Origin, built_in: bool, names: Sequence[str] = ()) ->
     if not _dtype(origin.spec).is_floating_point:
         low, high = origin.low, origin.high
         return kind if low is None or high is None else f"{kind}: indices, such as token ids, from {low:g} to {high:g}"
+    if ((origin.data or {}).get("encoding") or {}).get("columns"):
+        return f"{kind}: the columns of a table, encoded as in the run; predict reads them from a csv or Parquet file"
     if origin.mean is None or origin.std is None:
         return f"{kind}: values as in the data, not normalised"
     mean, std = (f"({', '.join(map(str, values))})" for values in (origin.mean, origin.std))

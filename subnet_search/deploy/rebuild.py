@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
+from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data, DataSpec, catalogue, from_user, load
+from subnet_search.data.sources import IMPORTED, TABLES
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.nets import NetworkSpec, build
 from subnet_search.tasks import Task, task_names, task_of
@@ -46,19 +48,22 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = No
     """The given data, or the data set that the subnetwork was found on, with the same split.
 
     For security a file cannot cause downloads or reads elsewhere: its `root`, paths outside the current folder, and data
-    sets that are not downloaded yet are used only if `data` names them. Raises UserError when there is no data, or when its
+    sets that are not downloaded yet are used only if `data` names them, and so is a function of the user's that makes data.
+    Other tables and texts are encoded as those of the run. Raises UserError when there is no data, or when its
     mean or std differ from the file's.
     """
     origin = subnetwork.origin
     task = task or task_of_run(subnetwork)
     same = origin.data is not None and isinstance(data, str) and data == origin.data.get("name")
     if data is not None and not same:
-        return from_user(data, all_is_test=all_is_test, labels=task.kind_of_labels)
+        return from_user(_encoded_alike(origin, data), all_is_test=all_is_test, labels=task.kind_of_labels)
     if origin.data is None:
         raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
     spec = DataSpec.of({**origin.data, "root": None})
     if same:
         return load(spec, task.kind_of_labels)
+    if spec.kind == IMPORTED:
+        raise UserError(f"the data of this run is made by your function: to import it, pass --data {spec.name}")
     kind, _, path = spec.name.partition(":")
     if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
         raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")
@@ -75,3 +80,14 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = No
                 f"to use this data, pass --data {spec.name}"
             )
     return found
+
+
+def _encoded_alike(origin: Origin, data: Any) -> Any:
+    """A table or text by name, with the settings and the encoding of the run's; other data as it is."""
+    if origin.data is None or not isinstance(data, str):
+        return data
+    spec, known = DataSpec.of(data), DataSpec.of({**origin.data, "root": None})
+    if known.encoding is None or (spec.kind in TABLES) != (known.kind in TABLES) or spec.kind not in (*TABLES, "text"):
+        return data
+    kept = {"target", "encoding"} if spec.kind in TABLES else {"tokens", "context", "encoding"}
+    return spec.model_copy(update=known.model_dump(include=kept) | {"encoding": known.encoding})

@@ -12,7 +12,8 @@ from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.nested import joined, length_of, rows_of, tensors_in
-from subnet_search.data import prepare, readers
+from subnet_search.data import DataSpec, prepare, readers
+from subnet_search.data.tables import encode
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised
 from subnet_search.deploy.rebuild import dense_of, task_of_run
@@ -40,8 +41,9 @@ def predict(
     a task of your own   what the network returns
 
     inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
-              they were in training; or image files, or a folder of them, or an .npy or .npz file. A tuple or mapping of
-              tensors or arrays, if the network takes several inputs. For language_modeling, tokens (N, any length)
+              they were in training; or image files, or a folder of them, or an .npy or .npz file, or of a run on a table a
+              .csv or .parquet file with its columns. A tuple or mapping of tensors or arrays, if the network takes several
+              inputs. For language_modeling, tokens (N, any length)
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
@@ -124,6 +126,11 @@ def _tensors(inputs: Any, nested: bool) -> Any:
 
 def _from_files(paths: list[Path], origin: Origin) -> Any:
     [first, *others] = paths
+    if not others and first.suffix in (".csv", ".parquet"):
+        encoding = DataSpec.of(origin.data).encoding if origin.data else None
+        if encoding is None or not encoding.columns:
+            raise UserError(f"{first} is a table, and the run was on other data")
+        return encode(first, encoding.columns)
     if not others and first.suffix in (".npy", ".npz"):
         with guarded(f"{first} is not a readable {first.suffix} file"):
             loaded = np.load(first, allow_pickle=False)

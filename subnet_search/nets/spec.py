@@ -1,7 +1,6 @@
 """A network by name: one of ours, torchvision's, or the user's factory; and the weights it starts from."""
 
 import hashlib
-import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError, reason, shown, unknown
+from subnet_search.core.imports import import_function
 from subnet_search.core.settings import Settings
 from subnet_search.nets import deep, small
 from subnet_search.nets.checkpoints import put_state
@@ -141,7 +141,7 @@ def _construct(spec: NetworkSpec, shape: tuple[int, ...], classes: int | None) -
             raise UserError(f"{spec.name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
         return NETWORKS[spec.name]((shape[0], shape[1], shape[2]), classes)
     options: dict[str, Any] = {**({} if classes is None else {"num_classes": classes}), **spec.options}
-    own = None if spec.name.startswith("torchvision:") else _factory(spec.name)
+    own = None if spec.name.startswith("torchvision:") else import_function(spec.name, "network")
     try:
         net = own(**options) if own else _torchvision(spec.name.removeprefix("torchvision:"), options)
     except UserError:
@@ -165,16 +165,3 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
         warnings.simplefilter("ignore")
         net: nn.Module = models.get_model(name, **options)
     return net
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    try:
-        imported = importlib.import_module(module)
-    except Exception as error:  # anything that a user's module raises when imported
-        why = error if isinstance(error, ImportError) else reason(error)
-        raise UserError(f"cannot import {module!r} for the network {name!r}: {why}") from error
-    factory: Any = getattr(imported, attribute, None)
-    if not callable(factory):
-        raise UserError(f"{module} has no function {attribute!r} (network {name!r})")
-    return factory  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from subnet_search.core.errors import UserError
 from subnet_search.data import AUGMENTATIONS, Batches, DataSpec, Split, catalogue, from_user, load, prepare
 from subnet_search.data.batches import crop, cutout, flip
-from subnet_search.data.sources import NAMES
+from subnet_search.data.sources import NAMES, PREFIXES
 
 FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts it
 CIFAR10 = "SUBNET_SEARCH_CIFAR10"
@@ -92,7 +92,7 @@ def test_an_unknown_data_set_names_the_nearest():
 
 def test_the_catalogue_lists_every_name():
     listed = {row["name"]: row for row in catalogue()}
-    assert set(listed) == {*NAMES, "npz:FILE", "image_folder:DIR"}
+    assert set(listed) == {*NAMES, *PREFIXES}
     assert listed["digits"]["state"] == "here"
     assert all(row["description"] for row in listed.values())
 

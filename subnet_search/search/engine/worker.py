@@ -2,13 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 
 from optuna.storages import BaseStorage
 
 from subnet_search.core.errors import Interrupted, RunError
+from subnet_search.core.search_domains import OneOf
 from subnet_search.data import Data, load
+from subnet_search.data.imported import check_import
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
@@ -50,12 +52,14 @@ def run_worker(
 
     The worker stays while other workers run trials, to take over those that they lose. A failed trial is stored with its
     reason. Raises RunError after five failures in a row (except in a comparison), Interrupted when stopped, and UserError
-    for an import that is not allowed, before importing anything.
+    for an import that is not allowed, before importing anything, and for data whose function cannot be imported.
     """
     should_stop = _latched(should_stop)
     storage = open_storage(url, wait=wait)
     with guarded(f"the study {name!r} in {safe_url(url)}"):
         spec, scheduler = patiently(_open_study, name, storage, trials, allow_imports)
+    for source in _data_sets(spec):
+        check_import(source)
     if spec.artifacts is not None:
         from subnet_search.search.engine.artifact_store import open_store
 
@@ -85,6 +89,16 @@ def run_worker(
         failures = [] if ending.state in FINISHED else [*failures, ending.attrs["reason"]]
         if len(failures) >= FAILURES_IN_A_ROW and not spec.compares:
             raise RunError(f"{len(failures)} trials failed in a row, the last: {failures[-1]}")
+
+
+def _data_sets(spec: StudySpec) -> Iterator[str]:
+    """The names of the data sets of a study."""
+    yield spec.run.data.name
+    for entry in spec.searched.entries:
+        if entry.key in ("data", "data.name"):
+            values = entry.domain.choices if isinstance(entry.domain, OneOf) else [entry.value]
+            names = (value.get("name") if isinstance(value, Mapping) else value for value in values)
+            yield from (name for name in names if isinstance(name, str))
 
 
 def _open_study(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Scheduler]:

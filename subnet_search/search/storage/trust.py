@@ -14,7 +14,15 @@ from subnet_search.core.errors import UserError
 
 PARTS = ("network", "extractor", "task", "data")  # sections of a run that can import code or download
 NAMES = ("network", "extractor", "task", "data", "name", "source")  # last part of the keys with such names
-FILES = ("npz:", "csv:", "parquet:", "text:", "image_folder:")  # beginnings of data names that are files, and no modules
+FILES = (
+    "npz:",
+    "npy:",
+    "safetensors:",
+    "csv:",
+    "parquet:",
+    "text:",
+    "image_folder:",
+)  # beginnings of data names that are files, and no modules
 DOWNLOADS = re.compile("pretrained|weights")  # prefixes of torchvision's options that download
 TORCHVISION = "torchvision:"
 DATA = {"fashion_mnist": "train-images-idx3-ubyte*", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

@@ -1,0 +1,28 @@
+"""Functions of the user's own modules, by their names."""
+
+import importlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from subnet_search.core.errors import UserError, reason
+
+IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""`package.module:function`."""
+
+
+def import_function(name: str, kind: str) -> Callable[..., Any]:
+    """The function `package.module:function`, from the current folder or PYTHONPATH.
+
+    kind: what the function makes, for messages: "network". Raises UserError when it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:  # anything that a user's module raises when imported
+        why = error if isinstance(error, ImportError) else reason(error)
+        raise UserError(f"cannot import {module!r} for the {kind} {name!r}: {why}") from error
+    function: Any = getattr(imported, attribute, None)
+    if not callable(function):
+        raise UserError(f"{module} has no function {attribute!r} ({kind} {name!r})")
+    return function  # type: ignore[no-any-return]
