@@ -31,7 +31,7 @@ CASES = {
     },
     "unet": {
         "network": {"name": "unet:UNet", "options": {"width": 16}},
-        "data": {"name": "unet:make", "options": {"count": 24, "size": 16}},
+        "data": {"name": "unet:make", "options": {"count": 90, "size": 16}},
         "task": "segmentation",
         "extractor": {"name": "l1_filters", "density": 0.5},
         "unit": "channel",
