@@ -62,8 +62,6 @@ def evaluate(
     chosen = given.val if split == "val" else given.test()
     if chosen is None:
         raise UserError(f"{given.name} has no test split")
-    if (noise or corruptions) and not task.class_labels:
-        raise UserError(f"noise and corruptions measure the accuracy of a classifier, and the task of this run is {task.name}")
     if noise:
         check_noise(chosen)
     if corruptions:

@@ -421,7 +421,7 @@ def test_data_that_does_not_fit_is_one_line():
 @pytest.mark.parametrize("kind", ["noise", "corruptions"])
 def test_noise_and_corruptions_are_of_classifiers_of_one_tensor(kind):
     for name, said in {
-        "u-net": "noise and corruptions measure the accuracy of a classifier, and the task of this run is .*:Pixels",
+        "u-net": "accuracy under noise and corruptions needs the task classification, got .*:Pixels",
         "hub": "inputs that are one tensor in memory|images that are one tensor in memory",
         "recurrent": "noise is added to float inputs, and these are torch.int64|corruptions need uint8 images",
     }.items():

@@ -199,12 +199,12 @@ def test_inputs_that_are_used_as_they_are(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_quality_is_of_before_a_recalibration(capsys):
+def test_accuracy_is_of_before_a_recalibration(capsys):
     from subnet_search.cli.commands.export import _quality
 
-    record = {"recalibrated": 0, "val_quality": 0.5, "test_accuracy": None}
+    record = {"recalibrated": 0, "val_accuracy": 0.5, "test_accuracy": None}
     assert _quality(record) == "accuracy: 50.00 % on the validation split, from the run"
-    record = {"recalibrated": 3, "val_quality": 0.5, "test_accuracy": 0.25}
+    record = {"recalibrated": 3, "val_accuracy": 0.5, "test_accuracy": 0.25}
     assert _quality(record) == (
         "accuracy: 50.00 % on the validation split, 25.00 % on the test split, from the run, before batch norm was recalibrated"
     )
