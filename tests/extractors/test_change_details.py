@@ -74,7 +74,8 @@ def test_granet_drops_by_weights_after_the_step_and_grows_by_gradients_from_befo
     plain = {"lr": 0.5, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "schedule": "constant"}
     settings = {**method, "drop_fraction": 0.25, "final_drop_fraction": 0.25}
     net = supernet(settings, module, epochs=8, batch_size=20, **plain)
-    data = from_user((torch.tensor([[1.0, 2, 4, 8]]).repeat(40, 1), torch.arange(40) % 2))
+    whole = torch.tensor([[1.0, 2, 4, 8]]).repeat(36, 1), torch.arange(36) % 2
+    data = from_user((whole, tuple(part.clone() for part in whole)))
     split = replace(data.train, labels=torch.zeros_like(data.train.labels))
     run = Run(net, data, Batches(split, None, None, 20, 0), 0, None)
     run.make(Change(Masks({"0.weight": torch.tensor([[True] * 4, [False] * 4])})))

@@ -346,7 +346,7 @@ def test_a_run_and_its_file(capsys):
     file = "run/subnetwork.safetensors"
     told = said(capsys, "evaluate", file, "--network", "depth_of_tests:make", code=2)
     assert told == f"error: the task of this run is not built in: pass it, task=... or --task {TASK_NAME}\n"
-    own = ("--network", "depth_of_tests:make")
+    own = ("--network", "depth_of_tests:make", "--task", TASK_NAME)
     page = said(capsys, "evaluate", file, *own)
     assert re.search(r"rmse \(val, \d+ items\) +\d", page)
     assert re.search(r"within one +0", page)

@@ -38,6 +38,7 @@ from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
+from subnet_search.training import Epoch
 
 FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
 POLL_SECONDS = 1.0  # between two checks for a newer checkpoint
@@ -149,7 +150,7 @@ def _restore_checkpoint(store: ArtifactStore, name: str, run: Path) -> None:
         if there is None:
             log.warning("the stored checkpoint is damaged and is ignored")
         elif here is None or there["step"] > here["step"]:
-            epochs = "".join(json.dumps(epoch) + "\n" for epoch in there["history"])
+            epochs = "".join(json.dumps(Epoch.of(epoch).plain()) + "\n" for epoch in there["history"])
             write_atomically(run / "metrics.jsonl", epochs.encode())
             os.replace(fetched, run / CHECKPOINT)
             log.info("downloaded the checkpoint after step %d", there["step"])
