@@ -358,7 +358,7 @@ def test_a_run_and_its_file(capsys):
     page = said(capsys, "export", file, "small.safetensors", "--to", "state-dict", "--network", "depth_of_tests:make")
     assert re.search(r"rmse: \d+\.\d+ on the validation split, \d+\.\d+ on the test split, from the run", page)
     told = said(capsys, "export", file, "x.safetensors", "--to", "state-dict", *own, code=2)
-    assert told.startswith("error: the task is only used to recalibrate batch norm")
+    assert told.startswith("error: task is only used to recalibrate batch norm")
 
 
 def test_predictions_of_a_task(capsys):
