@@ -40,8 +40,8 @@ class TwoHeads(nn.Module):
 class Both:
     """Classify the kind and estimate the amount."""
 
-    leading = "error"
-    directions = {"error": "minimize", "kind_accuracy": "maximize"}
+    leading = "mae"
+    directions = {"mae": "minimize", "kind_accuracy": "maximize"}
 
     def __init__(self, weight: float = 0.5) -> None:
         self.weight = weight
@@ -54,4 +54,4 @@ class Both:
     def metrics(self, network: Callable[..., Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         found = network(image=batch["image"], table=batch["table"])
         right = (found["kind"].argmax(1) == batch["kind"]).float().mean()
-        return {"error": F.l1_loss(found["amount"], batch["amount"]), "kind_accuracy": right}
+        return {"mae": F.l1_loss(found["amount"], batch["amount"]), "kind_accuracy": right}

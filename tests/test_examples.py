@@ -15,7 +15,7 @@ GPT = {"name": "gpt:GPT", "options": {"layers": 1, "heads": 2, "width": 16, "con
 CASES = {
     "gpt": {
         "network": GPT,
-        "data": {"name": "text:../README.md", "context": 16, "limit": 200},
+        "data": {"name": f"text:{EXAMPLES.parent / 'README.md'}", "context": 16, "limit": 200},
         "task": "language_modeling",
         "extractor": {"name": "gumbel", "density": 0.3},
     },
@@ -61,12 +61,13 @@ CASES = {
     },
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
-OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_error"}
+LONG = ("unet", "diabetes", "imbalanced", "text_classifier", "lstm", "augmented")  # studies in make test-long
+OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_mae"}
 
 
 @pytest.fixture
-def here(monkeypatch):
-    monkeypatch.chdir(EXAMPLES)
+def here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES))
 
@@ -94,7 +95,9 @@ def test_extract_stop_resume_and_evaluate(name, here, tmp_path):
     found = ss.evaluate(loaded, data=data, **network_and_task(name))
     task = config(name).task
     assert found[task.leading] == pytest.approx(whole.metrics[f"val_{task.leading}"], rel=1e-6)
-    assert whole.density == pytest.approx(CASES[name]["extractor"]["density"], abs=0.2 if CASES[name].get("unit") else 0.01)
+    assert whole.metrics["reached"] == pytest.approx(
+        CASES[name]["extractor"]["density"], abs=0.1 if CASES[name].get("unit") else 0.01
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,25 +106,25 @@ def test_export(name, here, tmp_path):
     formats = ["state-dict", "onnx", "compact"] if CASES[name].get("unit") else ["state-dict", "onnx"]
     for to in formats:
         network = network_and_task(name)["network"]
-        record = ss.export(subnet, tmp_path / f"{to}.file", to=to, network=network, seconds=0.2)
+        record = ss.export(subnet, to, tmp_path / f"{to}.file", network=network, seconds=0.2)
         assert record["difference"] < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt", "unet", "two_heads", "diabetes", "imbalanced"])
+@pytest.mark.parametrize("name", ["gpt", "two_heads", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_a_study_with_two_workers(name, here, tmp_path):
     task = config(name).task
     objective = OBJECTIVES.get(name, f"val_{task.leading}")
-    spec = ss.StudySpec(
-        name=name,
-        run={**CASES[name], "recipe": RECIPE},
-        space={"extractor.density": [0.2, 0.3, 0.5]},
-        objective=objective,
-        trials=3,
-        folder=str(tmp_path / "trials"),
-    )
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
-    study = ss.run_study(spec, storage=storage, workers=2)
+    settings = {
+        "name": name,
+        "run": {**CASES[name], "recipe": RECIPE},
+        "space": {"extractor.density": {"choice": [0.4, 0.5, 0.75]}},
+        "objective": objective,
+        "trials": 3,
+        "sampler": "random",
+        "storage": f"sqlite:///{tmp_path / 'study.db'}",
+    }
+    study = ss.run_study(check(ss.StudySpec, settings), workers=2)
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 3
     leading = objective.removeprefix("val_")
     wanted = optuna.study.StudyDirection[task.directions[leading].upper()]

@@ -121,7 +121,7 @@ class Items:
         position = 0
         for batch in keys:
             epoch, start = batch[0]
-            with _own_random_state():
+            with _own_random_state():  # left before the batch is given away: this generator may never be resumed
                 if epoch != now or start < position:
                     now, position = epoch, 0
                     _seed(self.seed, epoch, -1)
@@ -135,7 +135,8 @@ class Items:
                     if index >= start:
                         read.append(item)
                 position = int(batch[-1][1]) + 1
-                yield _Collate(self.collate)(read)
+                collated = _Collate(self.collate)(read)
+            yield collated
 
 
 _END = object()

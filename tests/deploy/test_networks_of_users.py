@@ -52,7 +52,7 @@ def feed(names, inputs):
     return dict(zip(names, (one.numpy() for one in given if isinstance(one, torch.Tensor)), strict=True))
 
 
-@pytest.mark.parametrize("run", [pytest.param(name, marks=[pytest.mark.slow] * (name != "channels")) for name in RUNS])
+@pytest.mark.parametrize("run", [pytest.param(name, marks=[pytest.mark.long] * (name != "channels")) for name in RUNS])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_from_the_run_to_every_file(name, run, tmp_path, always_sparse):
     case = NETWORKS[name]

@@ -257,7 +257,7 @@ def test_a_run_has_one_folder(seen):
 
 
 def test_a_probe_that_cannot_be_shared(seen):
-    assert seen["probe"] == ["UserError: a batch of 1 images cannot be split equally over 2 processes"] * 2
+    assert seen["probe"] == ["UserError: a batch of 1 items cannot be split equally over 2 processes"] * 2
 
 
 def test_processors_are_shared_by_the_processes_of_a_machine(monkeypatch):
