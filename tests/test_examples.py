@@ -61,6 +61,7 @@ CASES = {
     },
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
+LATER = ("text_classifier", "lstm", "diabetes", "augmented", "imbalanced")  # exports in make test-long
 LONG = ("unet", "diabetes", "imbalanced", "text_classifier", "lstm", "augmented")  # studies in make test-long
 OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_mae"}
 
@@ -100,7 +101,7 @@ def test_extract_stop_resume_and_evaluate(name, here, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LATER)) for name in CASES])
 def test_export(name, here, tmp_path):
     subnet = ss.run(config(name), tmp_path / "run")
     formats = ["state-dict", "onnx", "compact"] if CASES[name].get("unit") else ["state-dict", "onnx"]

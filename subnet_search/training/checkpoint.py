@@ -29,7 +29,7 @@ class Epoch:
     def plain(self) -> dict[str, Any]:
         """All values at one level, as in metrics.jsonl."""
         values = asdict(self)
-        return {**values, **values.pop("metrics")}
+        return values.pop("metrics") | values
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Epoch":

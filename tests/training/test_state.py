@@ -14,6 +14,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.extract import run
 from subnet_search.nets import NetworkSpec, build, prunable
+from subnet_search.training.checkpoint import Epoch
 
 FAST = {"threads": 1, "device": "cpu", "batch_size": 256}
 
@@ -186,3 +187,13 @@ def test_weights_that_no_seed_makes_are_refused_before_training(tmp_path, net, d
 def test_a_trap_would_have_worked():
     with pytest.raises(AssertionError, match="code of the file was run"):
         pickle.loads(pickle.dumps(Trap()))
+
+
+def test_an_epoch_is_written_at_one_level_and_read_again():
+    epoch = Epoch(1, 10, 0.5, {"val_accuracy": 0.9, "val_nll": 0.3}, 0.5, 0.1, 2.0)
+    plain = epoch.plain()
+    assert "metrics" not in plain
+    assert (plain["val_nll"], plain["epoch"]) == (0.3, 1)
+    assert Epoch.of(plain) == epoch
+    earlier = {key: value for key, value in plain.items() if key != "val_nll"}
+    assert Epoch.of({**earlier, "val_loss": 0.3}) == epoch
