@@ -29,7 +29,8 @@ class Epoch:
     def plain(self) -> dict[str, Any]:
         """All values at one level, as in metrics.jsonl."""
         values = asdict(self)
-        return values.pop("metrics") | values
+        metrics: dict[str, Any] = values.pop("metrics")
+        return {**values, **metrics}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Epoch":
