@@ -1,4 +1,4 @@
-"""A Dataset with random augmentation of its own, and a validation part without.
+"""A Dataset that augments its items at random, and a validation part that does not.
 
     cd examples
     subnet-search extract -s network=small_conv -s data=augmented:make -s data.workers=2 -s extractor=rigl

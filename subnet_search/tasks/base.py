@@ -1,12 +1,12 @@
 """What a task is: how a batch goes into the network, the loss, and the metrics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, model_serializer, model_validator
 from pydantic import SerializerFunctionWrapHandler as Serialize
-from pydantic import model_serializer, model_validator
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
@@ -19,6 +19,16 @@ Network = Callable[..., Any]
 """A network as a task calls it: with the inputs of a batch, as its module would be called."""
 Direction = Literal["minimize", "maximize"]
 POSITIONS, NUMBERS = 2**22, 2**27  # of the outputs of one forward pass in a validation, where each item has many
+
+
+def _weights(value: Any) -> Any:
+    if isinstance(value, tuple) and (not value or min(value) < 0 or not any(value)):
+        raise UserError("class weights must not be below 0, and not all be 0")
+    return value
+
+
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, AfterValidator(_weights)]
+"""One weight for each class, or balanced: in inverse proportion to how often the class occurs."""
 
 
 class Task(Settings):

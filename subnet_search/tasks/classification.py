@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import PrivateAttr, field_validator
+from pydantic import PrivateAttr
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data
 from subnet_search.evaluation.accuracy import quality
 from subnet_search.nets import call, check_logits, logits_of
-from subnet_search.tasks.base import LogitsTask, Network
+from subnet_search.tasks.base import ClassWeights, LogitsTask, Network
 from subnet_search.tasks.predictions import Prediction
 
 
@@ -21,7 +21,7 @@ class Classification(LogitsTask):
     """Classify each input."""
 
     name: Literal["classification"] = "classification"
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    class_weights: ClassWeights = None
     """Weight of each class in the loss: one number for each class, or balanced, in inverse proportion to its number of
     training items. Default: all classes have weight 1."""
 
@@ -35,13 +35,6 @@ class Classification(LogitsTask):
     }
     class_labels: ClassVar[bool] = True
     _weights: Tensor | None = PrivateAttr(default=None)
-
-    @field_validator("class_weights")
-    @classmethod
-    def _positive(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and (not value or min(value) < 0 or not any(value)):
-            raise UserError("class weights must not be below 0, and not all be 0")
-        return value
 
     def check_data(self, data: Data) -> None:
         if not data.classes:

@@ -5,13 +5,23 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.data import Data
 from subnet_search.nets import call, logits_of
-from subnet_search.tasks.base import LogitsTask, Network, cross_entropy, got_output, in_parts, label_values, part_name, unfit
+from subnet_search.tasks.base import (
+    ClassWeights,
+    LogitsTask,
+    Network,
+    cross_entropy,
+    got_output,
+    in_parts,
+    label_values,
+    part_name,
+    unfit,
+)
 from subnet_search.tasks.predictions import SegmentationPrediction
 
 WANTED = "labels that are class indices with shape (N, height, width)"
@@ -35,7 +45,7 @@ class Segmentation(LogitsTask):
     """Number of classes. Default: the largest label of the training items, plus 1."""
     ignore_index: int | None = None
     """Label of pixels that neither the loss nor the metrics count, such as 255."""
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    class_weights: ClassWeights = None
     """Weight of each class in the cross-entropy: one number for each class, or balanced, in inverse proportion to its number
     of pixels. Default: all classes have weight 1."""
     terms: Literal["cross_entropy", "dice", "both"] = Field(default="cross_entropy", alias="loss")
@@ -45,13 +55,6 @@ class Segmentation(LogitsTask):
     directions: ClassVar = {"miou": "maximize", "pixel_accuracy": "maximize", "dice": "maximize"}
     predicted_at_once: ClassVar[int] = 16
     _weights: Tensor | None = PrivateAttr(default=None)
-
-    @field_validator("class_weights")
-    @classmethod
-    def _positive(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and (not value or min(value) < 0 or not any(value)):
-            raise UserError("class weights must not be below 0, and not all be 0")
-        return value
 
     def check_data(self, data: Data) -> None:
         classes = self.outputs(data)
