@@ -32,10 +32,12 @@ from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.author import Change, Network
+from subnet_search.nets import prunable
 from subnet_search.tasks import Classification, UserTask
 from subnet_search.topology.regrow import regrow
 from subnet_search.topology.scores import magnitude
 from subnet_search.topology.select import count, keep_global
+from subnet_search.topology.units import Units
 from subnet_search.training import Supernet, train
 from subnet_search.training.loop import evaluate
 
@@ -278,7 +280,8 @@ class _Experiment:
     def _supernet(self, extractor: Extractor, **recipe: Any) -> Supernet:
         settings = self.config.recipe.model_copy(update=recipe)
         task = self.config.task.fitted(self.data, settings.device)
-        return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed, task=task)
+        units = Units({name: weight.shape for name, weight in prunable(self.net, self.config.dense_layers).items()})
+        return Supernet(copy.deepcopy(self.net), extractor, settings, self.config.seed, units, task)
 
     def _quality(self, supernet: Supernet) -> float:
         """The task's leading metric on the validation split."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST_VALUE, LONGEST_MESSAGE = 400, 3000  # characters
+MOST_NAMES = 100  # listed in a message; of more only the number is given
 
 
 class UserError(ValueError):
@@ -131,7 +132,8 @@ def unknown(kind: str, name: object, valid: Iterable[object], where: str = "") -
     near = nearest(name, names)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     place = f" ({where})" if where else ""
-    return UserError(f"unknown {kind} {cut(str(name))!r}{place}: {hint}valid: {', '.join(names)}")
+    listed = f"{len(names)} names" if len(names) > MOST_NAMES else ", ".join(names)
+    return UserError(f"unknown {kind} {cut(str(name))!r}{place}: {hint}valid: {listed}")
 
 
 def nearest(name: object, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:

@@ -45,12 +45,18 @@ class Cost:
         return self.kept + sum(one.parameters for one in self.left_whole)
 
 
-def cost(net: nn.Module, masks: Mapping[str, Tensor], shape: tuple[int, ...], example: Any = None) -> Cost:
+def cost(
+    net: nn.Module,
+    masks: Mapping[str, Tensor],
+    shape: tuple[int, ...],
+    example: Any = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Cost:
     """Count weights and multiply-accumulates in one forward pass of an input of `shape`.
 
-    Counted parameters without a mask are not pruned. example: as for `layer_macs`.
+    Counted parameters without a mask are not pruned; reasons: why, default as `left_whole` finds. example: as for `layer_macs`.
     """
-    parameters, reasons = dict(net.named_parameters()), left_whole(net, masks)
+    parameters, reasons = dict(net.named_parameters()), left_whole(net, masks) if reasons is None else reasons
     shapes = {name: tuple(parameters[name].shape) for name in (*masks, *reasons)}
     macs = layer_macs(net, shapes, shape, example)
     alive = {name: int(mask.count_nonzero()) for name, mask in masks.items()}

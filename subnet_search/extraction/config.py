@@ -62,6 +62,8 @@ class RunConfig(Settings):
         default=None, min_length=1, max_length=1
     )
     """The density, as a fraction of units, parameters or FLOPs: {flops: 0.5}. Default: the extractor's, of units."""
+    dense_layers: list[str] = []
+    """Layers that are not pruned and that `density` does not count, as names or patterns: [fc, "*.downsample.*"]."""
     recipe: Recipe = Recipe()
     """How the network is trained."""
     seed: int = Field(default=0, ge=0)
@@ -116,8 +118,7 @@ class RunConfig(Settings):
         if self.target is not None:
             [density] = self.target.values()
             # Validate again: the density must be consistent with the other hyperparameters.
-            changed = type(self.extractor).model_validate({**self.extractor.model_dump(), "density": density})
-            object.__setattr__(self, "extractor", changed)
+            object.__setattr__(self, "extractor", self.extractor.with_values(density=density))
         return self
 
     def resolve(self) -> "RunConfig":
@@ -127,7 +128,11 @@ class RunConfig(Settings):
         if (distill := recipe.distill) and distill.teacher:
             found = file_sha256(distill.teacher, "recipe.distill.teacher", distill.teacher_sha256)
             recipe = recipe.model_copy(update={"distill": distill.model_copy(update={"teacher_sha256": found})})
-        return self.model_copy(update={"network": self.network.resolve(density), "recipe": recipe})
+        network = self.network.resolve(density, self.task.name)
+        fixed = self.extractor.trained_defaults if network.pretrained else {}
+        more = {key: value for key, value in fixed.items() if key not in self.extractor.model_fields_set}
+        extractor = self.extractor.with_values(**more) if more else self.extractor
+        return self.model_copy(update={"network": network, "recipe": recipe, "extractor": extractor})
 
     def dump(self) -> dict[str, Any]:
         """All values as plain types, for YAML and JSON."""

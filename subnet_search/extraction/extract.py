@@ -36,6 +36,8 @@ def extract(
     task: Any = None,
     teacher: nn.Module | None = None,
     round_to: int | None = None,
+    dense_layers: Sequence[str] = (),
+    new_head: bool | str = False,
     out: str | Path | None = None,
     resume: bool = False,
     **hyperparameters: Any,
@@ -58,6 +60,8 @@ def extract(
     teacher          a trained module that takes the same inputs, whose outputs the network is trained on as well, with the
                      settings of `recipe.distill`
     round_to         keep channels in multiples of this; default: 16, and less for small groups
+    dense_layers     layers that are not pruned and that the density does not count, as names or patterns: ["fc", "layer1.*"]
+    new_head         replace the last layer of a trained network by one of as many outputs as the data needs: True, or its name
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
 
@@ -67,7 +71,7 @@ def extract(
         raise UserError("hyperparameters cannot be changed on an Extractor object; pass the method's name instead")
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
-    options = {"unit": unit, "target": target, "task": task, "round_to": round_to}
+    options = {"unit": unit, "target": target, "task": task, "round_to": round_to, "dense_layers": list(dense_layers) or None}
     settings |= {key: value for key, value in options.items() if value is not None}
     size = batch_size_of(data)
     if size and "batch_size" not in settings["recipe"].model_fields_set:
@@ -76,13 +80,13 @@ def extract(
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
         spec = {"name": spec} if isinstance(spec, str) else spec
-        settings["network"] = {**spec, "init": init} if init else spec
+        settings["network"] = {**spec, **({"init": init} if init else {}), **({"new_head": new_head} if new_head else {})}
     named = isinstance(data, str | DataSpec) or (isinstance(data, dict) and "name" in data)
     if named:
         settings["data"] = data
     config = check(RunConfig, settings)
     given = None if named else load_data(data, config.task)
-    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher)
+    return run(config, out, resume=resume, module=module, init=init or "keep", new_head=new_head, data=given, teacher=teacher)
 
 
 def run(
@@ -92,11 +96,13 @@ def run(
     resume: bool = False,
     module: nn.Module | None = None,
     init: str = "keep",
+    new_head: bool | str = False,
     data: Data | None = None,
     densities: Sequence[float] = (),
     teacher: nn.Module | None = None,
     save: bool = True,
     leased: bool = False,
+    on_unpruned: Callable[[dict[str, Any]], None] | None = None,
     on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -104,12 +110,14 @@ def run(
 ) -> Subnetwork:
     """Run a configuration, with its network and data or with the given ones.
 
+    init        initialisation of `module`; new_head: whether its last layer is replaced
     out         run folder: config.yaml, metrics.jsonl, checkpoint/, and at the end summary.json and subnetwork.safetensors.
                 A folder belongs to one configuration, network and data, and one process at a time
     densities   also make a subnetwork at each of these from the learned relevance: rows under `curve` in the record, and
                 curve.json and subnetwork-DENSITY.safetensors in the folder
     save        False: write masks.safetensors in place of subnetwork.safetensors
     leased      the caller holds a lease on the folder, so continue even if another process has its lock
+    on_unpruned called with the metric of a network with trained weights, before it is pruned
     on_begin    called with the initial masks; on_step after each step; on_epoch after each epoch
     should_stop when it returns True, the run writes a checkpoint and raises Interrupted
 
@@ -120,5 +128,7 @@ def run(
     folder = RunFolder(Path(out) if out is not None else None, leased, save)
     folder.check_free()
     with on_threads(config.recipe.threads):
-        session = RunSession(config, folder, module=module, init=init, data=data, densities=densities, teacher=teacher)
-        return session.run(resume, on_begin, on_step, on_epoch, should_stop)
+        session = RunSession(
+            config, folder, module=module, init=init, new_head=new_head, data=data, densities=densities, teacher=teacher
+        )
+        return session.run(resume, on_unpruned, on_begin, on_step, on_epoch, should_stop)

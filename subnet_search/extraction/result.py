@@ -69,7 +69,7 @@ def _test_split(data: Data, device: torch.device) -> tuple[Split | Items | None,
 def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any], example: Any) -> dict[str, Any]:
     units = supernet.final()
     masks = supernet.weight_masks(units)
-    counted = cost(supernet.net, masks, data.shape, example)
+    counted = cost(supernet.net, masks, data.shape, example, supernet.left_whole)
     if supernet.extractor.dynamic:
         with on_average(supernet.net, example) as macs:
             evaluate(supernet, data, data.val)

@@ -22,13 +22,14 @@ from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.teacher import check_distance, teacher_of
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
-from subnet_search.nets import NetworkSpec, build, check_batch_norm, initialise, make_dynamic, own_copy
+from subnet_search.nets import NetworkSpec, build, check_batch_norm, head_of, initialise, make_dynamic, own_copy, replace_head
 from subnet_search.structure.units_of_network import units_of
 from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent, without_labels
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
 from subnet_search.training.distributed import local_first, rank_and_world
+from subnet_search.training.loop import measured
 
 EXAMPLES = 8  # inputs to store, for checking exports
 
@@ -38,7 +39,7 @@ class RunSession:
 
     config      a resolved configuration
     module      the caller's network; None: the configuration's
-    init        initialisation of `module`
+    init        initialisation of `module`; new_head: whether its last layer is replaced
     data        the caller's data; None: the configuration's
     densities   also make a subnetwork at each of these from the learned relevance
     teacher     the caller's teacher for `recipe.distill`
@@ -53,16 +54,21 @@ class RunSession:
         *,
         module: nn.Module | None = None,
         init: str = "keep",
+        new_head: bool | str = False,
         data: Data | None = None,
         densities: Sequence[float] = (),
         teacher: nn.Module | None = None,
     ) -> None:
-        self.config, self.folder, self.module = config, folder, module
+        self.config, self.folder = config, folder
         own_task = isinstance(config.task, UserTask) and not config.task.by_name
         own = {"network": module is not None, "data": data is not None and data.spec is None, "task": own_task}
         self.passed_in = [key for key, given in own.items() if given]  # by the caller: not in the configuration
         self.data = data or local_first(lambda: load(config.data, config.task.kind_of_labels))
         task = config.task.fitted(self.data, "cpu")
+        if module is not None and new_head:
+            module, head = own_copy(module), head_of(module, new_head)
+            replace_head(module, head, task.outputs(self.data), config.seed)
+        self.module = module
         net, spec = make_network(config, module, init, self.data, task)
         name, outputs = spec.name if spec else type(net).__name__, task.outputs(self.data)
         sent = inputs_sent(net, task, self.data.first(EXAMPLES), name, outputs)
@@ -87,6 +93,7 @@ class RunSession:
             round_to=config.round_to,
             example=example,
             every=self.origin.every_output,
+            dense_layers=config.dense_layers,
         )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         task = config.task.fitted(self.data, config.recipe.device)
@@ -97,6 +104,7 @@ class RunSession:
     def run(
         self,
         resume: bool = False,
+        on_unpruned: Callable[[dict[str, Any]], None] | None = None,
         on_begin: Callable[[Masks], None] | None = None,
         on_step: Callable[[Clock], None] | None = None,
         on_epoch: Callable[[Epoch], None] | None = None,
@@ -111,6 +119,9 @@ class RunSession:
                 return done
             with folder.removed_on_user_error():
                 folder.save_examples(self.examples)
+                unpruned = self.unpruned()
+                if on_unpruned and unpruned:
+                    on_unpruned(unpruned)
                 outcome = train(
                     self.supernet,
                     self.data,
@@ -125,8 +136,17 @@ class RunSession:
                 )
             methods = [config.extractor, *self.learners.values()]
             found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example)
-            subnet, *others = (replace(one, examples=self.examples, module=self.module) for one in found)
+            own = {"examples": self.examples, "module": self.module}
+            subnet, *others = (replace(one, metrics={**one.metrics, **unpruned}, **own) for one in found)
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
+
+    def unpruned(self) -> dict[str, Any]:
+        """The leading metric of the network on the validation split before training, if it starts from trained weights."""
+        net, task = self.supernet.net, self.supernet.task
+        if not (self.config.network.pretrained and self.module is None):
+            return {}
+        data = self.data.to(self.supernet.device)
+        return {f"unpruned_val_{task.leading}": measured(task, net.eval(), data, data.val)[task.leading]}
 
 
 def check_storable(config: RunConfig, init: str) -> None:

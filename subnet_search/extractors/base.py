@@ -9,7 +9,7 @@ topology to keep). The network holds all state; a probe gives gradients before t
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -135,6 +135,8 @@ class Extractor(Settings, ABC):
     """Whether each input chooses the filters that it computes: the network's convolutions get gates (nets/dynamic.py)."""
     published: ClassVar[Published] = Published.none("the method states none")
     """The published training settings; a run takes from them what its configuration does not set."""
+    trained_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of hyperparameters for a network that starts from trained weights, where they differ."""
 
     replaces_step: ClassVar[bool] = False
     """Whether a change takes the place of the optimizer's step: `step` is then called before the optimizer."""
@@ -144,6 +146,10 @@ class Extractor(Settings, ABC):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.name = f"{cls.__module__}:{cls.__qualname__}"
+
+    def with_values(self, **values: Any) -> Self:
+        """The same method with other hyperparameters, which are validated with the ones that were set."""
+        return type(self).model_validate({**self.model_dump(exclude_unset=True), **values})
 
     @property
     def needs_momentum(self) -> bool:

@@ -4,6 +4,7 @@ from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import put_state, read_state
 from subnet_search.nets.copying import own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
+from subnet_search.nets.head import head_of, replace_head
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
 from subnet_search.nets.outputs import (
     LogitsOnly,
@@ -18,7 +19,8 @@ from subnet_search.nets.outputs import (
     unwrapped,
     without_fused_attention,
 )
-from subnet_search.nets.spec import NetworkSpec, build, file_sha256, is_ours, network_names
+from subnet_search.nets.sources import is_ours, network_names
+from subnet_search.nets.spec import NetworkSpec, build, file_sha256
 from subnet_search.nets.weights import left_whole, prunable
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "compared",
     "file_sha256",
     "gated_layers",
+    "head_of",
     "initial_weight",
     "initialise",
     "is_ours",
@@ -50,6 +53,7 @@ __all__ = [
     "prunable",
     "put_state",
     "read_state",
+    "replace_head",
     "set_winners",
     "unwrapped",
     "without_fused_attention",

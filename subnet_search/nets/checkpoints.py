@@ -1,5 +1,6 @@
 """Load checkpoints of other projects: read a state dict without running code, and map its names to our networks."""
 
+import logging
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from subnet_search.core.errors import UserError
 from subnet_search.nets.naming import PUBLIC_NAMES, public_name
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 NESTED = ("state_dict", "model", "ema")  # where checkpoints keep the state dict, beside epochs and optimizers
 PREFIXES = ("module.", "_orig_mod.")  # of torch's DataParallel, and of torch.compile
@@ -69,27 +71,58 @@ def _refused(error: pickle.UnpicklingError) -> str:
     return f"{what}; save only net.state_dict()"
 
 
-def put_state(net: nn.Module, state: Mapping[str, Tensor], name: str, file: str) -> None:
+def put_state(
+    net: nn.Module, state: Mapping[str, Tensor], name: str, file: str, partial: bool = False, head: str | None = None
+) -> None:
     """Load a state dict into the network `name`: with our names or published ones, with or without prefixes.
 
-    Raises UserError with the names or shapes that differ; the network is unchanged then.
+    partial: load the tensors that fit, and leave the others as they are. head: a layer whose tensors are not loaded.
+    Raises UserError with the names or shapes that differ, and how to go on; the network is unchanged then.
     """
     own = net.state_dict()
     layers: tuple[Mapping[str, str], ...] = ({}, *PUBLIC_NAMES.get(name, ()))
-    namings = [{public_name(key, called): key for key in own} for called in layers]
+    base = getattr(net, "base_model_prefix", "")  # of transformers: a file of a model without its head has shorter names
+    shorter = [{key.removeprefix(f"{base}."): key for key in own}] if base else []
+    namings = [*({public_name(key, called): key for key in own} for called in layers), *shorter]
     pairs = [(found, naming) for found in _prefixes_off(state) for naming in namings]
     found, naming = min(pairs, key=lambda pair: sum(map(len, _different(*pair))))  # the first of equally good matches
+    if head:
+        of_head = {key for key, target in naming.items() if target.rpartition(".")[0] == head}
+        naming = {key: target for key, target in naming.items() if key not in of_head}
+        found = {key: value for key, value in found.items() if key not in of_head}
+    stored = {own[naming[key]].data_ptr() for key in found if key in naming}
+    naming = {key: target for key, target in naming.items() if key in found or own[target].data_ptr() not in stored}  # tied
     missing, more = _different(found, naming)
-    problems = [f"{_listed(missing)} of its {len(own)} tensors missing"] if missing else []
-    problems += [f"{_listed(more)} in the file that it does not have"] if more else []
-    if not problems:
-        shapes = {key: (tuple(value.shape), tuple(own[naming[key]].shape)) for key, value in found.items()}
-        wrong = [f"{key!r} has shape {here}, in the network {there}" for key, (here, there) in shapes.items() if here != there]
-        problems = [wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else "")] if wrong else []
-    if problems:
-        raise UserError(f"{file} does not fit {name}: {'; '.join(problems)}")
-    own.update({naming[key]: value for key, value in found.items()})  # keeps the version metadata of `state_dict`
+    shapes = {key: (tuple(value.shape), tuple(own[naming[key]].shape)) for key, value in found.items() if key in naming}
+    wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
+    fitting = {naming[key]: found[key] for key in shapes if key not in wrong}
+    if partial and fitting:
+        _warn_partial(missing + list(wrong), len(fitting), name)
+    elif missing or more or wrong:
+        problems = [f"{_listed(missing)} of its {len(own)} tensors missing"] if missing else []
+        problems += [f"{_listed(more)} in the file that it does not have"] if more else []
+        if wrong and not problems:
+            key, (here, there) = next(iter(wrong.items()))
+            problems = [f"{key!r} has shape {here}, in the network {there}{f' (and {len(wrong) - 1} more)' * (len(wrong) > 1)}"]
+        raise UserError(f"{file} does not fit {name}: {'; '.join(problems)}{_go_on(wrong, missing + more, fitting)}")
+    own.update(fitting)  # keeps the version metadata of `state_dict`
     net.load_state_dict(own)
+
+
+def _go_on(
+    wrong: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], names: list[str], fitting: Mapping[str, Tensor]
+) -> str:
+    """How to use a file of which a part fits, for an error."""
+    one_layer = not names and len({key.rpartition(".")[0] for key in wrong}) == 1
+    if one_layer and all(here[1:] == there[1:] for here, there in wrong.values()):  # of another number of outputs
+        return "; network.new_head: true replaces the last layer"
+    if len(fitting) > len(wrong) + len(names):
+        return f"; network.partial: true loads the {len(fitting)} tensors that fit"
+    return ""
+
+
+def _warn_partial(kept: list[str], loaded: int, name: str) -> None:
+    log.warning("%s: %d tensors are loaded; initial values are kept in %s", name, loaded, _listed(kept) if kept else "none")
 
 
 def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:

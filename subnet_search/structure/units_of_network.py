@@ -1,7 +1,7 @@
 """The units of a network: from the unit in a configuration to `Units` for this network's tensors."""
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import left_whole, prunable
+from subnet_search.nets.weights import DENSE
 from subnet_search.structure.channel_groups import couple
 from subnet_search.topology.channels import Channels, Group
 from subnet_search.topology.select import Shapes
@@ -32,14 +33,15 @@ def units_of(
     round_to: int | None = None,
     example: Any = None,
     every: bool = False,
+    dense_layers: Sequence[str] = (),
 ) -> Units:
     """The units of a network with inputs of `shape`. measure: what densities are fractions of (units, parameters, FLOPs).
 
     example: inputs, as `nets.call` passes them, to trace the network with; default: random ones, or zeros.
-    every: as for `nets.outputs_in`.
+    every: as for `nets.outputs_in`. dense_layers: as for `nets.prunable`; with channels, also what they read is kept.
     Raises UserError for an unknown unit, and for one that this network does not have.
     """
-    weights = prunable(net)
+    weights = prunable(net, dense_layers)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     prices, whole = _prices(net, shapes, shape, measure, example)
     match parse(unit):
@@ -69,12 +71,17 @@ def _prices(
     return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
 
 
-def _groups(net: nn.Module, prunable: Container[str], shape: tuple[int, ...], example: Any, every: bool) -> list[Group]:
-    """The groups of channels that can be removed and that are read by prunable weights only."""
+def _groups(net: nn.Module, shapes: Shapes, shape: tuple[int, ...], example: Any, every: bool) -> list[Group]:
+    """The groups of channels that can be removed, that prunable weights read, and that no layer in `dense_layers` computes."""
     coupling = couple(net, _inputs_to_trace(net, shape, example), every)
-    groups = [group for group in coupling.groups if all(one.tensor in prunable for one in group.slices if one.reads)]
+    dense = {name for name, why in left_whole(net, shapes).items() if why == DENSE}
+    groups = [
+        group
+        for group in coupling.groups
+        if all(one.tensor not in dense and (one.tensor in shapes or not one.reads) for one in group.slices)
+    ]
     if not groups:
-        why = "; they are read by weights that are not pruned" if coupling.groups else coupling.why
+        why = "; layers that are not pruned read or compute them" if coupling.groups else coupling.why
         raise UserError(f"this network has no channels that can be removed{why}")
     return groups
 

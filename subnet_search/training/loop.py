@@ -20,8 +20,8 @@ from subnet_search.data import Batches, Data, Items, Split, in_order
 from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
-from subnet_search.nets import left_whole
-from subnet_search.tasks import Recorded, inputs_sent
+from subnet_search.tasks import Recorded, Task, inputs_sent
+from subnet_search.tasks.base import Network
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training.check_trainable import check_trainable
@@ -188,8 +188,13 @@ def evaluate(supernet: Supernet, data: Data, split: Split | Items) -> dict[str, 
     Must be called on every rank; rank 0 computes the result. Raises RunError when the leading metric is not a number.
     """
     supernet.net.eval()
-    found = from_first(lambda: supernet.task.measure(supernet.evaluator(), in_order(split, data.mean, data.std)))
-    task = supernet.task
+    return measured(supernet.task, supernet.evaluator(), data, split)
+
+
+@torch.no_grad()
+def measured(task: Task, network: Network, data: Data, split: Split | Items) -> dict[str, Any]:
+    """The metrics of a network in evaluation mode on a split; see `evaluate`."""
+    found = from_first(lambda: task.measure(network, in_order(split, data.mean, data.std)))
     if task.leading not in found:
         raise RunError(f"the task {task.name} does not measure its leading metric {task.leading}")
     if math.isnan(found[task.leading]):
@@ -367,10 +372,10 @@ class Run:
 
     def _warn_left_whole(self) -> None:
         """Log the parameters that are not pruned, which no density counts."""
-        net = self.supernet.net
-        if left_whole(net, self.supernet.weights):
+        net, reasons = self.supernet.net, self.supernet.left_whole
+        if reasons:
             example = inputs_sent(net, self.supernet.task, moved(self.data.first(), self.supernet.device))
-            counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, example)
+            counted = cost(net, self.supernet.weight_masks(self.supernet.masks), self.data.shape, example, reasons)
             _warn_once(in_words(counted.left_whole))
 
     def _check_density(self, masks: Masks) -> None:

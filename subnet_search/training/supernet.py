@@ -16,7 +16,7 @@ from subnet_search.core.nested import map_tensors
 from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
-from subnet_search.nets import call, noting_saliency, opened, own_copy, prunable, set_winners
+from subnet_search.nets import call, left_whole, noting_saliency, opened, own_copy, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
 from subnet_search.tasks import Classification, Network, Task
 from subnet_search.topology import rescale
@@ -63,7 +63,9 @@ class Supernet:
         if recipe.distill:
             own = own_copy(teacher or opened(net)).eval().requires_grad_(False)
             self.teacher = own.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
-        self.weights: dict[str, Tensor] = dict(prunable(net))
+        parameters = dict(net.named_parameters())
+        self.weights: dict[str, Tensor] = {name: parameters[name] for name in (units.weights if units else prunable(net))}
+        self.left_whole = left_whole(net, self.weights)  # by name why, before `learn` freezes weights
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(
                 f"{extractor.name} trains weights, but all prunable weights are frozen (requires_grad=False): unfreeze some, "

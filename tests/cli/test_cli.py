@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_no_trial_running():
     assert states == ["WAITING"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_stops_all_workers():
     slow = {"network": "lenet5", "recipe": {"epochs": 60}}
     words = ["study", "run", study_file(run=slow, trials=4), "--workers", "2"]

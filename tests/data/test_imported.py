@@ -175,6 +175,7 @@ def test_what_cannot_be_imported_or_set():
         load("nzp:file.npz")
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_two_workers_resumes_to_the_same_bits(network, tmp_path):
     data = {"name": f"{network}:parts", "workers": 2}
     whole = ss.run(run_config(**data), tmp_path / "whole")

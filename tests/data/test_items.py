@@ -104,7 +104,7 @@ def test_items_in_an_epoch_are_each_item_once():
     assert {row.numpy().tobytes() for row in drawn} == {row.numpy().tobytes() for row in data.train.first(54)[0]}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, workers):
     whole = run(DataLoader(Noisy(), 8, num_workers=workers), tmp_path, "whole")
     for steps in (1, 9):

@@ -52,8 +52,11 @@ def feed(names, inputs):
     return dict(zip(names, (one.numpy() for one in given if isinstance(one, torch.Tensor)), strict=True))
 
 
+LONGER = {"encoder", "recurrent", "language, a tensor", "hub, own loss"}  # like others that are always run
+
+
 @pytest.mark.parametrize("run", [pytest.param(name, marks=[pytest.mark.long] * (name != "channels")) for name in RUNS])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONGER)) for name in NETWORKS])
 def test_from_the_run_to_every_file(name, run, tmp_path, always_sparse):
     case = NETWORKS[name]
     subnet = extracted(case, tmp_path / "run", **RUNS[run])
@@ -358,6 +361,7 @@ def test_operations_are_those_of_full_sequences():
     assert all_macs(net, (tokens, padding))["layers.layers.0.linear1.weight"] == 6 * 16 * 32
 
 
+@pytest.mark.long
 def test_a_tagger_is_exported_though_the_fused_operation_returns_zeros_for_padding():
     class Tagger(Encoder):
         def forward(self, tokens, padding):

@@ -163,7 +163,7 @@ class Tokens(nn.Module):
         return {"logits": self.out(self.hidden(self.embed(ids)).relu().mean(1))}
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.int64, pytest.param(torch.int32, marks=pytest.mark.long)])
 def test_token_ids_stay_integers(dtype, tmp_path):
     torch.manual_seed(0)
     ids, net = torch.randint(0, 20, (120, 8)).to(dtype), Tokens()

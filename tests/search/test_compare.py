@@ -192,7 +192,7 @@ def test_two_calls_at_the_same_moment_queue_a_cell_once():
     assert [r["state"] for r in records] == ["COMPLETE"] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_run_all_cells_however_many_trials_the_specification_has():
     wanted = grid()
     _, alone = complete(wanted, "sqlite:///alone.db")

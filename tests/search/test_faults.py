@@ -97,7 +97,7 @@ def said(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
     strike(crew(tmp_path, URL, **LARGE), size, [], 0)
     rows = account("toy", URL)
@@ -119,7 +119,7 @@ def test_struck_at_random_on_sqlite(tmp_path, undisturbed):
     assert "Traceback" not in said(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_struck_at_random_on_postgresql_whose_server_goes_away_too(tmp_path, postgres):
     def outage():
         postgres.stop("immediate")
@@ -266,7 +266,7 @@ def test_a_trial_that_is_taken_over_while_it_runs_is_left_to_its_successor(caplo
     assert differences(account("toy", URL), expected) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_that_somebody_else_stops_have_not_failed():
     wanted = spec(epochs=200, trials=2, parallel=2, heartbeat=1000.0)
     study, told = prepare_study(wanted, URL), set()

@@ -231,7 +231,7 @@ def test_a_node_is_lost_half_way_and_all_trials_are_found_and_finished(cluster, 
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stop_leaves_trials_that_go_on_from_their_checkpoint():
     """On a Ray of our own, with more workers than there is room for."""
     study = begin("sqlite:///studies.db", run=longer(400))

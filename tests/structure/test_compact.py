@@ -213,7 +213,7 @@ def test_channels_that_are_padded_are_kept_whole():
     assert found.kept_whole["inner.weight"].startswith("zero channels are added")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_channels_that_are_shuffled_are_kept_whole():
     from torchvision.models import shufflenet_v2_x0_5
 

@@ -205,7 +205,7 @@ def half_of_resnet20(images, judged):
     return extract
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @on_cifar10
 def test_one_scale_keeps_the_stages_of_a_trained_resnet():
     """29 steps at half the operations: 58.3 % by magnitude over all layers, 34.9 % by raw magnitude."""

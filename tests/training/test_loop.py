@@ -110,7 +110,7 @@ def test_settings_train(name, setting):
     assert outcome.history[0].train_loss != plain.history[0].train_loss
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_is_the_same_method():
     plain, compiled = (supernet("gumbel", epochs=2, batch_size=64, compile=compile) for compile in (False, True))

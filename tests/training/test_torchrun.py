@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
         (["-s", "data=npz:none.npz"], 2, "no such data file: none.npz"),
         pytest.param(["none.yaml"], 2, "no such file: none.yaml", marks=pytest.mark.long),  # the same to torchrun
         pytest.param([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2", marks=pytest.mark.long),
-        (["--out", "taken/run"], 1, "cannot write taken/run"),
+        pytest.param(["--out", "taken/run"], 1, "cannot write taken/run", marks=pytest.mark.long),
     ],
 )
 def test_an_error_is_one_line(words, code, message):
@@ -132,7 +132,7 @@ def test_an_error_is_one_line(words, code, message):
     assert not list(Path().glob("runs/*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_run():
     words = overrides([*SMALL, *METHODS["rigl"], "recipe.epochs=3000"])
     process = subprocess.Popen([*TORCHRUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -145,7 +145,7 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     leading, density, by = leading_in(record), record["density"], "" if unit == "weight" else f" by {unit}"
     rows = {
         "method": f"{record['extractor']}{by} on {record['network'] or 'your network'}, {record['data'] or 'your data'}",
-        in_words(leading, "validation"): cell(leading, record[f"val_{leading}"]),
+        in_words(leading, "validation"): _validated(record, leading),
         in_words(leading, "test"): _tested(record, leading),
         "density": f"{density:.4f} ({record['kept']:,} of {record['weights']:,} weights; sparsity {percent(1 - density)})",
         "multiply-accumulates": macs(record),
@@ -170,6 +170,12 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
     if record.get("bytes"):
         rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
     pairs({**rows, "sha256": record["sha256"]})
+
+
+def _validated(record: Mapping[str, Any], leading: str) -> str:
+    before = record.get(f"unpruned_val_{leading}")
+    more = "" if before is None else f" (before pruning {cell(leading, before)})"
+    return f"{cell(leading, record[f'val_{leading}'])}{more}"
 
 
 def _tested(record: Mapping[str, Any], leading: str) -> str:

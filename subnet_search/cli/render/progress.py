@@ -39,6 +39,10 @@ class RunProgress:
         self.bar = step_bar(self.live)
         self.task = self.bar.add_task("reading data", total=None, start=False)
 
+    def on_unpruned(self, metrics: dict[str, Any]) -> None:
+        if not self.quiet:
+            format.note(f"before pruning: {_validation(self.leading, metrics[f'unpruned_val_{self.leading}'])}")
+
     def on_step(self, clock: Any) -> None:
         if self.live:
             self.bar.start_task(self.task)  # the first call starts the clock
@@ -71,7 +75,8 @@ def follow_run(quiet: bool, resume_command: str, leading: str = CLASSIFICATION.l
     leading: the task's leading metric.
     """
     with stop_on_signal(f"continue with: {resume_command}") as should_stop, RunProgress(quiet, leading) as progress:
-        yield {"on_step": progress.on_step, "on_epoch": progress.on_epoch, "should_stop": should_stop}
+        seen = {"on_unpruned": progress.on_unpruned, "on_step": progress.on_step, "on_epoch": progress.on_epoch}
+        yield {**seen, "should_stop": should_stop}
 
 
 @contextmanager

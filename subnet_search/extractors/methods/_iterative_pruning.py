@@ -1,7 +1,8 @@
 """What methods share that train a network, drop the units of lowest score once or in rounds, and fine-tune."""
 
 from abc import abstractmethod
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from subnet_search.extractors import author as ss
 
@@ -13,10 +14,12 @@ class InRounds(ss.Extractor):
     network as it is, such as a given state, is pruned at once.
     """
 
+    trained_defaults: ClassVar[Mapping[str, Any]] = {"start": 0}
+
     density: ss.Density = 0.1
     rounds: Annotated[ss.Rounds, ss.Int(1, 5)] = 1
     start: Annotated[ss.Span, ss.Real(0.3, 0.7)] = 0.5
-    """When weights are first dropped: steps, or a fraction of the run."""
+    """When weights are first dropped: steps, or a fraction of the run. With `network.state` the default is 0: at once."""
     end: ss.Span = 0.75
     """When they are last dropped, with more than one round."""
     scope: ss.Scope = "global"

@@ -171,7 +171,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
     net, _ = _blank(config, data)
-    shapes = {name: tuple(weight.shape) for name, weight in prunable(net).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in prunable(net, config.dense_layers).items()}
     counts = _counts(config.extractor, density, shapes)
     if counts is None:
         numel = sum(map(math.prod, shapes.values()))

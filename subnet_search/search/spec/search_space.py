@@ -72,9 +72,11 @@ class Space:
             raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
         run, data = runs[0], load(runs[0].data, runs[0].task.kind_of_labels)
         outputs = run.task.outputs(data)
-        net = build(run.network.resolve(1.0), data.shape, outputs, 0)
+        net = build(run.network.resolve(1.0, run.task.name), data.shape, outputs, 0)
         example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
-        found = units_of(run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask))
+        found = units_of(
+            run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask), dense_layers=run.dense_layers
+        )
         return [layer_name(name) for name in found.weights if name in found.shapes]
 
     @property

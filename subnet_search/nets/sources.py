@@ -1,0 +1,227 @@
+"""Networks by name: built-in, of torchvision, timm and transformers, or made by a function of the user's."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from subnet_search.core.errors import UserError, reason, shown, unknown
+from subnet_search.core.imports import import_function, required
+from subnet_search.nets import deep, small
+
+Factory = Callable[..., nn.Module]
+BUILT_IN: dict[str, Factory] = {
+    factory.__name__: factory
+    for factory in (
+        small.lenet_300_100,
+        small.lenet5,
+        small.small_conv,
+        small.conv2,
+        small.conv4,
+        small.conv6,
+        deep.resnet20,
+        deep.resnet32,
+        deep.resnet56,
+        deep.resnet18,
+        deep.vgg19,
+    )
+}
+FORMS = ("torchvision:NAME", "timm:NAME", "hf:TYPE", "hf:./FOLDER", "package.module:factory")  # of names that are not built in
+LIBRARIES = ("torchvision", "timm", "hf")
+PRETRAINED = ("weights", "pretrained")  # beginnings of options that download weights
+TASK_CLASSES = {  # the transformers class of a task, without the head's name
+    "classification": ("AutoModelForSequenceClassification", "AutoModelForImageClassification"),
+    "multi_label": ("AutoModelForSequenceClassification", "AutoModelForImageClassification"),
+    "regression": ("AutoModelForSequenceClassification", "AutoModelForImageClassification"),
+    "segmentation": ("AutoModelForSemanticSegmentation",),
+    "language_modeling": ("AutoModelForCausalLM",),
+}
+NOT_OPTIONS = (
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "model_type",
+    "num_labels",
+    "torch_dtype",
+    "transformers_version",
+)
+"""Keys in the config.json of a folder that are not passed on: the network decides them, or the data."""
+
+
+def network_names() -> list[str]:
+    """The names of the networks that ship with the package."""
+    return list(BUILT_IN)
+
+
+def library_of(name: str) -> str | None:
+    """The library that a network's name begins with: torchvision, timm or hf."""
+    library, colon, _ = name.partition(":")
+    return library if colon and library in LIBRARIES else None
+
+
+def is_ours(name: str) -> bool:
+    """Whether a network of this name can be built without importing a module of the user's, and without their files."""
+    return name in BUILT_IN or (library_of(name) is not None and not is_folder(name))
+
+
+def is_own(name: str) -> bool:
+    """Whether the name is of a function of the user's, `package.module:factory`."""
+    return ":" in name and library_of(name) is None
+
+
+def is_folder(name: str) -> bool:
+    """Whether the name is of a folder of a transformers model, such as `hf:./my-bert`."""
+    return name.startswith("hf:") and "/" in name
+
+
+def construct(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> nn.Module:
+    """Build a network by name. shape: of one input, empty where inputs are not one tensor; classes: the number of outputs.
+
+    Raises UserError when there is no such network, and when it does not accept its options.
+    """
+    library, _, short = name.partition(":")
+    try:
+        match library_of(name):
+            case "torchvision":
+                net: Any = _torchvision(short, options, classes)
+            case "timm":
+                net = _timm(short, options, shape, classes)
+            case "hf":
+                net = _transformers(short, options, classes)
+            case _:
+                net = _built_in(name, options, shape, classes) if library == name else _own(name, options, shape, classes)
+    except UserError:
+        raise
+    except Exception as error:  # anything that a factory raises
+        with_options = f" with {shown(dict(options))}" if options else ""
+        raise UserError(f"cannot build the network {name}{with_options}: {reason(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{name} returned {type(net).__name__}, not a torch.nn.Module")
+    return net
+
+
+def _built_in(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> nn.Module:
+    if classes is None:
+        raise UserError(f"{name} needs the number of outputs, which the task does not give: use a network of your own")
+    if len(shape) != 3:
+        raise UserError(f"{name} needs images (channels, height, width); one input of this data has shape {tuple(shape)}")
+    if min(shape[1:]) < 8:
+        raise UserError(f"{name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
+    _check_keys(name, options, list(inspect.signature(BUILT_IN[name]).parameters)[2:])
+    return BUILT_IN[name]((shape[0], shape[1], shape[2]), classes, **options)
+
+
+def _check_keys(name: str, options: Mapping[str, Any], valid: list[str]) -> None:
+    for key in options:
+        if key not in valid:
+            raise unknown(f"option of {name}", key, valid)
+
+
+def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Any:
+    """Call a function of the user's with `options`, and with `num_classes` and `shape` if its signature has them."""
+    factory = import_function(name, "network")
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of some functions that are not written in Python
+        parameters = {}  # type: ignore[assignment]
+    more = {"num_classes": classes, "shape": tuple(shape) or None}
+    any_key = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    known = {
+        key for key, value in more.items() if value is not None and (key in parameters or (any_key and key == "num_classes"))
+    }
+    given = {**{key: more[key] for key in more if key in known}, **options}
+    needed = [
+        key
+        for key, one in parameters.items()
+        if one.default is one.empty and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and key not in given
+    ]
+    if not any_key:
+        _check_keys(name, options, list(parameters))
+    if needed:
+        absent = [key for key in needed if key in more]
+        why = (
+            f", and this data has no {'number of classes' if absent[0] == 'num_classes' else 'single shape'}" if absent else ""
+        )
+        raise UserError(f"{name} needs the argument {needed[0]!r}: set network.options.{needed[0]}{why}")
+    return factory(**given)
+
+
+def _torchvision(name: str, options: Mapping[str, Any], classes: int | None) -> nn.Module:
+    import torchvision.models as models
+
+    valid = models.list_models(module=models)
+    if name not in valid:
+        raise unknown("torchvision network", name, valid)
+    given = {**({} if classes is None else {"num_classes": classes}), **options}
+    if name in ("googlenet", "inception_v3"):  # with auxiliary heads they return a tuple in training
+        given = {"aux_logits": False, "init_weights": False, **given}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net: nn.Module = models.get_model(name, **given)
+    return net
+
+
+def _timm(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> nn.Module:
+    timm: Any = required("timm", "timm", f"the network timm:{name}")
+    if not timm.is_model(name):
+        raise unknown("timm network", name, timm.list_models())
+    given = {} if classes is None else {"num_classes": classes}
+    given |= {"in_chans": shape[0]} if len(shape) == 3 and shape[0] != 3 else {}
+    net: nn.Module = timm.create_model(name, **{**given, **options})
+    return net
+
+
+def _transformers(name: str, options: Mapping[str, Any], classes: int | None) -> nn.Module:
+    """A transformers model of a model type, such as `bert`, with random weights. `options` are those of its configuration.
+
+    options["class"]: a class of transformers, such as AutoModelForCausalLM or BertForTokenClassification.
+    """
+    transformers: Any = required("transformers", "hf", f"the network hf:{name}")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if name not in CONFIG_MAPPING:
+        raise unknown("transformers model type", name, [*CONFIG_MAPPING, "./FOLDER"])
+    settings = {key: value for key, value in options.items() if key != "class"}
+    kind = CONFIG_MAPPING[name]
+    _check_keys(f"hf:{name}", settings, [*kind().to_dict(), "class", *kind.attribute_map])
+    config = kind(**{**({} if classes is None else {"num_labels": classes}), **settings})
+    wanted = options.get("class", TASK_CLASSES["classification"])
+    for one in [wanted] if isinstance(wanted, str) else wanted:
+        found: Any = getattr(transformers, one, None)
+        if found is None:
+            raise unknown("class of transformers", one, [key for key in dir(transformers) if "For" in key])
+        if not one.startswith("Auto"):
+            net: nn.Module = found(config)
+            return net
+        if kind in found._model_mapping:
+            net = found.from_config(config)
+            return net
+    raise UserError(
+        f"transformers has no {wanted if isinstance(wanted, str) else wanted[0]} for {name}: set network.options.class"
+    )
+
+
+def of_folder(name: str) -> tuple[str, dict[str, Any], str | None]:
+    """The model type, options and file of weights (None: there is none) of a folder of a transformers model, `hf:./FOLDER`.
+
+    Raises UserError when it has no configuration that can be read. Nothing is downloaded and no code of the folder is run.
+    """
+    transformers: Any = required("transformers", "hf", f"the network {name}")
+    folder = Path(name.removeprefix("hf:")).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no config.json: hf:{folder} is a folder that save_pretrained of transformers has written"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"cannot read {folder / 'config.json'}: {reason(error)}") from error
+    options = {key: value for key, value in config.to_diff_dict().items() if key not in NOT_OPTIONS}
+    files = [folder / file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).is_file()]
+    if not files and any(folder.glob("*.index.json")):
+        raise UserError(f"the weights of {folder} are in several files: save them as one with max_shard_size")
+    return f"hf:{config.model_type}", options, str(files[0]) if files else None
