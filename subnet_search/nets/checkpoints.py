@@ -77,7 +77,7 @@ def put_state(
     """Load a state dict into the network `name`: with our names or published ones, with or without prefixes.
 
     partial: load the tensors that fit, and leave the others as they are. head: a layer whose tensors are not loaded.
-    Raises UserError with the names or shapes that differ, and how to go on; the network is unchanged then.
+    Raises UserError with the names or shapes that differ, and what to do; the network is unchanged then.
     """
     own = net.state_dict()
     layers: tuple[Mapping[str, str], ...] = ({}, *PUBLIC_NAMES.get(name, ()))
@@ -104,12 +104,12 @@ def put_state(
         if wrong and not problems:
             key, (here, there) = next(iter(wrong.items()))
             problems = [f"{key!r} has shape {here}, in the network {there}{f' (and {len(wrong) - 1} more)' * (len(wrong) > 1)}"]
-        raise UserError(f"{file} does not fit {name}: {'; '.join(problems)}{_go_on(wrong, missing + more, fitting)}")
+        raise UserError(f"{file} does not fit {name}: {'; '.join(problems)}{_what_to_do(wrong, missing + more, fitting)}")
     own.update(fitting)  # keeps the version metadata of `state_dict`
     net.load_state_dict(own)
 
 
-def _go_on(
+def _what_to_do(
     wrong: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], names: list[str], fitting: Mapping[str, Tensor]
 ) -> str:
     """How to use a file of which a part fits, for an error."""

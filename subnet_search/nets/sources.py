@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from subnet_search.core.imports import import_function, required
 from subnet_search.nets import deep, small
 
 Factory = Callable[..., nn.Module]
+Call = tuple[Callable[..., Any], dict[str, Any]]  # a factory, and its keyword arguments
 BUILT_IN: dict[str, Factory] = {
     factory.__name__: factory
     for factory in (
@@ -83,28 +85,30 @@ def construct(name: str, options: Mapping[str, Any], shape: tuple[int, ...], cla
 
     Raises UserError when there is no such network, and when it does not accept its options.
     """
-    library, _, short = name.partition(":")
+    short = name.partition(":")[2]
+    match library_of(name):
+        case "torchvision":
+            factory, given = _torchvision(short, options, classes)
+        case "timm":
+            factory, given = _timm(short, options, shape, classes)
+        case "hf":
+            factory, given = _transformers(short, options, classes)
+        case _:
+            factory, given = (_own if short else _built_in)(name, options, shape, classes)
     try:
-        match library_of(name):
-            case "torchvision":
-                net: Any = _torchvision(short, options, classes)
-            case "timm":
-                net = _timm(short, options, shape, classes)
-            case "hf":
-                net = _transformers(short, options, classes)
-            case _:
-                net = _built_in(name, options, shape, classes) if library == name else _own(name, options, shape, classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net: Any = factory(**given)
     except UserError:
         raise
     except Exception as error:  # anything that a factory raises
-        with_options = f" with {shown(dict(options))}" if options else ""
-        raise UserError(f"cannot build the network {name}{with_options}: {reason(error)}") from error
+        raise UserError(f"{name} does not accept {shown(given)}: {reason(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"{name} returned {type(net).__name__}, not a torch.nn.Module")
     return net
 
 
-def _built_in(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> nn.Module:
+def _built_in(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Call:
     if classes is None:
         raise UserError(f"{name} needs the number of outputs, which the task does not give: use a network of your own")
     if len(shape) != 3:
@@ -112,7 +116,7 @@ def _built_in(name: str, options: Mapping[str, Any], shape: tuple[int, ...], cla
     if min(shape[1:]) < 8:
         raise UserError(f"{name} needs images of at least 8x8 pixels, got {shape[1]}x{shape[2]}")
     _check_keys(name, options, list(inspect.signature(BUILT_IN[name]).parameters)[2:])
-    return BUILT_IN[name]((shape[0], shape[1], shape[2]), classes, **options)
+    return BUILT_IN[name], {"shape": (shape[0], shape[1], shape[2]), "classes": classes, **options}
 
 
 def _check_keys(name: str, options: Mapping[str, Any], valid: list[str]) -> None:
@@ -121,8 +125,8 @@ def _check_keys(name: str, options: Mapping[str, Any], valid: list[str]) -> None
             raise unknown(f"option of {name}", key, valid)
 
 
-def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Any:
-    """Call a function of the user's with `options`, and with `num_classes` and `shape` if its signature has them."""
+def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Call:
+    """A function of the user's, to be called with `options`, and with `num_classes` and `shape` if its signature has them."""
     factory = import_function(name, "network")
     try:
         parameters = inspect.signature(factory).parameters
@@ -147,10 +151,10 @@ def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes:
             f", and this data has no {'number of classes' if absent[0] == 'num_classes' else 'single shape'}" if absent else ""
         )
         raise UserError(f"{name} needs the argument {needed[0]!r}: set network.options.{needed[0]}{why}")
-    return factory(**given)
+    return factory, given
 
 
-def _torchvision(name: str, options: Mapping[str, Any], classes: int | None) -> nn.Module:
+def _torchvision(name: str, options: Mapping[str, Any], classes: int | None) -> Call:
     import torchvision.models as models
 
     valid = models.list_models(module=models)
@@ -159,23 +163,19 @@ def _torchvision(name: str, options: Mapping[str, Any], classes: int | None) -> 
     given = {**({} if classes is None else {"num_classes": classes}), **options}
     if name in ("googlenet", "inception_v3"):  # with auxiliary heads they return a tuple in training
         given = {"aux_logits": False, "init_weights": False, **given}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        net: nn.Module = models.get_model(name, **given)
-    return net
+    return partial(models.get_model, name), given
 
 
-def _timm(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> nn.Module:
+def _timm(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Call:
     timm: Any = required("timm", "timm", f"the network timm:{name}")
     if not timm.is_model(name):
         raise unknown("timm network", name, timm.list_models())
     given = {} if classes is None else {"num_classes": classes}
     given |= {"in_chans": shape[0]} if len(shape) == 3 and shape[0] != 3 else {}
-    net: nn.Module = timm.create_model(name, **{**given, **options})
-    return net
+    return partial(timm.create_model, name), {**given, **options}
 
 
-def _transformers(name: str, options: Mapping[str, Any], classes: int | None) -> nn.Module:
+def _transformers(name: str, options: Mapping[str, Any], classes: int | None) -> Call:
     """A transformers model of a model type, such as `bert`, with random weights. `options` are those of its configuration.
 
     options["class"]: a class of transformers, such as AutoModelForCausalLM or BertForTokenClassification.
@@ -188,21 +188,16 @@ def _transformers(name: str, options: Mapping[str, Any], classes: int | None) ->
     settings = {key: value for key, value in options.items() if key != "class"}
     kind = CONFIG_MAPPING[name]
     _check_keys(f"hf:{name}", settings, [*kind().to_dict(), "class", *kind.attribute_map])
-    config = kind(**{**({} if classes is None else {"num_labels": classes}), **settings})
-    wanted = options.get("class", TASK_CLASSES["classification"])
-    for one in [wanted] if isinstance(wanted, str) else wanted:
-        found: Any = getattr(transformers, one, None)
-        if found is None:
-            raise unknown("class of transformers", one, [key for key in dir(transformers) if "For" in key])
-        if not one.startswith("Auto"):
-            net: nn.Module = found(config)
-            return net
-        if kind in found._model_mapping:
-            net = found.from_config(config)
-            return net
-    raise UserError(
-        f"transformers has no {wanted if isinstance(wanted, str) else wanted[0]} for {name}: set network.options.class"
-    )
+    given = {**({} if classes is None else {"num_labels": classes}), **settings}
+    wanted = [options["class"]] if "class" in options else TASK_CLASSES["classification"]
+    if missing := [one for one in wanted if not hasattr(transformers, str(one))]:
+        raise unknown("class of transformers", missing[0], [key for key in dir(transformers) if "For" in key])
+    classes_of = [getattr(transformers, one) for one in wanted]
+    found: Any = next((one for one in classes_of if kind in getattr(one, "_model_mapping", (kind,))), None)
+    if found is None:
+        raise UserError(f"transformers has no {wanted[0]} for {name}: set network.options.class")
+    make: Any = found.from_config if hasattr(found, "_model_mapping") else found
+    return lambda **settings: make(kind(**settings)), given
 
 
 def of_folder(name: str) -> tuple[str, dict[str, Any], str | None]:

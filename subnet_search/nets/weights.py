@@ -29,7 +29,7 @@ def prunable(net: nn.Module, dense_layers: Sequence[str] = ()) -> dict[str, nn.P
     dense_layers: layers to leave out, as names or patterns of modules or parameters (`fc`, `layer4.*`, `*.downsample`).
     Raises UserError when there is none, when two names share one tensor, and for a pattern that matches no layer.
     """
-    dense = _matching(net, dense_layers)
+    dense = matching(net, dense_layers)
     weights = {name: parameter for name, parameter, why in _counted(net) if why is None and name not in dense}
     found = {name: parameter for name, parameter in weights.items() if parameter.requires_grad} or weights
     if not found and dense:
@@ -56,8 +56,11 @@ def left_whole(net: nn.Module, pruned: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _matching(net: nn.Module, patterns: Sequence[str]) -> set[str]:
-    """The names of all parameters that a pattern matches, by their own name or that of a module that contains them."""
+def matching(net: nn.Module, patterns: Sequence[str]) -> set[str]:
+    """The names of all parameters that a pattern matches, by their own name or that of a module that contains them.
+
+    Raises UserError for a pattern that matches none.
+    """
     found: set[str] = set()
     names = [name for name, _ in net.named_parameters()]
     for pattern in patterns:

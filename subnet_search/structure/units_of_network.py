@@ -1,7 +1,7 @@
 """The units of a network: from the unit in a configuration to `Units` for this network's tensors."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import left_whole, prunable
-from subnet_search.nets.weights import DENSE
+from subnet_search.nets.weights import matching
 from subnet_search.structure.channel_groups import couple
 from subnet_search.topology.channels import Channels, Group
 from subnet_search.topology.select import Shapes
@@ -47,7 +47,8 @@ def units_of(
     match parse(unit):
         case "channel", _:
             step = ROUND_TO if round_to is None else round_to
-            return Channels(shapes, _groups(net, shapes, shape, example, every), step, prices, whole)
+            kept_whole = matching(net, dense_layers)
+            return Channels(shapes, _groups(net, shapes, shape, example, every, kept_whole), step, prices, whole)
         case "n:m", (n, m):
             return NM(shapes, n, m, prices, whole)
         case "block", (size,):
@@ -71,10 +72,11 @@ def _prices(
     return {name: macs[name] / math.prod(dims) for name, dims in shapes.items()}, float(sum(macs[name] for name in whole))
 
 
-def _groups(net: nn.Module, shapes: Shapes, shape: tuple[int, ...], example: Any, every: bool) -> list[Group]:
-    """The groups of channels that can be removed, that prunable weights read, and that no layer in `dense_layers` computes."""
+def _groups(
+    net: nn.Module, shapes: Shapes, shape: tuple[int, ...], example: Any, every: bool, dense: Container[str]
+) -> list[Group]:
+    """The groups of channels that can be removed, that only prunable weights read, and that are no channels of `dense`."""
     coupling = couple(net, _inputs_to_trace(net, shape, example), every)
-    dense = {name for name, why in left_whole(net, shapes).items() if why == DENSE}
     groups = [
         group
         for group in coupling.groups

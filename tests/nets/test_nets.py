@@ -290,7 +290,7 @@ def test_a_factorys_weights_are_kept_and_come_from_the_seed(own_module):
     ("name", "options", "message"),
     [
         ("{own}:large", {}, "{own} has no function 'large'"),
-        ("{own}:small", {"depth": 3}, "does not accept.*depth"),
+        ("{own}:small", {"depth": 3}, "unknown option.*depth"),
         ("{own}:number", {}, "returned int, not a torch.nn.Module"),
         ("{own}_of_another:small", {}, "cannot import '{own}_of_another'"),
         (":small", {}, ":small"),

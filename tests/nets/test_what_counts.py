@@ -181,7 +181,7 @@ def test_channels_that_frozen_weights_read_stay():
     net[2].requires_grad_(False)
     assert [group.name for group in units_of("channel", net, (10,)).groups] == ["2.weight"]  # the last layer reads them
     net[4].requires_grad_(False)
-    with pytest.raises(UserError, match="no channels that can be removed; they are read by weights that are not pruned"):
+    with pytest.raises(UserError, match="no channels that can be removed; layers that are not pruned read or compute them"):
         units_of("channel", net, (10,))
 
 
