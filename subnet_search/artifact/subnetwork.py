@@ -101,11 +101,15 @@ class Origin(BaseModel):
         options = self.network.options if self.network else {}
         return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
 
-    def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
-        """Build the dense network by its name. Raises UserError when it is not one of ours or torchvision's.
+    def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None) -> nn.Module:
+        """Build the dense network by its name. Raises UserError when it is not built in or in a library.
 
         shapes   of its state dict, if known: a network that does not match is refused before memory is allocated
+        name     another name, which may be a function of the user's, `package.module:factory`
         """
+        if name is not None:
+            given = NetworkSpec(name=name, init="keep", options=self.options)
+            return build(given, self.shape, self.classes or None, self.seed)
         spec = self.network
         if spec is None or not is_ours(spec.name):
             name = spec.name if spec else "passed from Python"
@@ -286,6 +290,19 @@ class Subnetwork:
         path = Path(path)
         save_tensors(path, tensors, header)
         return path.stat().st_size
+
+    def save_pretrained(self, folder: str | os.PathLike[str], weights: Weights = "values") -> None:
+        """Write config.json, model.safetensors and README.md into a folder; see `artifact/pretrained.py`."""
+        from subnet_search.artifact.pretrained import save_pretrained
+
+        save_pretrained(self, folder, weights)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], network: nn.Module | str | None = None) -> "Subnetwork":
+        """Read a folder of `save_pretrained`; see `artifact/pretrained.py`. network: the dense one, if it has no name."""
+        from subnet_search.artifact.pretrained import from_pretrained
+
+        return from_pretrained(folder, network)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Subnetwork":

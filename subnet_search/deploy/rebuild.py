@@ -12,7 +12,6 @@ from subnet_search.core.errors import UserError
 from subnet_search.data import Data, DataSpec, catalogue, from_user, load
 from subnet_search.data.sources import IMPORTED, TABLES
 from subnet_search.deploy.exported_network import Deployed
-from subnet_search.nets import NetworkSpec, build
 from subnet_search.tasks import Task, task_names, task_of
 
 
@@ -27,11 +26,7 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
         return network
     if network is None and isinstance(subnetwork, Subnetwork) and subnetwork.module is not None:
         return subnetwork.module
-    origin = subnetwork.origin
-    if network is None:
-        return origin.build()
-    spec = NetworkSpec(name=network, init="keep", options=origin.options)
-    return build(spec, origin.shape, origin.classes or None, origin.seed)
+    return subnetwork.origin.build(name=network)
 
 
 def task_of_run(subnetwork: Subnetwork | Deployed, task: Any = None) -> Task:
