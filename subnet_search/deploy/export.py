@@ -22,7 +22,7 @@ from subnet_search.data import Batches, prepare
 from subnet_search.deploy.benchmark import advice, counts, measured
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
-from subnet_search.deploy.onnx import OnnxNetwork, input_names, to_onnx
+from subnet_search.deploy.onnx import OnnxNetwork, check_installed, input_names, to_onnx
 from subnet_search.deploy.rebuild import data_of, network_of, task_of_run
 from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
 from subnet_search.deploy.sparse_layers import Kind
@@ -129,12 +129,19 @@ def _unchanged(net: nn.Module) -> nn.Module:
     return net
 
 
+def check_format(to: str) -> None:
+    """Raise UserError for an unknown format, and when the packages that write it are missing."""
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    if to == "onnx":
+        check_installed()
+
+
 def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> None:
     """Raise UserError for invalid arguments."""
     if not isinstance(subnetwork, Subnetwork):
         raise UserError(f"export needs a subnetwork, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
+    check_format(to)
     if subnetwork.origin.dynamic and to not in ("state-dict", "onnx"):
         raise UserError(
             f"each input of this network chooses its filters ({subnetwork.origin.extractor['name']}), so none can go: "

@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.imports import required
 from subnet_search.core.nested import length_of, map_tensors, tensors_in
 from subnet_search.nets import LogitsOnly, arguments, call, outputs_in
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 INSTEAD = "its forward pass must not choose by the values of tensors; --to compact or state-dict needs no ONNX"
+
+
+def check_installed() -> None:
+    """Raise UserError when a package is missing that writes or runs ONNX models."""
+    for name in NEEDED:
+        required(name, "onnx", "ONNX")
 
 
 def to_onnx(net: nn.Module, example: Any, metadata: Mapping[str, str] | None = None, every: bool = False) -> bytes:
@@ -28,11 +35,7 @@ def to_onnx(net: nn.Module, example: Any, metadata: Mapping[str, str] | None = N
     example: at least two inputs, as `nets.call` passes them; metadata: for the model's `metadata_props`; every: as for
     `nets.outputs_in`. Raises UserError when a package is missing, or the network cannot be exported.
     """
-    for name in NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"ONNX needs the package {name}: pip install 'subnet-search[onnx]'") from error
+    check_installed()
     try:
         with _quiet():
             with torch.no_grad():

@@ -1,7 +1,7 @@
 """The command `export`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +9,9 @@ from subnet_search.cli.commands._options import Json, Network, Task
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import in_words, leading_in
+
+if TYPE_CHECKING:
+    from subnet_search.artifact import Subnetwork
 
 VERDICTS = {
     "faster": "faster",
@@ -58,10 +61,21 @@ def export(
         recalibrate=recalibrate,
         normalise=normalise,
     )
-    format.report(record, json, _print_export)
+    format.report(record, json, print_export)
 
 
-def _print_export(record: dict[str, Any]) -> None:
+def export_run(subnet: "Subnetwork", folder: Path, to: str) -> dict[str, Any]:
+    """Export the subnetwork of a run into its folder; returns the record."""
+    from subnet_search.deploy.export import export as write
+    from subnet_search.nets import is_ours
+
+    name = subnet.origin.network.name if subnet.origin.network else None
+    file = folder / f"{to.replace(':', '-')}{'.onnx' if to == 'onnx' else '.safetensors'}"
+    return write(subnet, to, file, network=None if name is None or is_ours(name) else name)
+
+
+def print_export(record: dict[str, Any]) -> None:
+    """Print sizes, operations and times beside those of the dense network."""
     rows = [
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),

@@ -7,7 +7,7 @@ import typer
 
 from subnet_search.cli.commands._options import Json, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
-from subnet_search.cli.commands.export import times
+from subnet_search.cli.commands.export import export_run, print_export, times
 from subnet_search.cli.render import format
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
@@ -28,6 +28,14 @@ def extract(
     densities: Annotated[
         str | None,
         typer.Option(metavar="NUMBER,...", help="Also write a subnetwork at each of these densities, from the same training."),
+    ] = None,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export",
+            metavar="FORMAT",
+            help="Also write the result as compact, csr, bsr, 2:4, onnx or state-dict, and measure it. Repeatable.",
+        ),
     ] = None,
     allow_import: Annotated[
         list[str] | None,
@@ -52,7 +60,14 @@ def extract(
     from subnet_search.search.storage.trust import check_imports, imports_of
     from subnet_search.training.distributed import from_first, launcher, process_group
 
+    formats = list(dict.fromkeys(export or ()))
+    if formats:
+        from subnet_search.deploy.export import check_format
+
+        for one in formats:
+            check_format(one)
     name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
+    again += "".join(f" --export {one}" for one in formats)
     with process_group() as speaks:
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
@@ -69,7 +84,12 @@ def extract(
             subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
         if speaks:
             record = subnet.summary()
-            format.report(record, json, format.subnetwork_summary, subnet.origin.unit)
+            exports = {one: export_run(subnet, folder, one) for one in formats} if json else {}
+            format.report(
+                {**record, "exports": exports} if exports else record, json, format.subnetwork_summary, subnet.origin.unit
+            )
+            for one in formats if not json else ():
+                print_export(export_run(subnet, folder, one))
             if "curve" in record:
                 title = f"{record['extractor']}, {record['network']}, {record['data']}"
                 accuracy_curve(record["curve"], folder, title, quiet=json)
