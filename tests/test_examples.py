@@ -60,6 +60,27 @@ CASES = {
         "extractor": {"name": "edge_popup", "density": 0.3},
     },
 }
+SMALL_BERT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL_VIT = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+CASES |= {
+    "bert": {
+        "network": {"name": "hf:bert", "options": SMALL_BERT},
+        "data": {"name": "bert:make", "options": {"count": 120}},
+        "extractor": {"name": "magnitude", "density": 0.3},
+    },
+    "vit": {
+        "network": {"name": "timm:vit_tiny_patch16_224", "options": SMALL_VIT},
+        "data": "augmented:make",
+        "extractor": {"name": "granet", "density": 0.3},
+        "dense_layers": ["head"],
+    },
+    "group_norm": {
+        "network": {"name": "resnet20", "options": {"norm": "group", "activation": "silu", "width": 0.5}},
+        "data": "augmented:make",
+        "extractor": {"name": "l1_filters", "density": 0.5},
+        "unit": "channel",
+    },
+}
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
 LATER = ("text_classifier", "lstm", "diabetes", "augmented", "imbalanced")  # exports in make test-long
 LONG = ("unet", "diabetes", "imbalanced", "text_classifier", "lstm", "augmented")  # studies in make test-long

@@ -1,6 +1,6 @@
 """Find a subnetwork: `extract(...)` with Python objects, `run(config)` with a configuration."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,13 @@ def extract(
     size = batch_size_of(data)
     if size and "batch_size" not in settings["recipe"].model_fields_set:
         settings["recipe"] = settings["recipe"].model_copy(update={"batch_size": size})
+    if not isinstance(network, nn.Module | NetworkSpec | str | Mapping):
+        got = (
+            f"the {'class' if isinstance(network, type) else 'function'} {network.__name__}: call it"
+            if callable(network)
+            else ""
+        )
+        raise UserError(f"network is a torch.nn.Module or a name, got {got or type(network).__name__}")
     module = network if isinstance(network, nn.Module) else None
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network

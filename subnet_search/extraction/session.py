@@ -22,7 +22,17 @@ from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.teacher import check_distance, teacher_of
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
-from subnet_search.nets import NetworkSpec, build, check_batch_norm, head_of, initialise, make_dynamic, own_copy, replace_head
+from subnet_search.nets import (
+    NetworkSpec,
+    build,
+    check_batch_norm,
+    check_types,
+    head_of,
+    initialise,
+    make_dynamic,
+    own_copy,
+    replace_head,
+)
 from subnet_search.structure.units_of_network import units_of
 from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent, without_labels
 from subnet_search.topology.masks import Masks
@@ -201,10 +211,13 @@ def make_network(
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
         net = build(config.network, data.shape, task.outputs(data), config.seed, state)
+        check_types(net, config.network.name, data.first(1))
         if config.extractor.dynamic:
             _gated(net, config, inputs_sent(net, task, data.first(), config.network.name, task.outputs(data)))
         return net, config.network
     net = own_copy(module)
+    check_types(net, type(net).__name__, data.first(1))
+    net = net if all(parameter.device.type == "cpu" for parameter in net.parameters()) else net.cpu()
     sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
     density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)

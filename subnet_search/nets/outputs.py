@@ -123,6 +123,20 @@ def check_accepts(net: nn.Module, inputs: Any, outputs: int | None = None) -> No
         check_logits(out, outputs, name)
 
 
+def check_types(net: nn.Module, name: str, batch: Any) -> None:
+    """Raise UserError for weights without values, and for a precision of weights that is not float32 nor that of the data."""
+    parameters = list(net.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        raise UserError(f"weights of {name} are on the device meta, which holds no values: build it on the CPU")
+    others = {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16, torch.float64}
+    given = {tensor.dtype for _, tensor in tensors_in(batch) if tensor.is_floating_point()}
+    if others and given and not others & given:
+        raise UserError(
+            f"weights of {name} are {str(min(others, key=str)).removeprefix('torch.')}, the data is "
+            f"{str(min(given, key=str)).removeprefix('torch.')}: pass net.float(); recipe.precision bf16 uses autocast"
+        )
+
+
 def not_accepted(name: str, inputs: Any, error: Exception) -> UserError:
     """The error for a network that fails on its inputs."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
