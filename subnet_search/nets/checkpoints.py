@@ -116,9 +116,7 @@ def _what_to_do(
     one_layer = not names and len({key.rpartition(".")[0] for key in wrong}) == 1
     if one_layer and all(here[1:] == there[1:] for here, there in wrong.values()):  # of another number of outputs
         return "; network.new_head: true replaces the last layer"
-    if len(fitting) > len(wrong) + len(names):
-        return f"; network.partial: true loads the {len(fitting)} tensors that fit"
-    return ""
+    return f"; network.partial: true loads the {len(fitting)} tensors that fit" if fitting else ""
 
 
 def _warn_partial(kept: list[str], loaded: int, name: str) -> None:

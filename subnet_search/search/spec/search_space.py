@@ -58,7 +58,10 @@ class Space:
         self.entries.sort(key=lambda entry: bool(entry.when))  # unconditional entries first: conditions refer to them
         self._check()
         if not self.searched and not empty and given.get(LAYERS) is not True:
-            raise UserError("space: nothing is searched; give at least one key a domain", "space")
+            raise UserError(
+                "space: nothing is searched: give a key a domain, {float: [low, high]}, {int: [low, high]} or {choice: [...]}",
+                "space",
+            )
 
     @property
     def searched(self) -> list[Entry]:
