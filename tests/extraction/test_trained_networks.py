@@ -1,0 +1,84 @@
+"""A network with trained weights: measured before it is pruned, pruned at once, and exported by the same command."""
+
+import json
+
+import pytest
+import torch
+
+import subnet_search as ss
+from subnet_search.cli import main
+from subnet_search.extraction.config_file import check
+
+RECIPE = {"epochs": 2, "batch_size": 50, "lr": 0.05, "threads": 1, "device": "cpu"}
+DATA = {"name": "digits", "limit": 600}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A file of trained weights, and their validation accuracy."""
+    file = tmp_path_factory.mktemp("trained") / "dense.pt"
+    dense = ss.extract("lenet5", DATA, "random", density=1.0, recipe=ss.Recipe(**{**RECIPE, "epochs": 8}))
+    torch.save(dense.state_dict(), file)
+    return str(file), dense.metrics["val_accuracy"]
+
+
+def config(trained, **extractor):
+    network = {"name": "lenet5", "state": trained[0]}
+    return check(ss.RunConfig, {"network": network, "data": DATA, "extractor": extractor, "recipe": RECIPE})
+
+
+def test_the_result_before_pruning_comes_first(trained):
+    seen = []
+    subnet = ss.run(
+        config(trained, name="magnitude", density=0.3),
+        on_unpruned=lambda metrics: seen.append(metrics),
+        on_step=lambda clock: seen.append("step") if clock.step == 0 else None,
+    )
+    assert seen == [{"unpruned_val_accuracy": trained[1]}, "step"]
+    assert subnet.metrics["unpruned_val_accuracy"] == trained[1]
+    assert "unpruned_val_accuracy" not in ss.extract("lenet5", DATA, "random", density=0.3, recipe=ss.Recipe(**RECIPE)).metrics
+
+
+@pytest.mark.parametrize("name", ["magnitude", "taylor"])
+def test_what_is_trained_is_pruned_at_once(trained, name):
+    def first_density(**extractor):
+        seen = []
+        ss.run(config(trained, name=name, density=0.3, **extractor), on_epoch=lambda epoch: seen.append(epoch.density))
+        return seen[0]
+
+    assert first_density() < 0.35
+    assert first_density(start=0.75) == 1
+
+
+def test_start_is_stored_as_it_was_resolved(trained):
+    wanted = config(trained, name="magnitude", density=0.3)
+    assert wanted.resolve().extractor.start == 0
+    assert wanted.resolve().resolve().extractor.start == 0
+    assert config(trained, name="magnitude", density=0.3, start=0.5).resolve().extractor.start == 0.5
+    target = check(ss.RunConfig, {**wanted.given(), "extractor": "magnitude", "unit": "channel", "target": {"flops": 0.5}})
+    assert (target.resolve().extractor.start, target.resolve().extractor.density) == (0, 0.5)
+
+
+def test_one_command_from_a_trained_network_to_a_faster_file(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["network.name=lenet5", f"network.state={trained[0]}", "data.name=digits", "data.limit=600", "extractor=magnitude"]
+    words += ["unit=channel", "target={flops: 0.5}", "recipe.epochs=1", "recipe.threads=1", "recipe.device=cpu"]
+    command = ["extract", *[part for word in words for part in ("-s", word)], "--out", "run", "--export", "compact"]
+    with pytest.raises(SystemExit) as done:
+        main(command)
+    out, err = capsys.readouterr()
+    assert done.value.code == 0, err
+    assert err.splitlines()[0].startswith("before pruning: validation ")
+    assert f"(before pruning {100 * trained[1]:.2f} %)" in out
+    assert "ms at batch 1 " in out
+    assert (tmp_path / "run" / "compact.safetensors").is_file()
+    assert ss.load_deployed(tmp_path / "run" / "compact.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    with pytest.raises(SystemExit):
+        main(["extract", "--resume", "--out", "run", "--export", "compact", "--json"])  # finished: exports only
+    assert json.loads(capsys.readouterr().out)["exports"]["compact"]["dense_macs"] > 0
+    with pytest.raises(SystemExit) as done:
+        main(["extract", "--export", "compct"])
+    assert (done.value.code, capsys.readouterr().err.startswith("error: unknown format 'compct': did you mean 'compact'")) == (
+        2,
+        True,
+    )
