@@ -20,6 +20,7 @@ from subnet_search.core.settings import Settings
 from subnet_search.data import DataSpec
 from subnet_search.extraction.config_file import DEFAULTS
 from subnet_search.extractors import Extractor, create
+from subnet_search.extractors.base import trains_weights
 from subnet_search.nets import NetworkSpec, file_sha256
 from subnet_search.tasks import Classification, Task, create_task
 from subnet_search.topology.units import parse
@@ -36,6 +37,8 @@ AnyExtractor = Annotated[SerializeAsAny[Extractor], BeforeValidator(create), Wra
 AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(create_task)]
 
 
+FINE_TUNING_RATE = 0.01
+"""Learning rate for trained weights, unless it is set or the method has a published one; Recipe's default destroys them."""
 DEFAULT_UNITS = {"weight": "weight", "channel": "channel", "n:m": "2:4", "block": "block:4"}
 
 
@@ -123,12 +126,14 @@ class RunConfig(Settings):
 
     def resolve(self) -> "RunConfig":
         """A copy with all defaults filled in, including this machine's device and threads."""
-        density = self.extractor.target_density
-        recipe = self.recipe.resolve(self.extractor.published.recipe)
+        network = self.network.resolve(self.extractor.target_density, self.task.name)
+        published = self.extractor.published.recipe
+        if network.pretrained and trains_weights(type(self.extractor)):
+            published = {"lr": FINE_TUNING_RATE, **published}
+        recipe = self.recipe.resolve(published)
         if (distill := recipe.distill) and distill.teacher:
             found = file_sha256(distill.teacher, "recipe.distill.teacher", distill.teacher_sha256)
             recipe = recipe.model_copy(update={"distill": distill.model_copy(update={"teacher_sha256": found})})
-        network = self.network.resolve(density, self.task.name)
         fixed = self.extractor.trained_defaults if network.pretrained else {}
         more = {key: value for key, value in fixed.items() if key not in self.extractor.model_fields_set}
         extractor = self.extractor.with_values(**more) if more else self.extractor

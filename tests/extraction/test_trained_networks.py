@@ -8,6 +8,7 @@ import torch
 import subnet_search as ss
 from subnet_search.cli import main
 from subnet_search.extraction.config_file import check
+from subnet_search.extractors import get_extractor
 
 RECIPE = {"epochs": 2, "batch_size": 50, "lr": 0.05, "threads": 1, "device": "cpu"}
 DATA = {"name": "digits", "limit": 600}
@@ -48,6 +49,18 @@ def test_what_is_trained_is_pruned_at_once(trained, name):
 
     assert first_density() < 0.35
     assert first_density(start=0.75) == 1
+
+
+def test_the_learning_rate_is_one_for_trained_weights(trained):
+    def rate(**values):
+        given = {**config(trained, name="magnitude", density=0.3).given(), "recipe": {"epochs": 1}, **values}
+        return check(ss.RunConfig, given).resolve().recipe.lr
+
+    assert rate() == 0.01
+    assert rate(recipe={"epochs": 1, "lr": 0.2}) == 0.2
+    assert rate(extractor="rigl") == get_extractor("rigl").published.recipe["lr"]
+    assert rate(extractor="gumbel") == rate(extractor="gumbel", network="lenet5")  # only relevance is learned
+    assert rate(network="lenet5") == ss.Recipe().lr
 
 
 def test_start_is_stored_as_it_was_resolved(trained):
