@@ -33,6 +33,7 @@ Real
 Recipe
 register
 RelevanceLearner
+report_to
 Rounds
 run
 run_study
@@ -42,6 +43,7 @@ Scope
 Strength
 StudySpec
 Subnetwork
+suggest
 Task
 Until
 UserError

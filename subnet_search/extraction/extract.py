@@ -38,6 +38,7 @@ def extract(
     round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
     **hyperparameters: Any,
 ) -> Subnetwork:
     """Find a subnetwork of a network.
@@ -60,6 +61,7 @@ def extract(
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
+    on_epoch         called after each epoch with its metrics; an exception that it raises ends the run
 
     Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
@@ -82,7 +84,7 @@ def extract(
         settings["data"] = data
     config = check(RunConfig, settings)
     given = None if named else load_data(data, config.task)
-    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher)
+    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher, on_epoch=on_epoch)
 
 
 def run(
