@@ -45,6 +45,7 @@ StudySpec
 Subnetwork
 suggest
 Task
+to_dataframe
 Until
 UserError
 """
