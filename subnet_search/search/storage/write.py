@@ -79,6 +79,14 @@ def replace_params(
         )
 
 
+def delete_system_attrs(database: RDBStorage, keys: Mapping[int, Sequence[str]]) -> None:
+    """Delete system attributes of trials, by their ids, in one transaction; of finished trials too."""
+    table = models.TrialSystemAttributeModel.__table__
+    with database.engine.begin() as connection:
+        for trial_id, names in keys.items():
+            connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(names)))
+
+
 def end_trial(
     database: RDBStorage,
     trial_id: int,
