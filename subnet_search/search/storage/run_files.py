@@ -22,16 +22,15 @@ def kept_trials(study: optuna.Study, keep: int = 1) -> set[int]:
     records = list(map(TrialRecord, trials))
     unfinished = {trial.number for trial in trials if not trial.state.is_finished()}
     if arms := compared(study):
-        best = sorted(arms, key=lambda arm: -len(arm.values))[:keep]
-        cells = [cell for arm in best if (cell := TrialRecord(arm.trial).cell)]
-        same = {(cell.arm, cell.density) for cell in cells}
+        kept = sorted(arms, key=lambda arm: -len(arm.values))[:keep]
+        same = {(cell.arm, cell.density) for arm in kept if (cell := TrialRecord(arm.trial).cell)}
         return unfinished | {r.trial.number for r in records if (cell := r.cell) and (cell.arm, cell.density) in same}
-    ranked = [one.trial.number for one in rank(study)]
-    # Trials with fewer seeds follow, such as those that were not repeated.
-    others = [trial.number for trial in promising(trials, study.directions, len(trials))]
-    count = keep if len(study.directions) == 1 else max(keep, len(ranked))
-    first = set(list(dict.fromkeys([*ranked, *others]))[:count])
-    return unfinished | first | {record.trial.number for record in records if record.repeats in first}
+    best = [ranked.trial.number for ranked in rank(study)]
+    if len(study.directions) == 1:
+        if len(best) < keep:  # trials with fewer seeds follow, such as those that were not repeated
+            best += [trial.number for trial in promising(trials, study.directions, len(trials))]
+        best = list(dict.fromkeys(best))[:keep]
+    return unfinished | {*best} | {record.trial.number for record in records if record.repeats in best}
 
 
 def run_folders(study: optuna.Study) -> dict[int, Path]:
@@ -64,10 +63,11 @@ def total(folders: Iterable[Path]) -> Mapping[str, int]:
     return {"folders": len(sizes), "bytes": sum(sizes)}
 
 
-def _size(folder: Path) -> int:
+def _size(folder: str | Path) -> int:
     size = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
+    with os.scandir(folder) as entries:
+        for entry in entries:
             with suppress(OSError):  # a running trial replaces its checkpoint
-                size += os.lstat(os.path.join(root, name)).st_size
+                inside = entry.is_dir(follow_symlinks=False)
+                size += _size(entry.path) if inside else entry.stat(follow_symlinks=False).st_size
     return size

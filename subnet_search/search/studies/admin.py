@@ -18,7 +18,7 @@ from subnet_search.search.storage.connect import database_of, rdb
 from subnet_search.search.storage.leases import PATIENCE, is_dead, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
-from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.read import Snapshot, read_trials
 from subnet_search.search.storage.records import NOW, REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.run_files import kept_trials, run_folders, total
@@ -130,7 +130,8 @@ def prune_files(study: optuna.Study, keep: int = 1, *, dry_run: bool = False) ->
     adopt(study)
     if (folder := folder_of(study)).is_symlink():
         raise UserError(f"{folder} is a symbolic link: its files are not deleted")
-    trials, folders, kept = study.get_trials(deepcopy=False), run_folders(study), kept_trials(study, keep)
+    seen = Snapshot(study)
+    trials, folders, kept = seen.get_trials(), run_folders(seen), kept_trials(seen, keep)
     kept |= {number for number, path in folders.items() if number not in kept and _is_locked(path)}
     rest, files = [trial for trial in trials if trial.number not in kept], dict[int, list[str]]()
     if spec.get("artifacts"):
