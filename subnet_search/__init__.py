@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from subnet_search.extractors.fields import Until as Until
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
+    from subnet_search.search.engine.user_objective import report_to as report_to
+    from subnet_search.search.engine.user_objective import suggest as suggest
+    from subnet_search.search.queries.data_frame import to_dataframe as to_dataframe
     from subnet_search.search.studies.comparison import compare as compare
     from subnet_search.tasks import Task as Task
     from subnet_search.tasks import load_data as load_data
@@ -70,6 +73,8 @@ _NAMES = {
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",
     "search": "StudySpec run_study",
+    "search.engine.user_objective": "report_to suggest",
+    "search.queries.data_frame": "to_dataframe",
     "search.studies.comparison": "compare",
     "tasks": "Task load_data",
     "topology.masks": "Masks",

@@ -42,7 +42,7 @@ ONLY = {  # folders that may import fewer of those before them
 }
 PRIVATE_OPTUNA = {"search.storage"}
 """The only folder that may import Optuna's private modules."""
-LAZY = {"torchvision", "sklearn", "plotly", "ray", "torchmetrics"}  # heavy, and needed by few
+LAZY = {"torchvision", "sklearn", "plotly", "ray", "torchmetrics", "pandas"}  # heavy, and needed by few
 
 
 def module_name(path):

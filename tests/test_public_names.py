@@ -33,6 +33,7 @@ Real
 Recipe
 register
 RelevanceLearner
+report_to
 Rounds
 run
 run_study
@@ -42,7 +43,9 @@ Scope
 Strength
 StudySpec
 Subnetwork
+suggest
 Task
+to_dataframe
 Until
 UserError
 """

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
 from subnet_search.data import Data, DataSpec
 from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
@@ -40,6 +40,7 @@ def extract(
     new_head: bool | str = False,
     out: str | Path | None = None,
     resume: bool = False,
+    on_epoch: Callable[[Epoch], None] | None = None,
     **hyperparameters: Any,
 ) -> Subnetwork:
     """Find a subnetwork of a network.
@@ -64,6 +65,7 @@ def extract(
     new_head         replace the last layer of a trained network by one of as many outputs as the data needs: True, or its name
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
+    on_epoch         called after each epoch with its metrics; an exception that it raises ends the run
 
     Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
@@ -77,12 +79,8 @@ def extract(
     if size and "batch_size" not in settings["recipe"].model_fields_set:
         settings["recipe"] = settings["recipe"].model_copy(update={"batch_size": size})
     if not isinstance(network, nn.Module | NetworkSpec | str | Mapping):
-        got = (
-            f"the {'class' if isinstance(network, type) else 'function'} {network.__name__}: call it"
-            if callable(network)
-            else ""
-        )
-        raise UserError(f"network is a torch.nn.Module or a name, got {got or type(network).__name__}")
+        got = f"{shown(network)}: call it" if callable(network) else type(network).__name__
+        raise UserError(f"network is a torch.nn.Module or a name, got {got}")
     module = network if isinstance(network, nn.Module) else None
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
@@ -93,7 +91,17 @@ def extract(
         settings["data"] = data
     config = check(RunConfig, settings)
     given = None if named else load_data(data, config.task)
-    return run(config, out, resume=resume, module=module, init=init or "keep", new_head=new_head, data=given, teacher=teacher)
+    return run(
+        config,
+        out,
+        resume=resume,
+        module=module,
+        init=init or "keep",
+        new_head=new_head,
+        data=given,
+        teacher=teacher,
+        on_epoch=on_epoch,
+    )
 
 
 def run(

@@ -20,11 +20,16 @@ class Epoch:
     epoch: int  # counted from 1
     step: int  # steps done
     train_loss: float  # mean over the epoch's steps, with penalties
-    metrics: dict[str, float]  # of the task on the validation split: `val_accuracy`, `val_nll`
+    metrics: dict[str, float]  # of the task on the validation split, the leading one first: `val_accuracy`, `val_nll`
     density: float  # of prunable weights, in the validated topology
     lr: float  # at the epoch's last step
     seconds: float  # training time since the start of the run, over all resumes
     reached: bool = True  # whether the target density is reached
+
+    @property
+    def leading(self) -> float:
+        """The task's leading metric."""
+        return next(iter(self.metrics.values()))
 
     def plain(self) -> dict[str, Any]:
         """All values at one level, as in metrics.jsonl."""

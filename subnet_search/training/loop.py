@@ -293,13 +293,13 @@ class Run:
         self._check_nan()
         history, masks = self.progress.history, self.supernet.final()
         self._check_collapse(masks)
-        val = evaluate(self.supernet, self.data, self.data.val)
+        val, task = evaluate(self.supernet, self.data, self.data.val), self.supernet.task
         trained = self.per_epoch - min(self.per_epoch, max(0, self.progress.probe_steps - len(history) * self.per_epoch))
         epoch = Epoch(
             epoch=len(history) + 1,
             step=self.progress.step,
             train_loss=self.losses.sum().item() / max(1, trained),
-            metrics={f"val_{name}": val[name] for name in self.supernet.task.directions if name in val},
+            metrics={f"val_{name}": val[name] for name in dict.fromkeys([task.leading, *task.directions]) if name in val},
             density=self.supernet.weight_masks(masks).density,
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.monotonic() - self.started,

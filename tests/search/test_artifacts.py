@@ -21,7 +21,7 @@ from subnet_search.core.tensor_files import load_tensors
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.run_folder import CHECKPOINT
 from subnet_search.search.engine import artifact_store
-from subnet_search.search.engine.artifact_store import FILES, fetch, open_store, remove_all
+from subnet_search.search.engine.artifact_store import FILES, fetch, open_store, remove_files
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import load_study, open_storage
@@ -87,7 +87,7 @@ def test_the_files_of_trials_come_back_after_their_folders_are_gone(place):
         assert all(path.read_bytes() == before[path.relative_to(folder)] for path in fetched)
         assert fetch(study, trial, folder / f"{trial.number:04d}") == []
         assert "not_uploaded" not in trial.user_attrs
-    remove_all(study)
+    remove_files(study, study.trials)
     assert names() == []
     assert fetch(study, study.get_trials()[0], Path("empty")) == []
 
@@ -128,7 +128,7 @@ def test_files_of_the_study_that_a_trial_came_from_are_left_to_it():
     study = run_study(spec(trials=1, artifacts="kept"))
     there = os.listdir("kept")
     study.set_user_attr("folder", "runs/trials/an-import")
-    remove_all(study)
+    remove_files(study, study.trials)
     assert os.listdir("kept") == there
 
 
@@ -364,7 +364,7 @@ def test_a_store_that_is_away_is_said_in_one_line():
     with pytest.raises(RunError, match=r"^cannot fetch the files of trial 0 from kept: Not a directory$"):
         fetch(study, study.get_trials()[0], Path("back"))
     with pytest.raises(RunError, match=r"^cannot delete the study's files from kept: Not a directory$"):
-        remove_all(study)
+        remove_files(study, study.trials)
     with pytest.raises(UserError, match=r"^cannot keep artifacts in kept: "):
         run_worker("toy", "sqlite:///runs/studies.db")
 

@@ -4,8 +4,10 @@ import json
 import re
 import threading
 
+import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import subnet_search as ss
 from subnet_search.cli import main
@@ -19,6 +21,8 @@ from subnet_search.extractors.methods.random import Random
 from subnet_search.search.queries.queries import trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
 from subnet_search.search.spec.study_spec import spec_of
+from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
     SHARED,
@@ -118,6 +122,29 @@ def test_every_cell_runs_once_and_a_grid_grows():
     assert added == [("random", 0.2), ("gumbel", 0.3), ("gumbel", 0.2)]
     assert spec_of(study).trials == len(study.trials) == 9
     assert {r["state"] for r in wider} == {"COMPLETE"}
+
+
+def test_optuna_shows_method_density_and_seed_also_of_trials_that_an_earlier_version_stored():
+    first, _ = complete(grid())
+    replace_params(rdb(first._storage), {trial._trial_id: {} for trial in first.trials}, {})  # as in 0.1.0
+    study, again = complete(grid())
+    assert [r["state"] for r in again] == ["COMPLETE"] * 3
+    assert len(study.trials) == 3
+    study, _ = complete(grid(("random", "gumbel"), densities=(0.3, 0.2), seeds=2))
+    assert [t.params for t in study.trials[:4]] == [
+        {"method": method, "density": density, "seed": 0}
+        for method, density in (("edge_popup", 0.3), ("random", 0.3), ("dense", 1.0), ("random", 0.2))
+    ]
+    (distributions,) = {tuple(t.distributions.items()) for t in study.trials}
+    assert dict(distributions) == {
+        "method": CategoricalDistribution(["edge_popup", "random", "dense", "gumbel"]),
+        "density": FloatDistribution(0.2, 1.0, log=True),
+        "seed": IntDistribution(0, 1),
+    }
+    assert optuna.importance.get_param_importances(study).keys() == {"method", "density", "seed"}
+    optuna.copy_study(from_study_name="toy", from_storage=URL, to_storage="sqlite:///copy.db")
+    copied = optuna.load_study(study_name="toy", storage="sqlite:///copy.db")
+    assert [t.params for t in copied.trials] == [t.params for t in study.trials]
 
 
 def trial_params(study):

@@ -2,14 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from subnet_search.cli.commands.study_run import Name, Storage, find_study, open_store, study_command
 from subnet_search.cli.commands.study_show import studies as studies
-from subnet_search.cli.render import format
+from subnet_search.cli.render import format, study_page
 from subnet_search.core.errors import UserError
+
+if TYPE_CHECKING:
+    from subnet_search.search.studies.admin import PrunedFiles
 
 
 @study_command("retry quickstart 3 7")
@@ -127,6 +130,45 @@ def delete(
         typer.confirm(f"Delete {name} and its {count} trials{with_files}?", abort=True)
     deleted = [str(path) for path in delete_study(study, force=force, files=files)]
     format.say(f"deleted {', '.join([f'{name} with its {count} trials', *deleted])}")
+
+
+@study_command("prune-files quickstart --keep 5", "prune-files")
+def prune_files(
+    name: Name,
+    keep: Annotated[int, typer.Option(min=1, metavar="N", help="How many of the best trials keep their files.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    storage: Storage = None,
+) -> None:
+    """Remove the run folders and artifacts of all finished trials but the best.
+
+    The best trial (with its repeats), the Pareto front of a study with several objectives, and trials that run or wait keep
+    their files. Of a comparison, all seeds of the best method and density do. The trials themselves stay in the study, which
+    can be continued, and every trial's subnetwork can be trained again with `study extract`.
+    """
+    from subnet_search.search.studies.admin import prune_files as prune
+
+    study = find_study(name, storage)
+    planned = prune(study, keep, dry_run=True)
+    what = _files(planned)
+    numbers = ", ".join(map(str, planned.trials)) if len(planned.trials) <= 20 else f"{len(planned.trials)} trials"
+    format.say(f"{name} keeps {study_page.folders(planned.kept)} of the best and of unfinished trials: {numbers or 'none yet'}")
+    if not planned.deleted["folders"] and not planned.artifacts:
+        format.say("there are no other files to remove")
+        return
+    if dry_run:
+        format.say(f"would remove {what}")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"standard input is not a terminal: use --yes to remove {what}")
+        typer.confirm(f"Remove {what}?", abort=True)
+    format.say(f"removed {_files(prune(study, keep))}")
+
+
+def _files(pruned: "PrunedFiles") -> str:
+    stored = f" and {pruned.artifacts:,} files in its artifact store" if pruned.artifacts else ""
+    return f"{study_page.folders(pruned.deleted)} in {pruned.folder}{stored}"
 
 
 @study_command("export quickstart quickstart.db")

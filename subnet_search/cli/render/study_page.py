@@ -55,6 +55,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "versions": _lines(
             [(key, ", ".join(f"{v} ({n:,})" for v, n in seen.items())) for key, seen in record["versions"].items()]
         ),
+        "files": _files(record, storage),
     }
     format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
     if record["arms"]:
@@ -240,6 +241,22 @@ def _spent(record: Row) -> str:
     elapsed = "" if record["elapsed"] is None else f", {format.seconds(record['elapsed'])} elapsed"
     steps = f"{record['steps']:,}{_of(record['budget_steps'])} training steps"
     return f"{steps}, {format.seconds(record['seconds'])} training time{elapsed}" if record["states"] else ""
+
+
+def _files(record: Row, storage: str | None) -> str:
+    """The study's folder on this machine, and what `study prune-files` would keep and remove of it."""
+    if (files := record["files"]) is None:
+        return ""
+    kept, rest = (folders(files[key]) for key in ("kept", "not_kept"))
+    command = format.command("study prune-files", record["name"], storage=storage)
+    more = f"; {rest} of others (remove them with: {command})" if files["not_kept"]["folders"] else ""
+    return f"{files['folder']}: {kept} of the best and of unfinished trials{more}"
+
+
+def folders(count: Mapping[str, int]) -> str:
+    """A number of run folders, with the size of their files."""
+    many = "" if count["folders"] == 1 else "s"
+    return f"{count['folders']:,} run folder{many} ({format.size(count['bytes'])})"
 
 
 def _worker(worker: Row) -> str:

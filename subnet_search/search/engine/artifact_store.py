@@ -8,6 +8,7 @@ them. The store never changes a trial's result: errors are logged, and at worst 
 import contextlib
 import functools
 import io
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,10 +35,11 @@ from subnet_search.search.engine.heartbeat import running
 from subnet_search.search.engine.trial_lease import TrialLease
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.artifact_protocol import ArtifactStore
-from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.connect import database_of, scrub
 from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.study_folder import folder_of
+from subnet_search.search.storage.write import delete_system_attrs
 from subnet_search.training import Epoch
 
 FILES = ("config.yaml", "identity.json", "metrics.jsonl", "log.txt", "summary.json", "masks.safetensors")
@@ -123,22 +125,31 @@ def fetch(study: optuna.Study, trial: FrozenTrial, folder: Path) -> list[Path]:
     return found
 
 
-def remove_all(study: optuna.Study) -> None:
-    """Delete all files of a study from its store, before the study itself is deleted.
+def uploaded(study: optuna.Study, trials: Iterable[FrozenTrial]) -> dict[int, list[str]]:
+    """The names of a trial's uploaded files in the study's store, by the trial's number.
+
+    Files of imported trials belong to their own study and are left out.
+    """
+    if plain_spec(study).get("artifacts") is None:
+        return {}
+    own = [trial for trial in trials if TrialRecord(trial).folder.parent == folder_of(study)]
+    return {t.number: [meta.artifact_id for meta in get_all_artifact_meta(t, storage=study._storage)] for t in own}
+
+
+def remove_files(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    """Delete the files of trials from the study's store, checkpoints included, and Optuna's records of them.
 
     Files of imported trials belong to their own study and stay. Raises RunError when files cannot be deleted.
     """
-    spec = plain_spec(study)
-    if (settings := spec.get("artifacts")) is None:
+    spec, names = plain_spec(study), uploaded(study, trials)
+    own = [trial for trial in trials if trial.number in names]
+    copies = [_checkpoint_names(TrialRecord(trial).folder, spec.get("repeats", 1)) for trial in own]
+    if not own:
         return
-    folder, names = folder_of(study), list[str]()
-    for trial in study.get_trials(deepcopy=False):
-        run_folder = TrialRecord(trial).folder
-        if run_folder.parent == folder:
-            names += _checkpoint_names(run_folder, spec.get("repeats", 1))
-            names += [meta.artifact_id for meta in get_all_artifact_meta(trial, storage=study._storage)]
-    with _or_raise(RunError, f"cannot delete the study's files from {_location(settings)}"):
-        _remove(_make_store(settings), names)
+    with _or_raise(RunError, f"cannot delete the study's files from {_location(spec['artifacts'])}"):
+        _remove(_make_store(spec["artifacts"]), itertools.chain(*copies, *names.values()))
+    records = {t._trial_id: [key for key in t.system_attrs if key.endswith(tuple(names[t.number]))] for t in own}
+    delete_system_attrs(database_of(study), records)
 
 
 def _restore_checkpoint(store: ArtifactStore, name: str, run: Path) -> None:

@@ -18,6 +18,7 @@ from subnet_search.search.storage.leases import is_dead
 from subnet_search.search.storage.ranking import best_ranked, compared, objectives, parameters
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, plain_spec, steps_spent, task_metrics
+from subnet_search.search.storage.run_files import disk_usage
 
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
@@ -60,6 +61,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
         "interruptions": _interruptions(trials),
         "workers": [_worker(trial) for trial in trials if trial.state == TrialState.RUNNING],
         "versions": _versions(trials),
+        "files": disk_usage(seen),
         "best": [ranked_row(ranked, metrics) for ranked in best_ranked(seen)],
         "arms": [ranked_row(arm, metrics) for arm in compared(seen)],
         "importance": None if compares else importance(seen),

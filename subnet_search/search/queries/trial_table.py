@@ -21,10 +21,14 @@ ORDERS: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, "<=": oper
 Row = dict[str, Any]
 
 
-def flat_rows(study: Snapshot) -> list[Row]:
-    """One flat row per trial: number, state, values, scalar attributes, and parameters by key."""
+def _by_key(trial: FrozenTrial) -> Row:
+    return by_key(parameters(trial))
+
+
+def flat_rows(study: Snapshot, named: Callable[[FrozenTrial], Row] = _by_key) -> list[Row]:
+    """One flat row per trial: number, state, values, scalar attributes, and parameters, by key or as `named` returns them."""
     names = objectives(study)
-    return [_flat_row(trial, names) for trial in study.get_trials()]
+    return [_flat_row(trial, names, named(trial)) for trial in study.get_trials()]
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -57,7 +61,7 @@ def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[
     return [*present, *(row for row in rows if row.get(column) is None)]
 
 
-def _flat_row(trial: FrozenTrial, names: Sequence[str]) -> Row:
+def _flat_row(trial: FrozenTrial, names: Sequence[str], params: Row) -> Row:
     record, constraints = TrialRecord(trial), trial.constraints
     worker = record.worker
     return {
@@ -69,7 +73,7 @@ def _flat_row(trial: FrozenTrial, names: Sequence[str]) -> Row:
             for key, value in record.attrs.items()
             if isinstance(value, bool | int | float | str) and key not in (*names, IMPORTED)
         },
-        **by_key(parameters(trial)),
+        **params,
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,

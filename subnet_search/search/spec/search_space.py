@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import optuna
+from optuna.trial import FixedTrial, FrozenTrial
 
 from subnet_search.core.errors import UserError, blaming, unknown
 from subnet_search.core.search_domains import Int, OneOf, Real
@@ -86,7 +87,7 @@ class Space:
     def conditional(self) -> bool:
         return any(entry.when for entry in self.searched)
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+    def suggest(self, trial: optuna.Trial | FixedTrial | FrozenTrial) -> dict[str, Any]:
         """Draw a value for every active key of the space."""
         return self.choose(lambda entry: value_of(entry, trial._suggest(entry.name, entry.distribution)))
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -55,12 +55,36 @@ def write_trials(connection: Connection, study_id: int, trials: Sequence[FrozenT
     added = [(ids[number], trial) for number, trial in enumerate(trials, first)]
     write_rows(connection, models.TrialValueModel, [row for id, trial in added for row in _values(id, trial.values)])
     write_rows(connection, models.TrialIntermediateValueModel, [row for id, trial in added for row in _reports(id, trial)])
-    write_rows(connection, models.TrialParamModel, [row for id, trial in added for row in _params(id, trial)])
+    write_rows(
+        connection,
+        models.TrialParamModel,
+        [row for id, trial in added for row in _params(id, trial.params, trial.distributions)],
+    )
     user = [row for id, trial in added for row in attributes(trial.user_attrs, trial_id=id)]
     system = [row for id, trial in added for row in attributes(trial.system_attrs, trial_id=id)]
     write_rows(connection, models.TrialUserAttributeModel, user)
     write_rows(connection, models.TrialSystemAttributeModel, system)
     return ids
+
+
+def replace_params(
+    database: RDBStorage, params: Mapping[int, Mapping[str, Any]], distributions: Mapping[str, BaseDistribution]
+) -> None:
+    """Replace the parameters of trials, by their ids, in one transaction; finished trials too, which Optuna does not allow."""
+    table = models.TrialParamModel.__table__
+    with database.engine.begin() as connection:
+        connection.execute(delete(table).where(table.c.trial_id.in_(params)))
+        write_rows(
+            connection, models.TrialParamModel, [row for id, own in params.items() for row in _params(id, own, distributions)]
+        )
+
+
+def delete_system_attrs(database: RDBStorage, keys: Mapping[int, Sequence[str]]) -> None:
+    """Delete system attributes of trials, by their ids, in one transaction; of finished trials too."""
+    table = models.TrialSystemAttributeModel.__table__
+    with database.engine.begin() as connection:
+        for trial_id, names in keys.items():
+            connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(names)))
 
 
 def end_trial(
@@ -116,10 +140,10 @@ def _reports(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
     return rows
 
 
-def _params(id: int, trial: FrozenTrial) -> list[dict[str, Any]]:
+def _params(id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
     rows = []
-    for name, value in trial.params.items():
-        domain = trial.distributions[name]
+    for name, value in params.items():
+        domain = distributions[name]
         row = {"trial_id": id, "param_name": name, "param_value": domain.to_internal_repr(value)}
         rows.append({**row, "distribution_json": _in_words(domain)})
     return rows

@@ -1,13 +1,14 @@
-"""Administration of studies: retry failed trials, release lost trials, stop or delete a study."""
+"""Administration of studies: retry failed trials, release lost trials, stop or delete a study, prune its files."""
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import delete, select
 
@@ -17,12 +18,14 @@ from subnet_search.search.storage.connect import database_of, rdb
 from subnet_search.search.storage.leases import PATIENCE, is_dead, this_process
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
-from subnet_search.search.storage.read import read_trials
+from subnet_search.search.storage.read import Snapshot, read_trials
 from subnet_search.search.storage.records import NOW, REPEATS, RETRIES, STOPPED, TrialRecord, plain_spec, searched_trials
 from subnet_search.search.storage.retry import patiently
+from subnet_search.search.storage.run_files import kept_trials, run_folders, total
 from subnet_search.search.storage.study_folder import folder_of
 from subnet_search.search.storage.write import insert_trials, queued_again
 
+RUN_LOCK = ".lock"  # as in extraction/run_folder.py, which imports torch
 SAME_RUN = ("config", "seed", "cell", REPEATS)  # attributes that a retry copies from the failed trial
 
 
@@ -33,6 +36,17 @@ class Retried:
     queued: dict[int, int]  # number of the new trial, by the number of the failed one
     skipped: dict[int, str]  # reason why a trial was not queued, by number
     counting: int  # trials that count in the study's budget, queued ones included
+
+
+@dataclass(frozen=True)
+class PrunedFiles:
+    """The result of `prune_files`: numbers of run folders and bytes of their files, deleted and kept."""
+
+    folder: str  # of the study
+    trials: tuple[int, ...]  # numbers of the trials that keep their files
+    deleted: Mapping[str, int]  # folders, bytes
+    kept: Mapping[str, int]
+    artifacts: int  # files deleted from the study's artifact store
 
 
 def retry(study: optuna.Study, numbers: Sequence[int] = ()) -> Retried:
@@ -85,19 +99,53 @@ def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True
         study.set_user_attr(STOPPED, NOW)  # so that no trial is started meanwhile
     deleted = []
     if files and plain_spec(study).get("artifacts"):
-        from subnet_search.search.engine.artifact_store import remove_all
+        from subnet_search.search.engine.artifact_store import remove_files
 
-        remove_all(study)
+        remove_files(study, study.get_trials(deepcopy=False))
     if folder and folder.is_dir():
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise RunError(f"cannot delete {error.filename or folder}: {error.strerror}; the study is still there") from error
+        _delete_folder(folder, "the study is still there")
         deleted.append(folder)
     with exclusive(storage, name):
         _delete_trials(study)
         optuna.delete_study(study_name=name, storage=storage)
     return deleted
+
+
+def prune_files(study: optuna.Study, keep: int = 1, *, dry_run: bool = False) -> PrunedFiles:
+    """Delete the run folders and artifacts of all finished trials but the best; the trials themselves stay.
+
+    keep      how many of the best trials keep their files, with their repeats (of a comparison: arms, with all seeds); of
+              several objectives, the whole Pareto front does
+    dry_run   delete nothing, and return what would be deleted
+
+    Trials that run or wait keep their files, so the study can be continued, and so do folders that a process has locked. Run
+    folders of copied or imported trials belong to the original study and stay. Raises UserError for a study that
+    subnet-search did not create, or a folder that is a symbolic link; RunError if files cannot be deleted.
+    """
+    spec = plain_spec(study)
+    if keep < 1:
+        raise UserError(f"keep must be 1 or more, got {keep}")
+    if not spec:
+        raise UserError(f"the study {study.study_name!r} was not created by subnet-search, so it has no run folders")
+    adopt(study)
+    if (folder := folder_of(study)).is_symlink():
+        raise UserError(f"{folder} is a symbolic link: its files are not deleted")
+    seen = Snapshot(study)
+    trials, folders, kept = seen.get_trials(), run_folders(seen), kept_trials(seen, keep)
+    kept |= {number for number, path in folders.items() if number not in kept and _is_locked(path)}
+    rest, files = [trial for trial in trials if trial.number not in kept], dict[int, list[str]]()
+    if spec.get("artifacts"):
+        from subnet_search.search.engine.artifact_store import remove_files, uploaded
+
+        files = uploaded(study, trials)
+        if not dry_run:
+            remove_files(study, rest)
+    removed = {number: path for number, path in folders.items() if number not in kept}
+    sizes = total(removed.values()), total(path for number, path in folders.items() if number in kept)
+    stored = sum(len(names) for number, names in files.items() if number not in kept)
+    for path in () if dry_run else removed.values():
+        _delete_folder(path, "the other trials' files are still there")
+    return PrunedFiles(str(folder), tuple(sorted(kept)), *sizes, stored)
 
 
 def release_lost_trials(
@@ -127,6 +175,24 @@ def release_lost_trials(
         time.sleep(min(1.0, spec.heartbeat / 4))
         freed += patiently(scheduler.release_lost_trials)
     return [study.get_trials(deepcopy=False)[number] for number in sorted(set(freed))]
+
+
+def _delete_folder(folder: Path, otherwise: str) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise RunError(f"cannot delete {error.filename or folder}: {error.strerror}; {otherwise}") from error
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process runs in a run folder: a worker that lost its trial can still do so."""
+    if not (path := folder / RUN_LOCK).exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _retry(study: optuna.Study, numbers: Sequence[int]) -> Retried:

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.errors import UserError
@@ -23,9 +24,11 @@ from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.search_space import own_rates
 from subnet_search.search.spec.study_spec import Comparison, check_has_name, spec_of
+from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
+from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.training import Recipe
 
@@ -221,6 +224,7 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
         for key, cell in wanted.items():
             if all(trial.state == TrialState.FAIL for trial in found.get(key, [])):
                 study.enqueue_trial({}, user_attrs={"cell": cell.attribute})
+        _write_params(study)
         alive = [trial for trial in study.get_trials(deepcopy=False) if TrialRecord(trial).counts]
         study.set_user_attr("spec", grid.spec.model_copy(update={"trials": max(1, len(alive))}).to_json())
     return study
@@ -290,6 +294,24 @@ def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Ch
                 masks_alone[arm.label] = None
     recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
     return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
+
+
+def _write_params(study: optuna.Study) -> None:
+    """Write each trial's method, density and seed as Optuna parameters, which the dashboard and Optuna's plots show.
+
+    Optuna requires the same choices in all trials, so if the grid has grown, finished trials are written again. Trials of
+    earlier versions have no parameters.
+    """
+    trials = [(trial, cell) for trial in study.get_trials(deepcopy=False) if (cell := TrialRecord(trial).cell)]
+    wanted = {trial._trial_id: {"method": cell.arm, "density": cell.density, "seed": cell.seed} for trial, cell in trials}
+    methods, densities, seeds = (list(dict.fromkeys(column)) for column in zip(*map(dict.values, wanted.values()), strict=True))
+    distributions: dict[str, BaseDistribution] = {
+        "method": CategoricalDistribution(methods),
+        "density": FloatDistribution(min(densities), max(densities), log=min(densities) > 0),
+        "seed": IntDistribution(min(seeds), max(seeds)),
+    }
+    if any(trial.distributions != distributions for trial, _ in trials):
+        replace_params(database_of(study), wanted, distributions)
 
 
 def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
