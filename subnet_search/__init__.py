@@ -12,6 +12,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from subnet_search.analysis.plasticity import plasticity as plasticity
     from subnet_search.artifact import Subnetwork as Subnetwork
     from subnet_search.core.errors import RunError as RunError
     from subnet_search.core.errors import UserError as UserError
@@ -49,13 +50,17 @@ if TYPE_CHECKING:
     from subnet_search.extractors.fields import Until as Until
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
+    from subnet_search.search.queries.queries import load_study as load_study
     from subnet_search.search.studies.comparison import compare as compare
+    from subnet_search.search.studies.comparison import sanity as sanity
+    from subnet_search.search.studies.reproduce import retrain_trial as retrain_trial
     from subnet_search.tasks import Task as Task
     from subnet_search.tasks import load_data as load_data
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
 _NAMES = {
+    "analysis.plasticity": "plasticity",
     "artifact": "Subnetwork",
     "core.errors": "RunError UserError",
     "core.search_domains": "Int OneOf Real",
@@ -70,7 +75,9 @@ _NAMES = {
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",
     "search": "StudySpec run_study",
-    "search.studies.comparison": "compare",
+    "search.queries.queries": "load_study",
+    "search.studies.comparison": "compare sanity",
+    "search.studies.reproduce": "retrain_trial",
     "tasks": "Task load_data",
     "topology.masks": "Masks",
     "training": "Recipe",

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 
 from subnet_search.core.errors import UserError, shown
 from subnet_search.core.rng import derive
+from subnet_search.search.spec.hub import make_from_hub
 from subnet_search.search.spec.study_spec import StudySpec
 
 T = TypeVar("T")
@@ -39,6 +40,9 @@ def make_sampler(spec: StudySpec, number: int = 0) -> BaseSampler:
         "cmaes": optuna.samplers.CmaEsSampler,
     }
     defaults: dict[str, Any] = {"seed": derive(spec.seed, "sampler", number) % 2**32}
+    if spec.sampler["name"] == "hub":
+        made: BaseSampler = make_from_hub("sampler", spec.sampler, defaults)
+        return made
     if spec.sampler["name"] == "tpe" and spec.searched.conditional:  # parameters of one branch are modelled together
         defaults |= {"multivariate": True, "group": True}
     return _made("sampler", spec.sampler, samplers[spec.sampler["name"]], defaults)
