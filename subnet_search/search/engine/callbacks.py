@@ -92,7 +92,7 @@ def _call(key: str, lease: TrialLease, function: Callable[..., Any], *arguments:
     except Exception as error:  # anything that a user's function raises
         why = scrub(reason(error))
         if not quiet:
-            log.warning("%s of trial %d failed, and the trial goes on: %s", key, lease.number, why)
+            log.warning("the callback %s failed in trial %d, which is not changed by it: %s", key, lease.number, why)
         return why
     finally:
         study._thread_local.in_optimize_loop = False

@@ -5,7 +5,7 @@ and one that does not draw from its seed would give other trials in each worker.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,9 @@ from subnet_search.search.spec.samplers import make_sampler
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.optuna_private import LazyRandomState
 
-DRAWS = 24  # trials with results that a sampler is tried on: most draw their first 10 at random
+DRAWS = 14  # trials with results that a sampler is tried on: most draw their first 10 at random
 DEPTH = 6  # of objects inside a sampler in which random number generators are searched
 WARM_STARTS = ("_gprs_cache_list", "_constraints_gprs_cache_list")  # of Optuna's GPSampler: where its fit starts
-Proposal = Mapping[str, Any]
 
 
 def check_sampler(spec: StudySpec) -> None:
@@ -37,29 +36,32 @@ def check_sampler(spec: StudySpec) -> None:
     with guarded(f"{what} cannot draw trials of this study"):
         used = make_sampler(spec)
         for number in range(DRAWS + (spec.parallel or 0)):
-            trials.append(_with_result(spec, number, _draw(spec, trials, used)))
+            trials.append(_run(spec, number, trials, used))
         first, second = make_sampler(spec, len(trials)), make_sampler(spec, len(trials))
-        once, twice = (_draw(spec, trials, new).params for new in (first, second))
+        seeded = _proposal(spec, trials, first) == _proposal(spec, trials, second)
         for sampler in (used, first):
             _reset(sampler)
-        same = _draw(spec, trials, used).params == _draw(spec, trials, first).params
-    if once != twice:
+        stateless = _proposal(spec, trials, used) == _proposal(spec, trials, first)
+    if not seeded:
         raise UserError(f"{what} proposes other values each time it is made with one seed, so no trial could be repeated")
-    if not same:
+    if not stateless:
         raise UserError(
             f"{what} keeps state between trials that is not in the storage, so a study that is resumed, or run by several "
-            "workers, would have other trials: use one that only reads the trials of the study"
+            "workers, would have other trials: use a sampler that only reads the trials of the study"
         )
 
 
-def _draw(spec: StudySpec, trials: list[FrozenTrial], sampler: BaseSampler) -> FrozenTrial:
-    """What a sampler proposes for the next trial."""
-    in_memory, _ = History(spec).draw(len(trials), trials, {}, sampler)
-    return in_memory.study._storage.get_trial(in_memory._trial_id)
+def _proposal(spec: StudySpec, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> dict[str, Any]:
+    """The parameters that a sampler proposes for the next trial."""
+    return History(spec).draw(len(trials), trials, {}, sampler)[0].params
 
 
-def _with_result(spec: StudySpec, number: int, drawn: FrozenTrial) -> FrozenTrial:
+def _run(spec: StudySpec, number: int, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> FrozenTrial:
+    """A trial that a sampler draws, with an arbitrary result, of which the sampler is told."""
+    in_memory, _ = History(spec).draw(number, trials, {}, sampler)
+    drawn = in_memory.study._storage.get_trial(in_memory._trial_id)
     values = [derive(number, name) % 1000 / 1000 for name in spec.objective]
+    sampler.after_trial(in_memory.study, drawn, TrialState.COMPLETE, values)
     ended = create_trial(
         state=TrialState.COMPLETE,
         values=values,

@@ -93,8 +93,10 @@ def _class_in(module: ModuleType, kind: str, package: str, name: str | None) -> 
 
 
 def _missing(package: str, error: ImportError) -> UserError:
-    needed = f"pip install {error.name}" if error.name else reason(error)
-    return UserError(f"{package} of OptunaHub needs a package that is not installed: {needed}")
+    absent = error.name if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name else None
+    if absent:
+        return UserError(f"{package} of OptunaHub needs a package that is not installed: pip install {absent}")
+    return UserError(f"{package} of OptunaHub cannot be imported: {reason(error)}")
 
 
 def _unreachable(package: str, error: Exception) -> UserError:

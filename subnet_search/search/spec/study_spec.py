@@ -366,6 +366,4 @@ def check_passed(study: optuna.Study, identity: Mapping[str, str]) -> None:
         )
     for part, what in (("network", "network"), ("weights", "weights of the network"), ("data", "data")):
         if part in before and before[part] != identity.get(part):
-            raise UserError(
-                f"the study {study.study_name!r} was started with other {what}: pass the same, or choose another name"
-            )
+            raise UserError(f"the {what} of the study {study.study_name!r} changed: pass the same, or choose another name")
