@@ -36,7 +36,7 @@ def check_sampler(spec: StudySpec) -> None:
     with guarded(f"{what} cannot draw trials of this study"):
         used = make_sampler(spec)
         for number in range(DRAWS + (spec.parallel or 0)):
-            trials.append(_run(spec, number, trials, used))
+            trials.append(_with_result(spec, number, trials, used))
         first, second = make_sampler(spec, len(trials)), make_sampler(spec, len(trials))
         seeded = _proposal(spec, trials, first) == _proposal(spec, trials, second)
         for sampler in (used, first):
@@ -56,7 +56,7 @@ def _proposal(spec: StudySpec, trials: Sequence[FrozenTrial], sampler: BaseSampl
     return History(spec).draw(len(trials), trials, {}, sampler)[0].params
 
 
-def _run(spec: StudySpec, number: int, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> FrozenTrial:
+def _with_result(spec: StudySpec, number: int, trials: Sequence[FrozenTrial], sampler: BaseSampler) -> FrozenTrial:
     """A trial that a sampler draws, with an arbitrary result, of which the sampler is told."""
     in_memory, _ = History(spec).draw(number, trials, {}, sampler)
     drawn = in_memory.study._storage.get_trial(in_memory._trial_id)

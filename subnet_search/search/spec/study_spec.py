@@ -89,7 +89,7 @@ class StudySpec(Settings):
     storage: str = DEFAULT_STORAGE
     """An Optuna storage URL: sqlite:///FILE for one machine, postgresql://... for many."""
     callbacks: dict[Literal["on_epoch", "on_trial"], str | dict[str, Any]] = {}
-    """Functions of yours that workers call, as `package.module:function`: `on_epoch` as function(study, trial, epoch) and
+    """Your own functions, called by the workers, as `package.module:function`: `on_epoch` as function(study, trial, epoch) and
     `on_trial` as function(study, trial), as in Optuna; or `{hub: callbacks/NAME, ...}`, a callback of OptunaHub."""
     artifacts: str | dict[str, Any] | None = None
     """Where files of trials are stored for other machines: a shared folder, such as `runs/artifacts`, or
@@ -355,7 +355,8 @@ def check_passed(study: optuna.Study, identity: Mapping[str, str]) -> None:
 
     identity: `StudySpec.identity` of what is passed now.
     """
-    before = study.user_attrs.get(PASSED) or {}
+    stored = study.user_attrs.get(PASSED)
+    before = stored if isinstance(stored, Mapping) else {}
     objects = [part for part in ("network", "data", "task") if part in before]
     if any(part not in identity for part in objects):
         call = ", ".join(f"{part}=..." for part in objects)

@@ -69,7 +69,7 @@ def run_study(
     on_epoch        function(study, trial, epoch), called after each epoch of a trial; an object (one worker) or its name,
                     `package.module:function`, in place of that in the spec's `callbacks`
     on_trial        function(study, trial), called after each trial, as Optuna's callbacks are. An error in either is a warning
-                    and is stored in the trial, which goes on
+                    and is stored in the trial, which continues
     storage         storage URL; this and the next three override the spec
     workers         number of workers; a single one runs in this process
     trials          finished trials at which the study ends, including those of earlier calls
