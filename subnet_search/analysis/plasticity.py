@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import Interrupted, UserError, shown
 from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.data import Batches, Data, load
 from subnet_search.evaluation.latency import on_threads
@@ -161,6 +161,9 @@ def plasticity(
     Raises UserError when the run is too short for the plan, and for a folder of another configuration.
     """
     config, passed = read_run(config, network, data, task)
+    for what, values in (("at", at), ("rate", rate)):
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise UserError(f"{what} takes a list of numbers, got {shown(values)}")
     plan, module, data = Plan(tuple(at), tuple(rate), epochs, regrow), passed.network, passed.data
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})

@@ -5,6 +5,7 @@ The configuration holds a placeholder for the network and the data, `python_obje
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Passed:
     on_epoch: Callable[..., Any] | None = None
     on_trial: Callable[..., Any] | None = None
 
+    @cached_property
     def identity(self) -> dict[str, str]:
         """Hashes of the network's structure, its weights and the data, of those that were passed."""
         found: dict[str, str | None] = {}

@@ -218,6 +218,8 @@ def test_compare_takes_objects_and_a_list_of_methods(net, xy):
     assert ss.compare(RUN, ["snip"], [0.3], network=net, data=xy, task=Margin(), seeds=1, name="margin") == of_a_task
     with pytest.raises(UserError, match="give lists of methods and densities, got 'snip'"):
         ss.compare(RUN, "snip", [0.3])
+    with pytest.raises(UserError, match="seeds is the number of runs of each method, 1 or more: got 0"):
+        ss.compare(RUN, ["snip"], [0.3], seeds=0)
     with pytest.raises(UserError, match="network is a Python object"):
         ss.compare(RUN, ["snip"], [0.3], network=net, data=xy, workers=2, name="two")
 
@@ -241,6 +243,8 @@ def test_plasticity_is_that_of_the_command(net, xy, capsys, tmp_path):
     records = ss.plasticity(run, 1, at=[0.25, 0.5], rate=[0.5], regrow=0, network=net, data=xy)
     assert [(record["at"], record["rate"]) for record in records] == [(0.25, 0.5), (0.5, 0.5)]
     assert (tmp_path / "runs/plasticity/plasticity.json").is_file()
+    with pytest.raises(UserError, match=r"^at takes a list of numbers, got 0\.5$"):
+        ss.plasticity(run, 1, at=0.5)
     named = {**run, "network": "own_of_tests:make", "data": "own_of_tests:data"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(named))
     words = ("--epochs", 1, "--at", "0.25,0.5", "--rate", 0.5, "--regrow", 0, "--no-plot", "--json")

@@ -229,7 +229,7 @@ class StudySpec(Settings):
 
     def identity(self) -> dict[str, str]:
         """What was passed as an object: hashes of the network and the data, and the class of the task. Stored in the study."""
-        return {**self.passed.identity(), **({"task": self.run.task.name} if is_object(self.run.task) else {})}
+        return {**self.passed.identity, **({"task": self.run.task.name} if is_object(self.run.task) else {})}
 
     @property
     def uses_history(self) -> bool:

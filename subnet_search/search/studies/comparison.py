@@ -42,7 +42,7 @@ def compare(
     `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
     failed, and Interrupted when `should_stop` returns true.
     """
-    if isinstance(extractors, str) or not isinstance(densities, Sequence):
+    if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
         raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
     read, passed = read_run(config, network, data, task)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)

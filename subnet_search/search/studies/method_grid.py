@@ -14,7 +14,7 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
 from subnet_search.core.task_metrics import TaskMetrics, leading_in
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
@@ -274,7 +274,9 @@ def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[st
 def make_grid(
     name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared", passed: Passed = NOTHING
 ) -> Grid:
-    """Make a grid and check all its configurations. Raises UserError for an invalid one."""
+    """Make a grid and check all its configurations. Raises UserError for an invalid one, and for less than one seed."""
+    if type(seeds) is not int or seeds < 1:
+        raise UserError(f"seeds is the number of runs of each method, 1 or more: got {shown(seeds)}")
     spec = check(Comparison, {"name": name, "run": run}).with_passed(passed)
     cells: list[Cell] = []
     recipes: dict[str, Recipe] = {}

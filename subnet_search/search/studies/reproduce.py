@@ -83,7 +83,7 @@ def retrain_trial(
     values, passed = put_objects(stored, network, data, task)
     given = {key for key, value in (("network", network), ("data", data), ("task", task)) if value is not None}
     if study is not None:
-        check_passed(study, dict.fromkeys(given, "") | passed.identity())
+        check_passed(study, dict.fromkeys(given, "") | passed.identity)
     check_imports(f"trial {trial.number}", imports_of({k: v for k, v in values.items() if k not in given}), allow_imports)
     config = check(RunConfig, values)
     subnet = run(
