@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 
@@ -12,7 +12,7 @@ from subnet_search.core.errors import UserError, reason, shown
 from subnet_search.core.imports import import_function
 from subnet_search.extraction.passed import Passed
 from subnet_search.search.engine.trial_lease import TrialLease
-from subnet_search.search.spec.hub import make_from_hub
+from subnet_search.search.spec.hub import class_from_hub, make_from_hub
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import database_of, scrub
 from subnet_search.search.storage.records import STOPPED
@@ -20,7 +20,10 @@ from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.write import add_attrs
 from subnet_search.training import Epoch
 
-ARGUMENTS = {"on_epoch": ("study", "trial", "epoch"), "on_trial": ("study", "trial")}
+ARGUMENTS: dict[Literal["on_epoch", "on_trial"], tuple[str, ...]] = {
+    "on_epoch": ("study", "trial", "epoch"),
+    "on_trial": ("study", "trial"),
+}
 
 log = logging.getLogger("subnet_search")
 
@@ -30,19 +33,28 @@ def import_callbacks(spec: StudySpec) -> Passed:
 
     Raises UserError for a name that cannot be imported, and for a function that does not take the arguments.
     """
+    check_callbacks(spec)
     found: dict[str, Any] = {}
-    for key, arguments in ARGUMENTS.items():
-        function = getattr(spec.passed, key)
-        if function is None and (named := spec.callbacks.get(key)):  # type: ignore[call-overload]
-            hub = not isinstance(named, str)
-            function = make_from_hub("callback", named, {}) if hub else import_function(named, f"callback {key}")
-        if function is not None:
-            check_callback(key, function, arguments)
-            found[key] = function
+    for key, named in spec.callbacks.items():
+        if getattr(spec.passed, key) is None:
+            found[key] = import_function(named, key) if isinstance(named, str) else make_from_hub("callback", named)
     return replace(spec.passed, **found)
 
 
-def check_callback(key: str, function: Any, arguments: tuple[str, ...]) -> None:
+def check_callbacks(spec: StudySpec) -> None:
+    """Raise UserError for callbacks that cannot be imported or called. No callback of OptunaHub is made: it may open a run."""
+    for key, arguments in ARGUMENTS.items():
+        function, named = getattr(spec.passed, key), spec.callbacks.get(key)
+        if function is None and isinstance(named, dict):
+            class_from_hub("callback", named)
+            continue
+        if function is None and named:
+            function = import_function(named, f"callback {key}")
+        if function is not None:
+            _check_callback(key, function, arguments)
+
+
+def _check_callback(key: str, function: Any, arguments: tuple[str, ...]) -> None:
     """Raise UserError unless `function` can be called with these arguments."""
     if not callable(function):
         raise UserError(f"{key} must be a function({', '.join(arguments)}) or package.module:function, got {shown(function)}")

@@ -29,8 +29,8 @@ def check_hub(kind: str, settings: Mapping[str, Any]) -> None:
         raise UserError("folder and ref exclude each other: ref is the commit, tag or branch to download")
 
 
-def make_from_hub(kind: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
-    """An object of the package's class, with the options in `settings`, and those `defaults` that the class takes.
+def class_from_hub(kind: str, settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class of a package, and the options in `settings`.
 
     Raises UserError if optunahub or what the package needs is not installed, the package cannot be downloaded, or an option
     is unknown.
@@ -40,14 +40,23 @@ def make_from_hub(kind: str, settings: Mapping[str, Any], defaults: Mapping[str,
     found = _class_in(module, kind, package, settings.get("class"))
     options = {key: value for key, value in settings.items() if key not in OWN}
     parameters = inspect.signature(found).parameters
-    open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    for key in options:
-        if key not in parameters and not open_ended:
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        for key in options.keys() - parameters.keys():
             raise unknown("option", key, parameters, where=f"{kind} {package}")
+    return found, options
+
+
+def make_from_hub(kind: str, settings: Mapping[str, Any], seed: int | None = None) -> Any:
+    """An object of the package's class; `seed` is passed if the class takes it and `settings` do not have it.
+
+    Raises UserError as `class_from_hub`, and if the class refuses the options.
+    """
+    package, (found, options) = settings["hub"], class_from_hub(kind, settings)
+    seeded = {"seed": seed} if seed is not None and "seed" in inspect.signature(found).parameters else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return found(**{key: value for key, value in defaults.items() if key in parameters} | options)
+            return found(**{**seeded, **options})
     except ImportError as error:
         raise _missing(package, error) from error
     except Exception as error:

@@ -15,7 +15,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, read_values
 from subnet_search.extraction.passed import PLACEHOLDER, put_objects, values_of
 from subnet_search.extraction.provenance import versions
-from subnet_search.search.engine.callbacks import ARGUMENTS, import_callbacks
+from subnet_search.search.engine.callbacks import ARGUMENTS, check_callbacks
 from subnet_search.search.engine.copies import adopt
 from subnet_search.search.engine.multiobjective_pruner import check_options
 from subnet_search.search.engine.sampler_check import check_sampler
@@ -87,7 +87,7 @@ def run_study(
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if count > 1 or cluster:
         _check_no_objects(spec)
-    import_callbacks(spec)  # raises UserError for one that cannot be called
+    check_callbacks(spec)
     allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
     if spec.identity():
         allowed += [PLACEHOLDER, spec.run.task.name]
