@@ -48,7 +48,7 @@ def check_callbacks(spec: StudySpec) -> None:
         if function is None and isinstance(named, dict):
             class_from_hub("callback", named)
             continue
-        if function is None and named:
+        if function is None and isinstance(named, str):
             function = import_function(named, f"callback {key}")
         if function is not None:
             _check_callback(key, function, arguments)
