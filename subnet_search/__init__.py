@@ -12,6 +12,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from subnet_search.analysis.plasticity import plasticity as plasticity
     from subnet_search.artifact import Subnetwork as Subnetwork
     from subnet_search.core.errors import RunError as RunError
     from subnet_search.core.errors import UserError as UserError
@@ -52,13 +53,17 @@ if TYPE_CHECKING:
     from subnet_search.search.engine.user_objective import report_to as report_to
     from subnet_search.search.engine.user_objective import suggest as suggest
     from subnet_search.search.queries.data_frame import to_dataframe as to_dataframe
+    from subnet_search.search.queries.queries import load_study as load_study
     from subnet_search.search.studies.comparison import compare as compare
+    from subnet_search.search.studies.comparison import sanity as sanity
+    from subnet_search.search.studies.reproduce import retrain_trial as retrain_trial
     from subnet_search.tasks import Task as Task
     from subnet_search.tasks import load_data as load_data
     from subnet_search.topology.masks import Masks as Masks
     from subnet_search.training import Recipe as Recipe
 
 _NAMES = {
+    "analysis.plasticity": "plasticity",
     "artifact": "Subnetwork",
     "core.errors": "RunError UserError",
     "core.search_domains": "Int OneOf Real",
@@ -75,7 +80,9 @@ _NAMES = {
     "search": "StudySpec run_study",
     "search.engine.user_objective": "report_to suggest",
     "search.queries.data_frame": "to_dataframe",
-    "search.studies.comparison": "compare",
+    "search.queries.queries": "load_study",
+    "search.studies.comparison": "compare sanity",
+    "search.studies.reproduce": "retrain_trial",
     "tasks": "Task load_data",
     "topology.masks": "Masks",
     "training": "Recipe",

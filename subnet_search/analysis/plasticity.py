@@ -15,20 +15,21 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from subnet_search.core.errors import Interrupted, UserError
+from subnet_search.core.errors import Interrupted, UserError, shown
 from subnet_search.core.tensor_files import load_tensors, write_atomically
 from subnet_search.data import Batches, Data, load
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.passed import read_run
 from subnet_search.extraction.provenance import identity_of
-from subnet_search.extraction.run_folder import RunFolder
+from subnet_search.extraction.run_folder import RunFolder, free_folder
 from subnet_search.extraction.session import make_network
 from subnet_search.extractors import Clock, Extractor, Paper, Paradigm
 from subnet_search.extractors.author import Change, Network
@@ -122,24 +123,38 @@ class Plan:
 
 
 def plasticity(
-    config: RunConfig,
-    plan: Plan,
-    out: str | Path,
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    epochs: int,
     *,
-    module: nn.Module | None = None,
-    data: Data | None = None,
+    at: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    rate: Sequence[float] = (0.2, 0.5, 0.8),
+    regrow: float = 0.5,
+    network: Any = None,
+    data: Any = None,
+    task: Any = None,
+    out: str | Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_branch: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the configuration's network dense, run the planned branches, and return a record of every branch.
+    """Measure the accuracy recovered after pruning during training: a record of every branch.
 
-    The configuration's extractor and its published settings are not used. Early stopping is off, since every branch is
-    compared with the dense run at the same step. `module` and `data` replace those of the configuration.
+    One dense run is pruned by magnitude at several points and rates, with and without regrowing weights, and each branch is
+    trained further.
 
-    The folder `out` gets config.yaml and plasticity.json. A call that was stopped, or that adds branches to the same
-    configuration, continues from these files.
-    on_step: called with the number of steps done and of all steps; on_branch: with every new record.
+    config      the run: a YAML file, its values, or a configuration; its extractor and that one's published settings are not
+                used, and early stopping is off, since every branch is compared with the dense run at the same step
+    epochs      of training after pruning
+    at          when to prune, as fractions of the run, 0 to 1
+    rate        fractions of all weights to prune, between 0 and 1
+    regrow      weights to regrow, as a fraction of each layer's kept weights; 0: no branches with regrowth
+    network, data, task
+                in place of those of the configuration: names, or objects as for `extract`; a module keeps its weights
+    out         folder for config.yaml and plasticity.json; a call that was stopped, or that adds branches to the same
+                configuration, continues from these files. Default: runs/plasticity, runs/plasticity-2, ...
+    on_step     called with the number of steps done and of all steps
+    on_branch   called with every new record
+
     Records: `at`, `step`, `rate`, `regrow`, `epochs`, `density`; validation accuracies `accuracy_before` pruning,
     `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned; pruned - after for a
     metric to be minimized), and `accuracy_unpruned` of the dense run at the same step with the `accuracy_difference`
@@ -147,23 +162,30 @@ def plasticity(
 
     Raises UserError when the run is too short for the plan, and for a folder of another configuration.
     """
+    config, passed = read_run(config, network, data, task)
+    for what, values in (("at", at), ("rate", rate)):
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise UserError(f"{what} takes a list of numbers, got {shown(values)}")
+    plan, module, data = Plan(tuple(at), tuple(rate), epochs, regrow), passed.network, passed.data
     recipe = config.recipe.resolve({}).model_copy(update={"patience": None, "explored": False})
     config = config.model_copy(update={"network": config.network.resolve(1.0), "recipe": recipe})
     given = {"network": module is not None, "data": data is not None and data.spec is None}
     given["task"] = isinstance(config.task, UserTask) and not config.task.by_name
-    folder = RunFolder(Path(out))
+    out = free_folder("plasticity") if out is None else Path(out)
+    folder = RunFolder(out)
     folder.check_free()
     data = data or load(config.data, config.task.kind_of_labels)
     with on_threads(recipe.threads):
-        net, spec = make_network(config, module, "keep", data, config.task.fitted(data, "cpu"))
+        init = str(config.network.init)
+        net, _ = make_network(config, module, init, data, config.task.fitted(data, "cpu"))
         per_epoch = Batches(data.train, None, None, recipe.batch_size, config.seed).steps_per_epoch
         branches = plan.branches(recipe.epochs, per_epoch)
         keys = ("network", "data", *([] if config.task == Classification() else ["task"]), "recipe", "seed")
         wanted = {k: None if given.get(k) else config.dump()[k] for k in keys}
-        identity = identity_of(module, net, "keep" if spec is None else str(spec.init), data)
+        identity = identity_of(module, net, init, data)
         with folder.locked():
             name = folder.prepare(wanted, True, identity)
-            experiment = _Experiment(config, net, data.to(recipe.device), Path(out), name, on_step, should_stop)
+            experiment = _Experiment(config, net, data.to(recipe.device), out, name, on_step, should_stop)
             return experiment.run(branches, on_branch or (lambda record: None))
 
 

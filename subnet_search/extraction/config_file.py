@@ -22,6 +22,13 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
 
     Raises UserError: one line with the file, the line, the key and the valid values.
     """
+    return check(model, *read_values(model, path, overrides))
+
+
+def read_values(
+    model: type[BaseModel], path: str | Path | None, overrides: Iterable[str] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of `read_config` and their locations, as `check` takes them, not validated yet."""
     found = Document({}) if path is None else _read_yaml(Path(path))
     values, locations = found.values, found.places
     for override in overrides:
@@ -31,7 +38,7 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
         put(values, key, read_text(text, f"the value of -s {key}").values)
         locations = {name: location for name, location in locations.items() if not name.startswith(f"{key}.")}
         locations[key] = f"-s {key}"  # without the value: it may be a secret
-    return check(model, typed(values, model), locations)
+    return typed(values, model), locations
 
 
 def check(model: type[M], values: Mapping[str, Any], locations: Mapping[str, str] | None = None) -> M:

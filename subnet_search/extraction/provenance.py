@@ -30,8 +30,8 @@ def _packages() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("subnet-search", "torch", "numpy")}
 
 
-def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data) -> dict[str, str | None]:
-    """Hashes of the network (`module` if given, else `made`) and of the data.
+def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data | None) -> dict[str, str | None]:
+    """Hashes of the network (`module` if given, else `made`) and of the data, if there is any.
 
     Weights drawn from the run's seed are not hashed: the configuration determines them.
     """
@@ -41,7 +41,7 @@ def identity_of(module: nn.Module | None, made: nn.Module, init: str, data: Data
         "network": structure,
         "weights": digest(tensors) if given or init == "keep" else None,
         "init": init if given else None,
-        "data": data.fingerprint,
+        "data": None if data is None else data.fingerprint,
     }
 
 

@@ -25,7 +25,8 @@ def config(extractor="gumbel", **recipe):
 
 
 def measured(out, plan=PLAN, settings=None, **more):
-    return plasticity(settings or config(), plan, out, module=mlp(), data=points(300), **more)
+    times = {"at": plan.at, "rate": plan.rates, "regrow": plan.regrow}
+    return plasticity(settings or config(), plan.epochs, **times, out=out, network=mlp(), data=points(300), **more)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import yaml
 
 import subnet_search as ss
 from subnet_search.analysis import plots
-from subnet_search.analysis.plasticity import Plan, plasticity
+from subnet_search.analysis.plasticity import plasticity
 from subnet_search.cli import main
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics, is_fraction, leading_in
@@ -145,14 +145,14 @@ def test_what_is_refused_before_training(more, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_task_of_a_study_has_a_name():
+def test_a_task_object_stays_in_its_process():
     import depth_of_tests
 
     run = RunConfig(task=depth_of_tests.Depth())
-    with pytest.raises(UserError, match=r"workers import a study's task: give its name, package.module:Name"):
-        check(StudySpec, {"name": "toy", "run": run, "space": SPACE})
-    with pytest.raises(UserError, match="workers import a study's task"):
-        ss.compare(run, ["random"], [0.5])
+    with pytest.raises(UserError, match=r"^task is a Python object, which only this process has: run it with workers=1, or"):
+        ss.run_study(check(StudySpec, {"name": "toy", "run": run, "space": SPACE}), storage=URL, workers=2)
+    with pytest.raises(UserError, match=r"^task is a Python object"):
+        ss.compare(run, ["random"], [0.5], storage=URL, workers=2)
 
 
 def test_settings_of_a_task_are_searched():
@@ -316,7 +316,7 @@ def test_sanity_of_a_task(capsys):
 
 def test_plasticity_of_a_task(capsys):
     config = check(RunConfig, RUN)
-    (record,) = plasticity(config, Plan((0.5,), (0.5,), 1, 0.0), "p")
+    (record,) = plasticity(config, 1, at=[0.5], rate=[0.5], regrow=0, out="p")
     assert record["rmse_won_back"] == record["rmse_pruned"] - record["rmse_after"]
     assert record["rmse_difference"] == record["rmse_after"] - record["rmse_unpruned"]
     assert yaml.safe_load(Path("p/config.yaml").read_text())["task"] == {"name": TASK_NAME}

@@ -5,7 +5,8 @@ import pytest
 from optuna.storages import RDBStorage
 from sqlalchemy import inspect
 
-from subnet_search.search.storage.optuna_private import METRIC_NAMES, CachedStorage, models
+from subnet_search.search.engine.sampler_check import WARM_STARTS
+from subnet_search.search.storage.optuna_private import METRIC_NAMES, CachedStorage, LazyRandomState, models
 
 TABLES = {
     models.StudyModel: ("study_id", "study_name"),
@@ -46,6 +47,18 @@ def test_the_attributes_of_studies_and_storages():
     assert study.ask()._trial_id >= 0
     study.set_metric_names(["accuracy"])
     assert study._storage.get_study_system_attrs(study._study_id) == {METRIC_NAMES: ["accuracy"]}
+
+
+def test_a_callback_can_stop_a_study_outside_of_optimize():
+    study = optuna.create_study(storage="sqlite://")
+    study._thread_local.in_optimize_loop = True
+    study.stop()
+    assert study._stop_flag is True
+
+
+def test_where_samplers_keep_random_numbers_and_the_starts_of_fits():
+    assert isinstance(optuna.samplers.TPESampler()._rng, LazyRandomState)
+    assert vars(optuna.samplers.GPSampler()).keys() >= set(WARM_STARTS)
 
 
 def test_the_version():

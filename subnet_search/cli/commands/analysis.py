@@ -36,18 +36,17 @@ def plasticity(
     the recipe; published settings of its extractor are not used. With --out, branches that are in the folder are not run
     again.
     """
-    from subnet_search.analysis.plasticity import Plan
     from subnet_search.analysis.plasticity import plasticity as run
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.extraction.run_folder import free_folder
 
-    plan = Plan(numbers("--at", at), numbers("--rate", rate), epochs, regrow)
+    points, rates = numbers("--at", at), numbers("--rate", rate)
     settings = read_config(RunConfig, config, set_ or ())
     folder = out or free_folder("plasticity")
     leading = settings.task.leading
     with _follow(json, f"the same command with --out {folder}", leading) as callbacks:
-        records = run(settings, plan, folder, **callbacks)
+        records = run(settings, epochs, at=points, rate=rates, regrow=regrow, out=folder, **callbacks)
     if json:
         format.print_json(records)
     else:

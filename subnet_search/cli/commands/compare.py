@@ -125,7 +125,7 @@ def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> d
 
     url = storage or grid.spec.storage
     study = prepare_grid(grid, url)
-    progress = study_progress(lambda: trial_rows(study), spec_of(study).trials, quiet, grid.spec.task_metrics)
+    progress = study_progress(lambda: trial_rows(study), spec_of(study, grid.spec).trials, quiet, grid.spec.task_metrics)
     with stop_on_signal("continue with the same command") as should_stop, progress:
         cells = run_grid(grid, url, workers, should_stop)
     return comparison_record(grid, cells)

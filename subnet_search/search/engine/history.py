@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -40,10 +41,15 @@ class History:
         self.own: int | None = None  # the trial drawn last, which also reports its values here
         self._reset()
 
-    def draw(self, number: int, trials: Sequence[FrozenTrial], fixed: Mapping[str, Any]) -> tuple[optuna.Trial, dict[str, Any]]:
-        """Draw trial `number`, with the given `fixed` parameters; returns it with a value for every searched key."""
+    def draw(
+        self, number: int, trials: Sequence[FrozenTrial], fixed: Mapping[str, Any], sampler: BaseSampler | None = None
+    ) -> tuple[optuna.Trial, dict[str, Any]]:
+        """Draw trial `number`, with the given `fixed` parameters; returns it with a value for every searched key.
+
+        sampler: default: a new one of the spec, seeded by the number
+        """
         self._update(number, trials)
-        self.study.sampler = make_sampler(self.spec, number)
+        self.study.sampler = sampler or make_sampler(self.spec, number)
         if fixed:
             self.study.enqueue_trial(dict(fixed))
         trial = self.study.ask()

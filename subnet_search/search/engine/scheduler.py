@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.rng import derive
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check
+from subnet_search.extraction.passed import config_like
 from subnet_search.extraction.provenance import versions
 from subnet_search.search.engine.history import History, sees_end
 from subnet_search.search.engine.trial_lease import TrialLease, requeue
@@ -154,7 +154,8 @@ class Scheduler:
         fixed = trial.params if before.config else trial.system_attrs.get("fixed_params", trial.params)
         in_memory, values = self.history.draw(trial.number, trials, fixed)
         try:
-            config = check(RunConfig, before.config) if before.config else self._config(trial.number, values, before.cell)
+            stored = before.config
+            config = config_like(self.spec.run, stored) if stored else self._config(trial.number, values, before.cell)
         except UserError as error:
             set_attrs(self.storage, trial._trial_id, {"reason": str(error)})
             self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)

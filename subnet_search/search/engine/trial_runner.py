@@ -25,6 +25,7 @@ from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
 from subnet_search.extraction.session import check_storable
 from subnet_search.nets import build, is_ours
+from subnet_search.search.engine.callbacks import after_epoch
 from subnet_search.search.engine.heartbeat import send_heartbeats
 from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
@@ -88,7 +89,7 @@ class _Trial:
 
     def __init__(self, lease: TrialLease, spec: StudySpec, data: Data, lost: threading.Event) -> None:
         self.lease, self.spec, self.data, self.lost = lease, spec, data, lost
-        self.config = lease.config
+        self.config, self.module = lease.config, spec.passed.network
         self.names = list(dict.fromkeys([*spec.objective, *(bound.name for bound in spec.bounds)]))
         self.pruner = "none" if REPEATS in lease.attrs or spec.compares else spec.pruner["name"]
         epochs = self.config.recipe.epochs
@@ -98,12 +99,13 @@ class _Trial:
         self.watched = spec.objective[0] if len(spec.objective) == 1 and spec.objective[0] in metrics.measures else None
         self.rungs = rungs(spec, epochs) if self.pruner == "rungs" else ()
         self.rung_values: dict[str, list[float]] = dict(lease.attrs.get("rungs", {}))
+        self.on_epoch = after_epoch(lease, spec.passed.on_epoch)
         self.unreplayed = dict(lease.reports) if self.pruner not in ("none", "wilcoxon") else {}  # reports of earlier workers
 
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if "bytes" in self.names:
             check_storable(self.config, str(self.config.resolve().network.init))
-        self._constrain(before_training(self.config, self.data) if self.spec.bounds else {}, "before training")
+        self._constrain(before_training(self.config, self.data, self.module) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.lease.attrs.get("seeds", []))
         record: dict[str, Any] = dict(self.lease.attrs.get("first", {}))
@@ -133,12 +135,14 @@ class _Trial:
             folder = folder / f"seed-{index}"
 
         def check_topology(masks: Masks) -> None:
-            self._constrain(of_topology(self.config, self.data, masks), "by the initial topology")
+            self._constrain(of_topology(self.config, self.data, masks, self.module), "by the initial topology")
 
         subnet = run(
             config,
             folder,
             resume=True,
+            module=self.module,
+            init=str(config.network.init),
             data=self.data,
             save=False,
             leased=True,
@@ -149,7 +153,9 @@ class _Trial:
         )
         names = dict.fromkeys([*self.names, *(["flops_ratio"] if "flops" in (config.target or ()) else ())])
         outputs = config.task.outputs(self.data)
-        net = None if is_ours(config.network.name) else build(config.network, self.data.shape, outputs, config.seed)
+        net = self.module
+        if net is None and not is_ours(config.network.name):
+            net = build(config.network, self.data.shape, outputs, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
             self.lease.constrain(bound.name, bound.violation(measured[bound.name]))
@@ -176,6 +182,7 @@ class _Trial:
         quality = epoch.metrics[self.metrics.val]
         shown = in_words(self.metrics.leading, "validation"), quality
         log.info("epoch %d: %s %.4f, density %.4f", epoch.epoch, *shown, epoch.density)
+        self.on_epoch(epoch)
         # Values are comparable only once the target density is reached.
         if not epoch.reached:
             return

@@ -14,6 +14,7 @@ from subnet_search.data.imported import check_import
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import versions
 from subnet_search.extraction.run_folder import drop_checkpoints
+from subnet_search.search.engine.callbacks import after_trial, import_callbacks
 from subnet_search.search.engine.copies import adopt
 from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
@@ -41,6 +42,7 @@ def run_worker(
     allow_imports: Collection[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     objective: Objective = run_trial,
+    like: StudySpec | None = None,
 ) -> list[int]:
     """Run trials until the study is finished; returns the numbers of the trials that ended in this worker.
 
@@ -49,17 +51,20 @@ def run_worker(
     wait            seconds to wait for a storage that does not respond at first
     allow_imports   names or modules that the study may import
     should_stop     when it returns True, the running trial writes a checkpoint and is requeued
+    like            a spec with the Python objects that were passed to the study
 
     The worker stays while other workers run trials, to take over those that they lose. A failed trial is stored with its
     reason. Raises RunError after five failures in a row (except in a comparison), Interrupted when stopped, and UserError
-    for an import that is not allowed, before importing anything, and for data whose function cannot be imported.
+    for an import that is not allowed, before importing anything, and for data or callbacks that cannot be imported.
     """
     should_stop = _latched(should_stop)
     storage = open_storage(url, wait=wait)
     with guarded(f"the study {name!r} in {safe_url(url)}"):
-        spec, scheduler = patiently(_open_study, name, storage, trials, allow_imports)
-    for source in _data_sets(spec):
+        spec, scheduler = patiently(_open_study, name, storage, trials, allow_imports, like)
+    given = spec.passed.data
+    for source in _data_sets(spec) if given is None else ():
         check_import(source)
+    spec = spec.with_passed(import_callbacks(spec))
     if spec.artifacts is not None:
         from subnet_search.search.engine.artifact_store import open_store
 
@@ -81,7 +86,7 @@ def run_worker(
             continue
         pause = POLL_SECONDS[0]
         ending = _run_and_store(
-            lease, spec, objective, lambda config: data(config.data, config.task.kind_of_labels), should_stop
+            lease, spec, objective, lambda config: given or data(config.data, config.task.kind_of_labels), should_stop
         )
         if ending is None:
             continue
@@ -101,10 +106,12 @@ def _data_sets(spec: StudySpec) -> Iterator[str]:
             yield from (name for name in names if isinstance(name, str))
 
 
-def _open_study(name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str]) -> tuple[StudySpec, Scheduler]:
+def _open_study(
+    name: str, storage: BaseStorage, trials: int | None, allowed: Collection[str], like: StudySpec | None
+) -> tuple[StudySpec, Scheduler]:
     """Load the study and its spec, and make the scheduler."""
     study = load_study(name, storage)
-    spec = trusted_spec_of(study, allowed)
+    spec = trusted_spec_of(study, allowed, like)
     adopt(study)
     started: dict[str, str] = study.user_attrs.get("versions", {})
     changed = [f"{key} {started[key]}, here {now}" for key, now in versions().items() if started.get(key, now) != now]
@@ -130,6 +137,7 @@ def _run_and_store(
             from subnet_search.search.engine.artifact_store import forget
 
             forget(lease, spec)
+        after_trial(lease, spec.passed.on_trial)
         return ending
     except LeaseLost:
         log.warning("trial %d was taken over by another worker", lease.number)

@@ -13,8 +13,10 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
+from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage, safe_url
+from subnet_search.search.storage.connect import load_study as find_study
 from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
 from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec, task_metrics
@@ -22,6 +24,18 @@ from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord,
 COLDER = (*COLD, "worker", "versions", "folder", "passes", "interruptions", "sha256", "seed", "seconds", "steps", "reason")
 ALWAYS = ("density", "sha256", "seconds", "seed", "reason")
 PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
+
+
+def load_study(name: str, storage: str | None = None) -> optuna.Study:
+    """A stored study, as `run_study` returns it, but with Optuna's default sampler. Imports nothing that the study names.
+
+    storage   a storage URL; default: sqlite:///runs/studies.db
+
+    Raises UserError if there is no such storage or study, with similar names.
+    """
+    url = storage or DEFAULT_STORAGE
+    with guarded(f"cannot load the study {name!r} from {safe_url(url)}"):
+        return find_study(name, open_storage(url))
 
 
 def list_studies(storage: BaseStorage) -> list[dict[str, Any]]:

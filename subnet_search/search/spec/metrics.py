@@ -30,7 +30,7 @@ from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.nets import NetworkSpec, build, left_whole, prunable
+from subnet_search.nets import NetworkSpec, build, left_whole, own_copy, prunable
 from subnet_search.tasks import Classification, Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
@@ -160,9 +160,10 @@ def at_epoch(epoch: Epoch) -> dict[str, float]:
     return epoch.metrics
 
 
-def before_training(config: RunConfig, data: Data) -> dict[str, float]:
+def before_training(config: RunConfig, data: Data, module: nn.Module | None = None) -> dict[str, float]:
     """The metrics of a resolved configuration that are certain before training.
 
+    module: the network, if it was passed as an object.
     For `unit: weight` only: density and parameters if the method has a density; also flops and flops_ratio if a rule
     allocates the density to the layers (exact to one weight a layer if weights are dropped in several steps).
     Raises UserError when the density cannot be allocated.
@@ -170,7 +171,7 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
     density = config.extractor.target_density
     if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
         return {}
-    net, _ = _blank(config, data)
+    net, _ = _blank(config, data, module)
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net, config.dense_layers).items()}
     counts = _counts(config.extractor, density, shapes)
     if counts is None:
@@ -178,12 +179,13 @@ def before_training(config: RunConfig, data: Data) -> dict[str, float]:
         kept = count(density, numel)
         whole = sum(net.get_parameter(name).numel() for name in left_whole(net, shapes))
         return {"density": kept / numel, "parameters": float(kept + whole)}
-    return of_topology(config, data, Masks({name: _first(counts[name], shape) for name, shape in shapes.items()}))
+    masks = Masks({name: _first(counts[name], shape) for name, shape in shapes.items()})
+    return of_topology(config, data, masks, module)
 
 
-def of_topology(config: RunConfig, data: Data, masks: Masks) -> dict[str, float]:
+def of_topology(config: RunConfig, data: Data, masks: Masks, module: nn.Module | None = None) -> dict[str, float]:
     """The metrics that the masks of a resolved configuration's network determine without its weights."""
-    net, example = _blank(config, data)
+    net, example = _blank(config, data, module)
     found = _of_cost(cost(net, masks, data.shape, example))
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -213,11 +215,12 @@ def _first(k: int, shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def _blank(config: RunConfig, data: Data) -> tuple[nn.Module, Any]:
-    """The network of a resolved configuration without its initial values, of which only the shapes are used; its inputs."""
+def _blank(config: RunConfig, data: Data, module: nn.Module | None) -> tuple[nn.Module, Any]:
+    """The network of a resolved configuration, or a copy of `module`, of which only the shapes are used; its inputs."""
     spec, outputs = config.network, config.task.outputs(data)
     options = {"init": "keep", "init_density": None, "state": None, "state_sha256": None}
-    net = _built(spec.model_copy(update=options).model_dump_json(), data.shape, outputs)
+    blank = spec.model_copy(update=options).model_dump_json()
+    net = _built(blank, data.shape, outputs) if module is None else own_copy(module)
     return net, inputs_sent(net, config.task, data.first(), spec.name, outputs)
 
 

@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 
 from subnet_search.core.errors import UserError, shown
 from subnet_search.core.rng import derive
+from subnet_search.search.spec.hub import make_from_hub
 from subnet_search.search.spec.study_spec import StudySpec
 
 T = TypeVar("T")
@@ -38,7 +39,11 @@ def make_sampler(spec: StudySpec, number: int = 0) -> BaseSampler:
         "nsga2": optuna.samplers.NSGAIISampler,
         "cmaes": optuna.samplers.CmaEsSampler,
     }
-    defaults: dict[str, Any] = {"seed": derive(spec.seed, "sampler", number) % 2**32}
+    seed = derive(spec.seed, "sampler", number) % 2**32
+    if spec.sampler["name"] == "hub":
+        made: BaseSampler = make_from_hub("sampler", spec.sampler, seed)
+        return made
+    defaults: dict[str, Any] = {"seed": seed}
     if spec.sampler["name"] == "tpe" and spec.searched.conditional:  # parameters of one branch are modelled together
         defaults |= {"multivariate": True, "group": True}
     return _made("sampler", spec.sampler, samplers[spec.sampler["name"]], defaults)

@@ -12,7 +12,7 @@ A parameter is named by its key. The name of a conditional parameter includes th
 `recipe.lr @granet|synflow`, so that each name has one domain in a study.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +23,11 @@ from subnet_search.core.errors import UserError, blaming, unknown
 from subnet_search.core.search_domains import Int, OneOf, Real
 from subnet_search.data import load
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check, with_values
+from subnet_search.extraction.config_file import with_values
+from subnet_search.extraction.passed import INIT, NOTHING, PLACEHOLDER, Passed, config_like, is_object
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field, trains_weights
-from subnet_search.nets import build
+from subnet_search.nets import build, own_copy
 from subnet_search.search.spec.space_parser import (
     LAYERS,
     METHOD,
@@ -52,6 +53,7 @@ class Space:
 
     def __init__(self, given: Mapping[str, Any], run: RunConfig, empty: bool = False) -> None:
         self.run = run
+        _check_objects(given, run)
         self.entries = [*method_entries(given, run), *layer_entries(given)]
         for key, value in given.items():
             if key not in (METHOD, LAYERS):
@@ -68,15 +70,17 @@ class Space:
     def searched(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.domain is not None]
 
-    def layers(self) -> list[str]:
+    def layers(self, passed: Passed = NOTHING) -> list[str]:
         """Module names of the layers for `density_per_layer`. Raises UserError if trials can have different units."""
         runs = [self.config(branch) for branch in self._branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:
             raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
-        run, data = runs[0], load(runs[0].data, runs[0].task.kind_of_labels)
+        run = runs[0]
+        data = load(run.data, run.task.kind_of_labels) if passed.data is None else passed.data
         outputs = run.task.outputs(data)
-        net = build(run.network.resolve(1.0, run.task.name), data.shape, outputs, 0)
+        module = passed.network
+        net = build(run.network.resolve(1.0, run.task.name), data.shape, outputs, 0) if module is None else own_copy(module)
         example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
         found = units_of(
             run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask), dense_layers=run.dense_layers
@@ -125,7 +129,7 @@ class Space:
         layers = {key.removeprefix(f"{LAYERS}."): value for key, value in values.items() if key.startswith(f"{LAYERS}.")}
         if layers:
             rest[f"{METHOD}.{layer_field(get_extractor(method))}"] = layers
-        return check(RunConfig, with_values(with_values(base, pinned), rest))
+        return config_like(self.run, with_values(with_values(base, pinned), rest))
 
     def words(self) -> dict[str, str]:
         """Parameters with their domains as text, for display and comparison."""
@@ -239,3 +243,15 @@ def own_rates(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     published = Recipe(**cls.published.recipe)
     return {"recipe.lr": published.lr, "recipe.weight_decay": published.weight_decay}
+
+
+def _check_objects(keys: Iterable[str], run: RunConfig) -> None:
+    """Raise UserError for keys of a space that have no effect, because the part of the run was passed as an object."""
+    objects = {part for part in ("network", "data") if getattr(run, part).name.startswith(f"{PLACEHOLDER}:")}
+    objects |= {"task"} if is_object(run.task) else set()
+    for key in keys:
+        part, _, name = key.partition(".")
+        if part in objects and not (part == "network" and name in INIT):
+            raise UserError(
+                f"space: the {part} was passed as a Python object, so {key} cannot be set or searched", f"space.{key}"
+            )

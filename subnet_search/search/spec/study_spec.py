@@ -5,27 +5,30 @@ import re
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import optuna
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from subnet_search.core.documents import read_json
-from subnet_search.core.errors import UserError, blaming, reading, unknown
+from subnet_search.core.errors import UserError, blaming, reading, shown, unknown
+from subnet_search.core.imports import IMPORT_PATH
 from subnet_search.core.redaction import remember
 from subnet_search.core.settings import Settings
 from subnet_search.core.task_metrics import TaskMetrics
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten, read_config, with_values
+from subnet_search.extraction.passed import Passed, config_like, is_object
+from subnet_search.search.spec.hub import check_hub
 from subnet_search.search.spec.metrics import Constraint, find_measure, parse_constraint
 from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.space_parser import LAYERS
 from subnet_search.search.storage.connect import DEFAULT_STORAGE
+from subnet_search.search.storage.records import PASSED
 from subnet_search.search.storage.retry import in_one_line
 from subnet_search.search.storage.trust import check_imports, imports_of_spec
-from subnet_search.tasks import Task, UserTask
 
-SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes")
+SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes", "hub")
 BUCKET = ("bucket", "endpoint_url", "region_name")  # keys that locate an S3 bucket
 PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
@@ -53,7 +56,8 @@ class StudySpec(Settings):
     """Bounds on metrics, as in `density: "<= 0.1"`. The best trial satisfies all of them; a trial that is certain
     to violate one is not trained."""
     sampler: Options = {"name": "tpe"}
-    """tpe, random, gp, nsga2 or cmaes, with Optuna's options."""
+    """tpe, random, gp, nsga2 or cmaes, with Optuna's options; or `{hub: samplers/NAME, folder: ...}`, a sampler of OptunaHub
+    (from `folder`, a copy of the registry's folder `package`, or downloaded), with its own options."""
     pruner: Options = {"name": "none"}
     """Stops trials early: hyperband, median or patient by the objective after each epoch, wilcoxon by the seeds of a trial
     (`repeats`), rungs for several objectives; with Optuna's options."""
@@ -84,10 +88,15 @@ class StudySpec(Settings):
     """Determines the sampler's draws and, with the trial number, the seed of each run."""
     storage: str = DEFAULT_STORAGE
     """An Optuna storage URL: sqlite:///FILE for one machine, postgresql://... for many."""
+    callbacks: dict[Literal["on_epoch", "on_trial"], str | dict[str, Any]] = {}
+    """Your own functions, called by the workers, as `package.module:function`: `on_epoch` as function(study, trial, epoch) and
+    `on_trial` as function(study, trial), as in Optuna; or `{hub: callbacks/NAME, ...}`, a callback of OptunaHub."""
     artifacts: str | dict[str, Any] | None = None
     """Where files of trials are stored for other machines: a shared folder, such as `runs/artifacts`, or
     `{bucket: NAME, endpoint_url: ..., region_name: ...}` (S3), with credentials from boto3's environment. null: not stored;
     one machine needs only its run folders."""
+
+    _passed: Passed = PrivateAttr(default_factory=Passed)
 
     @field_validator("storage", mode="before")
     @classmethod
@@ -106,7 +115,19 @@ class StudySpec(Settings):
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        return {"name": "none" if value is None else value} if not isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping):
+            return {"name": "none" if value is None else value}
+        return {"name": "hub", **value} if "hub" in value else value
+
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _importable(cls, value: Any) -> Any:
+        for key, function in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(function, Mapping) and "hub" in function:
+                check_hub("callback", function)
+            elif not (isinstance(function, str) and IMPORT_PATH.fullmatch(function)):
+                raise UserError(f"{key}: give package.module:function, or {{hub: callbacks/NAME}}, got {shown(function)}")
+        return value
 
     @field_validator("constraints", mode="before")
     @classmethod
@@ -132,7 +153,6 @@ class StudySpec(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
-        check_has_name(self.run.task)
         if "objective" not in self.model_fields_set:
             object.__setattr__(self, "objective", [self.task_metrics.val])
         with blaming("objective"):
@@ -144,6 +164,9 @@ class StudySpec(Settings):
             with blaming(f"{kind}.name"):
                 if options.get("name") not in valid:
                     raise unknown(kind, options.get("name"), valid)
+        if self.sampler["name"] == "hub":
+            with blaming("sampler.hub"):
+                check_hub("sampler", self.sampler)
         with blaming("pruner.name"):
             self._check_pruner(self.pruner["name"])
         with blaming("constraints"):
@@ -194,6 +217,21 @@ class StudySpec(Settings):
         return TaskMetrics.of(self.run.task)
 
     @property
+    def passed(self) -> Passed:
+        """The Python objects that the study's run and callbacks are, in the process that has them."""
+        return self._passed
+
+    def with_passed(self, passed: Passed) -> Self:
+        """A copy with these objects."""
+        found = self.model_copy()
+        found._passed = passed
+        return found
+
+    def identity(self) -> dict[str, str]:
+        """What was passed as an object: hashes of the network and the data, and the class of the task. Stored in the study."""
+        return {**self.passed.identity, **({"task": self.run.task.name} if is_object(self.run.task) else {})}
+
+    @property
     def uses_history(self) -> bool:
         """Whether a trial depends on the results of earlier trials."""
         return self.sampler["name"] != "random" or self.pruner["name"] != "none" or self.duplicates != "rerun"
@@ -232,15 +270,20 @@ class StudySpec(Settings):
 
     def to_json(self) -> str:
         """The spec as stored in the study, for `from_json`. The storage URL is left out: it may hold a password."""
-        values = self.model_dump(mode="json", exclude={"run", "storage"})
+        left_out = {"run", "storage"} | (set() if self.callbacks else {"callbacks"})
+        values = self.model_dump(mode="json", exclude=left_out)
         return json.dumps({**values, "run": self.run.given()})
 
     @classmethod
-    def from_json(cls, text: str) -> "StudySpec":
+    def from_json(cls, text: str, like: "StudySpec | None" = None) -> "StudySpec":
+        """A stored spec; `like` has the Python objects of the study, if there are any."""
         where = "the study's specification"
         with reading(where):
             values = read_json(text, where)
-            return check(cls if values["space"] else Comparison, values, {"": where})
+            if like and is_object(like.run.task):
+                values["run"] = {**values["run"], "task": like.run.task}
+            found = check(cls if values["space"] else Comparison, values, {"": where})
+            return found.with_passed(like.passed) if like else found
 
 
 class Comparison(StudySpec):
@@ -262,15 +305,7 @@ class Comparison(StudySpec):
         return Space({}, self.run, empty=True)
 
     def _config(self, values: Mapping[str, Any]) -> RunConfig:
-        return check(RunConfig, with_values(self.run.given(), values))
-
-
-def check_has_name(task: Task) -> None:
-    """Raise UserError for a task that was passed as an object: workers import it by its name."""
-    if isinstance(task, UserTask) and not task.by_name:
-        raise UserError(
-            f"workers import a study's task: give its name, package.module:Name, not the object {task.name}", "run.task"
-        )
+        return config_like(self.run, with_values(self.run.given(), values))
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudySpec:
@@ -282,8 +317,8 @@ def _is_layer(name: str) -> bool:
     return name.startswith(f"{LAYERS}.")
 
 
-def spec_of(study: optuna.Study) -> "StudySpec":
-    """The spec stored in a study, with the study's current name.
+def spec_of(study: optuna.Study, like: StudySpec | None = None) -> "StudySpec":
+    """The spec stored in a study, with the study's current name. like: a spec with the objects passed to the study.
 
     Raises UserError if the study has none, or one that this version cannot read.
     """
@@ -291,7 +326,7 @@ def spec_of(study: optuna.Study) -> "StudySpec":
     if text is None:
         raise UserError(f"the study {study.study_name!r} was not created by subnet-search, so it cannot be continued")
     try:
-        return StudySpec.from_json(json.dumps({**json.loads(text), "name": study.study_name}))
+        return StudySpec.from_json(json.dumps({**json.loads(text), "name": study.study_name}), like)
     except Exception as error:  # a damaged text can raise anything
         versions = study.user_attrs.get("versions")
         made = versions.get("subnet-search", "another version") if isinstance(versions, dict) else "another version"
@@ -300,11 +335,36 @@ def spec_of(study: optuna.Study) -> "StudySpec":
         ) from error
 
 
-def trusted_spec_of(study: optuna.Study, allowed: Collection[str]) -> "StudySpec":
-    """`spec_of`, for running the study. Raises UserError for an import that is not allowed, before importing anything."""
+def trusted_spec_of(study: optuna.Study, allowed: Collection[str], like: StudySpec | None = None) -> "StudySpec":
+    """`spec_of`, for running the study.
+
+    Raises UserError, before importing anything, for an import that is not allowed, and for objects that were passed to the
+    study and are not in `like`.
+    """
+    check_passed(study, like.identity() if like else {})
     try:
         names = imports_of_spec(json.loads(study.user_attrs.get("spec", "{}")))
     except (ValueError, AttributeError, TypeError):
-        return spec_of(study)  # raises the error
+        return spec_of(study, like)  # raises the error
     check_imports(f"the study {study.study_name!r}", names, allowed)
-    return spec_of(study)
+    return spec_of(study, like)
+
+
+def check_passed(study: optuna.Study, identity: Mapping[str, str]) -> None:
+    """Raise UserError if the study was started with Python objects that are missing in `identity`, or others.
+
+    identity: `StudySpec.identity` of what is passed now.
+    """
+    stored = study.user_attrs.get(PASSED)
+    before = stored if isinstance(stored, Mapping) else {}
+    objects = [part for part in ("network", "data", "task") if part in before]
+    if any(part not in identity for part in objects):
+        call = ", ".join(f"{part}=..." for part in objects)
+        was, it = ("was", "it") if len(objects) == 1 else ("were", "them")
+        raise UserError(
+            f"the {' and the '.join(objects)} of the study {study.study_name!r} {was} passed from Python: pass {it} again, "
+            f"as in ss.run_study(spec, {call}) or ss.retrain_trial(trial, study=study, {call})"
+        )
+    for part, what in (("network", "network"), ("weights", "weights of the network"), ("data", "data")):
+        if part in before and before[part] != identity.get(part):
+            raise UserError(f"the {what} of the study {study.study_name!r} changed: pass the same, or choose another name")

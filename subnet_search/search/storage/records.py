@@ -22,6 +22,7 @@ IMPORTED = "known"  # source of an imported result; the stored name is older tha
 REPEATS = "repeats"  # number of the trial that this one repeats with a new seed
 RETRIES = "retries"  # number of the failed trial that this one retries
 WITHDRAWN = "withdrawn"  # whether a queued trial is not to be run
+PASSED = "passed"  # of a study: hashes of the Python objects that were passed to it
 TASK = "task"  # of a study: the metrics of its task; absent for classification
 STOPPED = "stopped"  # whether the workers of a study start no more trials
 NOW = "now"  # value of STOPPED that also interrupts running trials

@@ -54,8 +54,16 @@ def imports_of(*values: Any) -> set[str]:
 
 
 def imports_of_spec(spec: Mapping[str, Any]) -> set[str]:
-    """The names that any trial of a study's specification, as plain values, could import."""
-    return imports_of(spec.get("run"), spec.get("space"))
+    """The names that the sampler, the callbacks or any trial of a study's specification, as plain values, could import."""
+    code = [spec.get("sampler"), *(spec.get("callbacks") or {}).values()]
+    hub = {hub_name(one) for one in code if isinstance(one, Mapping) and "hub" in one}
+    return imports_of(spec.get("run"), spec.get("space")) | hub | {one for one in code if isinstance(one, str) and ":" in one}
+
+
+def hub_name(settings: Mapping[str, Any]) -> str:
+    """A package of OptunaHub, as it is allowed by name: `optunahub:samplers/NAME`, or with the folder that it is in."""
+    folder = f"{settings['folder']}/" if settings.get("folder") else ""
+    return f"optunahub:{folder}{settings['hub']}"
 
 
 def check_imports(what: str, names: Collection[str], allowed: Collection[str]) -> None:

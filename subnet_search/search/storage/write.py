@@ -103,13 +103,24 @@ def end_trial(
         ended = {"state": state, "datetime_complete": now, "trial": trial_id, "token": f'%"token": "{token}"%'}
         if not connection.execute(_END, ended).rowcount:
             return False
-        for model, cells in ((models.TrialUserAttributeModel, attrs), (models.TrialSystemAttributeModel, noted)):
-            if cells:
-                table = model.__table__
-                connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(cells)))
-                write_rows(connection, model, attributes(cells, trial_id=trial_id))
+        _replace(connection, models.TrialUserAttributeModel, trial_id, attrs)
+        _replace(connection, models.TrialSystemAttributeModel, trial_id, noted)
         write_rows(connection, models.TrialValueModel, _values(trial_id, values))
     return True
+
+
+def add_attrs(database: RDBStorage, trial_id: int, attrs: Mapping[str, Any]) -> None:
+    """Write user attributes of a trial that has ended, which Optuna refuses."""
+    with database.engine.begin() as connection:
+        _replace(connection, models.TrialUserAttributeModel, trial_id, attrs)
+
+
+def _replace(connection: Connection, model: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
+    """Write attributes of a trial in place of those of the same keys."""
+    if attrs:
+        table = model.__table__
+        connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key.in_(attrs)))
+        write_rows(connection, model, attributes(attrs, trial_id=trial_id))
 
 
 def write_rows(connection: Connection, model: Any, rows: list[dict[str, Any]]) -> None:

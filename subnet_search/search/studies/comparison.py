@@ -1,13 +1,13 @@
-"""Methods compared from Python, as `subnet-search compare` does."""
+"""Methods compared from Python, as `subnet-search compare` and `sanity` do."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subnet_search.core.errors import RunError
+from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check, read_config
-from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, table_rows
+from subnet_search.extraction.passed import read_run
+from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, sanity_grid, table_rows
 
 
 def compare(
@@ -15,6 +15,9 @@ def compare(
     extractors: Sequence[str],
     densities: Sequence[float],
     *,
+    network: Any = None,
+    data: Any = None,
+    task: Any = None,
     seeds: int = 3,
     name: str = "compare",
     storage: str | None = None,
@@ -27,6 +30,8 @@ def compare(
     config      the run that all of them vary: a YAML file, its values, or a configuration
     extractors  names of methods, or `package.module:Class`
     densities   fractions of the weights (or of what the configuration's target counts) that are kept
+    network, data, task
+                in place of those of the configuration: names, or objects as for `run_study`, which need one worker
     seeds       runs of each method and density, with the configuration's seed and those after it
     name        of the study; called again, it runs only what is new, and what has failed
     storage     an Optuna storage URL; default: sqlite:///runs/studies.db
@@ -37,10 +42,35 @@ def compare(
     `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
     failed, and Interrupted when `should_stop` returns true.
     """
-    if isinstance(config, str | Path):
-        config = read_config(RunConfig, Path(config), ())
-    config = config if isinstance(config, RunConfig) else check(RunConfig, dict(config))
-    grid = method_grid(name, config, extractors, densities, seeds, recipe)
+    if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
+        raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
+    read, passed = read_run(config, network, data, task)
+    grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
+    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
+
+
+def sanity(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    *,
+    network: Any = None,
+    data: Any = None,
+    task: Any = None,
+    seeds: int = 3,
+    name: str = "sanity",
+    storage: str | None = None,
+    workers: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Test whether it matters which weights a method keeps that prunes before training, as `subnet-search sanity` does.
+
+    The sanity checks of Frankle et al. 2021 (arXiv:2009.08576): the rows are the method (original), its mask shuffled within
+    each layer (shuffled), its mask with new initial weights (redrawn), the weights with the lowest scores (inverted, if the
+    method supports it), a random mask, and the dense network.
+
+    The arguments, the result and the errors are those of `compare`.
+    """
+    read, passed = read_run(config, network, data, task)
+    grid = sanity_grid(name, read, seeds, passed)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
 
 

@@ -3,24 +3,29 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
+from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.config_file import check, read_values
+from subnet_search.extraction.passed import PLACEHOLDER, put_objects, values_of
 from subnet_search.extraction.provenance import versions
+from subnet_search.search.engine.callbacks import ARGUMENTS, check_callbacks
 from subnet_search.search.engine.copies import adopt
 from subnet_search.search.engine.multiobjective_pruner import check_options
+from subnet_search.search.engine.sampler_check import check_sampler
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.samplers import make_pruner, make_sampler
 from subnet_search.search.spec.space_parser import LAYERS, METHOD
-from subnet_search.search.spec.study_spec import StudySpec, read_study, spec_of, trusted_spec_of
+from subnet_search.search.spec.study_spec import StudySpec, check_passed, read_study, spec_of, trusted_spec_of
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage, safe_url
 from subnet_search.search.storage.locks import exclusive
-from subnet_search.search.storage.records import STOPPED, TASK, task_metrics
+from subnet_search.search.storage.records import PASSED, STOPPED, TASK, task_metrics
 from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
@@ -38,8 +43,13 @@ class Cluster:
 
 
 def run_study(
-    spec: StudySpec | str | os.PathLike[str],
+    spec: StudySpec | Mapping[str, Any] | str | os.PathLike[str],
     *,
+    network: Any = None,
+    data: Any = None,
+    task: Any = None,
+    on_epoch: Callable[..., Any] | str | None = None,
+    on_trial: Callable[..., Any] | str | None = None,
     storage: str | None = None,
     workers: int | None = None,
     trials: int | None = None,
@@ -51,7 +61,15 @@ def run_study(
 ) -> optuna.Study:
     """Start a study, or continue it if the storage has one of this name; returns the Optuna study.
 
-    spec            a StudySpec, or the path of a YAML file
+    spec            the path of a YAML file, its values, or a StudySpec
+    network, data, task
+                    in place of those of the spec's `run`: names or settings, or the objects that `extract` takes. A module
+                    keeps its weights unless `network.init` is set or searched. Objects need one worker, in this process, and
+                    are passed again to continue the study: another network or other data is refused
+    on_epoch        function(study, trial, epoch), called after each epoch of a trial; an object (one worker) or its name,
+                    `package.module:function`, in place of that in the spec's `callbacks`
+    on_trial        function(study, trial), called after each trial, as Optuna's callbacks are. An error in either is a warning
+                    and is stored in the trial, which continues
     storage         storage URL; this and the next three override the spec
     workers         number of workers; a single one runs in this process
     trials          finished trials at which the study ends, including those of earlier calls
@@ -64,11 +82,16 @@ def run_study(
     Raises UserError if the stored study has another spec, and names the difference; Interrupted when stopped; RunError
     when five trials in a row fail, or the workers fail.
     """
-    spec = spec if isinstance(spec, StudySpec) else read_study(os.fspath(spec))
+    spec = _with_callbacks(_with_objects(spec, network, data, task), on_epoch, on_trial)
     url = storage or spec.storage
-    allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
-    study = prepare_study(spec, url, wait)
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
+    if count > 1 or cluster:
+        _check_no_objects(spec)
+    check_callbacks(spec)
+    allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
+    if spec.identity():
+        allowed += [PLACEHOLDER, spec.run.task.name]
+    study = prepare_study(spec, url, wait)
     common: dict[str, Any] = {"trials": budget, "timeout": limit, "allow_imports": allowed, "should_stop": should_stop}
     if cluster:
         from subnet_search.search.studies.ray_launcher import run_on_ray
@@ -79,11 +102,56 @@ def run_study(
         finally:
             release_lost_trials(study)
     elif count == 1:
-        run_worker(spec.name, url, wait=PATIENCE, **common)
+        run_worker(spec.name, url, wait=PATIENCE, like=spec, **common)
     else:
         run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
+
+
+def _with_objects(
+    spec: StudySpec | Mapping[str, Any] | str | os.PathLike[str], network: Any, data: Any, task: Any
+) -> StudySpec:
+    """The checked spec, with the network, data and task in place of those of its run."""
+    nothing = network is None and data is None and task is None
+    if isinstance(spec, StudySpec):
+        if nothing:
+            return spec
+        values, places = {**spec.model_dump(exclude_unset=True), "run": values_of(spec.run)}, dict[str, str]()
+    elif isinstance(spec, Mapping):
+        values, places = dict(spec), {}
+    elif isinstance(spec, str | os.PathLike):
+        values, places = read_values(StudySpec, os.fspath(spec))
+    else:
+        raise UserError(f"a study is a path, a mapping or a StudySpec, got {shown(spec)}")
+    if nothing:
+        return check(StudySpec, values, places)
+    run = values.get("run", {})
+    run = values_of(run) if isinstance(run, RunConfig) else run
+    if not isinstance(run, Mapping):
+        raise UserError(f"run: give keys and values, got {shown(run)}")
+    values["run"], passed = put_objects(run, network, data, task)
+    return check(StudySpec, values, places).with_passed(passed)
+
+
+def _with_callbacks(spec: StudySpec, on_epoch: Any, on_trial: Any) -> StudySpec:
+    """The spec with the callbacks: names become part of it, objects are passed."""
+    given = {key: one for key, one in (("on_epoch", on_epoch), ("on_trial", on_trial)) if one is not None}
+    names = {key: one for key, one in given.items() if isinstance(one, str)}
+    if names:
+        passed, values = spec.passed, {**spec.model_dump(exclude_unset=True), "run": spec.run}
+        spec = check(type(spec), {**values, "callbacks": {**spec.callbacks, **names}}).with_passed(passed)
+    return spec.with_passed(replace(spec.passed, **{key: one for key, one in given.items() if key not in names}))
+
+
+def _check_no_objects(spec: StudySpec) -> None:
+    """Raise UserError for objects, which no other process can have."""
+    callbacks = [key for key in ARGUMENTS if getattr(spec.passed, key) is not None]
+    for part in [*(part for part in ("network", "data", "task") if part in spec.identity()), *callbacks]:
+        raise UserError(
+            f"{part} is a Python object, which only this process has: run it with workers=1, or give an import path, "
+            "package.module:name, for any number of workers"
+        )
 
 
 def find_spec(
@@ -117,8 +185,8 @@ def prepare_study(spec: StudySpec, url: str, wait: float = 0) -> optuna.Study:
 
 def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
     if spec.space.get(LAYERS) is True:
-        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: spec.searched.layers()}})
-        spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run})
+        spec = spec.model_copy(update={"space": {**spec.space, LAYERS: spec.searched.layers(spec.passed)}})
+        spec = type(spec).model_validate(spec.model_dump() | {"run": spec.run}).with_passed(spec.passed)
     make_sampler(spec), make_pruner(spec)  # raises UserError for an invalid option
     if spec.pruner["name"] == "rungs":
         check_options(spec)
@@ -135,7 +203,8 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
             return _make_study(spec, store)
     study = load_study(spec.name, store)
     adopt(study)
-    if differences := spec_of(study).differences(spec):
+    check_passed(study, spec.identity())
+    if differences := spec_of(study, spec).differences(spec):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
             f"the study {spec.name!r} exists with another specification: {differences[0]}{more}; choose another name"
@@ -165,10 +234,13 @@ def _check_reach(spec: StudySpec) -> None:
 
 def _make_study(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Study:
     _check_reach(spec)
+    check_sampler(spec)
     study = optuna.create_study(study_name=spec.name, storage=store, directions=spec.directions)
     try:
         study.set_user_attr("folder", new_folder(spec.name))
         study.set_user_attr("versions", versions())
+        if identity := spec.identity():
+            study.set_user_attr(PASSED, identity)
         _note_metrics(study, spec)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -190,5 +262,5 @@ def _note_metrics(study: optuna.Study, spec: StudySpec) -> None:
 
 def _is_half_made(study: optuna.Study) -> bool:
     """Whether a study is empty because its process was killed before writing the spec, which is written last."""
-    attrs = study.user_attrs.keys()
-    return attrs <= {"folder", "versions", "space", TASK} and ("folder" in attrs or not study.get_trials(deepcopy=False))
+    attrs, early = study.user_attrs.keys(), {"folder", "versions", "space", TASK, PASSED}
+    return attrs <= early and ("folder" in attrs or not study.get_trials(deepcopy=False))

@@ -15,15 +15,16 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
 from subnet_search.core.task_metrics import TaskMetrics, leading_in
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
+from subnet_search.extraction.passed import NOTHING, Passed, config_like
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.search_space import own_rates
-from subnet_search.search.spec.study_spec import Comparison, check_has_name, spec_of
+from subnet_search.search.spec.study_spec import Comparison, spec_of
 from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
@@ -127,14 +128,14 @@ def method_grid(
     densities: Sequence[float],
     seeds: int,
     recipe: Choice = "shared",
+    passed: Passed = NOTHING,
 ) -> Grid:
-    """A grid of methods at densities, and the dense network.
+    """A grid of methods at densities, and the dense network. passed: the network and data that were passed as objects.
 
     The configuration's own method has the hyperparameters set there, the others their defaults. Epochs and batch size are
     the same for all; `recipe_changes` sets the rest of the recipe. A density is a fraction of units, or of what the
     configuration's target counts. Raises UserError for a method without a density.
     """
-    check_has_name(config.task)
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
     arms = []
@@ -147,7 +148,7 @@ def method_grid(
             arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
     arms.append(dense_arm(recipe_changes("random", given, recipe)))
     budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
-    return make_grid(name, check(RunConfig, with_values(given, budget)), arms, seeds, recipe)
+    return make_grid(name, config_like(config, with_values(given, budget)), arms, seeds, recipe, passed)
 
 
 def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
@@ -176,13 +177,12 @@ def _pinned(given: Iterable[str], wanted: Mapping[str, Any], keys: Iterable[str]
     return {f"recipe.{key}": wanted.get(key, default[key].default) for key in dict.fromkeys(keys) if key not in taken}
 
 
-def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
+def sanity_grid(name: str, config: RunConfig, seeds: int, passed: Passed = NOTHING) -> Grid:
     """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that prunes before training.
 
     All arms have the method's density and recipe: the configuration's keys, then the method's published settings.
     Raises UserError for other methods.
     """
-    check_has_name(config.task)
     method, given = config.extractor, config.given()
     density = method.target_density
     if not only_begins(type(method)):
@@ -204,7 +204,7 @@ def sanity_grid(name: str, config: RunConfig, seeds: int) -> Grid:
     keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
     recipe = _pinned(given.get("recipe", {}), published, keys)
     arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
-    return make_grid(name, check(RunConfig, given), [*arms, dense_arm(recipe)], seeds)
+    return make_grid(name, config, [*arms, dense_arm(recipe)], seeds, passed=passed)
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
@@ -233,7 +233,7 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
 def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
     """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
     study = prepare_grid(grid, url)
-    budget = spec_of(study).trials  # all cells of the study, including earlier grids
+    budget = spec_of(study, grid.spec).trials  # all cells of the study, including earlier grids
     imports = sorted(imports_of(grid.spec.run.given(), *(cell.arm.changes for cell in grid.cells)))
     study = run_study(grid.spec, storage=url, workers=workers, trials=budget, allow_imports=imports, should_stop=should_stop)
     return cell_records(study, grid)
@@ -275,9 +275,13 @@ def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[st
     ]
 
 
-def make_grid(name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared") -> Grid:
-    """Make a grid and check all its configurations. Raises UserError for an invalid one."""
-    spec = check(Comparison, {"name": name, "run": run})
+def make_grid(
+    name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared", passed: Passed = NOTHING
+) -> Grid:
+    """Make a grid and check all its configurations. Raises UserError for an invalid one, and for less than one seed."""
+    if type(seeds) is not int or seeds < 1:
+        raise UserError(f"seeds is the number of runs of each method, 1 or more: got {shown(seeds)}")
+    spec = check(Comparison, {"name": name, "run": run}).with_passed(passed)
     cells: list[Cell] = []
     recipes: dict[str, Recipe] = {}
     masks_alone: dict[str, None] = {}
@@ -319,7 +323,7 @@ def _key_of(trial: FrozenTrial, spec: Comparison) -> str:
     record = TrialRecord(trial)
     try:
         if record.config:  # complete, so that a changed default makes another key
-            return configuration_key(check(RunConfig, record.config), with_seed=True)
+            return configuration_key(config_like(spec.run, record.config), with_seed=True)
         return configuration_key(spec.config(record.cell.values).resolve(), with_seed=True) if record.cell else ""
     except UserError:
         return ""

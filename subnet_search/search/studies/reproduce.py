@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.mask_file import load_masks
@@ -14,9 +16,10 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
+from subnet_search.extraction.passed import put_objects
 from subnet_search.extractors import Clock
-from subnet_search.search.spec.study_spec import spec_of
-from subnet_search.search.storage.records import TrialRecord
+from subnet_search.search.spec.study_spec import check_passed
+from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.trust import check_imports, imports_of
 from subnet_search.training import Epoch
 
@@ -45,9 +48,12 @@ class Reproduction:
 
 def retrain_trial(
     trial: FrozenTrial,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     study: optuna.Study | None = None,
+    network: nn.Module | None = None,
+    data: Any = None,
+    task: Any = None,
     resume: bool = False,
     weights: str | None = None,
     allow_imports: Collection[str] = (),
@@ -59,7 +65,11 @@ def retrain_trial(
 
     Floating-point results can differ on another kind of machine; `same` is then False and `overlap` measures the difference.
 
-    study           used to download the trial's masks from its artifacts if the run folder is not on this machine
+    out             run folder; default: nothing is written
+    study           used to download the trial's masks from its artifacts if the run folder is not on this machine, and to check
+                    the objects
+    network, data, task
+                    the objects that were passed to the study, if there were any
     weights         `values` or `seed`: what the file stores; default: as in the study. It does not change the result
     allow_imports   names or modules that the trial's configuration may import
 
@@ -69,14 +79,28 @@ def retrain_trial(
     if record.config is None:
         reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
         raise RunError(f"trial {trial.number} has no configuration: {reason}")
-    check_imports(f"trial {trial.number}", imports_of(record.config), allow_imports)
-    config = check(RunConfig, record.config)
-    config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
-    subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
+    stored = {**record.config, **({"weights": weights} if weights else {})}
+    values, passed = put_objects(stored, network, data, task)
+    given = {key for key, value in (("network", network), ("data", data), ("task", task)) if value is not None}
+    if study is not None:
+        check_passed(study, dict.fromkeys(given, "") | passed.identity)
+    check_imports(f"trial {trial.number}", imports_of({k: v for k, v in values.items() if k not in given}), allow_imports)
+    config = check(RunConfig, values)
+    subnet = run(
+        config,
+        out,
+        resume=resume,
+        module=passed.network,
+        init=str(config.network.init),
+        data=passed.data,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        should_stop=should_stop,
+    )
     expected = record.sha256
     same = None if expected is None else subnet.sha256 == expected
     masks = record.folder / "masks.safetensors"
-    if study is not None and not masks.is_file() and spec_of(study).artifacts is not None:
+    if study is not None and not masks.is_file() and plain_spec(study).get("artifacts") is not None:
         from subnet_search.search.engine.artifact_store import fetch
 
         try:

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.parameter_names import by_key
-from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check, flatten
+from subnet_search.extraction.config_file import flatten
+from subnet_search.extraction.passed import config_like
 from subnet_search.search.engine.scheduler import configuration_key
 from subnet_search.search.spec.metrics import measures_of
 from subnet_search.search.spec.space_parser import METHOD, Entry, stored, value_of
@@ -138,7 +138,7 @@ def _as_imported(trial: FrozenTrial, names: Any, source: str, spec: StudySpec) -
 
     spec.searched.choose(take)
     if spec.duplicates != "rerun" and (config := TrialRecord(trial).config):
-        attrs["key"] = configuration_key(check(RunConfig, config))
+        attrs["key"] = configuration_key(config_like(spec.run, config))
     return create_trial(
         state=TrialState.COMPLETE,
         values=[measured[name] for name in spec.objective],
