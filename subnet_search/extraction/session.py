@@ -185,7 +185,9 @@ def make_network(
             _gated(net, config, inputs_sent(net, task, data.first(), config.network.name, task.outputs(data)))
         return net, config.network
     net = own_copy(module)
-    sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # lazy layers draw their weights here
+        sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))
     density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)
     if config.extractor.dynamic:

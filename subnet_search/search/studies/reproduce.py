@@ -12,7 +12,7 @@ from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.mask_file import load_masks
-from subnet_search.core.errors import RunError, UserError
+from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
@@ -75,6 +75,8 @@ def retrain_trial(
 
     Raises RunError if the trial was never started; UserError if the folder holds another run, or an import is not allowed.
     """
+    if not isinstance(trial, FrozenTrial):
+        raise UserError(f"give a trial of the study, such as study.best_trial, got {shown(trial)}")
     record = TrialRecord(trial)
     if record.config is None:
         reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
