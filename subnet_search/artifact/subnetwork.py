@@ -8,7 +8,7 @@ import, download or open anything named in the file.
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from subnet_search.artifact.input_spec import Spec, load_examples, random_inputs
 from subnet_search.artifact.mask_file import unpack_masks
-from subnet_search.core.errors import UserError, guarded
+from subnet_search.artifact.pretrained import MODEL, write_card
+from subnet_search.core.errors import RunError, UserError, guarded, reason
 from subnet_search.core.nested import map_tensors
 from subnet_search.core.tensor_files import damaged, digest, header_of, load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_accepts, initial_weight, is_ours, make_dynamic, own_copy, read_state
@@ -292,17 +293,36 @@ class Subnetwork:
         return path.stat().st_size
 
     def save_pretrained(self, folder: str | os.PathLike[str], weights: Weights = "values") -> None:
-        """Write config.json, model.safetensors and README.md into a folder; see `artifact/pretrained.py`."""
-        from subnet_search.artifact.pretrained import save_pretrained
+        """Write config.json, model.safetensors and a model card, README.md, into a folder; other files there stay.
 
-        save_pretrained(self, folder, weights)
+        weights: as for `save`. Raises UserError when `folder` is a file, RunError when it cannot be written.
+        """
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file: give a folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {reason(error)}") from error
+        self.save(path / MODEL, weights)
+        write_card(path, self.origin.model_dump(mode="json"), self.summary())
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], network: nn.Module | str | None = None) -> "Subnetwork":
-        """Read a folder of `save_pretrained`; see `artifact/pretrained.py`. network: the dense one, if it has no name."""
-        from subnet_search.artifact.pretrained import from_pretrained
+        """Read a folder of `save_pretrained`.
 
-        return from_pretrained(folder, network)
+        network: the dense network for one without a name, a module or `package.module:factory`, which is imported and called
+        only if it is passed. Raises UserError when the folder has no subnetwork, and when the network does not fit.
+        """
+        path = Path(folder) / MODEL
+        if not path.is_file():
+            raise UserError(f"{folder} has no {MODEL}: give a folder that Subnetwork.save_pretrained has written")
+        subnet = cls.load(path)
+        if network is None:
+            return subnet
+        module = network if isinstance(network, nn.Module) else subnet.origin.build(name=network)
+        subnet.on(module)
+        return replace(subnet, module=module)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Subnetwork":

@@ -75,6 +75,7 @@ class RunSession:
         self.passed_in = [key for key, given in own.items() if given]  # by the caller: not in the configuration
         self.data = data or local_first(lambda: load(config.data, config.task.kind_of_labels))
         task = config.task.fitted(self.data, "cpu")
+        new_head = new_head or config.network.new_head
         if module is not None and new_head:
             module, head = own_copy(module), head_of(module, new_head)
             replace_head(module, head, task.outputs(self.data), config.seed)
@@ -218,7 +219,9 @@ def make_network(
     net = own_copy(module)
     check_types(net, type(net).__name__, data.first(1))
     net = net if all(parameter.device.type == "cpu" for parameter in net.parameters()) else net.cpu()
-    sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))  # also initialises lazy layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # lazy layers draw their weights here
+        sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))
     density = config.extractor.target_density
     initialise(net, init, config.seed, density if init == "scaled" else None)
     if config.extractor.dynamic:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import subnet_search as ss
 from subnet_search.cli import main
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import Interrupted, UserError
 from subnet_search.search.storage.records import PASSED
 
 RUN = {"extractor": {"name": "snip", "density": 0.3}, "recipe": {"epochs": 1, "batch_size": 32, "threads": 1, "device": "cpu"}}
@@ -91,7 +91,21 @@ def test_objects_are_searched_continued_and_trained_again(net, xy):
     assert hashes(ss.load_study("own")) == hashes(more)
     again = ss.retrain_trial(more.trials[2], study=more, network=net, data=xy)
     assert again.same
+    with pytest.raises(UserError, match=r"^give a trial of the study, such as study\.best_trial, got 3$"):
+        ss.retrain_trial(3)
     assert isinstance(again.subnetwork.on(net), nn.Module)
+
+
+def test_an_interrupted_trial_of_a_lazy_network_continues_to_the_same_bits(xy):
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    run = {**RUN, "recipe": {**RUN["recipe"], "epochs": 3}}
+    whole = ss.run_study({**SPEC, "run": run, "name": "whole", "trials": 1}, network=lazy, data=xy)
+    seen = []
+    with pytest.raises(Interrupted):
+        ss.run_study({**SPEC, "run": run}, network=lazy, data=xy, on_epoch=lambda *_: seen.append(1), should_stop=lambda: seen)
+    study = ss.run_study({**SPEC, "run": run}, network=lazy, data=xy, trials=1)
+    assert len(study.trials[0].user_attrs["interruptions"]) == 1
+    assert hashes(study) == hashes(whole)
 
 
 def test_names_and_objects_give_the_same_trials(net, xy):
@@ -112,6 +126,8 @@ def test_a_file_and_a_loader(net, xy, tmp_path):
         "options": {},
         "state": None,
         "state_sha256": None,
+        "partial": False,
+        "new_head": False,
     }
     assert config["recipe"]["batch_size"] == 50
     assert config["data"]["name"] == "python_object:data"

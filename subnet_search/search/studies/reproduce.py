@@ -12,7 +12,7 @@ from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.mask_file import load_masks
-from subnet_search.core.errors import RunError, UserError
+from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
@@ -57,6 +57,7 @@ def retrain_trial(
     resume: bool = False,
     weights: str | None = None,
     allow_imports: Collection[str] = (),
+    on_unpruned: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -75,6 +76,8 @@ def retrain_trial(
 
     Raises RunError if the trial was never started; UserError if the folder holds another run, or an import is not allowed.
     """
+    if not isinstance(trial, FrozenTrial):
+        raise UserError(f"give a trial of the study, such as study.best_trial, got {shown(trial)}")
     record = TrialRecord(trial)
     if record.config is None:
         reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
@@ -93,6 +96,7 @@ def retrain_trial(
         module=passed.network,
         init=str(config.network.init),
         data=passed.data,
+        on_unpruned=on_unpruned,
         on_step=on_step,
         on_epoch=on_epoch,
         should_stop=should_stop,
