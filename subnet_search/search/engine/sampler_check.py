@@ -33,9 +33,10 @@ def check_sampler(spec: StudySpec) -> None:
     if spec.sampler["name"] != "hub":
         return
     what, trials = f"the sampler {spec.sampler['hub']}", list[FrozenTrial]()
+    spec = spec.model_copy(update={"parallel": None})  # each draw sees all results
     with guarded(f"{what} cannot draw trials of this study"):
         used = make_sampler(spec)
-        for number in range(DRAWS + (spec.parallel or 0)):
+        for number in range(DRAWS):
             trials.append(_with_result(spec, number, trials, used))
         first, second = make_sampler(spec, len(trials)), make_sampler(spec, len(trials))
         seeded = _proposal(spec, trials, first) == _proposal(spec, trials, second)

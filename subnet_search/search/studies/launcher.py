@@ -86,7 +86,7 @@ def run_study(
     url = storage or spec.storage
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if count > 1 or cluster:
-        _check_no_objects(spec)
+        check_no_objects(spec)
     check_callbacks(spec)
     allowed = sorted(imports_of_spec(json.loads(spec.to_json())) if allow_imports is None else allow_imports)
     if spec.identity():
@@ -144,7 +144,7 @@ def _with_callbacks(spec: StudySpec, on_epoch: Any, on_trial: Any) -> StudySpec:
     return spec.with_passed(replace(spec.passed, **{key: one for key, one in given.items() if key not in names}))
 
 
-def _check_no_objects(spec: StudySpec) -> None:
+def check_no_objects(spec: StudySpec) -> None:
     """Raise UserError for objects, which no other process can have."""
     callbacks = [key for key in ARGUMENTS if getattr(spec.passed, key) is not None]
     for part in [*(part for part in ("network", "data", "task") if part in spec.identity()), *callbacks]:

@@ -29,8 +29,7 @@ from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
-from subnet_search.search.storage.write import replace_params
-from subnet_search.search.studies.launcher import prepare_study, run_study
+from subnet_search.search.studies.launcher import check_no_objects, prepare_study, run_study
 from subnet_search.training import Recipe
 
 Choice = Literal["shared", "published"]
@@ -232,6 +231,8 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
 
 def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
     """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
+    if workers > 1:
+        check_no_objects(grid.spec)
     study = prepare_grid(grid, url)
     budget = spec_of(study, grid.spec).trials  # all cells of the study, including earlier grids
     imports = sorted(imports_of(grid.spec.run.given(), *(cell.arm.changes for cell in grid.cells)))
