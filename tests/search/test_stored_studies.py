@@ -25,6 +25,7 @@ from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.trial_runner import Ending
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.queries import find_trial
+from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.study_spec import StudySpec, spec_of
 from subnet_search.search.storage import connect
 from subnet_search.search.storage.connect import load_study, open_storage, rdb
@@ -371,6 +372,7 @@ def test_a_stored_study_imports_no_task_that_is_not_allowed(trap, capsys):
 
 def test_a_stored_study_downloads_nothing(capsys, monkeypatch):
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
+    monkeypatch.setattr(Space, "check_networks", lambda *_: None)  # which downloads what the user's own file names
     study = prepare_study(spec(run={"network": {"name": "torchvision:resnet18", "options": {"weights": "DEFAULT"}}}), URL)
     assert "the study 'toy' downloads weights for torchvision:resnet18" in command(capsys, "study", "worker", "toy", code=2)
     assert study.trials == []
@@ -387,7 +389,8 @@ def test_a_stored_study_downloads_no_data_to_a_folder_that_it_names(capsys, monk
     assert imports_of({"data": {"name": "cifar10", "root": str(root)}}) == set()
 
 
-def test_an_imported_study_is_asked_about_too(trap, capsys):
+def test_an_imported_study_is_asked_about_too(trap, capsys, monkeypatch):
+    monkeypatch.setattr(Space, "check_networks", lambda *_: None)
     write_export(prepare_study(own(), URL), "toy.db")
     command(capsys, "study", "import", "toy.db", "--name", "new")
     assert "the study 'new' imports trap_of_tests:make" in command(capsys, "study", "run", "new", code=2)

@@ -21,13 +21,14 @@ from optuna.trial import FixedTrial, FrozenTrial
 
 from subnet_search.core.errors import UserError, blaming, unknown
 from subnet_search.core.search_domains import Int, OneOf, Real
-from subnet_search.data import load
+from subnet_search.data import Data, load
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import with_values
 from subnet_search.extraction.passed import INIT, NOTHING, PLACEHOLDER, Passed, config_like, is_object
+from subnet_search.extraction.session import make_network
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field, trains_weights
-from subnet_search.nets import build, own_copy
+from subnet_search.nets import build, network_names, own_copy
 from subnet_search.search.spec.space_parser import (
     LAYERS,
     METHOD,
@@ -86,6 +87,30 @@ class Space:
             run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask), dense_layers=run.dense_layers
         )
         return [layer_name(name) for name in found.weights if name in found.shapes]
+
+    def check_networks(self, passed: Passed = NOTHING) -> None:
+        """Build each network that a trial can have and that is not built in, and call it with real data.
+
+        Raises UserError when one cannot be built, or does not accept the data.
+        """
+        first = self._branches[0]
+        others = (entry for entry in self.searched if entry.key.startswith("network") and entry.domain and not entry.when)
+        choices = ({**first, entry.key: value} for entry in others for value in (entry.domain.bounds() if entry.domain else ()))
+        loaded: dict[str, Data] = {}
+        checked: set[str] = set()
+        for run in map(self.config, (first, *choices)):
+            key = f"{run.network.model_dump_json()} {run.data.model_dump_json()}"
+            if run.network.name in network_names() or key in checked:
+                continue
+            checked.add(key)
+            name = run.data.model_dump_json()
+            if passed.data is None and name not in loaded:
+                loaded[name] = load(run.data, run.task.kind_of_labels)
+            data = passed.data or loaded[name]
+            network = run.network.resolve(run.extractor.target_density or 1.0, run.task.name)
+            run, task = run.model_copy(update={"network": network}), run.task.fitted(data, "cpu")
+            net, _ = make_network(run, passed.network, str(network.init), data, task)
+            inputs_sent(net, task, data.first(2), network.name, task.outputs(data))
 
     @property
     def conditional(self) -> bool:

@@ -194,6 +194,8 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
         from subnet_search.search.engine.artifact_store import open_store
 
         open_store(spec)
+    if spec.name not in optuna.get_all_study_names(store):
+        spec.searched.check_networks(spec.passed)
     with exclusive(store, spec.name):
         names = optuna.get_all_study_names(store)
         if spec.name in names and _is_half_made(load_study(spec.name, store)):

@@ -29,6 +29,7 @@ from subnet_search.search.storage.connect import database_of
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
+from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.launcher import check_no_objects, prepare_study, run_study
 from subnet_search.training import Recipe
 
