@@ -21,6 +21,7 @@ from subnet_search.nets import NetworkSpec
 from subnet_search.tasks import load_data
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Recipe
+from subnet_search.training.processors import warn_if_busy
 
 
 def extract(
@@ -115,7 +116,9 @@ def run(
 
     See `extract` for the other arguments and errors.
     """
-    config = config.resolve()
+    chosen, config = config.recipe.threads, config.resolve()
+    if chosen is None and config.recipe.device == "cpu":
+        warn_if_busy(config.recipe.threads or 1)
     config = config if teacher is None else with_teacher(config, teacher)
     folder = RunFolder(Path(out) if out is not None else None, leased, save)
     folder.check_free()

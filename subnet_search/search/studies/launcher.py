@@ -26,6 +26,7 @@ from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
 from subnet_search.search.studies.processes import release_lost_trials, run_processes
 from subnet_search.search.studies.warm_start import warm_start
+from subnet_search.training.processors import warn_if_shared
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def run_study(
     elif count == 1:
         run_worker(spec.name, url, wait=PATIENCE, **common)
     else:
+        warn_if_shared(count, spec.run.recipe.threads or 1)
         run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
