@@ -13,6 +13,7 @@ from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
+from subnet_search.extraction.progress import RunProgress, both
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
 from subnet_search.extraction.teacher import with_teacher
@@ -39,6 +40,7 @@ def extract(
     round_to: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    progress: bool | None = None,
     **hyperparameters: Any,
 ) -> Subnetwork:
     """Find a subnetwork of a network.
@@ -61,6 +63,7 @@ def extract(
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
+    progress         show progress on standard error: True or False; default: in a terminal or a notebook
 
     Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
@@ -83,7 +86,7 @@ def extract(
         settings["data"] = data
     config = check(RunConfig, settings)
     given = None if named else load_data(data, config.task)
-    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher)
+    return run(config, out, resume=resume, module=module, init=init or "keep", data=given, teacher=teacher, progress=progress)
 
 
 def run(
@@ -98,6 +101,7 @@ def run(
     teacher: nn.Module | None = None,
     save: bool = True,
     leased: bool = False,
+    progress: bool | None = None,
     on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -122,6 +126,6 @@ def run(
     config = config if teacher is None else with_teacher(config, teacher)
     folder = RunFolder(Path(out) if out is not None else None, leased, save)
     folder.check_free()
-    with on_threads(config.recipe.threads):
+    with on_threads(config.recipe.threads), RunProgress(progress, config.task.leading) as shown:
         session = RunSession(config, folder, module=module, init=init, data=data, densities=densities, teacher=teacher)
-        return session.run(resume, on_begin, on_step, on_epoch, should_stop)
+        return session.run(resume, on_begin, both(on_step, shown.on_step), both(on_epoch, shown.on_epoch), should_stop)

@@ -20,6 +20,7 @@ def compare(
     storage: str | None = None,
     workers: int = 1,
     recipe: Choice = "shared",
+    progress: bool | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run every method at every density with every seed, and the dense network, as the trials of one study.
@@ -32,6 +33,7 @@ def compare(
     storage     an Optuna storage URL; default: sqlite:///runs/studies.db
     workers     processes on this machine
     recipe      what the configuration's recipe leaves open: "shared" by all methods, or each method's "published" settings
+    progress    show progress on standard error: True or False; default: in a terminal or a notebook
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
     `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
@@ -41,7 +43,7 @@ def compare(
         config = read_config(RunConfig, Path(config), ())
     config = config if isinstance(config, RunConfig) else check(RunConfig, dict(config))
     grid = method_grid(name, config, extractors, densities, seeds, recipe)
-    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
+    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
 def comparison_record(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,11 +14,9 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
-from subnet_search.extractors import Clock
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.trust import check_imports, imports_of
-from subnet_search.training import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,7 @@ def retrain_trial(
     resume: bool = False,
     weights: str | None = None,
     allow_imports: Collection[str] = (),
-    on_step: Callable[[Clock], None] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool | None = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Reproduction:
     """Run a trial's stored configuration again, threads and seed included, and compare the hashes.
@@ -72,7 +69,7 @@ def retrain_trial(
     check_imports(f"trial {trial.number}", imports_of(record.config), allow_imports)
     config = check(RunConfig, record.config)
     config = check(RunConfig, {**config.dump(), "weights": weights}) if weights else config
-    subnet = run(config, out, resume=resume, on_step=on_step, on_epoch=on_epoch, should_stop=should_stop)
+    subnet = run(config, out, resume=resume, progress=progress, should_stop=should_stop)
     expected = record.sha256
     same = None if expected is None else subnet.sha256 == expected
     masks = record.folder / "masks.safetensors"
