@@ -1,5 +1,6 @@
 """What every test may count on: one thread, and a test-only extractor that changes its topology as it goes."""
 
+import os
 from typing import Annotated
 
 import pytest
@@ -10,6 +11,8 @@ from subnet_search.extractors import Clock, Extractor, Paper, Paradigm, Publishe
 from subnet_search.extractors.author import Change, Density, Network, Probe
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import count, keep_global
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what a run has by default: the tests use all processors together
 
 
 @pytest.fixture(scope="session", autouse=True)

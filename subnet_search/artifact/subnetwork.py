@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +23,17 @@ from subnet_search.artifact.mask_file import unpack_masks
 from subnet_search.artifact.pretrained import MODEL, write_card
 from subnet_search.core.errors import RunError, UserError, guarded, reason
 from subnet_search.core.nested import map_tensors
+from subnet_search.core.numbers_as_text import cell, size
+from subnet_search.core.task_metrics import in_words, leading_in
 from subnet_search.core.tensor_files import damaged, digest, header_of, load_tensors, save_tensors
 from subnet_search.nets import NetworkSpec, build, check_accepts, initial_weight, is_ours, make_dynamic, own_copy, read_state
 from subnet_search.structure.compact import compact
-from subnet_search.topology.masks import Masks, pack
+from subnet_search.topology.masks import Masks, alive, pack
 
 FORMAT = 2  # 1: without a hash over the header
 INPUTS = "inputs.safetensors"  # in the run folder, next to the subnetwork: a few inputs of the run, as passed to the network
 DOWNLOADS = ("weights", "pretrained")  # prefixes of factory options that download weights
+SPLITS: dict[str, Literal["validation", "test"]] = {"val": "validation", "test": "test"}
 Weights = Literal["values", "seed"]
 
 
@@ -154,7 +158,7 @@ def _check_shapes(own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[
         raise UserError(f"this subnetwork is of another network: {wrong[0]} differs ({len(wrong)} tensors in all)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Subnetwork:
     """A topology with its weights, rescaling factors, and all other tensors of the network."""
 
@@ -164,8 +168,8 @@ class Subnetwork:
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
-    examples: Any = field(default=None, repr=False, compare=False)  # a few inputs of the run; not in the file
-    module: nn.Module | None = field(default=None, repr=False, compare=False)  # as passed to `extract`; not in the file
+    examples: Any = field(default=None, compare=False)  # a few inputs of the run; not in the file
+    module: nn.Module | None = field(default=None, compare=False)  # as passed to `extract`; not in the file
 
     @classmethod
     def of(
@@ -176,6 +180,32 @@ class Subnetwork:
         everything = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
         weights = {name: _pruned(everything.pop(name), mask) for name, mask in masks.items()}
         return cls(masks, weights, {n: s.detach().cpu().clone() for n, s in scales.items()}, everything, origin, metrics)
+
+    def __repr__(self) -> str:
+        rows = self._rows()
+        return f"Subnetwork({rows.pop('method')}: {', '.join(f'{key} {value}' for key, value in rows.items())})"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        rows = {**self._rows(), "sha256": self.sha256[:16]}
+        cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table>{cells}</table>"
+
+    def _rows(self) -> dict[str, str]:
+        """What is shown of a subnetwork. The size is that of masks, kept weights and all other tensors."""
+        origin, kept = self.origin, self.masks.kept
+        packed = sum(-(-mask.numel() // 8) for mask in self.masks.values())
+        weights = sum(weight.element_size() * alive(self.masks[name]) for name, weight in self.weights.items())
+        others = sum(tensor.nbytes for tensor in (*self.scales.values(), *self.state.values()))
+        leading = leading_in(self.metrics)
+        measured = {in_words(leading, part): self.metrics.get(f"{key}_{leading}") for key, part in SPLITS.items()}
+        return {
+            "method": f"{origin.extractor['name']} on {origin.network.name if origin.network else 'a network from Python'}, "
+            f"{origin.data['name'] if origin.data else 'data from Python'}",
+            "density": f"{self.density:.4f} ({kept:,} of {self.masks.numel:,} weights)",
+            **{name: cell(leading, value) for name, value in measured.items() if value is not None},
+            "size": size(packed + weights + others),
+        }
 
     @property
     def density(self) -> float:

@@ -136,6 +136,14 @@ def unknown(kind: str, name: object, valid: Iterable[object], where: str = "") -
     return UserError(f"unknown {kind} {cut(str(name))!r}{place}: {hint}valid: {listed}")
 
 
+def unknown_key(key: str, valid: Iterable[str]) -> UserError:
+    """UserError for a dotted key whose last part is unknown, with the nearest and all valid ones."""
+    names = sorted(valid)
+    near = nearest(key.rpartition(".")[2], names, 1, 0.6)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown key {key!r}: {hint}valid: {', '.join(names)}", key)
+
+
 def nearest(name: object, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
     """The names most similar to a mistyped one, by difflib."""
     return difflib.get_close_matches(str(name)[:LONGEST_VALUE], list(names), n=count, cutoff=cutoff)

@@ -1,10 +1,13 @@
 """Tensors in nested tuples, lists and mappings: what a DataLoader's batches and a network's inputs are made of."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from subnet_search.core.errors import shown
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
@@ -62,6 +65,24 @@ def shapes_in(value: Any) -> str:
     """The shapes and types of the tensors in `value`, for a message: `mask (2, 64) bool`."""
     found = [f"{path} {tuple(t.shape)} {_kind(t)}".strip() for path, t in tensors_in(value)]
     return ", ".join(found) or type(value).__name__
+
+
+class Brief:
+    """Base of dataclasses (with repr=False) whose repr is one line: tensors are shown by type and shape."""
+
+    def __repr__(self) -> str:
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={_in_brief(value)}' for name, value in values.items())})"
+
+
+def _in_brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{_kind(value)} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return type(value).__name__ if len(value) > 4 else f"{{{', '.join(f'{k}: {_in_brief(v)}' for k, v in value.items())}}}"
+    if isinstance(value, tuple | list) and any(True for _ in tensors_in(value)):
+        return f"({', '.join(map(_in_brief, value))})"
+    return " ".join(shown(value).split())
 
 
 def _kind(tensor: Tensor) -> str:

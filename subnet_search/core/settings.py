@@ -1,17 +1,44 @@
 """Base class of all settings models: frozen, without unknown keys, and with limits on numbers."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from subnet_search.core.errors import UserError, shown
+from subnet_search.core.errors import UserError, invalid, shown, unknown_key
 
 LARGEST = 3.4e38  # largest float32
 
 
-class Settings(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _OneLineErrors(ModelMetaclass):
+    """Calls of a class, as `Recipe(epochs=3)` in Python, raise UserError in one line.
+
+    Validation of values from a file does not call the class, so its errors keep their paths.
+    """
+
+    if not TYPE_CHECKING:  # type checkers read the fields
+
+        def __call__(cls, /, *args: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*args, **values)
+            except ValidationError as error:
+                problem = error.errors()[0]
+                if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+                    raise unknown_key(str(problem["loc"][0]), cls.model_fields) from None
+                raise invalid(error) from None
+
+
+class Settings(BaseModel, metaclass=_OneLineErrors):
     """Base of all models that are read from a configuration."""
+
+    other_kind: ClassVar[tuple[frozenset[str], str]] = (frozenset(), "")
+    """Top-level keys of another kind of file, and what it is: for the error when it is given in place of this one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 

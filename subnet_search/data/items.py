@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from subnet_search.core.errors import RunError, UserError, reason
-from subnet_search.core.nested import length_of, moved, tensors_in
+from subnet_search.core.nested import Brief, length_of, moved, tensors_in
 from subnet_search.core.rng import derive
 from subnet_search.data.batch import split_batch
 from subnet_search.data.rows import Rows
@@ -30,8 +30,8 @@ PER_SCAN = 256  # items in each batch of a scan and of a validation
 PREFETCH = 4  # batches of each worker process that are read ahead
 
 
-@dataclass(frozen=True)
-class Items:
+@dataclass(frozen=True, repr=False)
+class Items(Brief):
     """Items of a Dataset; `split.Split` is the same in memory.
 
     dataset   map-style, or iterable: then items are read in its own order, and skipped up to the first that is needed

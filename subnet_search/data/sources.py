@@ -157,7 +157,7 @@ class InputRange(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Data:
     """A loaded data set: splits, classes, and the statistics to normalise images by."""
 
@@ -172,6 +172,25 @@ class Data:
     label_key: str | None = None  # of the labels in items that are mappings
     _test: Callable[[], Split | Items | None] = field(default=lambda: None, repr=False)
     held_out: bool = False  # whether the validation items were held out of those that were given for training
+
+    def __repr__(self) -> str:
+        parts = f"{len(self.train):,} training and {len(self.val):,} validation items"
+        inputs = f" of shape {shape}" if (shape := self._known_shape) else ""
+        classes = f", {self.classes} classes" if self.classes else ""
+        where = "read item by item" if isinstance(self.train, Items) else "in memory"
+        return f"Data({self.name}: {parts}{inputs}{classes}, {where})"
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of the training and validation items in memory; 0 if they are read item by item."""
+        parts = [part for part in (self.train, self.val) if isinstance(part, Split)]
+        return sum(tensor.nbytes for part in parts for _, tensor in tensors_in((part.inputs, part.labels)))
+
+    @property
+    def _known_shape(self) -> tuple[int, ...]:
+        """`shape`, without reading an item."""
+        inputs = self.train.inputs if isinstance(self.train, Split) else None
+        return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
 
     @property
     def shape(self) -> tuple[int, ...]:

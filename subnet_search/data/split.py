@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from subnet_search.core.nested import length_of, map_tensors, moved, tensors_in
+from subnet_search.core.nested import Brief, length_of, map_tensors, moved, tensors_in
 
 PER_BATCH = 1000  # items in each batch of a validation
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, repr=False)
+class Split(Brief):
     """Inputs (N, ...) and labels (N, ...), each a tensor or nested tensors. Images are uint8; others are not normalised.
 
     Without labels, `inputs` are whole batches: a mapping that a task takes its labels from.

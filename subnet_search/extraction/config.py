@@ -49,6 +49,8 @@ def _unnamed(value: Any) -> bool:
 class RunConfig(Settings):
     """Everything that determines the result of a run. Every key has a default."""
 
+    other_kind = (frozenset({"run", "space"}), "a study, not one run: start it with subnet-search study run")
+
     network: NetworkSpec = NetworkSpec(name=DEFAULTS["network"])
     """The network to prune."""
     data: DataSpec = DataSpec(name=DEFAULTS["data"])

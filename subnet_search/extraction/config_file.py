@@ -8,10 +8,11 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from subnet_search.core.documents import Document, Number, read_file, read_text
-from subnet_search.core.errors import UserError, invalid, nearest, reading
+from subnet_search.core.errors import UserError, invalid, nearest, reading, unknown_key
+from subnet_search.core.settings import Settings
 from subnet_search.extractors import Extractor, get_extractor, is_extractor
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Settings)
 
 
 DEFAULTS = {"network": "lenet5", "data": "digits", "extractor": "gumbel"}
@@ -26,11 +27,14 @@ def read_config(model: type[M], path: str | Path | None, overrides: Iterable[str
 
 
 def read_values(
-    model: type[BaseModel], path: str | Path | None, overrides: Iterable[str] = ()
+    model: type[Settings], path: str | Path | None, overrides: Iterable[str] = ()
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of `read_config` and their locations, as `check` takes them, not validated yet."""
     found = Document({}) if path is None else _read_yaml(Path(path))
     values, locations = found.values, found.places
+    keys, what = model.other_kind
+    if keys & values.keys() and not values.keys() & (model.model_fields.keys() - {"seed"}):
+        raise UserError(f"{path} is {what} {path}")
     for override in overrides:
         key, separator, text = (part.strip() for part in override.partition("="))
         if not separator or not key or "@" in key or "://" in key:
@@ -123,10 +127,7 @@ def _describe(model: type[BaseModel], values: Mapping[str, Any], error: Validati
     path = [str(part) for part in problem["loc"]]
     message = str(mistake)
     if problem["type"] == "extra_forbidden":
-        valid = sorted(_model_at(model, path[:-1], values).model_fields)
-        near = nearest(path[-1], valid, 1, 0.6)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        message = f"unknown key {'.'.join(path)!r}: {hint}valid: {', '.join(valid)}"
+        message = str(unknown_key(".".join(path), _model_at(model, path[:-1], values).model_fields))
     path = mistake.key.split(".")
     location = next((locations[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in locations), None)
     where = f" ({location})" if location else ""

@@ -13,6 +13,7 @@ from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
+from subnet_search.extraction.progress import RunProgress, both
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
 from subnet_search.extraction.teacher import with_teacher
@@ -21,6 +22,7 @@ from subnet_search.nets import NetworkSpec
 from subnet_search.tasks import load_data
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch, Recipe
+from subnet_search.training.processors import warn_if_busy
 
 
 def extract(
@@ -41,6 +43,7 @@ def extract(
     out: str | Path | None = None,
     resume: bool = False,
     on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool | None = None,
     **hyperparameters: Any,
 ) -> Subnetwork:
     """Find a subnetwork of a network.
@@ -66,6 +69,7 @@ def extract(
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
     on_epoch         called after each epoch with its metrics; an exception that it raises ends the run
+    progress         show progress on standard error: True or False; default: in a terminal or a notebook
 
     Raises UserError (a ValueError) for invalid arguments, RunError when the run fails.
     """
@@ -101,6 +105,7 @@ def extract(
         data=given,
         teacher=teacher,
         on_epoch=on_epoch,
+        progress=progress,
     )
 
 
@@ -118,6 +123,7 @@ def run(
     save: bool = True,
     leased: bool = False,
     on_unpruned: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool | None = None,
     on_begin: Callable[[Masks], None] | None = None,
     on_step: Callable[[Clock], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -138,12 +144,15 @@ def run(
 
     See `extract` for the other arguments and errors.
     """
-    config = config.resolve()
+    chosen, config = config.recipe.threads, config.resolve()
+    if chosen is None and config.recipe.device == "cpu":
+        warn_if_busy(config.recipe.threads or 1)
     config = config if teacher is None else with_teacher(config, teacher)
     folder = RunFolder(Path(out) if out is not None else None, leased, save)
     folder.check_free()
-    with on_threads(config.recipe.threads):
+    with on_threads(config.recipe.threads), RunProgress(progress, config.task.leading) as shown:
         session = RunSession(
             config, folder, module=module, init=init, new_head=new_head, data=data, densities=densities, teacher=teacher
         )
-        return session.run(resume, on_unpruned, on_begin, on_step, on_epoch, should_stop)
+        before = both(on_unpruned, shown.on_unpruned)
+        return session.run(resume, before, on_begin, both(on_step, shown.on_step), both(on_epoch, shown.on_epoch), should_stop)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from subnet_search.core.nested import Brief
 from subnet_search.core.settings import Settings
 from subnet_search.extractors.context import Clock as Clock
 from subnet_search.extractors.context import Network, Probe, Span, Tensors
@@ -95,8 +96,8 @@ def _value_in_words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
-class Change:
+@dataclass(frozen=True, repr=False)
+class Change(Brief):
     """A change to the network between two steps. Weights that grow begin at zero, with fresh optimizer state."""
 
     masks: Masks | None = None

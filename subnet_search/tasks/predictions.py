@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from subnet_search.core.nested import Brief
 
-@dataclass(frozen=True)
-class Prediction:
+
+@dataclass(frozen=True, repr=False)
+class Prediction(Brief):
     """The predicted classes of inputs, and the probabilities of all classes."""
 
     classes: Tensor  # (N,) int64
@@ -28,8 +30,8 @@ class Prediction:
         return [{**row, "probabilities": all_} for row, all_ in zip(self.rows(), self.probabilities.tolist(), strict=True)]
 
 
-@dataclass(frozen=True)
-class MultiLabelPrediction:
+@dataclass(frozen=True, repr=False)
+class MultiLabelPrediction(Brief):
     """The probability of each label, and which are at least the threshold."""
 
     labels: Tensor  # (N, labels) bool
@@ -46,8 +48,8 @@ class MultiLabelPrediction:
         return [{**row, "probabilities": all_} for row, all_ in zip(self.rows(), self.probabilities.tolist(), strict=True)]
 
 
-@dataclass(frozen=True)
-class RegressionPrediction:
+@dataclass(frozen=True, repr=False)
+class RegressionPrediction(Brief):
     """The predicted values of inputs."""
 
     values: Tensor  # (N,) float32, or (N, targets)
@@ -61,8 +63,8 @@ class RegressionPrediction:
         return self.rows()
 
 
-@dataclass(frozen=True)
-class SegmentationPrediction:
+@dataclass(frozen=True, repr=False)
+class SegmentationPrediction(Brief):
     """The class of each pixel, and the probabilities of all classes."""
 
     classes: Tensor  # (N, H, W) int64
@@ -87,8 +89,8 @@ class SegmentationPrediction:
         }
 
 
-@dataclass(frozen=True)
-class NextTokenPrediction:
+@dataclass(frozen=True, repr=False)
+class NextTokenPrediction(Brief):
     """The token that follows each input, and the probabilities of all tokens."""
 
     tokens: Tensor  # (N,) int64, the likeliest

@@ -1,6 +1,5 @@
 """The training settings of a run; all have defaults."""
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from subnet_search.core.settings import Settings
 from subnet_search.data import AUGMENTATIONS
 from subnet_search.topology.schedules import cosine, linear
 from subnet_search.training.distributed import rank_and_world
+from subnet_search.training.processors import default_threads
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -84,7 +84,8 @@ class Recipe(Settings):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each process; they affect results through rounding. Default: processors / processes."""
+    """CPU threads of each process; they affect results through rounding. Default: OMP_NUM_THREADS, or the processors that this
+    process may use (affinity, cgroup quota) / processes."""
     processes: int | None = Field(default=None, ge=1)
     """Number of torchrun processes that split every batch; it affects results through rounding."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -118,7 +119,7 @@ class Recipe(Settings):
         """
         chosen = {**published, **{key: getattr(self, key) for key in self.model_fields_set}}
         chosen["device"] = _device(chosen.get("device", self.device))
-        chosen["threads"] = chosen.get("threads") or processors()
+        chosen["threads"] = chosen.get("threads") or default_threads()
         chosen["processes"] = _processes(chosen.get("processes"))
         return Recipe(**chosen)
 
@@ -147,12 +148,6 @@ class Recipe(Settings):
             case "step":
                 return self.gamma ** sum(progress >= point for point in self.milestones)
         return 1.0
-
-
-def processors() -> int:
-    """Processors for this process: those available, divided by the torchrun processes on this machine."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _processes(wanted: int | None) -> int:

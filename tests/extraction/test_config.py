@@ -289,3 +289,19 @@ def test_statistics_are_in_the_configuration_as_they_were_set():
     assert config.dump()["data"]["std"] == [0.229, 0.224, 0.225]
     assert RunConfig.model_validate(config.dump()).data == config.data
     assert RunConfig().dump()["data"]["mean"] is None
+
+
+# --- the other kind of file ---
+
+
+def test_a_study_in_place_of_a_run_and_the_reverse(tmp_path):
+    study = written(tmp_path, "name: mine\nspace: {seed: {choice: [1, 2]}}\n", "study.yaml")
+    run = written(tmp_path, "network: lenet5\nseed: 1\n")
+    assert message(read_config, RunConfig, study) == (
+        f"{study} is a study, not one run: start it with subnet-search study run {study}"
+    )
+    assert message(read_config, StudySpec, run) == (
+        f"{run} is the configuration of one run: start it with subnet-search extract {run}"
+    )
+    assert "unknown key 'recipe'" in message(read_config, StudySpec, written(tmp_path, "name: mine\nrecipe: {epochs: 1}\n"))
+    assert "unknown key 'run'" in message(read_config, RunConfig, written(tmp_path, "network: lenet5\nrun: {seed: 1}\n"))

@@ -16,7 +16,6 @@ from optuna.trial import TrialState, create_trial
 
 from subnet_search.cli import main
 from subnet_search.cli.render import format
-from subnet_search.cli.render.progress import _ending as ending
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
 from subnet_search.search.queries.importance import importance
@@ -39,6 +38,7 @@ from subnet_search.search.storage.ranking import HIGHER_IS_BETTER, best_ranked, 
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord
 from subnet_search.search.storage.write import insert_trials
+from subnet_search.search.studies.progress import _ending as ending
 from subnet_search.tasks import Classification
 
 LR, METHOD = FloatDistribution(0.01, 1.0, log=True), CategoricalDistribution(["rigl", "gumbel"])

@@ -16,7 +16,6 @@ from subnet_search.extractors import Clock
 from subnet_search.training import train
 from subnet_search.training.distributed import any_rank, average, check_equal, check_shards, from_first, local_first
 from subnet_search.training.probe import Probe
-from subnet_search.training.recipe import processors
 
 pytestmark = pytest.mark.slow
 
@@ -258,14 +257,6 @@ def test_a_run_has_one_folder(seen):
 
 def test_a_probe_that_cannot_be_shared(seen):
     assert seen["probe"] == ["UserError: a batch of 1 items cannot be split equally over 2 processes"] * 2
-
-
-def test_processors_are_shared_by_the_processes_of_a_machine(monkeypatch):
-    alone = processors()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert processors() == max(1, alone // 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
-    assert processors() == 1
 
 
 def test_a_mean_over_ranks(seen):

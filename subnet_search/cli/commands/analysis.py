@@ -144,10 +144,10 @@ def _draw(path: Path, plot: Callable[[], None]) -> None:
 @contextmanager
 def _follow(quiet: bool, resume_command: str, leading: str) -> Iterator[dict[str, Any]]:
     """Callbacks for `plasticity.plasticity`: progress bar, one line per branch, and stopping on Ctrl-C."""
-    from subnet_search.cli.render.progress import step_bar
     from subnet_search.cli.render.signals import stop_on_signal
+    from subnet_search.extraction.progress import Screen, step_bar
 
-    bar = step_bar(format.errors.is_terminal and not quiet)
+    bar = step_bar(Screen(not quiet))
     task = bar.add_task("the dense run", total=None)
 
     def on_branch(record: dict[str, Any]) -> None:

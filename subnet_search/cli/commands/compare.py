@@ -116,18 +116,14 @@ def sanity(
 
 def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
     """Run the cells that have not been run. Raises RunError if no cell is complete afterwards."""
-    from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal
-    from subnet_search.search.queries.queries import trial_rows
-    from subnet_search.search.spec.study_spec import spec_of
     from subnet_search.search.studies.comparison import comparison_record
     from subnet_search.search.studies.method_grid import prepare_grid, run_grid
 
     url = storage or grid.spec.storage
-    study = prepare_grid(grid, url)
-    progress = study_progress(lambda: trial_rows(study), spec_of(study, grid.spec).trials, quiet, grid.spec.task_metrics)
-    with stop_on_signal("continue with the same command") as should_stop, progress:
-        cells = run_grid(grid, url, workers, should_stop)
+    prepare_grid(grid, url)  # before signals are caught
+    with stop_on_signal("continue with the same command") as should_stop:
+        cells = run_grid(grid, url, workers, should_stop, progress=not quiet)
     return comparison_record(grid, cells)
 
 

@@ -51,7 +51,7 @@ def extract(
 
     To split each batch over several processes: torchrun --nproc-per-node 2 -m subnet_search extract CONFIG
     """
-    from subnet_search.cli.render.progress import follow_run
+    from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.core.documents import plain, read_file
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
@@ -80,8 +80,8 @@ def extract(
         if stored:
             check_imports(str(config), imports, allow_import or ())
         again += "".join(f" --allow-import {name}" for name in imports)
-        with follow_run(json, f"{launcher()} extract --resume --out {folder}{again}", settings.task.leading) as callbacks:
-            subnet = run(settings, folder, resume=resume, densities=wanted, **callbacks)
+        with stop_on_signal(f"continue with: {launcher()} extract --resume --out {folder}{again}") as should_stop:
+            subnet = run(settings, folder, resume=resume, densities=wanted, progress=not json, should_stop=should_stop)
         if speaks:
             record = subnet.summary()
             exports = {one: export_run(subnet, folder, one) for one in formats} if json else {}

@@ -60,9 +60,7 @@ def run(
 
     A YAML file may import your own networks and extractors; a study continued by its name needs --allow-import for them.
     """
-    from subnet_search.cli.render.progress import study_progress
     from subnet_search.cli.render.signals import stop_on_signal
-    from subnet_search.search.queries.queries import trial_rows
     from subnet_search.search.queries.study_summary import summarise_study
     from subnet_search.search.storage.retry import PATIENCE, patiently
     from subnet_search.search.studies.launcher import Cluster, find_spec, prepare_study, run_study
@@ -74,12 +72,11 @@ def run(
     cluster = Cluster(address, gpus_per_trial, cpus_per_trial) if engine == "ray" else None
     wanted, allowed = find_spec(spec, set_ or [], storage, allow_import or ())
     url = storage or wanted.storage
-    study = prepare_study(wanted, url, wait)
+    prepare_study(wanted, url, wait)  # before signals are caught
     budget = trials or wanted.trials
     same = {"set": set_, "storage": storage, "trials": trials, "workers": workers, "allow_import": allow_import}
     again = format.command("study run", spec, **same, engine=engine if cluster else None, address=address)
-    progress = study_progress(lambda: trial_rows(study), budget, json, wanted.task_metrics)
-    with stop_on_signal(f"continue with: {again}") as should_stop, progress:
+    with stop_on_signal(f"continue with: {again}") as should_stop:
         study = run_study(
             wanted,
             storage=url,
@@ -89,6 +86,7 @@ def run(
             cluster=cluster,
             wait=PATIENCE,
             allow_imports=allowed,
+            progress=not json,
             should_stop=should_stop,
         )
     format.report(patiently(summarise_study, study), json, study_page.summarise_study, storage)
@@ -147,10 +145,9 @@ def extract(
 
     Checks that the subnetwork is identical to the trial's.
     """
-    from subnet_search.cli.render.progress import follow_run
+    from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.extraction.run_folder import free_folder
     from subnet_search.search.queries.queries import find_trial, need_best
-    from subnet_search.search.storage.records import task_metrics
     from subnet_search.search.storage.study_folder import file_name
     from subnet_search.search.studies.reproduce import pick_trial, retrain_trial
 
@@ -162,9 +159,16 @@ def extract(
     folder = out or free_folder(file_name(name))
     options = {"out": folder, "storage": storage, "allow_import": allow_import}
     command = format.command("study extract", name, chosen.number, resume=True, **options)
-    with follow_run(json, command, task_metrics(study).leading) as callbacks:
+    with stop_on_signal(f"continue with: {command}") as should_stop:
         again = retrain_trial(
-            chosen, folder, resume=resume, study=study, weights=weights, allow_imports=allow_import or (), **callbacks
+            chosen,
+            folder,
+            resume=resume,
+            study=study,
+            weights=weights,
+            allow_imports=allow_import or (),
+            progress=not json,
+            should_stop=should_stop,
         )
     record = again.subnetwork.summary()
     if json:

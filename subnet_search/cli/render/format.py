@@ -1,4 +1,4 @@
-"""Print JSON or tables on standard output. All numbers are formatted here."""
+"""Print JSON or tables on standard output."""
 
 import json
 import os
@@ -11,7 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
+from subnet_search.core.numbers_as_text import cell as cell
+from subnet_search.core.numbers_as_text import percent as percent
+from subnet_search.core.numbers_as_text import seconds as seconds
+from subnet_search.core.numbers_as_text import size as size
+from subnet_search.core.task_metrics import in_words, leading_in
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, highlight=False)
@@ -70,35 +74,6 @@ def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
     console.print(out)
 
 
-def cell(key: str, value: Any) -> str:
-    """A value as text, formatted by its key: percentage, bytes, seconds, or plain number."""
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if is_fraction(key):
-        return percent(value)
-    if "density" in key:
-        return f"{value:.4g}"
-    if key == "bytes" or key.endswith("_bytes"):
-        return size(value)
-    if key == "seconds":
-        return seconds(value)
-    if key == "latency":
-        return f"{value:.4g} ms"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell(name, inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(cell(key, inner) for inner in value)
-    return str(value)
-
-
 def command(words: str, *arguments: object, **options: Any) -> str:
     """A subnet-search command, quoted for the shell, without passwords.
 
@@ -116,28 +91,6 @@ def command(words: str, *arguments: object, **options: Any) -> str:
         elif value not in (None, False):
             parts += [flag] if value is True else [flag, str(value)]
     return shlex.join(parts)
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
-
-
-def size(count: float) -> str:
-    """A number of bytes in B, kB, MB or GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def seconds(count: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if count < 60:
-        return f"{count:.1f} s"
-    minutes, rest = divmod(round(count), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:

@@ -146,6 +146,7 @@ class _Trial:
             data=self.data,
             save=False,
             leased=True,
+            progress=False,
             on_begin=check_topology if self.spec.bounds else None,
             on_step=lambda _: self._check_lease(),
             on_epoch=self._on_epoch,

@@ -39,6 +39,7 @@ class StudySpec(Settings):
     """The specification of a study. Every key but `name` has a default."""
 
     compares: ClassVar[bool] = False
+    other_kind = (frozenset(RunConfig.model_fields), "the configuration of one run: start it with subnet-search extract")
 
     name: str = Field(min_length=1)
     """The study's name in its storage."""

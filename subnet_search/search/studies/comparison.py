@@ -23,6 +23,7 @@ def compare(
     storage: str | None = None,
     workers: int = 1,
     recipe: Choice = "shared",
+    progress: bool | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run every method at every density with every seed, and the dense network, as the trials of one study.
@@ -37,6 +38,7 @@ def compare(
     storage     an Optuna storage URL; default: sqlite:///runs/studies.db
     workers     processes on this machine
     recipe      what the configuration's recipe leaves open: "shared" by all methods, or each method's "published" settings
+    progress    show progress on standard error: True or False; default: in a terminal or a notebook
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
     `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
@@ -46,7 +48,7 @@ def compare(
         raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
     read, passed = read_run(config, network, data, task)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
-    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
+    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
 def sanity(
@@ -59,6 +61,7 @@ def sanity(
     name: str = "sanity",
     storage: str | None = None,
     workers: int = 1,
+    progress: bool | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Test whether it matters which weights a method keeps that prunes before training, as `subnet-search sanity` does.
@@ -71,7 +74,7 @@ def sanity(
     """
     read, passed = read_run(config, network, data, task)
     grid = sanity_grid(name, read, seeds, passed)
-    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop))
+    return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
 def comparison_record(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
 from subnet_search.search.studies.processes import release_lost_trials, run_processes
+from subnet_search.search.studies.progress import study_progress
 from subnet_search.search.studies.warm_start import warm_start
+from subnet_search.training.processors import warn_if_shared
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def run_study(
     cluster: Cluster | None = None,
     wait: float = 0,
     allow_imports: Collection[str] | None = None,
+    progress: bool | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> optuna.Study:
     """Start a study, or continue it if the storage has one of this name; returns the Optuna study.
@@ -77,6 +80,7 @@ def run_study(
     cluster         run the workers on a Ray cluster; default: processes on this machine
     wait            seconds to wait for a storage that does not respond at first
     allow_imports   names or modules that the workers may import; default: those named in the spec
+    progress        show progress on standard error: True or False; default: in a terminal or a notebook
     should_stop     when it returns True, running trials write a checkpoint and are requeued
 
     Raises UserError if the stored study has another spec, and names the difference; Interrupted when stopped; RunError
@@ -93,18 +97,20 @@ def run_study(
         allowed += [PLACEHOLDER, spec.run.task.name]
     study = prepare_study(spec, url, wait)
     common: dict[str, Any] = {"trials": budget, "timeout": limit, "allow_imports": allowed, "should_stop": should_stop}
-    if cluster:
-        from subnet_search.search.studies.ray_launcher import run_on_ray
+    with study_progress(study, budget, progress, spec.task_metrics):
+        if cluster:
+            from subnet_search.search.studies.ray_launcher import run_on_ray
 
-        cpus = (spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus
-        try:
-            run_on_ray(spec.name, url, workers=count, address=cluster.address, gpus=cluster.gpus, cpus=cpus, **common)
-        finally:
-            release_lost_trials(study)
-    elif count == 1:
-        run_worker(spec.name, url, wait=PATIENCE, like=spec, **common)
-    else:
-        run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
+            cpus = (spec.run.recipe.threads or 1) if cluster.cpus is None else cluster.cpus
+            try:
+                run_on_ray(spec.name, url, workers=count, address=cluster.address, gpus=cluster.gpus, cpus=cpus, **common)
+            finally:
+                release_lost_trials(study)
+        elif count == 1:
+            run_worker(spec.name, url, wait=PATIENCE, like=spec, **common)
+        else:
+            warn_if_shared(count, spec.run.recipe.threads or 1)
+            run_processes(study, spec, url, count, budget, limit, allowed, should_stop)
     again = open_storage(url, wait=PATIENCE)
     return patiently(lambda: load_study(spec.name, again, sampler=make_sampler(spec), pruner=make_pruner(spec)))
 

@@ -230,14 +230,28 @@ def prepare_grid(grid: Grid, url: str) -> optuna.Study:
     return study
 
 
-def run_grid(grid: Grid, url: str, workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+def run_grid(
+    grid: Grid,
+    url: str,
+    workers: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: bool | None = None,
+) -> list[dict[str, Any]]:
     """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
     if workers > 1:
         check_no_objects(grid.spec)
     study = prepare_grid(grid, url)
     budget = spec_of(study, grid.spec).trials  # all cells of the study, including earlier grids
     imports = sorted(imports_of(grid.spec.run.given(), *(cell.arm.changes for cell in grid.cells)))
-    study = run_study(grid.spec, storage=url, workers=workers, trials=budget, allow_imports=imports, should_stop=should_stop)
+    study = run_study(
+        grid.spec,
+        storage=url,
+        workers=workers,
+        trials=budget,
+        allow_imports=imports,
+        progress=progress,
+        should_stop=should_stop,
+    )
     return cell_records(study, grid)
 
 

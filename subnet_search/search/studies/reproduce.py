@@ -17,11 +17,9 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, flatten
 from subnet_search.extraction.extract import run
 from subnet_search.extraction.passed import put_objects
-from subnet_search.extractors import Clock
 from subnet_search.search.spec.study_spec import check_passed
 from subnet_search.search.storage.records import TrialRecord, plain_spec
 from subnet_search.search.storage.trust import check_imports, imports_of
-from subnet_search.training import Epoch
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +55,7 @@ def retrain_trial(
     resume: bool = False,
     weights: str | None = None,
     allow_imports: Collection[str] = (),
-    on_unpruned: Callable[[dict[str, Any]], None] | None = None,
-    on_step: Callable[[Clock], None] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    progress: bool | None = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Reproduction:
     """Run a trial's stored configuration again, threads and seed included, and compare the hashes.
@@ -96,9 +92,7 @@ def retrain_trial(
         module=passed.network,
         init=str(config.network.init),
         data=passed.data,
-        on_unpruned=on_unpruned,
-        on_step=on_step,
-        on_epoch=on_epoch,
+        progress=progress,
         should_stop=should_stop,
     )
     expected = record.sha256

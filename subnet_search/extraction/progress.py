@@ -1,0 +1,100 @@
+"""Progress on standard error: a bar in a terminal or a notebook, plain lines elsewhere."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from subnet_search.core.numbers_as_text import cell, percent, seconds
+from subnet_search.core.task_metrics import CLASSIFICATION, in_words
+from subnet_search.training import Epoch
+from subnet_search.training.distributed import rank_and_world
+
+PLAIN_SECONDS = 10.0  # between two plain lines of a run
+
+
+class Screen:
+    """Standard error, and what can be shown on it.
+
+    wanted: None shows progress in a terminal or a notebook and nothing elsewhere, True also plain lines elsewhere.
+    """
+
+    def __init__(self, wanted: bool | None) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        widgets = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None  # rich needs them for a bar
+        interactive = self.console.is_terminal or self.console.is_jupyter
+        shown = (interactive if wanted is None else wanted) and rank_and_world()[0] == 0
+        self.live = shown and (self.console.is_terminal or widgets)
+        self.plain = shown and not self.live
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def step_bar(screen: Screen) -> Progress:
+    """A bar of training steps; without output if the screen is not live."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=screen.console, transient=True, disable=not screen.live)
+
+
+class RunProgress:
+    """Shows the progress of a run, by its callbacks."""
+
+    def __init__(self, wanted: bool | None, leading: str = CLASSIFICATION.leading) -> None:
+        """wanted: as for `Screen`. leading: the task's leading metric."""
+        self.leading = leading
+        self.screen = Screen(wanted)
+        self.printed = 0.0
+        self.bar = step_bar(self.screen)
+        self.task = self.bar.add_task("reading data", total=None, start=False)
+
+    def on_unpruned(self, metrics: dict[str, Any]) -> None:
+        if self.screen.live or self.screen.plain:
+            quality = validation_text(self.leading, metrics[f"unpruned_val_{self.leading}"])
+            self.bar.console.print(f"before pruning: {quality}", markup=False, soft_wrap=True)
+
+    def on_step(self, clock: Any) -> None:
+        if self.screen.live:
+            self.bar.start_task(self.task)  # the first call starts the clock
+            self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
+        self.total = clock.total
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        quality = validation_text(self.leading, epoch.metrics[f"val_{self.leading}"])
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  {quality}"
+        self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
+        last = epoch.step == self.total
+        if self.screen.plain and (last or time.monotonic() - self.printed > PLAIN_SECONDS):
+            self.printed = time.monotonic()
+            done = epoch.step / self.total
+            left = seconds(epoch.seconds * (1 - done) / done)
+            self.screen.note(f"{text}  density {epoch.density:.3f}  {percent(done)} done, {left} left")
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def both(*calls: Callable[[Any], None] | None) -> Callable[[Any], None]:
+    """One function that calls each of the given ones."""
+    wanted = [call for call in calls if call is not None]
+
+    def call_all(value: Any) -> None:
+        for call in wanted:
+            call(value)
+
+    return call_all
+
+
+def validation_text(leading: str, value: float | None) -> str:
+    """The leading metric in a line of progress; accuracy needs no name."""
+    name = "validation" if leading == CLASSIFICATION.leading else in_words(leading, "validation")
+    return f"{name} {cell(leading, value)}"
