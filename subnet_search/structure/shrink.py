@@ -24,6 +24,10 @@ def remove_channels(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
     for (name, dim), places in stay.items():
         state[name] = state[name].index_select(dim, places.nonzero().view(-1).to(state[name].device))
     small = shrunk(net, {name: tuple(state[name].shape) for name, _ in stay})
+    for group, dead in gone.items():
+        for one in group.resized:
+            module = small.get_submodule(one.module)
+            setattr(module, one.attribute, one.each * int((~dead).sum()))
     small.load_state_dict(state)
     return small
 
@@ -63,5 +67,9 @@ def _set_sizes(module: nn.Module, shape: tuple[int, ...]) -> None:
             layer.out_features, layer.in_features = shape
         case _NormBase():
             layer.num_features = shape[0]
+        case nn.GroupNorm():
+            layer.num_groups, layer.num_channels = layer.num_groups * shape[0] // layer.num_channels, shape[0]
+        case nn.Embedding():
+            layer.embedding_dim = shape[1]
         case nn.PReLU():
             layer.num_parameters = shape[0]
