@@ -2,7 +2,7 @@
 
 from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import put_state, read_state
-from subnet_search.nets.copying import own_copy
+from subnet_search.nets.copying import detached_copy, own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
 from subnet_search.nets.outputs import (
@@ -33,6 +33,7 @@ __all__ = [
     "check_batch_norm",
     "check_logits",
     "compared",
+    "detached_copy",
     "file_sha256",
     "gated_layers",
     "initial_weight",

@@ -53,8 +53,10 @@ class Flow(TorchDispatchMode):
         self.inner: dict[int, int] = {}  # the size of a head, by the label of its channels
         self._layers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-            if tensor.is_floating_point() and tensor.dim():
+        running = {name: buffer for name, buffer in net.named_buffers() if buffer.dim() == 1}  # others are masks and tables
+        stored = net.state_dict().keys()
+        for name, tensor in {**dict(net.named_parameters()), **running}.items():
+            if name in stored and tensor.is_floating_point() and tensor.dim():
                 self._layers[tensor] = [self._axis(name, dim, tensor) for dim, size in enumerate(tensor.shape) if size > 1]
                 self._weights[tensor] = True
 
@@ -128,26 +130,22 @@ class Flow(TorchDispatchMode):
     def _split(self, labels: Tensor, shape: Iterable[int]) -> Tensor:
         """Labels in another shape. Of channels split over several dimensions those along the last are removed together."""
         shape = tuple(shape)
-        labels = labels.reshape(shape) if labels.dim() == len(shape) == 0 else labels
-        before, place, made = labels.shape, 0, labels.reshape(shape)
-        start = 0
-        while place < len(before):
-            end, outs, wide, tall = place, [start], before[place], shape[start] if start < len(shape) else 1
-            while wide != tall:
-                if wide < tall:
-                    end += 1
-                    wide *= before[end]
-                else:
-                    outs.append(outs[-1] + 1)
-                    tall *= shape[outs[-1]]
-            real = [dim for dim in outs if dim < len(shape) and _varies(made, dim)]
-            if len(real) > 1:
-                first = made.select(real[-1], 0).unsqueeze(real[-1]).expand_as(made)
+        if not labels.numel() or not shape:
+            return labels.reshape(shape)
+        core, made, segments = _core(labels), list(shape), _segments(tuple(labels.shape), shape)
+        for ins, outs in segments:
+            if all(core.shape[dim] == 1 for dim in ins):
+                made[outs.start : outs.stop] = [1] * len(outs)
+            else:
+                core = core.expand([labels.shape[dim] if dim in ins else size for dim, size in enumerate(core.shape)])
+        made = core.reshape(made)
+        for _, outs in segments:
+            if len(real := [dim for dim in outs if _varies(made, dim)]) > 1:
+                first = made.narrow(real[-1], 0, 1).expand_as(made)
                 self.join(made, first)
                 self.inner.update(dict.fromkeys(first.unique().tolist(), shape[real[-1]]))
                 made = first
-            place, start = end + 1, outs[-1] + 1
-        return _small(made)
+        return _small(made.expand(shape))
 
     def _padded(self, labels: Tensor, amounts: list[int]) -> Tensor:
         """New labels for zero channels that are added on both sides, removed in pairs so that as many stay on each side."""
@@ -190,7 +188,7 @@ class Flow(TorchDispatchMode):
                 for layer in self.layers(tensor):
                     spread = self._spread(layer, tensor, one.shape)
                     if spread is None:
-                        self.fixed.append((layer.unique(), f"they pass through {func.overloadpacket.__name__}"))
+                        self.fixed.append((_core(layer).unique(), f"they pass through {func.overloadpacket.__name__}"))
                     else:
                         found = self._with(found, spread)
                     if tensor in self._weights:
@@ -218,12 +216,12 @@ class Flow(TorchDispatchMode):
             theirs = _dims(layer)
             if mine & theirs:
                 self.join(layer, other)
-                both = layer if layer is other else torch.where(layer >= 0, layer, other) if bool((layer < 0).any()) else layer
+                both = layer if layer is other else torch.where(layer >= 0, layer, other) if bool((_core(layer) < 0).any()) else layer
                 return [*layers[:place], both, *layers[place + 1 :]]
         return [*layers, other]
 
     def _uses(self, where: set[tuple[str, int]], labels: Tensor) -> None:
-        first = int(labels.max())
+        first = int(_core(labels).max())
         where.update(key for key, (start, size) in self.axes.items() if start <= first < start + size)
 
     def _product(self, out: Tensor, one: Tensor, other: Tensor) -> Layers:
@@ -242,14 +240,14 @@ class Flow(TorchDispatchMode):
                     if tensor in self._weights:
                         self._uses(self.computes, layer)
         for layers in summed:  # several where heads share their keys and values: heads are removed, not values
-            layers.sort(key=lambda layer: int(layer.max()) not in self.inner)
-            self.fixed += [(layer.unique(), SEVERAL) for layer in layers[1:]]
+            layers.sort(key=lambda layer: int(_core(layer).max()) not in self.inner)
+            self.fixed += [(_core(layer).unique(), SEVERAL) for layer in layers[1:]]
         for a in summed[0][:1]:
             for b in summed[1][:1]:
                 self.join(*torch.broadcast_tensors(self._one_row(a), self._one_row(b)))
         if not summed[0] or not summed[1]:  # summed over with what has no channels, as with the inputs of the network
             for layer in (*summed[0], *summed[1]):
-                self.fixed.append((layer.unique(), INPUTS))
+                self.fixed.append((_core(layer).unique(), INPUTS))
         return found
 
     def _one_row(self, layer: Tensor) -> Tensor:
@@ -352,7 +350,7 @@ class Flow(TorchDispatchMode):
         name = "RMSNorm" if "rms" in func.overloadpacket.__name__ else "LayerNorm"
         for layer in self.layers(x):
             if any(_varies(layer, x.dim() - 1 - dim) for dim in range(last)):
-                self.fixed.append((layer.unique(), f"they pass through {name}, whose channels cannot be removed"))
+                self.fixed.append((_core(layer).unique(), f"they pass through {name}, whose channels cannot be removed"))
         self._norm(x, out, args[2:4], x.dim() - 1)
 
     __fused_rms_norm = _native_layer_norm
@@ -374,7 +372,7 @@ def flow_groups(net: nn.Module, example: Any) -> list[tuple[Group, str | None]]:
     with sdpa_kernel(SDPBackend.MATH), Flow(net) as flow:
         output = call(net, example)
     for _, tensor in tensors_in(output):
-        flow.fixed += [(layer.unique(), OUTPUTS) for layer in flow.layers(tensor)]
+        flow.fixed += [(_core(layer).unique(), OUTPUTS) for layer in flow.layers(tensor)]
     ones, others = torch.cat([torch.empty(0, 2, dtype=torch.long), *flow.pairs]).numpy().T
     links = coo_array((torch.ones(len(ones)).numpy(), (ones, others)), (flow.count, flow.count))
     _, parts = connected_components(links, directed=False)
@@ -437,9 +435,35 @@ def _along(labels: Tensor, dim: int, shape: Iterable[int]) -> Tensor:
     return labels.view([-1 if place == dim else 1 for place in range(len(shape))]).expand(shape)
 
 
+def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[range, range]]:
+    """The dimensions of a shape, and those that they become in a view; as few as possible at a time."""
+    found, place, start = [], 0, 0
+    while place < len(before) and start < len(after):
+        end, last, wide, tall = place, start, before[place], after[start]
+        while wide != tall:
+            if wide < tall:
+                end += 1
+                wide *= before[end]
+            else:
+                last += 1
+                tall *= after[last]
+        found.append((range(place, end + 1), range(start, last + 1)))
+        place, start = end + 1, last + 1
+    return found
+
+
+def _core(layer: Tensor) -> Tensor:
+    """The labels with length 1 in the dimensions along which they are expanded."""
+    for dim in range(layer.dim()):
+        if layer.stride(dim) == 0 and layer.shape[dim] > 1:
+            layer = layer.narrow(dim, 0, 1)
+    return layer
+
+
 def _varies(layer: Tensor, dim: int) -> bool:
     if layer.shape[dim] == 1 or layer.stride(dim) == 0:
         return False
+    layer = _core(layer)
     return bool((layer != layer.narrow(dim, 0, 1)).any())
 
 

@@ -68,7 +68,7 @@ def couple(net: nn.Module, example: Any, every: bool = False) -> Coupling:
             reasons[name] = moved.get(name, why)
         found = [group for group in found if group.name not in reasons]
         if error or not {OUTPUTS, ALONE}.issuperset(reasons.values()):
-            found += _followed(net, example, found, reasons, every, error)
+            found += _followed(net, example, [*found, *attention], reasons, every, error)
     return Coupling(tuple(found), reasons)
 
 

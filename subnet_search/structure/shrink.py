@@ -1,6 +1,5 @@
 """Remove channels from a network: the same layers, with smaller tensors."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from subnet_search.nets import detached_copy
 from subnet_search.structure.attention_heads import use_fewer_heads, without_nested_tensors
 from subnet_search.topology.channels import Group
 
@@ -34,7 +34,7 @@ def remove_channels(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
 
 def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A copy of a network in which the named parameters and buffers have new shapes and uninitialised values."""
-    small = copy.deepcopy(net)
+    small = detached_copy(net)
     for name, shape in shapes.items():
         owner, _, attribute = name.rpartition(".")
         module = small.get_submodule(owner)
