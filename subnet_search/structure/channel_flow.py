@@ -100,7 +100,8 @@ class Flow(TorchDispatchMode):
         both = torch.stack([one.reshape(-1), other.reshape(-1)], 1)
         both = both[(both >= 0).all(1) & (both[:, 0] != both[:, 1])]
         if len(both):
-            self.pairs.append(torch.unique(both, dim=0))
+            codes = torch.unique(both[:, 0] << 32 | both[:, 1])
+            self.pairs.append(torch.stack([codes >> 32, codes & (1 << 32) - 1], 1))
 
     def _moved(self, func: Any, out: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> None:
         """The operation itself, on the labels."""
