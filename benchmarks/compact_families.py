@@ -24,7 +24,7 @@ import torch
 from compact import OUTPUTS, calibrate, size
 from records import circumstances
 from speed import timed
-from timing import THREADS, verdict
+from timing import verdict
 from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError
@@ -37,25 +37,119 @@ from subnet_search.topology.channels import Channels
 
 PART = Path(__file__).with_name("results") / "compact_families.part"
 SECONDS = 180
-TORCHVISION = """
-    alexnet convnext_tiny densenet121 efficientnet_b0 googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2
-    mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t
-    swin_v2_t vgg11 vit_b_32 wide_resnet50_2 segmentation.fcn_resnet50 segmentation.deeplabv3_mobilenet_v3_large
-    segmentation.lraspp_mobilenet_v3_large detection.ssdlite320_mobilenet_v3_large
-""".split()
-TIMM = """
-    vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_atto convnextv2_atto resnet10t
-    mobilenetv3_small_050 mobilenetv4_conv_small_035 efficientnet_lite0 regnetx_002 regnety_002 repvgg_a0 mobileone_s0
-    ghostnet_050 lcnet_035 tinynet_e mnasnet_small mixer_s32_224 resmlp_12_224 gmlp_ti16_224 poolformer_s12 levit_128s
-    mobilevit_xxs mobilevitv2_050 edgenext_xx_small xcit_nano_12_p16_224 pvt_v2_b0 pit_ti_224 cait_xxs24_224
-    crossvit_tiny_240 convmixer_768_32 eva02_tiny_patch14_224 deit3_small_patch16_224 starnet_s050 repvit_m0_9
-    efficientvit_m0 efficientvit_b0 fastvit_t8 efficientformer_l1 tiny_vit_5m_224 resnest14d res2net50_14w_8s
-    seresnext26d_32x4d bat_resnext26ts botnet26t_256 halonet26t skresnet18 rexnet_100 selecsls42 hardcorenas_a mixnet_s
-    gernet_s dla46_c cs3darknet_s cspresnet50 darknet17 densenet121 vgg11 vovnet39a ese_vovnet19b_slim hgnet_tiny
-    hrnet_w18_small dpn48b xception41 inception_v3 resnetv2_50 nf_resnet26 nfnet_l0 caformer_s18 convformer_s18
-    visformer_tiny twins_pcpvt_small coat_lite_tiny convit_tiny beit_base_patch16_224 davit_tiny focalnet_tiny_srf
-    gcvit_xxtiny maxvit_rmlp_pico_rw_256 mvitv2_tiny nest_tiny sequencer2d_s tnt_s_patch16_224 volo_d1_224
-""".split()
+TORCHVISION = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "inception_v3",
+    "maxvit_t",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vit_b_32",
+    "wide_resnet50_2",
+    "segmentation.fcn_resnet50",
+    "segmentation.deeplabv3_mobilenet_v3_large",
+    "segmentation.lraspp_mobilenet_v3_large",
+    "detection.ssdlite320_mobilenet_v3_large",
+]
+TIMM = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "convnext_atto",
+    "convnextv2_atto",
+    "resnet10t",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_035",
+    "efficientnet_lite0",
+    "regnetx_002",
+    "regnety_002",
+    "repvgg_a0",
+    "mobileone_s0",
+    "ghostnet_050",
+    "lcnet_035",
+    "tinynet_e",
+    "mnasnet_small",
+    "mixer_s32_224",
+    "resmlp_12_224",
+    "gmlp_ti16_224",
+    "poolformer_s12",
+    "levit_128s",
+    "mobilevit_xxs",
+    "mobilevitv2_050",
+    "edgenext_xx_small",
+    "xcit_nano_12_p16_224",
+    "pvt_v2_b0",
+    "pit_ti_224",
+    "cait_xxs24_224",
+    "crossvit_tiny_240",
+    "convmixer_768_32",
+    "eva02_tiny_patch14_224",
+    "deit3_small_patch16_224",
+    "starnet_s050",
+    "repvit_m0_9",
+    "efficientvit_m0",
+    "efficientvit_b0",
+    "fastvit_t8",
+    "efficientformer_l1",
+    "tiny_vit_5m_224",
+    "resnest14d",
+    "res2net50_14w_8s",
+    "seresnext26d_32x4d",
+    "bat_resnext26ts",
+    "botnet26t_256",
+    "halonet26t",
+    "skresnet18",
+    "rexnet_100",
+    "selecsls42",
+    "hardcorenas_a",
+    "mixnet_s",
+    "gernet_s",
+    "dla46_c",
+    "cs3darknet_s",
+    "cspresnet50",
+    "darknet17",
+    "densenet121",
+    "vgg11",
+    "vovnet39a",
+    "ese_vovnet19b_slim",
+    "hgnet_tiny",
+    "hrnet_w18_small",
+    "dpn48b",
+    "xception41",
+    "inception_v3",
+    "resnetv2_50",
+    "nf_resnet26",
+    "nfnet_l0",
+    "caformer_s18",
+    "convformer_s18",
+    "visformer_tiny",
+    "twins_pcpvt_small",
+    "coat_lite_tiny",
+    "convit_tiny",
+    "beit_base_patch16_224",
+    "davit_tiny",
+    "focalnet_tiny_srf",
+    "gcvit_xxtiny",
+    "maxvit_rmlp_pico_rw_256",
+    "mvitv2_tiny",
+    "nest_tiny",
+    "sequencer2d_s",
+    "tnt_s_patch16_224",
+    "volo_d1_224",
+]
 HF = ("bert", "distilbert", "vit", "swin", "gpt2", "llama")
 COLUMNS = (
     "network",
@@ -194,7 +288,9 @@ def from_hf(name: str) -> tuple[nn.Module, Tensor]:
             config = hf.DistilBertConfig(vocab_size=200, dim=64, n_layers=2, n_heads=4, hidden_dim=128, num_labels=5)
             return hf.DistilBertForSequenceClassification(config).eval(), tokens
         case "gpt2":
-            return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=200, n_embd=64, n_layer=2, n_head=4, use_cache=False)).eval(), tokens
+            return hf.GPT2LMHeadModel(
+                hf.GPT2Config(vocab_size=200, n_embd=64, n_layer=2, n_head=4, use_cache=False)
+            ).eval(), tokens
         case "llama":
             config = hf.LlamaConfig(vocab_size=200, num_key_value_heads=2, tie_word_embeddings=True, use_cache=False, **small)
             return hf.LlamaForCausalLM(config).eval(), tokens
@@ -202,7 +298,9 @@ def from_hf(name: str) -> tuple[nn.Module, Tensor]:
             net = hf.ViTForImageClassification(hf.ViTConfig(image_size=32, patch_size=8, num_labels=5, **small))
         case _:
             net = hf.SwinForImageClassification(
-                hf.SwinConfig(image_size=32, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5)
+                hf.SwinConfig(
+                    image_size=32, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5
+                )
             )
     return net.eval(), torch.randn(2, 3, 32, 32)
 

@@ -68,7 +68,7 @@ class Deployed:
             for name, module in net.named_modules()
             if type(module) is type(expected.get(name))
             for attribute, value in vars(module).items()
-            if type(value) is int and value != vars(expected[name]).get(attribute)
+            if type(value) is int and type(before := vars(expected[name]).get(attribute)) is int and 0 < value < before
         }
         return cls(tensors, shapes, sparse, origin, to, metrics, normalise, counts)
 

@@ -7,7 +7,7 @@ a head is removed as a whole; where a group norm has groups, a whole group.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,12 +24,63 @@ from subnet_search.nets import call
 from subnet_search.topology.channels import Group, Resized, Slice
 
 aten = torch.ops.aten
-MOVES = """
-    view _unsafe_view reshape permute transpose t slice select unbind split split_with_sizes chunk cat stack expand repeat
-    unsqueeze squeeze clone alias detach index index_select flip roll narrow pixel_shuffle pixel_unshuffle constant_pad_nd
-    channel_shuffle native_channel_shuffle _reshape_alias lift_fresh unsafe_split unsafe_chunk movedim
-""".split()
-REDUCTIONS = "mean sum amax amin max min var std prod any all argmax argmin logsumexp linalg_vector_norm norm var_mean".split()
+MOVES = [
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "permute",
+    "transpose",
+    "t",
+    "slice",
+    "select",
+    "unbind",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "cat",
+    "stack",
+    "expand",
+    "repeat",
+    "unsqueeze",
+    "squeeze",
+    "clone",
+    "alias",
+    "detach",
+    "index",
+    "index_select",
+    "flip",
+    "roll",
+    "narrow",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "constant_pad_nd",
+    "channel_shuffle",
+    "native_channel_shuffle",
+    "_reshape_alias",
+    "lift_fresh",
+    "unsafe_split",
+    "unsafe_chunk",
+    "movedim",
+]
+REDUCTIONS = [
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "prod",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "logsumexp",
+    "linalg_vector_norm",
+    "norm",
+    "var_mean",
+]
 Layers = list[Tensor]
 
 ALONE = "the group has only one channel"
@@ -43,7 +94,7 @@ class Flow(TorchDispatchMode):
     """Labels of all tensors of a forward pass. Label -1: no channel, as where zeros are padded."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes: dict[tuple[str, int], tuple[int, int]] = {}  # first label and length, by tensor name and dimension
         self.reads: set[tuple[str, int]] = set()
         self.computes: set[tuple[str, int]] = set()
@@ -106,13 +157,15 @@ class Flow(TorchDispatchMode):
     def _moved(self, func: Any, out: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> None:
         """The operation itself, on the labels."""
         name, most = func.overloadpacket.__name__, max(len(self.layers(one)) for one in inputs)
-        made = []
+        made: list[Any] = []
         for index in range(most):
+
             def at(tensor: Tensor, index: int = index) -> Tensor:
                 layers = self.layers(tensor)
                 if index < len(layers):
                     return layers[index]
                 return torch.full(tensor.shape, -1) if tensor.is_floating_point() else tensor
+
             if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):
                 made.append(self._split(at(args[0]), out.shape))
             elif name == "constant_pad_nd":
@@ -133,13 +186,13 @@ class Flow(TorchDispatchMode):
         shape = tuple(shape)
         if not labels.numel() or not shape:
             return labels.reshape(shape)
-        core, made, segments = _core(labels), list(shape), _segments(tuple(labels.shape), shape)
+        core, sizes, segments = _core(labels), list(shape), _segments(tuple(labels.shape), shape)
         for ins, outs in segments:
             if all(core.shape[dim] == 1 for dim in ins):
-                made[outs.start : outs.stop] = [1] * len(outs)
+                sizes[outs.start : outs.stop] = [1] * len(outs)
             else:
                 core = core.expand([labels.shape[dim] if dim in ins else size for dim, size in enumerate(core.shape)])
-        made = core.reshape(made)
+        made = core.reshape(sizes)
         for _, outs in segments:
             if len(real := [dim for dim in outs if _varies(made, dim)]) > 1:
                 first = made.narrow(real[-1], 0, 1).expand_as(made)
@@ -165,7 +218,7 @@ class Flow(TorchDispatchMode):
             source, layers = args[0], []
             dims = {"linalg_vector_norm": args[2:3]}.get(func.overloadpacket.__name__, args[1:2])
             dims = dims[0] if dims and dims[0] is not None else kwargs.get("dim")
-            if len(args) > 1 and isinstance(args[1], Tensor) or one.shape == source.shape:
+            if (len(args) > 1 and isinstance(args[1], Tensor)) or one.shape == source.shape:
                 return self._other(func, out, args, kwargs, inputs)
             dims = range(source.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
             places = sorted((dim % source.dim() for dim in dims), reverse=True)
@@ -217,7 +270,13 @@ class Flow(TorchDispatchMode):
             theirs = _dims(layer)
             if mine & theirs:
                 self.join(layer, other)
-                both = layer if layer is other else torch.where(layer >= 0, layer, other) if bool((_core(layer) < 0).any()) else layer
+                both = (
+                    layer
+                    if layer is other
+                    else torch.where(layer >= 0, layer, other)
+                    if bool((_core(layer) < 0).any())
+                    else layer
+                )
                 return [*layers[:place], both, *layers[place + 1 :]]
         return [*layers, other]
 
@@ -274,31 +333,26 @@ class Flow(TorchDispatchMode):
     _baddbmm = _addmm
 
     def _convolution(self, func: Any, out: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> None:
-        x, weight, bias = args[:3]
-        transposed, groups = args[6], args[8]
-        first, second = self._lines(weight, 0), self._lines(weight, 1)
+        (x, weight, bias), transposed, groups = args[:3], args[6], args[8]
+        first, second, given = self._lines(weight, 0), self._lines(weight, 1), self._channels(x)
         into, made = (first, second) if transposed else (second, first)
-        given = self._channels(x)
-        if groups > 1 and groups == x.shape[1]:  # depthwise
+        if groups > 1 and groups == x.shape[1] and weight.shape[1] == 1:  # depthwise
+            made = first
             if given is not None and made is not None:
-                self.join(given.repeat_interleave(len(made) // len(given)) if not transposed else given, made if not transposed else first)
-            made = made if not transposed else first
-            if transposed and weight.shape[1] > 1:
-                self.fixed.append((made, "they pass through a grouped transposed convolution"))
-        else:
-            if into is not None:
-                if given is None:
-                    self.fixed.append((into, INPUTS))
-                else:
-                    self.join(given, into.repeat(groups) if not transposed else into)
-                self._uses(self.reads, into)
-            if groups > 1 and made is not None:
-                made = made if not transposed else made.repeat(groups)
-                self.join(made, made.view(groups, -1)[0].repeat(groups))
-                if transposed and into is not None:
-                    self.join(into, into.view(groups, -1)[0].repeat(groups))
+                self.join(given.repeat_interleave(len(made) // len(given)), made)
+        elif into is not None:
+            self._uses(self.reads, into)
+            if given is None:
+                self.fixed.append((into, INPUTS))
+            else:
+                self.join(given, into if transposed else into.repeat(groups))
+            if transposed:
+                self.join(into, into.view(groups, -1)[0].repeat(groups))
         if made is None:
             return self.put(out, [])
+        if weight.shape[1] > 1:  # of each group of the convolution as many
+            made = made.repeat(groups) if transposed else made
+            self.join(made, made.view(groups, -1)[0].repeat(groups))
         self._uses(self.computes, made)
         if bias is not None and (line := self._lines(bias, 0)) is not None:
             self._uses(self.computes, line)
@@ -328,7 +382,9 @@ class Flow(TorchDispatchMode):
         for other in others:
             for layer in self.layers(other):
                 self._uses(self.computes, layer)
-                layers = self._with(layers, _along(layer.reshape(-1), dim, x.shape) if layer.dim() == 1 else layer.expand(x.shape))
+                layers = self._with(
+                    layers, _along(layer.reshape(-1), dim, x.shape) if layer.dim() == 1 else layer.expand(x.shape)
+                )
         self.put(result, layers)
 
     def _native_batch_norm(self, func: Any, out: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> None:
@@ -362,8 +418,6 @@ class Flow(TorchDispatchMode):
             self.put(out, [_along(labels, out.dim() - 1, out.shape)])
 
 
-
-
 @torch.no_grad()
 def flow_groups(net: nn.Module, example: Any) -> list[tuple[Group, str | None]]:
     """Groups of channels, each with the reason why it cannot be removed, if there is one.
@@ -392,7 +446,8 @@ def flow_groups(net: nn.Module, example: Any) -> list[tuple[Group, str | None]]:
     found = dict[str, tuple[Group, str | None]]()
     for (pattern, reason, size), same in alike.items():
         slices = [
-            Slice(*axis, torch.tensor([units[part][axis] for part in same]), axis in flow.reads) for axis, _ in pattern
+            Slice(tensor, dim, torch.tensor([units[part][tensor, dim] for part in same]), (tensor, dim) in flow.reads)
+            for (tensor, dim), _ in pattern
         ]
         names = (one.tensor for one in slices if not one.reads and one.tensor.endswith("weight") and one.tensor not in found)
         if name := next(names, None):
@@ -407,7 +462,7 @@ def _resized(net: nn.Module, slices: Iterable[Slice], units: int, head: int) -> 
 
     A name with `head` in it counts heads, others count channels; of a layer, only of what it computes.
     """
-    found = {}
+    found: dict[tuple[str, str], int] = {}
     widths: dict[str, set[int]] = defaultdict(set)
     for one in slices:
         owner, width = one.tensor.rpartition(".")[0], one.index.shape[1]
@@ -419,7 +474,7 @@ def _resized(net: nn.Module, slices: Iterable[Slice], units: int, head: int) -> 
         for name, value in vars(net.get_submodule(path)).items():
             if type(value) is int:
                 counts = {width // head for width in several} if head > 1 and _counts_heads(name) else several
-                found |= {(path, name): each for each in counts if value == each * units}
+                found.update({(path, name): value // units for each in counts if value == each * units})  # noqa: B035
     return tuple(Resized(path, name, each) for (path, name), each in found.items())
 
 

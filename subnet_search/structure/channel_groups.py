@@ -68,7 +68,9 @@ def couple(net: nn.Module, example: Any, every: bool = False) -> Coupling:
             reasons[name] = moved.get(name, why)
         found = [group for group in found if group.name not in reasons]
         seen = {one.tensor for group in found for one in group.slices} | reasons.keys()
-        unseen = any(name.endswith("weight") and tensor.dim() > 1 and name not in seen for name, tensor in net.named_parameters())
+        unseen = any(
+            name.endswith("weight") and tensor.dim() > 1 and name not in seen for name, tensor in net.named_parameters()
+        )
         if error or unseen or not {OUTPUTS, ALONE}.issuperset(reasons.values()):
             found += _followed(net, example, [*found, *attention], reasons, every, error)
     return Coupling(tuple(found), reasons)
