@@ -1,7 +1,8 @@
 """Find the groups of channels that can be removed from a network: traced with torch-pruning, then verified.
 
-Attention heads are added by `attention_heads.py`, since torch-pruning does not support them. Every group is verified
-numerically by `verify_groups.py`, because the trace misses some dependencies, as a normalisation over channels.
+`channel_flow.py` finds more where torch-pruning's groups fail or are incomplete. Heads of `nn.MultiheadAttention` are added
+by `attention_heads.py`. Every group is verified numerically by `verify_groups.py`, because the traces miss some dependencies,
+as a normalisation over channels.
 """
 
 import warnings
@@ -84,16 +85,21 @@ def _followed(
     Groups that torch-pruning finds keep their names and their order, which earlier runs depend on.
     """
     taken = {place for group in known for place in _places_of(group)}
+    names = {group.name for group in known}
     try:
-        candidates = [one for one in flow_groups(net, example) if taken.isdisjoint(_places_of(one[0]))]
-    except Exception as unknown:  # anything that an operation of a user's forward pass raises
-        raise (error or _untraceable(unknown)) from unknown
+        followed = flow_groups(net, example)
+    except Exception as unknown:  # an operation with arguments that are not known: the other groups remain
+        if error:
+            raise error from unknown
+        return []
+    candidates = [one for one in followed if one[0].name not in names and taken.isdisjoint(_places_of(one[0]))]
     failed = {group.name: why for group, why in candidates if why}
     groups = [group for group, why in candidates if not why]
     plain = [replace(group, resized=()) for group in groups]  # attributes change only where they have to
     first = failed_groups(net, example, plain, every)
     second = failed_groups(net, example, [group for group in groups if group.name in first and group.resized], every)
-    failed |= {name: second.get(name, why) for name, why in first.items() if name in second or not _of(groups, name).resized}
+    again = {group.name for group in groups if group.resized}
+    failed |= {name: second.get(name, why) for name, why in first.items() if name in second or name not in again}
     found = [group for group in plain if group.name not in first]
     found += [group for group in groups if group.name in first and group.name not in failed]
     if error and not found:
@@ -109,10 +115,6 @@ def _followed(
             elif reasons.keys().isdisjoint(one.tensor for one in group.slices if not one.reads):
                 reasons[group.name] = why
     return found
-
-
-def _of(groups: list[Group], name: str) -> Group:
-    return next(group for group in groups if group.name == name)
 
 
 def _places_of(group: Group) -> set[tuple[str, int, int]]:
