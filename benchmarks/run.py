@@ -42,6 +42,7 @@ NAMES = (
     "short_runs",
     "paradigms",
     "compact",
+    "compact_families",
     "speed",
     "sparse",
     "dynamic",

@@ -7,7 +7,7 @@ header. Reading it does not need torch-pruning or Optuna.
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Deployed:
     to: str  # compact, csr, bsr, 2:4
     metrics: Mapping[str, Any]  # the record of the run; under `export` the record of the export
     normalise: bool = False  # whether the network normalises its inputs, by the mean and std of the run
+    counts: Mapping[str, int] = field(default_factory=dict)  # other attributes of its modules, as `attention.num_heads`
 
     @classmethod
     def of(
@@ -61,7 +62,15 @@ class Deployed:
             for name, module in net.named_modules()
             if isinstance(module, Sparse)
         }
-        return cls(tensors, shapes, sparse, origin, to, metrics, normalise)
+        expected = dict(shrunk(dense, shapes).named_modules())
+        counts = {
+            f"{name}.{attribute}": value
+            for name, module in net.named_modules()
+            if type(module) is type(expected.get(name))
+            for attribute, value in vars(module).items()
+            if type(value) is int and type(before := vars(expected[name]).get(attribute)) is int and 0 < value < before
+        }
+        return cls(tensors, shapes, sparse, origin, to, metrics, normalise, counts)
 
     def network(self) -> nn.Module:
         """Build the exported network by its name. Raises UserError when it is not one of ours or torchvision's."""
@@ -79,6 +88,11 @@ class Deployed:
                 if tuple(self.tensors[name].shape) != shape:
                     raise ValueError(f"{name} has shape {tuple(self.tensors[name].shape)}, but the manifest has {shape}")
             out = shrunk(dense, self.shapes)
+            for name, count in self.counts.items():
+                owner, _, attribute = name.rpartition(".")
+                if type(vars(out.get_submodule(owner)).get(attribute)) is not int or type(count) is not int or count < 1:
+                    raise ValueError(f"{name} is not a count of channels")
+                setattr(out.get_submodule(owner), attribute, count)
             for name, settings in self.sparse.items():
                 layer = self._layer(name, settings, out.get_submodule(name))
                 layer.to(self.tensors[f"{name}.values"].dtype)
@@ -127,6 +141,7 @@ class Deployed:
             "to": self.to,
             "shapes": self.shapes,
             "sparse": self.sparse,
+            **({"counts": self.counts} if self.counts else {}),
             "origin": self.origin.model_dump(mode="json"),
             "metrics": self.metrics,
         }
@@ -147,7 +162,8 @@ class Deployed:
             shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
             sparse = {name: dict(settings) for name, settings in manifest["sparse"].items()}
             origin, metrics = Origin.model_validate(manifest["origin"]), dict(manifest["metrics"])
-            return cls(tensors, shapes, sparse, origin, str(manifest["to"]), metrics, bool(manifest.get("normalise", False)))
+            normalise, counts = bool(manifest.get("normalise", False)), dict(manifest.get("counts", {}))
+            return cls(tensors, shapes, sparse, origin, str(manifest["to"]), metrics, normalise, counts)
 
 
 def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:

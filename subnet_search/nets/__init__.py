@@ -2,7 +2,7 @@
 
 from subnet_search.nets.batch_norm import check_batch_norm
 from subnet_search.nets.checkpoints import put_state, read_state
-from subnet_search.nets.copying import own_copy
+from subnet_search.nets.copying import detached_copy, own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.head import head_of, replace_head
 from subnet_search.nets.init import INITS, InitName, initial_weight, initialise
@@ -37,6 +37,7 @@ __all__ = [
     "check_logits",
     "check_types",
     "compared",
+    "detached_copy",
     "file_sha256",
     "gated_layers",
     "head_of",

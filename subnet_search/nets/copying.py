@@ -27,6 +27,11 @@ def own_copy(net: nn.Module) -> nn.Module:
     parameters cannot be saved by name.
     """
     _check(net)
+    return detached_copy(net)
+
+
+def detached_copy(net: nn.Module) -> nn.Module:
+    """As `own_copy`, also of networks whose parameters are computed."""
     memo: dict[int, Any] = {}
     for module in net.modules():
         for value in tree_leaves({name: value for name, value in vars(module).items() if name != "_modules"}):

@@ -35,7 +35,8 @@ class Block(nn.Module):
         if self.shortcut is not None:
             x = self.shortcut(x)
         elif self.stride != 1 or self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            extra = out.shape[1] - x.shape[1]  # fewer in a compact network
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, extra // 2, extra - extra // 2))
         return self.activation(out + x)  # type: ignore[no-any-return]
 
 

@@ -1,14 +1,15 @@
 """Find the groups of channels that can be removed from a network: traced with torch-pruning, then verified.
 
-Attention heads are added by `attention_heads.py`, since torch-pruning does not support them. Every group is verified
-numerically by `verify_groups.py`, because the trace misses some dependencies, as a normalisation over channels.
+`channel_flow.py` finds more where torch-pruning's groups fail or are incomplete. Heads of `nn.MultiheadAttention` are added
+by `attention_heads.py`. Every group is verified numerically by `verify_groups.py`, because the traces miss some dependencies,
+as a normalisation over channels.
 """
 
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +22,11 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import map_tensors
 from subnet_search.nets import call, without_fused_attention
 from subnet_search.structure.attention_heads import heads
+from subnet_search.structure.channel_flow import ALONE, OUTPUTS, flow_groups
 from subnet_search.structure.dependency_graph import graph
-from subnet_search.structure.verify_groups import failed_groups, first_line
+from subnet_search.structure.verify_groups import WRITTEN, failed_groups, first_line
 from subnet_search.topology.channels import Group, Slice
 
-OUTPUTS = "they are outputs of the network"
-ALONE = "the group has only one channel"
 SHIFTED = "zero channels are added (F.pad, as on the shortcuts of CIFAR's ResNets), which shifts the channel indices"
 SHUFFLED = "they are reordered or split (channel shuffle), so that each index depends on the number of channels before it"
 
@@ -57,19 +57,77 @@ def couple(net: nn.Module, example: Any, every: bool = False) -> Coupling:
         raise UserError(f"cannot trace the channels of {type(net).__name__}: pass the original module")
     with _quiet(net), without_fused_attention():
         _check_fixed_path(net, example)
-        found, reasons, moved = _traced(net, example)
+        error: UserError | None = None
+        try:
+            found, reasons, moved = _traced(net, example)
+        except UserError as untraceable:
+            found, reasons, moved, error = [], {}, {}, untraceable
         attention, others = heads(net)
         found += attention
         reasons |= others
         for name, why in failed_groups(net, example, found, every).items():
             reasons[name] = moved.get(name, why)
-    return Coupling(tuple(group for group in found if group.name not in reasons), reasons)
+        found = [group for group in found if group.name not in reasons]
+        seen = {one.tensor for group in found for one in group.slices} | reasons.keys()
+        unseen = any(
+            name.endswith("weight") and tensor.dim() > 1 and name not in seen for name, tensor in net.named_parameters()
+        )
+        if error or unseen or not {OUTPUTS, ALONE}.issuperset(reasons.values()):
+            found += _followed(net, example, [*found, *attention], reasons, every, error)
+    return Coupling(tuple(found), reasons)
+
+
+def _followed(
+    net: nn.Module, example: Any, known: list[Group], reasons: dict[str, str], every: bool, error: UserError | None
+) -> list[Group]:
+    """More groups, by following the channels through the forward pass; updates the reasons why others cannot be removed.
+
+    Groups that torch-pruning finds keep their names and their order, which earlier runs depend on.
+    """
+    taken = {place for group in known for place in _places_of(group)}
+    names = {group.name for group in known}
+    try:
+        followed = flow_groups(net, example)
+    except Exception as unknown:  # an operation with arguments that are not known: the other groups remain
+        if error:
+            raise error from unknown
+        return []
+    candidates = [one for one in followed if one[0].name not in names and taken.isdisjoint(_places_of(one[0]))]
+    failed = {group.name: why for group, why in candidates if why}
+    groups = [group for group, why in candidates if not why]
+    plain = [replace(group, resized=()) for group in groups]  # attributes change only where they have to
+    first = failed_groups(net, example, plain, every)
+    second = failed_groups(net, example, [group for group in groups if group.name in first and group.resized], every)
+    again = {group.name for group in groups if group.resized}
+    failed |= {name: second.get(name, why) for name, why in first.items() if name in second or name not in again}
+    found = [group for group in plain if group.name not in first]
+    found += [group for group in groups if group.name in first and group.name not in failed]
+    if error and not found:
+        raise error
+    done = {one.tensor for group in found for one in group.slices if not one.reads}
+    for name in done & reasons.keys():
+        del reasons[name]
+    for group, _ in candidates:
+        if why := failed.get(group.name):
+            if group.name in reasons:
+                if reasons[group.name] == SHUFFLED and why.startswith(WRITTEN) and group.resized:
+                    reasons[group.name] = why
+            elif reasons.keys().isdisjoint(one.tensor for one in group.slices if not one.reads):
+                reasons[group.name] = why
+    return found
+
+
+def _places_of(group: Group) -> set[tuple[str, int, int]]:
+    return {(one.tensor, one.dim, place) for one in group.slices for place in one.index.flatten().tolist()}
 
 
 def _traced(net: nn.Module, example: Any) -> tuple[list[Group], dict[str, str], dict[str, str]]:
     """Groups; reasons why others cannot be removed; and for groups whose channels are reordered, the reason if they fail."""
     layers = [module for _, module in net.named_modules(remove_duplicate=False)]
     owners = Counter(parameter for layer in layers for parameter in layer.parameters(recurse=False))
+    for layer in layers:
+        if isinstance(layer, nn.Embedding):  # tied to the output: it is kept whole
+            del owners[layer.weight]
     if shared := [name for name, parameter in net.named_parameters() if owners[parameter] > 1]:
         raise UserError(f"cannot remove channels: {shared[0]} is shared between layers")
     try:
@@ -152,6 +210,8 @@ def _group(items: list[Any], tensors: Mapping[int, str]) -> Group | tuple[str, s
     """A torch-pruning group as `Group`; or its name, and the reason why it cannot be removed."""
     root = items[0].dep.target
     name = tensors.get(id(root.module.weight), f"{root._name}.weight")
+    if any(root is None for item in items for root in item.root_idxs):
+        return name, SHUFFLED
     size = len(items[0].idxs)
     labels = _labels(items, size)
     positions: dict[tuple[str, int, bool], dict[int, list[int]]] = {}

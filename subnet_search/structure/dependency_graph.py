@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from subnet_search.core.nested import tensors_in
 from subnet_search.nets import call, outputs_in
 
+STEPS = 5_000  # of torch-pruning in a group; the largest of densenet121 takes 502
+
 
 def graph(net: nn.Module, example: Any) -> Any:
     """A torch_pruning.DependencyGraph of a network in evaluation mode. Raises what the forward pass raises."""
@@ -37,6 +39,8 @@ def graph(net: nn.Module, example: Any) -> Any:
         def _build_dependency(self, nodes: Any) -> None:
             """Correct flattening (torch-pruning: only of images, before a linear layer) and broadcasting (not modelled)."""
             super()._build_dependency(nodes)
+            for dep in (dep for node in nodes.values() for dep in node.dependencies):
+                dep.index_mapping.append(self._count)
             for node in nodes.values():
                 if sizes := getattr(node, "flattened", None):
                     node.type = OPTYPE.ELEMENTWISE  # without an index mapping by torch-pruning
@@ -47,6 +51,17 @@ def graph(net: nn.Module, example: Any) -> Any:
                     if spread and node.type == OPTYPE.ELEMENTWISE and infer_out_channels_recursively(self, one, [0]) == 1:
                         for source, dep in _between(one, node):  # one channel broadcast to many
                             source.dependencies.remove(dep)
+
+        def get_pruning_group(self, *arguments: Any) -> Any:
+            self.steps = 0
+            return super().get_pruning_group(*arguments)
+
+        def _count(self, indices: Any) -> Any:
+            """Passes indices on. Some operations, as rotary embeddings, are followed in circles with ever new indices."""
+            self.steps += 1
+            if self.steps > STEPS:
+                raise RuntimeError("its channels depend on each other in circles")
+            return indices
 
         def get_in_channels(self, at: Any) -> Any:
             return at.flattened[0] if getattr(at, "flattened", None) else super().get_in_channels(at)

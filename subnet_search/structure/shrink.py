@@ -1,6 +1,5 @@
 """Remove channels from a network: the same layers, with smaller tensors."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from subnet_search.nets import detached_copy
 from subnet_search.structure.attention_heads import use_fewer_heads, without_nested_tensors
 from subnet_search.topology.channels import Group
 
@@ -24,13 +24,17 @@ def remove_channels(net: nn.Module, gone: Mapping[Group, Tensor]) -> nn.Module:
     for (name, dim), places in stay.items():
         state[name] = state[name].index_select(dim, places.nonzero().view(-1).to(state[name].device))
     small = shrunk(net, {name: tuple(state[name].shape) for name, _ in stay})
+    for group, dead in gone.items():
+        for one in group.resized:
+            module = small.get_submodule(one.module)
+            setattr(module, one.attribute, one.each * int((~dead).sum()))
     small.load_state_dict(state)
     return small
 
 
 def shrunk(net: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A copy of a network in which the named parameters and buffers have new shapes and uninitialised values."""
-    small = copy.deepcopy(net)
+    small = detached_copy(net)
     for name, shape in shapes.items():
         owner, _, attribute = name.rpartition(".")
         module = small.get_submodule(owner)
@@ -63,5 +67,9 @@ def _set_sizes(module: nn.Module, shape: tuple[int, ...]) -> None:
             layer.out_features, layer.in_features = shape
         case _NormBase():
             layer.num_features = shape[0]
+        case nn.GroupNorm():
+            layer.num_groups, layer.num_channels = layer.num_groups * shape[0] // layer.num_channels, shape[0]
+        case nn.Embedding():
+            layer.embedding_dim = shape[1]
         case nn.PReLU():
             layer.num_parameters = shape[0]

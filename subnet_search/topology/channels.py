@@ -39,6 +39,16 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """A whole number among a module's attributes that counts the channels of a group, as `num_heads`."""
+
+    module: str
+    attribute: str
+    each: int
+    """How much of it each channel is."""
+
+
+@dataclass(frozen=True)
 class Group:
     """Channels that are pruned by the same selection, with all tensors they are part of."""
 
@@ -47,6 +57,7 @@ class Group:
     size: int
     slices: Sequence[Slice]
     """One for each tensor, biases and running statistics included."""
+    resized: Sequence[Resized] = ()
 
 
 class Channels(Units):

@@ -207,10 +207,13 @@ class Padded(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_channels_that_are_padded_are_kept_whole():
-    found = couple(Padded(), torch.randn(2, 3, 4, 4))
-    assert [group.name for group in found.groups] == ["b.weight"]
-    assert found.kept_whole["inner.weight"].startswith("zero channels are added")
+def test_channels_beside_padded_zeros_are_kept_whole_where_their_number_is_fixed():
+    net, example = Padded().eval(), torch.randn(2, 3, 4, 4)
+    found = couple(net, example)
+    assert [(group.name, group.size) for group in found.groups] == [("b.weight", 6), ("a.weight", 8)]
+    assert found.kept_whole["inner.weight"].startswith("the forward pass contains a fixed size")
+    pruned(net, example)
+    assert difference_between(net, compact(net, example), example) < 1e-5
 
 
 @pytest.mark.long
@@ -574,13 +577,16 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell])
-def test_recurrent_layers_are_kept_whole(kind):
+def test_recurrent_layers_are_kept_whole_but_inputs_of_cells(kind):
     torch.manual_seed(0)
     layer = kind(8, 10, batch_first=True) if issubclass(kind, nn.RNNBase) else kind(8, 10)
     net, example = Recurrent(layer).eval(), torch.randn(2, 30, 3)
     found = couple(net, example)
-    assert [(group.name, group.size) for group in found.groups] == [("up.weight", 12)]
-    assert found.kept_whole["embed.weight"] == f"they pass through {kind.__name__}, whose channels cannot be removed"
+    if issubclass(kind, nn.RNNBase):
+        assert [(group.name, group.size) for group in found.groups] == [("up.weight", 12)]
+        assert found.kept_whole["embed.weight"] == f"they pass through {kind.__name__}, whose channels cannot be removed"
+    else:
+        assert [(group.name, group.size) for group in found.groups] == [("up.weight", 12), ("embed.weight", 8)]
     assert "forward" not in vars(layer)
     pruned(net, example)
     assert difference_between(net, compact(net, example), example) < 1e-5
