@@ -116,7 +116,8 @@ def layer_macs(
                     macs[name] += _steps(out) * math.prod(weights[name])
             elif isinstance(out, Tensor) and len(names) == 1 and names[0].endswith("weight") and not _looks_up(module):
                 dims = weights[names[0]]
-                outputs = dims[1] if getattr(module, "transposed", False) else dims[0]
+                by_inputs = len(dims) == 2 and out.shape[-1] == dims[1] != dims[0]  # as the Conv1D of transformers stores them
+                outputs = dims[1] if by_inputs or getattr(module, "transposed", False) else dims[0]
                 macs[names[0]] += out.numel() // outputs * math.prod(dims)
 
         return hook

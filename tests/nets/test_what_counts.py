@@ -292,3 +292,19 @@ def test_what_is_left_whole_and_what_was_missed_is_printed():
     out = " ".join(printed.get().split())
     assert "not pruned 0.weight (frozen, requires_grad=False, 90.91 % of the parameters)" in out
     assert "target 0.4; reached 0.413" in out
+
+
+class ByInputs(nn.Module):
+    """A linear layer whose weight is (inputs, outputs), as the Conv1D of transformers."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_a_weight_that_is_stored_by_inputs_is_used_once_at_each_place():
+    net = nn.Sequential(ByInputs(4, 12), nn.ReLU(), ByInputs(12, 3))
+    assert layer_macs(net, {"0.weight": (4, 12), "2.weight": (12, 3)}, (5, 4)) == {"0.weight": 5 * 48, "2.weight": 5 * 36}
