@@ -125,7 +125,7 @@ def test_a_failed_and_a_pruned_trial_end_too():
     space = {"extractor.density": {"float": [0.1, 0.5]}}
     ss.run_study({**SPEC, "space": space, "constraints": constraints, "trials": 3}, on_trial=lambda _, one: ended.append(one))
     assert {trial.state.name for trial in ended} == {"PRUNED", "COMPLETE"}
-    run = {**RUN, "network": "calls_of_tests:few"}
+    run = {**RUN, "recipe": {**RUN["recipe"], "lr": 1e30}}  # the loss is not a number
     with pytest.raises(ss.RunError, match="5 trials failed in a row"):
         ss.run_study({**SPEC, "name": "bad", "run": run}, on_trial=lambda study, trial: ended.append(trial))
     assert [trial.state.name for trial in ended[-5:]] == ["FAIL"] * 5
