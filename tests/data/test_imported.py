@@ -221,7 +221,7 @@ def test_a_study_in_worker_processes(network, tmp_path):
     assert [trial.state.name for trial in found.trials] == ["COMPLETE"] * 3
 
 
-def test_workers_refuse_data_that_they_cannot_import_before_any_trial(network, tmp_path):
+def test_data_that_cannot_be_imported_is_refused_before_any_trial(network, tmp_path):
     spec = study("absent", "not_there:make")
     for workers in (1, 2):  # found when the study is made, since its network is called with the data
         with pytest.raises(UserError, match="cannot import 'not_there' for the data 'not_there:make'") as caught:
