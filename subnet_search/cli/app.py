@@ -7,6 +7,7 @@ import typer
 
 from subnet_search.cli.commands.analysis import masks, plasticity
 from subnet_search.cli.commands.compare import compare, sanity
+from subnet_search.cli.commands.config import config
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
 from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
@@ -47,6 +48,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     methods: "methods gumbel",
     tasks: "tasks classification",
     data: "data npz:my_images.npz",
+    config: "config recipe",
     compare: "compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05",
     plasticity: "plasticity configs/random_digits.yaml --epochs 5 --plot",
     masks: "masks runs/extract/subnetwork.safetensors runs/extract-2/subnetwork.safetensors",

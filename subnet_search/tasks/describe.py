@@ -1,10 +1,10 @@
 """The built-in tasks as plain values, read from their classes."""
 
 import inspect
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from subnet_search.core.errors import unknown
+from subnet_search.core.types_in_words import type_in_words
 from subnet_search.tasks.registry import TASKS
 
 
@@ -21,7 +21,7 @@ def describe(name: str) -> dict[str, Any]:
         "settings": [
             {
                 "name": key,
-                "type": _words(field.annotation),
+                "type": type_in_words(field.annotation),
                 "default": field.default,
                 "help": " ".join((field.description or "").split()),
             }
@@ -34,21 +34,3 @@ def describe(name: str) -> dict[str, Any]:
 def catalogue() -> list[dict[str, Any]]:
     """Every built-in task."""
     return [describe(name) for name in TASKS]
-
-
-def _words(kind: Any) -> str:
-    """A type in plain words."""
-    if kind is NoneType:
-        return "none"
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _words(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (Union, UnionType):
-        return " or ".join(map(_words, arguments))
-    if origin in (tuple, list):
-        return f"list of {_words(arguments[0])}"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
-        getattr(kind, "__name__", ""), str(getattr(kind, "__name__", kind))
-    )

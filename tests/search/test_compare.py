@@ -310,6 +310,7 @@ def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
 
 def test_rows_are_means_and_spreads():
     known = {"steps": 10, "seconds": 1.0, "forward": 10, "backward": 10, "test_accuracy": None, "achieved_density": 0.5}
+    known |= {"trained": False, "late_gain": None}
     records = [
         {"arm": "a", "density": 0.5, "state": "COMPLETE", "val_accuracy": accuracy, **known} for accuracy in (0.5, 0.75, 0.7)
     ] + [{"arm": "b", "density": 0.5, "state": "FAIL", "val_accuracy": None, **dict.fromkeys(known)}]
@@ -352,6 +353,7 @@ def test_the_commands(file, capsys, tmp_path, flawed):
     assert re.search(r"dense +1 +2/2 ", shown.out)
     assert "flawed at 0.3, seed 1: no luck" in shown.out
     assert "[5/6]" in shown.err
+    assert "one epoch does not show whether a method has converged: edge_popup at 0.3" in shown.out
     record = json.loads(said(capsys, *words, "--json").out)
     assert record["name"] == "compare-toy"
     assert [row["complete"] for row in record["rows"]] == [3, 2, 3]

@@ -16,6 +16,14 @@ Task = Annotated[
     str | None, typer.Option(metavar="NAME", help="The run's task, if it is one of your own: package.module:Name.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the complete configuration, the network's layers, the density in weights and the memory needed; train "
+        "and write nothing.",
+    ),
+]
 Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
 
 

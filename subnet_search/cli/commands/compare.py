@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from subnet_search.analysis.plots import check_path
-from subnet_search.cli.commands._options import Json, Set, numbers
-from subnet_search.cli.render import format
+from subnet_search.cli.commands._options import DryRun, Json, Set, numbers
+from subnet_search.cli.render import format, plan_page
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words, is_fraction, leading_in
 
@@ -51,6 +51,7 @@ def compare(
         Literal["shared", "published"],
         typer.Option(help="Recipe keys that CONFIG does not set: shared defaults, or each method's published settings."),
     ] = "shared",
+    dry_run: DryRun = False,
 ) -> None:
     """Compare methods over densities and seeds.
 
@@ -75,6 +76,9 @@ def compare(
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
     grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
+    if dry_run:
+        format.report(_plan(grid), json, plan_page.comparison)
+        return
     record = _run_grid(grid, storage, workers, quiet=json)
     if not json:
         _table(record, seeds)
@@ -114,6 +118,18 @@ def sanity(
     format.report(record, json, _table, seeds)
 
 
+def _plan(grid: "Grid") -> dict[str, Any]:
+    """The runs of a grid, and what its first run would do."""
+    from subnet_search.extraction.dry_run import dry_run
+
+    arms: dict[tuple[str, float], int] = {}
+    for cell in grid.cells:
+        arms[cell.arm.label, cell.arm.density] = arms.get((cell.arm.label, cell.arm.density), 0) + 1
+    rows = [{"label": label, "density": density, "runs": runs} for (label, density), runs in arms.items()]
+    first = dry_run(grid.spec.config(grid.cells[0].attribute["values"]))
+    return {"arms": rows, "runs": len(grid.cells), "recipe": grid.recipe_text(), "run": first}
+
+
 def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
     """Run the cells that have not been run. Raises RunError if no cell is complete afterwards."""
     from subnet_search.cli.render.signals import stop_on_signal
@@ -149,6 +165,8 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])
+    if record["too_short"]:
+        format.say(record["too_short"])
     missing = [cell for cell in record["cells"] if cell["state"] != "COMPLETE"]
     if missing:
         format.console.print("\nMissing runs (the same command runs them again):")

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Network, Set, Task, numbers
+from subnet_search.cli.commands._options import DryRun, Json, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import export_run, print_export, times
-from subnet_search.cli.render import format
+from subnet_search.cli.render import format, plan_page
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
 
@@ -45,6 +45,7 @@ def extract(
             help="Allow a name or module that the run folder's configuration imports (--resume).",
         ),
     ] = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Train and find one subnetwork, and write it to a run folder.
@@ -55,6 +56,7 @@ def extract(
     from subnet_search.core.documents import plain, read_file
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
+    from subnet_search.extraction.dry_run import dry_run as plan_of
     from subnet_search.extraction.extract import run
     from subnet_search.extraction.run_folder import free_folder, last_folder
     from subnet_search.search.storage.trust import check_imports, imports_of
@@ -79,6 +81,9 @@ def extract(
         imports = sorted(imports_of(settings.dump()))
         if stored:
             check_imports(str(config), imports, allow_import or ())
+        if dry_run:
+            format.report(plan_of(settings), json, plan_page.plan)
+            return
         again += "".join(f" --allow-import {name}" for name in imports)
         with stop_on_signal(f"continue with: {launcher()} extract --resume --out {folder}{again}") as should_stop:
             subnet = run(settings, folder, resume=resume, densities=wanted, progress=not json, should_stop=should_stop)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Set
-from subnet_search.cli.render import format, study_page
+from subnet_search.cli.commands._options import DryRun, Json, Set
+from subnet_search.cli.render import format, plan_page, study_page
 from subnet_search.core.errors import UserError, unknown
 
 studies = typer.Typer(help="Search methods and hyperparameters with Optuna.", no_args_is_help=True)
@@ -54,6 +54,7 @@ def run(
     ] = None,
     allow_import: Imports = None,
     wait: Wait = 0,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Start a study from a YAML file, or continue one.
@@ -71,6 +72,13 @@ def run(
         raise UserError("--address, --gpus-per-trial and --cpus-per-trial are for --engine ray")
     cluster = Cluster(address, gpus_per_trial, cpus_per_trial) if engine == "ray" else None
     wanted, allowed = find_spec(spec, set_ or [], storage, allow_import or ())
+    if dry_run:
+        from subnet_search.extraction.dry_run import dry_run as plan_of
+
+        plain = {**wanted.model_dump(mode="json", exclude={"run", "storage"}), "run": wanted.run.given()}
+        plan = {"workers": workers or wanted.workers, "run": plan_of(wanted.on_one_thread(wanted.run))}
+        format.report({"study": plain, "space": wanted.searched.words(), **plan}, json, plan_page.study)
+        return
     url = storage or wanted.storage
     prepare_study(wanted, url, wait)  # before signals are caught
     budget = trials or wanted.trials

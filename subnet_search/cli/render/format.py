@@ -45,8 +45,11 @@ def note(text: str) -> None:
     errors.print(text, markup=False, soft_wrap=True)
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None) -> None:
-    """Print rows as a table; `columns` maps keys to headings. Numbers are right-aligned."""
+def table(
+    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None, width: int | None = None
+) -> None:
+    """Print rows as a table; `columns` maps keys to headings. Numbers are right-aligned. width: default: the terminal's."""
+    width = min(width or console.width, console.width)
     rows = list(rows)
     if title:  # rich would wrap the title at the table's width
         console.print(Text(title, style="italic"), soft_wrap=True)
@@ -54,24 +57,24 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: 
     cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
     widths = {key: max(map(len, (heading, *cells[key]))) + 2 for key, heading in columns.items()}
     short = {key for key, width in widths.items() if width <= 14}
-    fits = sum(widths[key] for key in short) + 20 * bool(widths.keys() - short) <= console.width
+    fits = sum(widths[key] for key in short) + 20 * bool(widths.keys() - short) <= width
     for key, heading in columns.items():
         numeric = any(isinstance(row.get(key), int | float) for row in rows)
         whole = fits and key in short  # on a narrow terminal, wrap long texts and not numbers
         out.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold", no_wrap=whole)
     for texts in zip(*cells.values(), strict=True):
         out.add_row(*map(Text, texts))
-    console.print(out)
+    console.print(out, width=width)
 
 
-def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
+def pairs(values: Mapping[str, Any], title: str | None = None, width: int | None = None) -> None:
     """Print a two-column table of names and values."""
     out = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
     out.add_column(style="dim", no_wrap=True)
     out.add_column(overflow="fold")
     for name, value in values.items():
         out.add_row(Text(name), Text(value if isinstance(value, str) else cell(name, value)))
-    console.print(out)
+    console.print(out, width=min(width or console.width, console.width))
 
 
 def command(words: str, *arguments: object, **options: Any) -> str:

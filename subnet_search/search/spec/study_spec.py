@@ -239,8 +239,12 @@ class StudySpec(Settings):
 
     def config(self, values: Mapping[str, Any]) -> RunConfig:
         """The run configuration for values of keys, on one thread unless set. Raises UserError if it is invalid."""
-        config = self._config(values)
-        if config.recipe.threads is None:  # independent of the number of workers: results depend on the number of threads
+        return self.on_one_thread(self._config(values))
+
+    @staticmethod
+    def on_one_thread(config: RunConfig) -> RunConfig:
+        """On one thread unless set: results depend on the number of threads, and must not on that of workers."""
+        if config.recipe.threads is None:
             config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"threads": 1})})
         return config
 

@@ -7,6 +7,7 @@ from typing import Any
 from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.passed import read_run
+from subnet_search.search.studies.convergence import too_short
 from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, sanity_grid, table_rows
 
 
@@ -41,8 +42,9 @@ def compare(
     progress    show progress on standard error: True or False; default: in a terminal or a notebook
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
-    `cells`, one for each run; and `recipe`. Raises UserError for a method that cannot be compared, RunError when every run
-    failed, and Interrupted when `should_stop` returns true.
+    `cells`, one for each run; `recipe`; and `too_short`, a line that names the rows that have not converged (None: all have,
+    see convergence.py). Raises UserError for a method that cannot be compared, RunError when every run failed, and
+    Interrupted when `should_stop` returns true.
     """
     if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
         raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
@@ -81,4 +83,6 @@ def comparison_record(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]
     """A comparison as plain values. Raises RunError when no run of it is complete."""
     if not any(cell["state"] == "COMPLETE" for cell in cells):
         raise RunError(f"all {len(cells)} runs failed, the first because: {cells[0]['reason']}")
-    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": table_rows(cells), "cells": cells}
+    rows = table_rows(cells)
+    short = too_short(rows, grid.spec.run.recipe.epochs, grid.spec.task_metrics.leading)
+    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": rows, "cells": cells, "too_short": short}

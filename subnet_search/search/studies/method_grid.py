@@ -30,6 +30,7 @@ from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
 from subnet_search.search.storage.write import replace_params
+from subnet_search.search.studies.convergence import converged, late_gain
 from subnet_search.search.studies.launcher import check_no_objects, prepare_study, run_study
 from subnet_search.training import Recipe
 
@@ -258,7 +259,8 @@ def run_grid(
 def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
     """One record per cell; `state` is None if it was never queued."""
     found = _trials_by_key(study, grid.spec)
-    return [_cell_record(cell, found.get(cell.key, []), grid.spec.task_metrics) for cell in grid.cells]
+    epochs = grid.spec.run.recipe.epochs
+    return [_cell_record(cell, found.get(cell.key, []), grid.spec.task_metrics, epochs) for cell in grid.cells]
 
 
 def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -276,6 +278,7 @@ def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "cells": len(group),
             "complete": sum(record["state"] == "COMPLETE" for record in group),
             **{measure: _spread([record[measure] for record in group]) for measure in measures},
+            "converged": converged(group, leading),
         }
         for (label, density), group in groups.items()
     ]
@@ -353,12 +356,13 @@ def _trials_by_key(study: optuna.Study, spec: Comparison) -> dict[str, list[Froz
     return found
 
 
-def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics) -> dict[str, Any]:
+def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics, epochs: int) -> dict[str, Any]:
     """The record of a cell: from its complete, running or queued trial, or else from the last failed one."""
     trial = next((t for t in trials if t.state != TrialState.FAIL), trials[-1] if trials else None)
     attrs = trial.user_attrs if trial else {}
     passes = attrs.get("passes", {})
     complete = trial is not None and trial.state == TrialState.COMPLETE
+    values = trial.intermediate_values if trial else {}
     return {
         "arm": cell.arm.label,
         "density": cell.arm.density,
@@ -369,6 +373,8 @@ def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics) ->
         "achieved_density": attrs.get("density"),
         "forward": passes.get("forward"),
         "backward": passes.get("backward"),
+        "trained": bool(values),
+        "late_gain": late_gain(values, epochs, metrics.directions[metrics.leading]),
         "reason": None if complete else attrs.get("reason"),
     }
 

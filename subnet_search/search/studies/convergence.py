@@ -1,0 +1,66 @@
+"""Whether the runs of a comparison were long enough, by the validation values that their trials have stored.
+
+A run stores the leading metric after its epochs (20 times at most), from the epoch on at which its mask has the density
+asked for. It has converged if this metric hardly improves over the last fifth of the epochs: by no more than 1 percentage
+point, or, for metrics that are not fractions, by 2 % of the value.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from subnet_search.core.task_metrics import in_words, is_fraction
+
+POINT, SHARE = 0.01, 0.02
+
+
+def last_fifth(epochs: int) -> int:
+    """The number of epochs in the last fifth of a run, 1 at least."""
+    return max(1, round(epochs / 5))
+
+
+def late_gain(values: Mapping[int, float], epochs: int, direction: str) -> float | None:
+    """The improvement over the last fifth of the epochs; None if there is no value before it.
+
+    values: the metric by epoch, counted from 1. direction: "maximize" or "minimize".
+    """
+    before = [epoch for epoch in values if epoch <= epochs - last_fifth(epochs)]
+    if not before:
+        return None
+    gain = values[max(values)] - values[max(before)]
+    return gain if direction == "maximize" else -gain
+
+
+def converged(cells: Iterable[Mapping[str, Any]], metric: str) -> bool | None:
+    """Whether runs of one row have converged, by the mean of their gains; None if none is complete or trains.
+
+    cells: records with the state, `late_gain`, `trained` (whether values were stored), and the metric under `val_METRIC`.
+    """
+    cells = [cell for cell in cells if cell["state"] == "COMPLETE" and cell["trained"]]
+    if not cells:
+        return None
+    gains = [cell["late_gain"] for cell in cells if cell["late_gain"] is not None]
+    if len(gains) < len(cells):
+        return False
+    allowed = POINT if is_fraction(metric) else SHARE * abs(fmean(cell[f"val_{metric}"] for cell in cells))
+    return fmean(gains) <= allowed
+
+
+def too_short(rows: Sequence[Mapping[str, Any]], epochs: int, metric: str) -> str | None:
+    """One line that names the rows that have not converged; None if all have."""
+    late = [row for row in rows if row["converged"] is False]
+    if not late:
+        return None
+    names: dict[str, list[str]] = {}
+    for row in late:
+        names.setdefault(row["label"], []).append(f"{row['density']:g}")
+    listed = "; ".join(name if name == "dense" else f"{name} at {', '.join(found)}" for name, found in names.items())
+    if epochs == 1:
+        return f"one epoch does not show whether a method has converged: {listed}"
+    by = "1 point" if is_fraction(metric) else "2 %"
+    count = last_fifth(epochs)
+    last = "the last epoch" if count == 1 else f"the last {count} epochs"
+    return (
+        f"{epochs} epochs are too short for {listed}: in {last} the {in_words(metric, 'validation')} still improved by more "
+        f"than {by}, or the mask had only then the density asked for"
+    )
