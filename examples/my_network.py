@@ -1,9 +1,9 @@
 """Compare five methods on a network of your own, at three densities with three seeds.
 
-subnet-search compare configs/compare_my_network.yaml --extractors gmp,granet,rigl,snip,random \
+subnet-search compare configs/my_network.yaml --extractors gmp,granet,rigl,snip,random \
     --densities 0.2,0.05,0.02 --seeds 3 --workers 2
 
-The plot is runs/compare/compare-compare_my_network.html. For your own network, replace the class below: its factory gets the
+The plot is runs/compare/compare-my_network.html. For your own network, replace the class below: its factory gets the
 number of classes, and its parameters that end in `weight` are pruned.
 """
 

@@ -53,6 +53,11 @@ CASES = {
         "data": {"name": "augmented:make", "workers": 1},
         "extractor": {"name": "rigl", "density": 0.3},
     },
+    "my_network": {
+        "network": "my_network:MyNetwork",
+        "data": {"name": "digits", "limit": 200},
+        "extractor": {"name": "granet", "density": 0.3},
+    },
     "imbalanced": {
         "network": "imbalanced:Perceptron",
         "data": {"name": "imbalanced:make", "options": {"count": 200}},
@@ -82,7 +87,7 @@ CASES |= {
     },
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
-LATER = ("text_classifier", "lstm", "diabetes", "augmented", "imbalanced")  # exports in make test-long
+LATER = ("my_network", "text_classifier", "lstm", "diabetes", "augmented", "imbalanced")  # exports in make test-long
 LONG = ("unet", "diabetes", "imbalanced", "text_classifier", "lstm", "augmented")  # studies in make test-long
 OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_mae"}
 

@@ -47,7 +47,7 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
             **look(index),
         )
     ticks = _apart({row["density"] for row in rows})
-    text = [f"{100 * density:.4g}%" for density in ticks]
+    text = [f"{100 * density:.3g}%" for density in ticks]
     figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
     figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
     write_page(figure, path, title)

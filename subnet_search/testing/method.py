@@ -86,7 +86,7 @@ class Method:
 
     def train(self, config: RunConfig, **options: Any) -> Subnetwork:
         """Run a configuration on points, or on what the options (those of `extraction.extract.run`) say."""
-        return run(config, **{"module": self.network(), "data": points(400), **options})
+        return run(config, **{"module": self.network(), "data": points(400), "progress": False, **options})
 
     def network(self, net: nn.Sequential | None = None) -> nn.Module:
         """An MLP; for methods of channels, some of which look at its scales, with a batch norm behind the hidden layer.

@@ -360,7 +360,7 @@ def test_a_trial_trained_again_is_stored_the_other_way(tmp_path):
     trial = best_trials(study)[0]
     trial.user_attrs["config"] |= {"weights": "seed", "extractor": {"name": "magnitude"}}
     with pytest.raises(UserError, match="magnitude trains weights, so a seed cannot generate them"):
-        retrain_trial(trial, tmp_path / "again")
+        retrain_trial(trial, tmp_path / "again", should_stop=pytest.fail)
     assert not (tmp_path / "again").exists()
     assert retrain_trial(trial, tmp_path / "again", weights="values").subnetwork.metrics["bytes"]
     with pytest.raises(UserError, match="weights: input should be 'values' or 'seed', got 'none'"):
