@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from subnet_search.core.numbers_as_text import cell
 from subnet_search.core.task_metrics import in_words, leading_in
 from subnet_search.core.tensor_files import write_atomically
 
@@ -30,8 +31,8 @@ def card(origin: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         "data": record["data"] or "passed from Python",
         "task": origin["task"]["name"],
         "density": f"{record['density']:.4f} ({record['kept']:,} of {record['weights']:,} prunable weights)",
-        in_words(leading, "validation"): record[f"val_{leading}"],
-        in_words(leading, "test"): record[f"test_{leading}"],
+        in_words(leading, "validation"): cell(leading, record[f"val_{leading}"]),
+        in_words(leading, "test"): cell(leading, record[f"test_{leading}"]),
         "seed": origin["seed"],
         "classes": ", ".join(names) if names else None,
         "inputs": f"`{json.dumps(inputs)}`",

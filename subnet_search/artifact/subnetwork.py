@@ -21,12 +21,22 @@ from torch.nn.parameter import is_lazy
 from subnet_search.artifact.input_spec import Spec, load_examples, random_inputs
 from subnet_search.artifact.mask_file import unpack_masks
 from subnet_search.artifact.pretrained import MODEL, write_card
-from subnet_search.core.errors import RunError, UserError, guarded, reason
+from subnet_search.core.errors import RunError, UserError, guarded, reason, shown
 from subnet_search.core.nested import map_tensors
 from subnet_search.core.numbers_as_text import cell, size
 from subnet_search.core.task_metrics import in_words, leading_in
 from subnet_search.core.tensor_files import damaged, digest, header_of, load_tensors, save_tensors
-from subnet_search.nets import NetworkSpec, build, check_accepts, initial_weight, is_ours, make_dynamic, own_copy, read_state
+from subnet_search.nets import (
+    NetworkSpec,
+    build,
+    check_accepts,
+    initial_weight,
+    is_ours,
+    is_own,
+    make_dynamic,
+    own_copy,
+    read_state,
+)
 from subnet_search.structure.compact import compact
 from subnet_search.topology.masks import Masks, alive, pack
 
@@ -117,10 +127,11 @@ class Origin(BaseModel):
             return build(given, self.shape, self.classes or None, self.seed)
         spec = self.network
         if spec is None or not is_ours(spec.name):
-            name = spec.name if spec else "passed from Python"
+            called = spec.name if spec else "passed from Python"
+            path = spec.name if spec and is_own(spec.name) else "package.module:factory"
             raise UserError(
-                f"the network of this file ({name}) cannot be built by name: pass it, network=... in Python or "
-                f"--network package.module:factory"
+                f"the network of this file ({called}) cannot be built by name: pass it, network=... in Python or "
+                f"--network {path}"
             )
         spec = spec.model_copy(update={"init": "keep", "options": self.options, "state": None})
         if shapes is not None:
@@ -350,6 +361,8 @@ class Subnetwork:
         subnet = cls.load(path)
         if network is None:
             return subnet
+        if not isinstance(network, nn.Module | str):
+            raise UserError(f"network is a torch.nn.Module or package.module:factory, got {shown(network)}: call it")
         module = network if isinstance(network, nn.Module) else subnet.origin.build(name=network)
         subnet.on(module)
         return replace(subnet, module=module)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
 from subnet_search.data import in_order
 from subnet_search.deploy.benchmark import advice, measured, without_dead
 from subnet_search.deploy.exported_network import Deployed
@@ -45,6 +45,8 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}")
+    if not isinstance(subnetwork, Subnetwork | Deployed):
+        raise UserError(f"evaluate takes a subnetwork, ss.Subnetwork.load(path), got {shown(subnetwork)}")
     origin = subnetwork.origin
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()

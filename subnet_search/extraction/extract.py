@@ -1,5 +1,6 @@
 """Find a subnetwork: `extract(...)` with Python objects, `run(config)` with a configuration."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import UserError, shown
+from subnet_search.core.errors import UserError, shown, unknown
 from subnet_search.data import Data, DataSpec
 from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
@@ -17,7 +18,7 @@ from subnet_search.extraction.progress import RunProgress, both
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
 from subnet_search.extraction.teacher import with_teacher
-from subnet_search.extractors import Clock, Extractor
+from subnet_search.extractors import Clock, Extractor, get_extractor, is_extractor
 from subnet_search.nets import NetworkSpec
 from subnet_search.tasks import load_data
 from subnet_search.topology.masks import Masks
@@ -75,6 +76,11 @@ def extract(
     """
     if hyperparameters and not isinstance(extractor, str):
         raise UserError("hyperparameters cannot be changed on an Extractor object; pass the method's name instead")
+    if isinstance(extractor, str) and is_extractor(extractor):
+        known = [*get_extractor(extractor).model_fields, *inspect.signature(extract).parameters]
+        for key in hyperparameters:
+            if key not in known:
+                raise unknown(f"argument of extract with {extractor}", key, set(known) - {"hyperparameters", "extractor"})
     method = {"name": extractor, **hyperparameters} if isinstance(extractor, str) else extractor
     settings: dict[str, Any] = {"extractor": method, "recipe": recipe or Recipe(), "seed": seed}
     options = {"unit": unit, "target": target, "task": task, "round_to": round_to, "dense_layers": list(dense_layers) or None}

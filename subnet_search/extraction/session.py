@@ -1,5 +1,6 @@
 """A run from its checks to its files. All checks come first, before anything is trained or written."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from subnet_search.training import Epoch, Supernet, train
 from subnet_search.training.distributed import local_first, rank_and_world
 from subnet_search.training.loop import measured
 
+log = logging.getLogger(__name__)
 EXAMPLES = 8  # inputs to store, for checking exports
 
 
@@ -106,6 +108,12 @@ class RunSession:
             every=self.origin.every_output,
             dense_layers=config.dense_layers,
         )
+        if self.origin.init == "keep" and not trains_weights(type(config.extractor)) and not config.network.pretrained:
+            log.warning(
+                "%s trains no weights, and this network keeps its own: if they are untrained, set the initialisation "
+                "(init: signed_constant or kaiming_normal)",
+                config.extractor.name,
+            )
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         task = config.task.fitted(self.data, config.recipe.device)
         self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task, teacher)

@@ -69,7 +69,13 @@ def _by_layer(given: Mapping[Any, Any]) -> dict[str, float]:
     return shares
 
 
-Density = Annotated[float, Gt(0), Le(1), Real(0.01, 0.5, log=True), Help("Fraction of prunable weights kept.")]
+Density = Annotated[
+    float,
+    Gt(0),
+    Le(1),
+    Real(0.01, 0.5, log=True),
+    Help("Fraction of prunable weights kept; with units of several weights, of the units."),
+]
 ChannelDensity = Annotated[Density, Real(0.1, 0.9), Help("Fraction of channels kept.")]
 
 # How a density is divided among layers: by a rule, or by relative densities of all layers. `{conv1: 2, conv2: 1, fc: 0.5}`

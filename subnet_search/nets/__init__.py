@@ -20,7 +20,7 @@ from subnet_search.nets.outputs import (
     unwrapped,
     without_fused_attention,
 )
-from subnet_search.nets.sources import is_ours, network_names
+from subnet_search.nets.sources import is_ours, is_own, network_names
 from subnet_search.nets.spec import NetworkSpec, build, file_sha256
 from subnet_search.nets.weights import left_whole, prunable
 
@@ -44,6 +44,7 @@ __all__ = [
     "initial_weight",
     "initialise",
     "is_ours",
+    "is_own",
     "left_whole",
     "logits_of",
     "make_dynamic",

@@ -12,6 +12,7 @@ A parameter is named by its key. The name of a conditional parameter includes th
 `recipe.lr @granet|synflow`, so that each name has one domain in a study.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -28,7 +29,7 @@ from subnet_search.extraction.passed import INIT, NOTHING, PLACEHOLDER, Passed, 
 from subnet_search.extraction.session import make_network
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import layer_field, trains_weights
-from subnet_search.nets import build, network_names, own_copy
+from subnet_search.nets import build, network_names, own_copy, prunable
 from subnet_search.search.spec.space_parser import (
     LAYERS,
     METHOD,
@@ -100,7 +101,8 @@ class Space:
         checked: set[str] = set()
         for run in map(self.config, (first, *choices)):
             key = f"{run.network.model_dump_json()} {run.data.model_dump_json()}"
-            if run.network.name in network_names() or key in checked:
+            key += json.dumps(run.dense_layers)
+            if (run.network.name in network_names() and not run.dense_layers) or key in checked:
                 continue
             checked.add(key)
             name = run.data.model_dump_json()
@@ -111,6 +113,7 @@ class Space:
             run, task = run.model_copy(update={"network": network}), run.task.fitted(data, "cpu")
             net, _ = make_network(run, passed.network, str(network.init), data, task)
             inputs_sent(net, task, data.first(2), network.name, task.outputs(data))
+            prunable(net, run.dense_layers)
 
     @property
     def conditional(self) -> bool:

@@ -155,9 +155,10 @@ def parameters(trial: FrozenTrial) -> dict[str, Any]:
 def best_ranked(study: optuna.Study) -> list[Ranked]:
     """The best trial by the mean over its seeds, or the Pareto front; empty if no trial is complete.
 
-    For a comparison, the first trial of the best arm with the values of all its seeds.
+    For a comparison, the first trial of the best arm with the values of all its seeds; the dense network is left out.
     """
     arms = compared(study)
+    arms = [arm for arm in arms if (cell := TrialRecord(arm.trial).cell) and cell.density < 1] or arms
     seeds = max((len(arm.values) for arm in arms), default=0)
     found = [arm for arm in arms if len(arm.values) == seeds] or rank(study)
     return found if len(study.directions) > 1 else found[:1]

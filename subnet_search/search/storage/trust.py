@@ -23,8 +23,8 @@ FILES = (
     "text:",
     "image_folder:",
 )  # beginnings of data names that are files, and no modules
-DOWNLOADS = re.compile("pretrained|weights")  # prefixes of torchvision's options that download
-TORCHVISION = "torchvision:"
+DOWNLOADS = re.compile("pretrained|weights")  # prefixes of options of torchvision and timm that download
+LIBRARIES = ("torchvision:", "timm:", "hf:")  # networks of installed packages, which import nothing of the user's
 DATA = {"fashion_mnist": "train-images-idx3-ubyte*", "cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 """Data sets that can be downloaded, with a file pattern that shows whether a folder has them."""
 
@@ -50,7 +50,7 @@ def imports_of(*values: Any) -> set[str]:
     data = {value for part, key, value in found if part == "data" and key in NAMES and value in DATA}
     data = {name for name in data if any(not any(root.rglob(DATA[name])) for root in elsewhere)}
     downloads = any(part == "network" and DOWNLOADS.match(key) and value not in (None, False) for part, key, value in found)
-    return data | {name for name in names if downloads or not name.startswith(TORCHVISION)}
+    return data | {name for name in names if downloads or not name.startswith(LIBRARIES)}
 
 
 def imports_of_spec(spec: Mapping[str, Any]) -> set[str]:
@@ -67,15 +67,17 @@ def hub_name(settings: Mapping[str, Any]) -> str:
 
 
 def check_imports(what: str, names: Collection[str], allowed: Collection[str]) -> None:
-    """Raise UserError for a name if neither it nor its module is allowed."""
-    for name in sorted(names):
-        module = name.partition(":")[0]
-        if not {name, module} & set(allowed):
-            act = "downloads weights for" if name.startswith(TORCHVISION) else "imports"
-            if name in DATA:
-                act = "downloads, to a folder outside the current one,"
-            how = f"--allow-import {name}" + (f" (or --allow-import {module})" if module != name else "")
-            raise UserError(f"{what} {act} {name}, which a stored configuration may do only with {how}")
+    """Raise UserError for the names that are not allowed, neither by name nor by module."""
+    refused = [name for name in sorted(names) if not {name, name.partition(":")[0]} & set(allowed)]
+    if not refused:
+        return
+    name, module = refused[0], refused[0].partition(":")[0]
+    act = "downloads weights for" if name.startswith(LIBRARIES) else "imports"
+    if name in DATA:
+        act = "downloads, to a folder outside the current one,"
+    how = " ".join(f"--allow-import {one}" for one in refused)
+    how += f" (or --allow-import {module})" if module != name and len(refused) == 1 else ""
+    raise UserError(f"{what} {act} {name}, which a stored configuration may do only with {how}")
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

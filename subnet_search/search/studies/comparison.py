@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
@@ -48,6 +48,14 @@ def compare(
     """
     if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
         raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
+    if others := [one for one in extractors if not isinstance(one, str)]:
+        raise UserError(
+            f"give methods by name, got {shown(others[0])}: hyperparameters are set in the configuration's extractor"
+        )
+    if recipe not in get_args(Choice):
+        raise UserError(
+            f"recipe is 'shared' or 'published', got {shown(recipe)}: epochs and lr are in the configuration's recipe"
+        )
     read, passed = read_run(config, network, data, task)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))

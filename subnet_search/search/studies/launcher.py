@@ -215,7 +215,8 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
     if differences := spec_of(study, spec).differences(spec):
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise UserError(
-            f"the study {spec.name!r} exists with another specification: {differences[0]}{more}; choose another name"
+            f"the study {spec.name!r} exists with another specification: {differences[0]}{more}; choose another name, "
+            f"or remove it with subnet-search study delete {spec.name}"
         )
     if study.user_attrs.get(STOPPED):
         study.set_user_attr(STOPPED, False)
