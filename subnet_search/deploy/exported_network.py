@@ -181,4 +181,8 @@ def read_artifact(path: str | os.PathLike[str]) -> Subnetwork | Deployed:
     """The subnetwork or exported network in a file. Raises UserError for other files."""
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: name the file in it, such as {Path(path) / 'subnetwork.safetensors'}")
+    if Path(path).suffix == ".onnx":
+        raise UserError(f"{path} is an ONNX file, which onnxruntime runs: name a subnetwork or an exported .safetensors file")
+    if Path(path).suffix in (".pt", ".pth", ".th", ".bin"):
+        raise UserError(f"{path} is a file of torch: start a run from its weights with network.state")
     return Deployed.load(path) if has_header_key(Path(path), "deployed") else Subnetwork.load(path)

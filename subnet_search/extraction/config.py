@@ -120,6 +120,10 @@ class RunConfig(Settings):
         if "unit" not in self.model_fields_set:
             object.__setattr__(self, "unit", DEFAULT_UNITS[self.extractor.paradigm.units[0]])
             self.__pydantic_fields_set__.discard("unit")
+        kind, numbers = parse(self.unit)
+        default = None if "density" in self.extractor.model_fields_set else self.extractor.target_density
+        if kind == "n:m" and default is not None and self.target is None:  # n of every m, not the default of single weights
+            object.__setattr__(self, "extractor", self.extractor.with_values(density=numbers[0] / numbers[1]))
         if self.target is not None:
             [density] = self.target.values()
             # Validate again: the density must be consistent with the other hyperparameters.

@@ -160,9 +160,9 @@ class RunSession:
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
 
     def unpruned(self) -> dict[str, Any]:
-        """The leading metric of the network on the validation split before training, if it starts from trained weights."""
+        """The leading metric of the network on the validation split before training, if all its weights are trained."""
         net, task = self.supernet.net, self.supernet.task
-        if not (self.config.network.pretrained and self.module is None):
+        if not self.config.network.pretrained or self.config.network.new_head or self.module is not None:
             return {}
         data = self.data.to(self.supernet.device)
         return {f"unpruned_val_{task.leading}": measured(task, net.eval(), data, data.val)[task.leading]}

@@ -15,7 +15,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import left_whole, prunable
-from subnet_search.nets.weights import matching
+from subnet_search.nets.weights import EMBEDDING, matching
 from subnet_search.structure.channel_groups import couple
 from subnet_search.topology.channels import Channels, Group
 from subnet_search.topology.select import Shapes
@@ -75,12 +75,18 @@ def _prices(
 def _groups(
     net: nn.Module, shapes: Shapes, shape: tuple[int, ...], example: Any, every: bool, dense: Container[str]
 ) -> list[Group]:
-    """The groups of channels that can be removed, that only prunable weights read, and that are no channels of `dense`."""
+    """The groups of channels that can be removed and that only prunable weights read.
+
+    Channels of `dense`, and those that only an embedding computes, are in no group.
+    """
+    whole = {name for name, why in left_whole(net, shapes).items() if why == EMBEDDING}
+    parameters = dict(net.named_parameters())
     coupling = couple(net, _inputs_to_trace(net, shape, example), every)
     groups = [
         group
         for group in coupling.groups
         if all(one.tensor not in dense and (one.tensor in shapes or not one.reads) for one in group.slices)
+        and any(one.tensor in parameters and one.tensor not in whole for one in group.slices if not one.reads)
     ]
     if not groups:
         why = "; layers that are not pruned read or compute them" if coupling.groups else coupling.why

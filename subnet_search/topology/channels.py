@@ -106,12 +106,13 @@ class Channels(Units):
     def filters(self, tensors: Tensors) -> dict[str, Tensor]:
         """The weights that compute each channel as rows, by group: (channels, numbers). Differentiable.
 
-        tensors: of the weights' shapes.
+        tensors: of the weights' shapes. Where no prunable weight computes a group, as behind a frozen layer, those that read.
         """
-        return {
-            name: torch.cat([one.values(tensors[one.tensor]).flatten(1) for one in slices if not one.reads], 1)
-            for name, slices in self.slices.items()
-        }
+        found = {}
+        for name, slices in self.slices.items():
+            computing = [one for one in slices if not one.reads] or slices
+            found[name] = torch.cat([one.values(tensors[one.tensor]).flatten(1) for one in computing], 1)
+        return found
 
     def expand(self, units: Tensors) -> Tensors:
         return self._expanded(units, computing=True)

@@ -22,6 +22,7 @@ from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
 from subnet_search.tasks import Recorded, Task, inputs_sent
 from subnet_search.tasks.base import Network
+from subnet_search.topology.channels import Channels
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training.check_trainable import check_trainable
@@ -386,10 +387,11 @@ class Run:
         reached = units.cost(masks)
         if abs(reached - asked) > max(DENSITY_TOLERANCE * asked, 1 / masks.numel if units.exact else 0.0):
             log.warning(
-                "%s: the density is %.4g instead of %g, since its units are too large for a closer value",
+                "%s: the density is %.4g instead of %g, since its units are too large for a closer value%s",
                 self.extractor.name,
                 reached,
                 asked,
+                "; a smaller round_to is closer" if isinstance(units, Channels) else "",
             )
 
     def _check_nan(self) -> None:

@@ -308,3 +308,20 @@ class ByInputs(nn.Module):
 def test_a_weight_that_is_stored_by_inputs_is_used_once_at_each_place():
     net = nn.Sequential(ByInputs(4, 12), nn.ReLU(), ByInputs(12, 3))
     assert layer_macs(net, {"0.weight": (4, 12), "2.weight": (12, 3)}, (5, 4)) == {"0.weight": 5 * 48, "2.weight": 5 * 36}
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.hidden, self.out = nn.Embedding(50, 8), nn.Linear(40, 32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.embed(x).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("name", ["l1_filters", "magnitude", "snip", "taylor"])
+def test_channels_that_only_an_embedding_computes_stay(name):
+    words = torch.randint(0, 50, (60, 5)), torch.randint(0, 2, (60,))
+    subnet = ss.extract(Words(), words, name, density=0.5, unit="channel", round_to=1, recipe=RECIPE)
+    assert bool(subnet.masks["hidden.weight"].any(0).all())
+    assert subnet.compact().embed.embedding_dim == 8

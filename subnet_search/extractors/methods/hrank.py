@@ -40,7 +40,8 @@ class HRank(FeatureRanking):
 
 def _maps(units: ss.Channels, name: str, values: Tensor) -> Tensor:
     """(images, channels, numbers) as (images, channels, maps, side, side): coupled channels have a map each."""
-    source = next(one for one in units.slices[name] if not one.reads)
+    slices = units.slices[name]
+    source = next((one for one in slices if not one.reads), slices[0])  # none computes behind a frozen layer
     maps = source.index.shape[1]
     size = values.shape[2] // maps
     side = math.isqrt(size)
