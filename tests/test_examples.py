@@ -87,8 +87,19 @@ CASES |= {
     },
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
-LATER = ("my_network", "text_classifier", "lstm", "diabetes", "augmented", "imbalanced")  # exports in make test-long
-LONG = ("unet", "diabetes", "imbalanced", "text_classifier", "lstm", "augmented")  # studies in make test-long
+LATER = ("my_network", "text_classifier", "lstm", "diabetes", "augmented", "imbalanced", "vit")  # exports in make test-long
+LONG = (
+    "unet",
+    "diabetes",
+    "imbalanced",
+    "text_classifier",
+    "lstm",
+    "augmented",
+    "bert",
+    "vit",
+    "group_norm",
+)  # studies in make test-long
+PACKAGES = {"bert": "transformers", "vit": "timm"}
 OBJECTIVES = {"imbalanced": "val_balanced_accuracy", "two_heads": "val_mae"}
 
 
@@ -100,6 +111,8 @@ def here(monkeypatch, tmp_path):
 
 
 def config(name):
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
     return check(ss.RunConfig, {**CASES[name], "recipe": RECIPE})
 
 

@@ -33,7 +33,7 @@ class Bare(ss.Extractor):
 
 def test_help_and_domain_come_from_the_type_unless_the_method_has_its_own():
     rows = {row["name"]: row for row in _hyperparameters(Declared)}
-    assert rows["density"]["help"] == "Fraction of prunable weights kept."
+    assert rows["density"]["help"] == "Fraction of prunable weights kept; with units of several weights, of the units."
     assert rows["small"]["help"] == "Its own words."
     assert [str(domains(Declared)[name]) for name in ("density", "small")] == ["0.01 to 0.5, log", "0.2 to 0.4"]
 

@@ -270,7 +270,8 @@ def test_a_target_that_is_missed_is_said(caplog):
     assert asked == 0.35
     assert reached == pytest.approx(subnet.metrics["kept_macs"] / subnet.metrics["macs"], abs=1e-4)
     assert abs(reached - asked) > 0.0035
-    said = f"l1_filters: the density is {reached:.4g} instead of 0.35, since its units are too large for a closer value; a smaller round_to is closer"
+    why = "since its units are too large for a closer value; a smaller round_to is closer"
+    said = f"l1_filters: the density is {reached:.4g} instead of 0.35, {why}"
     assert said in caplog.messages
 
 
