@@ -52,9 +52,9 @@ def _resnet(
     project: bool,
     shape: Shape,
     classes: int,
-    activation: Activation,
-    norm: Norm,
-    width: float,
+    activation: Activation = "relu",
+    norm: Norm = "batch",
+    width: float = 1.0,
 ) -> nn.Module:
     check_options(activation, norm, width)
     stages = widths(width, *filters)
