@@ -87,8 +87,19 @@ CASES |= {
     },
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
-LATER = ("my_network", "text_classifier", "lstm", "diabetes", "augmented", "imbalanced", "vit")  # exports in make test-long
+LATER = (
+    "my_network",
+    "text_classifier",
+    "lstm",
+    "diabetes",
+    "augmented",
+    "imbalanced",
+    "vit",
+    "bert",
+    "group_norm",
+)  # exports in make test-long
 LONG = (
+    "two_heads",
     "unet",
     "diabetes",
     "imbalanced",
@@ -151,7 +162,7 @@ def test_export(name, here, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt", "two_heads", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
+@pytest.mark.parametrize("name", ["gpt", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_a_study_with_two_workers(name, here, tmp_path):
     task = config(name).task
     objective = OBJECTIVES.get(name, f"val_{task.leading}")

@@ -290,6 +290,7 @@ def test_the_stored_metrics_follow_the_task(tmp_path):
 # Comparisons and analyses
 
 
+@pytest.mark.long
 def test_a_comparison(capsys):
     record = ss.compare(RUN, ["random", "magnitude"], [0.5], seeds=2, storage=URL, workers=2)
     assert {"val_rmse", "test_rmse"} <= record["rows"][0].keys()

@@ -56,7 +56,7 @@ def server():
     server.stop()
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.long)])
 def place(request, tmp_path, monkeypatch):
     """The setting of a store, and a function that gives the names of the files in it."""
     if request.param == "folder":

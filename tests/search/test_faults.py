@@ -284,7 +284,7 @@ def test_workers_that_somebody_else_stops_have_not_failed():
     assert counts(account("toy", URL)) == {"WAITING": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_that_are_all_killed_at_once_are_started_again(monkeypatch):
     wanted = spec(epochs=30, trials=2, parallel=2, heartbeat=1000.0)
     expected, wait = alone(wanted), time.sleep

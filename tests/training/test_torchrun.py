@@ -94,7 +94,7 @@ def stopped(number, *words):
     return ours(said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_bits():
     settings = [*SMALL, *METHODS["rigl"], "recipe.epochs=40"]
     words = overrides(settings)
