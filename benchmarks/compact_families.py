@@ -9,7 +9,7 @@ input with one thread, medians of interleaved rounds. `difference` is the larges
 masked network, relative to the largest. Target: at most 1e-5. `kept whole` is the most frequent reason beside the
 outputs, with the number of groups. A network has three minutes.
 
-Each row is made in a process of its own and kept in results/compact_families.part until all are there, so that a run that
+Each row is measured in a separate process and kept in results/compact_families.part until all are there, so that a run that
 was interrupted continues.
 """
 
@@ -184,7 +184,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
 
 
 def apart(name: str) -> dict[str, object]:
-    """The row of a network, made in a process of its own."""
+    """The row of a network, measured in a separate process."""
     try:
         made = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
