@@ -90,7 +90,8 @@ def strike(
 ) -> int:
     """Keep `size` processes on a study and strike them, until it is done. Returns how many strikes there were.
 
-    A strike is a signal for one process at random (SIGSTOP is taken back after `stall` seconds), or something to call.
+    A strike is a signal for one process at random (SIGSTOP is taken back after `stall` seconds), or something to call:
+    when that returns False it found nothing to strike and is called again.
     Between two of them lie `pause` seconds, from and to, which get longer by the factor `growth` each time, so that on the
     slowest machine too some processes come to work before they are struck. Whoever was broken off is replaced. Raises
     AssertionError when a process ends by itself but not well, or the study takes more than `limit` seconds.
@@ -119,7 +120,9 @@ def strike(
             if rest and now > due:
                 blow, due = rest.pop(), now + rng.uniform(*pause) * growth ** (len(strikes) - len(rest))
                 if callable(blow):
-                    blow()
+                    if blow() is False:
+                        rest.append(blow)
+                        due = now
                 else:
                     victim = rng.choice(sorted(seen))
                     _send(victim, blow)
