@@ -1,5 +1,7 @@
 """Rebuild the network and data of a subnetwork."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,31 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
     return subnetwork.origin.build(name=network)
 
 
+def check_given(subnetwork: Subnetwork | Deployed, network: Any, data: Any, task: Any) -> None:
+    """Raise UserError for all that a file does not import and that was not passed: network, data and task, in one line."""
+    known = isinstance(subnetwork, Subnetwork) and subnetwork.module is not None
+    checks: list[Callable[[], object]] = []
+    checks += [subnetwork.origin.check_named] if network is None and not known else []
+    checks += [partial(_check_data_named, subnetwork.origin)] if data is None else []
+    checks += [partial(task_of_run, subnetwork)] if task is None else []
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _check_data_named(origin: Origin) -> None:
+    if origin.data is None:
+        raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
+    name = DataSpec.of({**origin.data, "root": None})
+    if name.kind == IMPORTED:
+        raise UserError(f"the data of this run is made by your function: to import it, pass --data {name.name}")
+
+
 def task_of_run(subnetwork: Subnetwork | Deployed, task: Any = None) -> Task:
     """The given task, or that of the run. Raises UserError for a task of the user's, which a file does not import."""
     if task is not None:
@@ -52,13 +79,11 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = No
     same = origin.data is not None and isinstance(data, str) and data == origin.data.get("name")
     if data is not None and not same:
         return from_user(_encoded_alike(origin, data), all_is_test=all_is_test, labels=task.kind_of_labels)
-    if origin.data is None:
-        raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
-    spec = DataSpec.of({**origin.data, "root": None})
+    if origin.data is None or not same:
+        _check_data_named(origin)
+    spec = DataSpec.of({**(origin.data or {}), "root": None})
     if same:
         return load(spec, task.kind_of_labels)
-    if spec.kind == IMPORTED:
-        raise UserError(f"the data of this run is made by your function: to import it, pass --data {spec.name}")
     kind, _, path = spec.name.partition(":")
     if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
         raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")

@@ -11,7 +11,7 @@ from subnet_search.data import in_order
 from subnet_search.deploy.benchmark import advice, measured, without_dead
 from subnet_search.deploy.exported_network import Deployed
 from subnet_search.deploy.normalised import Normalised, normalised
-from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
+from subnet_search.deploy.rebuild import check_given, data_of, dense_of, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
 from subnet_search.nets import opened
@@ -48,6 +48,7 @@ def evaluate(
     if not isinstance(subnetwork, Subnetwork | Deployed):
         raise UserError(f"evaluate takes a subnetwork, ss.Subnetwork.load(path), got {shown(subnetwork)}")
     origin = subnetwork.origin
+    check_given(subnetwork, network, data, task)
     dense = dense_of(subnetwork, network)
     net = subnetwork.on(dense).eval()
     task = task_of_run(subnetwork, task)
