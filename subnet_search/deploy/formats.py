@@ -123,7 +123,6 @@ def check_runs(subnetwork: Subnetwork, masked: nn.Module, runs: nn.Module, to: s
 
 def make(subnetwork: Subnetwork, masked: nn.Module, to: str, options: Options) -> Made:
     """The network of a format. masked: the dense network with zeros. Raises UserError when it cannot be made."""
-    options.on_stage(f"making the {to} network")
     match to:
         case "state-dict":
             return Made(masked, masked, {"dense": opened(masked)})
@@ -147,6 +146,7 @@ def _onnx(subnetwork: Subnetwork, masked: nn.Module, options: Options) -> Made:
     def front(net: nn.Module) -> nn.Module:
         return normalised(net, subnetwork.origin) if options.normalise else net
 
+    options.on_stage("converting the network to ONNX")
     model = to_onnx(front(small), example, metadata_of(subnetwork, options.how, options.normalise), every)
     if not options.latency:
         return Made(small, OnnxNetwork(model, threads), model=model, whole=whole)

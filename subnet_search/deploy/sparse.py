@@ -47,10 +47,10 @@ def sparsify(
     """
     inputs = _layer_inputs(net, example)
     if kind == "2:4":
+        if not any(type(net.get_submodule(name)) is nn.Linear for name in inputs):
+            raise UserError("2:4 needs linear layers with zero weights, and this network has none")
         patterned = {name: x for name, x in inputs.items() if _has_pattern(net.get_submodule(name))}
         inputs = {name: x for name, x in patterned.items() if _fits(net.get_submodule(name))}
-        if not any(isinstance(net.get_submodule(name), nn.Linear) for name in inputs):
-            raise UserError("2:4 needs linear layers with zero weights, and this network has none")
         if not patterned:
             raise UserError("no linear layer of this network has 2:4 sparsity: find such a subnetwork with unit=2:4")
         if not inputs:

@@ -12,6 +12,7 @@ from subnet_search.core.task_metrics import in_words, leading_in
 
 if TYPE_CHECKING:
     from subnet_search.artifact import Subnetwork
+    from subnet_search.extraction.config import RunConfig
 
 VERDICTS = {
     "faster": "faster",
@@ -76,18 +77,25 @@ def export(
     format.report(record, json, print_export)
 
 
-def export_run(subnet: "Subnetwork", folder: Path, to: str, latency: bool, progress: bool) -> dict[str, Any]:
-    """Export the subnetwork of a run into its folder; returns the record, or `error`, why the file was not written."""
+def export_run(
+    subnet: "Subnetwork", settings: "RunConfig", folder: Path, to: str, latency: bool, progress: bool
+) -> dict[str, Any]:
+    """Export the subnetwork of a run into its folder; returns the record, or `error`, why the file was not written.
+
+    settings: of the run, whose data and task an ONNX file is evaluated with.
+    """
     from subnet_search.deploy.export import export as write
     from subnet_search.extraction.progress import StageProgress
     from subnet_search.nets import is_ours
 
     name = subnet.origin.network.name if subnet.origin.network else None
     file = folder / f"{to.replace(':', '-')}{'.onnx' if to == 'onnx' else '.safetensors'}"
+    data = settings.data if settings.data.root else settings.data.name
+    given: dict[str, Any] = {"data": data, "task": settings.task} if to == "onnx" else {}
     own = None if name is None or is_ours(name) else name
     try:
         with StageProgress(progress) as on_stage:
-            return write(subnet, to, file, network=own, latency=latency, on_stage=on_stage)
+            return write(subnet, to, file, network=own, **given, latency=latency, on_stage=on_stage)
     except (UserError, RunError) as error:  # the run is finished, and other formats may be possible
         return {"to": to, "error": str(error)}
 

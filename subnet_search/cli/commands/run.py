@@ -102,7 +102,7 @@ def extract(
                 format.subnetwork_summary(record, subnet.origin.unit)
             exports = {}
             for one in formats:
-                exports[one] = export_run(subnet, folder, one, latency, progress=not json)
+                exports[one] = export_run(subnet, settings, folder, one, latency, progress=not json)
                 if not json or "error" in exports[one]:
                     print_export(exports[one])
             if json:
