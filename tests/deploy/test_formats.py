@@ -101,6 +101,7 @@ def called(capsys, *words):
     return ended.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_what_is_only_known_afterwards_leaves_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("subnet_search.deploy.sparse._times", lambda *_: (1.0, 2.0, False))
@@ -165,3 +166,30 @@ def test_why_an_onnx_file_was_not_evaluated(tmp_path):
     }
     found = export(subnet, "onnx", tmp_path / "net.onnx", latency=False, data=data)["evaluated"]
     assert (found["metric"], found["exported"]) == ("accuracy", found["masked"])
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(10, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.b(self.norm(self.a(x))).relu())
+
+
+def test_what_was_left_whole_is_in_the_record_and_in_the_card(tmp_path):
+    net = nn.Sequential(Normed(), nn.ReLU(), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 3))
+    subnet = ss.extract(net, points(), "magnitude", density=0.6, unit="channel", dense_layers=["4"], recipe=SHORT)
+    reasons = {row["name"]: row["why"] for row in subnet.metrics["channels_left_whole"]}
+    assert reasons.keys() == {"0.a", "2"}
+    assert reasons["2"] == "layers that are not pruned read or compute them"
+    subnet.save_pretrained(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    rows = dict(line[2:-2].split(" | ", 1) for line in lines if line.startswith("| ") and line != "| | |")
+    assert rows["dense layers"] == "`4`"
+    assert reasons["0.a"] in rows["channels not pruned"]
+    assert "`4.weight`: in dense_layers" in rows["not pruned"]
+    assert json.loads(rows["recipe"].strip("`"))["batch_size"] == 20
+    assert json.loads(rows["hyperparameters"].strip("`"))["density"] == 0.6
+    assert ss.Subnetwork.from_pretrained(tmp_path, net).origin.dense_layers == ("4",)
