@@ -68,6 +68,9 @@ class Origin(BaseModel):
     std: tuple[float, ...] | None
     extractor: dict[str, Any]
     unit: str
+    round_to: int | None = None  # of channels; None: the default
+    target: dict[str, float] | None = None  # density as a fraction of units, parameters or FLOPs
+    dense_layers: tuple[str, ...] = ()  # layers that were not pruned by choice
     dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int

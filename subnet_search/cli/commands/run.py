@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import DryRun, Json, Network, Set, Task, numbers
+from subnet_search.cli.commands._options import DryRun, Json, Latency, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import export_run, print_export, times
 from subnet_search.cli.render import format, plan_page
@@ -37,6 +37,7 @@ def extract(
             help="Also write the result as compact, csr, bsr, 2:4, onnx or state-dict, and measure it. Repeatable.",
         ),
     ] = None,
+    latency: Latency = True,
     allow_import: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,12 +65,12 @@ def extract(
 
     formats = list(dict.fromkeys(export or ()))
     if formats:
-        from subnet_search.deploy.export import check_format
+        from subnet_search.deploy.formats import check_format
 
         for one in formats:
             check_format(one)
     name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
-    again += "".join(f" --export {one}" for one in formats)
+    again += "".join(f" --export {one}" for one in formats) + ("" if latency else " --no-latency")
     with process_group() as speaks:
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
@@ -82,22 +83,36 @@ def extract(
         if stored:
             check_imports(str(config), imports, allow_import or ())
         if dry_run:
-            format.report(plan_of(settings), json, plan_page.plan)
+            format.report(plan_of(settings, formats), json, plan_page.plan)
             return
         again += "".join(f" --allow-import {name}" for name in imports)
         with stop_on_signal(f"continue with: {launcher()} extract --resume --out {folder}{again}") as should_stop:
-            subnet = run(settings, folder, resume=resume, densities=wanted, progress=not json, should_stop=should_stop)
+            subnet = run(
+                settings,
+                folder,
+                resume=resume,
+                densities=wanted,
+                exports=formats,
+                progress=not json,
+                should_stop=should_stop,
+            )
         if speaks:
             record = subnet.summary()
-            exports = {one: export_run(subnet, folder, one) for one in formats} if json else {}
-            format.report(
-                {**record, "exports": exports} if exports else record, json, format.subnetwork_summary, subnet.origin.unit
-            )
-            for one in formats if not json else ():
-                print_export(export_run(subnet, folder, one))
+            if not json:
+                format.subnetwork_summary(record, subnet.origin.unit)
+            exports = {}
+            for one in formats:
+                exports[one] = export_run(subnet, settings, folder, one, latency, progress=not json)
+                if not json or "error" in exports[one]:
+                    print_export(exports[one])
+            if json:
+                format.print_json({**record, "exports": exports} if exports else record)
             if "curve" in record:
                 title = f"{record['extractor']}, {record['network']}, {record['data']}"
                 accuracy_curve(record["curve"], folder, title, quiet=json)
+            if failed := [one for one, made in exports.items() if "error" in made]:
+                format.note(f"the run is finished, without {', '.join(failed)}: {record['subnetwork']} is complete")
+                raise typer.Exit(1)
 
 
 def evaluate(
@@ -124,17 +139,20 @@ def evaluate(
         raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.extraction.evaluate import evaluate as judge
+    from subnet_search.extraction.progress import StageProgress
 
-    record = judge(
-        read_artifact(subnetwork),
-        "test" if split == "test" else "val",
-        network=network,
-        data=data,
-        task=task,
-        noise=noise,
-        corruptions=corruptions,
-        latency=latency,
-    )
+    with StageProgress(latency and not json) as on_stage:
+        record = judge(
+            read_artifact(subnetwork),
+            "test" if split == "test" else "val",
+            network=network,
+            data=data,
+            task=task,
+            noise=noise,
+            corruptions=corruptions,
+            latency=latency,
+            on_stage=on_stage,
+        )
     if json:
         format.print_json(record)
         return

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from subnet_search.core.numbers_as_text import by_reason
 from subnet_search.core.numbers_as_text import cell as cell
 from subnet_search.core.numbers_as_text import percent as percent
 from subnet_search.core.numbers_as_text import seconds as seconds
@@ -115,6 +116,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
             f"{one['name']} ({one['why']}, {percent(one['parameters_share'])} of the parameters)"
             for one in record["left_whole"]
         )
+    if record.get("channels_left_whole"):
+        reasons = by_reason(record["channels_left_whole"])
+        rows["channels not pruned"] = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
     if record.get("raised_intervals"):
         raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
         rows["raised intervals"] = f"{', '.join(raised)}, because the run is short"
@@ -129,14 +133,16 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
 
 
 def _validated(record: Mapping[str, Any], leading: str) -> str:
-    before = record.get(f"unpruned_val_{leading}")
-    more = "" if before is None else f" (before pruning {cell(leading, before)})"
-    return f"{cell(leading, record[f'val_{leading}'])}{more}"
+    return f"{cell(leading, record[f'val_{leading}'])}{_before(record, f'unpruned_val_{leading}', leading)}"
+
+
+def _before(record: Mapping[str, Any], key: str, leading: str) -> str:
+    return "" if record.get(key) is None else f" (before pruning {cell(leading, record[key])})"
 
 
 def _tested(record: Mapping[str, Any], leading: str) -> str:
     if record[f"test_{leading}"] is not None:
-        return cell(leading, record[f"test_{leading}"])
+        return f"{cell(leading, record[f'test_{leading}'])}{_before(record, f'unpruned_test_{leading}', leading)}"
     return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
 
 
