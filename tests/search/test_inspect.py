@@ -296,15 +296,15 @@ def test_a_study_of_somebody_else_and_one_with_several_objectives():
     assert [row["number"] for row in summarise_study(two)["best"]] == [0, 1]
 
 
-def cell(arm, seed, value):
-    return trial(value=value, params={}, cell={"arm": arm, "density": 0.1, "seed": seed, "values": {}}, seed=seed)
+def cell(method, seed, value):
+    return trial(value=value, params={}, cell={"method": method, "density": 0.1, "seed": seed, "values": {}}, seed=seed)
 
 
 def test_the_best_of_a_comparison_is_an_arm(capsys):
     lucky = [cell("snip", 0, 0.9), cell("snip", 1, 0.5)]
     study = study_of(*lucky, cell("random", 0, 0.8), cell("random", 1, 0.7), cell("dense", 0, 0.99), spec={**SPEC, "space": {}})
     record = summarise_study(study)
-    assert [(row["params"]["arm"], row["seeds"]) for row in record["arms"]] == [("dense", 1), ("random", 2), ("snip", 2)]
+    assert [(row["params"]["method"], row["seeds"]) for row in record["rows"]] == [("dense", 1), ("random", 2), ("snip", 2)]
     (best,) = record["best"]  # of those with all seeds
     assert (best["number"], best["mean"], best["spread"]) == (2, [0.75], [[0.7, 0.8]])
     assert (record["status"], record["importance"]) == ("finished", None)

@@ -58,9 +58,9 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "files": _files(record, storage),
     }
     format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
-    if record["arms"]:
+    if record["rows"]:
         format.console.print()
-        arms(record["arms"], record["objective"][0])
+        compared(record["rows"], record["objective"][0])
     elif record["best"]:
         format.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
@@ -94,15 +94,15 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     format.pairs({words.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
 
 
-def arms(rows: Sequence[Row], name: str) -> None:
-    """Print the results of the arms of a comparison."""
+def compared(rows: Sequence[Row], name: str) -> None:
+    """Print the results of the rows of a comparison."""
     ends = ("lowest", "highest")
     cells = [
         {**row["params"], "seeds": row["seeds"], "mean": format.cell(name, row["mean"][0])}
         | {end: format.cell(name, value) for end, value in zip(ends, row["spread"][0], strict=True)}
         for row in rows
     ]
-    columns = {"arm": "arm", "extractor.density": "density", "seeds": "seeds", "mean": name}
+    columns = {"method": "method", "density": "density", "seeds": "seeds", "mean": name}
     format.table(cells, columns | {end: end for end in ends})
 
 
@@ -219,7 +219,7 @@ def _progress(record: Row) -> str:
 
 def _base_run(record: Row) -> str:
     """Keys of the base run that are set and not searched."""
-    own = [] if record["arms"] else ["extractor"]  # arms have their own method
+    own = [] if record["rows"] else ["extractor"]  # rows have their own method
     keys = (*own, "network", "data", "task", "unit", "round_to", "target")
     parts = {key: record[key] for key in keys if record.get(key) and key not in record["space"]}
     return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())
