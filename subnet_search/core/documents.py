@@ -87,7 +87,10 @@ def read_text(text: str, source: str) -> Document:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
-            raise UserError(f"{source}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+            problem = str(getattr(error, "problem", None) or error)
+            colon = "':'" in problem or "mapping values" in problem
+            hint = "; write a space after the colon of each key, as in epochs: 3" if colon else ""
+            raise UserError(f"{source}{where} is not YAML: {problem}{hint}") from error
         builder = _Builder(source)
         return Document(builder.build(node, "") if node else None, {"": source, **builder.places})
 
@@ -159,6 +162,12 @@ class _Builder:
             if not isinstance(name, yaml.ScalarNode):
                 raise self._refused(name, "a key must be text")
             line = name.start_mark.line + 1
+            before, _, after = name.value.partition(":")
+            if node.flow_style and name.style is None and before and after and inner.start_mark.index == inner.end_mark.index:
+                given = f"{{{before}: {after}}}"
+                raise self._refused(
+                    name, f"a space is missing after the colon of {cut(name.value)!r}: write {cut(given)} (or quote a key with a colon)"
+                )
             if name.value in lines:
                 where = f"lines {lines[name.value]} and {line}" if line != lines[name.value] else f"line {line}"
                 raise UserError(f"the key {_join(key, name.value)!r} is given twice: leave one out ({self.source}, {where})")

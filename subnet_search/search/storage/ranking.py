@@ -21,6 +21,7 @@ class Ranked:
 
     trial: FrozenTrial
     values: tuple[tuple[float, ...], ...]  # objective values per seed: of the trial, then of its repeats
+    trials: tuple[FrozenTrial, ...] = ()  # the trial and its repeats, or the runs of a row of a comparison
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -94,7 +95,10 @@ def _grouped(found: Iterable[tuple[Any, FrozenTrial, Sequence[float]]]) -> dict[
     groups: dict[Any, list[tuple[FrozenTrial, tuple[float, ...]]]] = {}
     for key, trial, values in found:
         groups.setdefault(key, []).append((trial, tuple(values)))
-    return {key: Ranked(group[0][0], tuple(values for _, values in group)) for key, group in groups.items()}
+    return {
+        key: Ranked(group[0][0], tuple(values for _, values in group), tuple(trial for trial, _ in group))
+        for key, group in groups.items()
+    }
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
