@@ -160,7 +160,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     ]
     name = "" if leading == CLASSIFICATION.leading else f" {in_words(leading)}"
     heads = {split: f"{split}{name}{' %' if is_fraction(leading) else ''}" for split in ("validation", "test")}
-    format.table(rows, COLUMNS | heads)
+    format.table(rows, COLUMNS | heads, repeat=2)
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])

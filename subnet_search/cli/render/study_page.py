@@ -83,6 +83,7 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
         return
     (row,) = rows
     ends = dict(zip(("low", "high"), row["spread"][0], strict=True))
+    over = {"seeds": f"{row['seeds']} (mean ± standard deviation, lowest to highest)"} if row["seeds"] > 1 else {}
     shown = {names[0]: _over_seeds(names[0], {"mean": row["mean"][0], "deviation": row["deviation"][0], **ends})}
     found, words, leading = {**row, **row["measured"]}, _words(row), leading_in(row)
     for key in (f"val_{leading}", f"test_{leading}", "density", *row["measured"], "steps", "seconds"):
@@ -93,9 +94,8 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
         else:  # of a version that did not store it
             shown[key] = f"{format.cell(key, found[key])} (seed {row['seed']} alone)"
     params = {key: format.cell("", value) for key, value in by_key(row["params"]).items() if row["seeds"] == 1 or key != "seed"}
-    several = f", mean ± standard deviation of {row['seeds']} seeds (lowest to highest)" if row["seeds"] > 1 else ""
     named = {words.get(key, _achieved(key, row["params"])): text for key, text in shown.items()}
-    format.pairs(named | params, title=f"Best: trial {row['number']}{several}")
+    format.pairs(over | named | params, title=f"Best: trial {row['number']}")
 
 
 def _over_seeds(key: str, values: Row) -> str:
@@ -120,7 +120,7 @@ def compared(rows: Sequence[Row], name: str) -> None:
         for row in rows
     ]
     columns = {"method": "method", "density": "density", "seeds": "seeds", "mean": name}
-    format.table(cells, columns | {end: end for end in ends})
+    format.table(cells, columns | {end: end for end in ends}, repeat=2)
 
 
 def trial(record: Row, name: str) -> None:

@@ -40,6 +40,7 @@ from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
 REPORTS = 20  # most intermediate values of a trial without a pruner
+TIMES = ("seconds", "latency")  # these differ when a seed is run again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger("subnet_search")
@@ -113,7 +114,7 @@ class _Trial:
         for index in range(self.spec.repeats if by_seeds else 1):
             if index == len(seeds):
                 values, found = self._run_seed(index, should_stop)
-                numbers = {key: value for key, value in found.items() if number(value) is not None}
+                numbers = {key: value for key, value in found.items() if number(value) is not None and key not in TIMES}
                 seeds.append({"values": values, "sha256": found["sha256"], **numbers})
                 record = record or found
             if by_seeds:
