@@ -16,7 +16,7 @@ from timing import Measured, spread
 
 from subnet_search import RunConfig
 from subnet_search.extraction.config_file import check
-from subnet_search.search.studies.method_grid import GridRow, Grid, make_grid, method_grid, recipe_changes, run_grid, table_rows
+from subnet_search.search.studies.method_grid import Grid, GridRow, make_grid, method_grid, recipe_changes, run_grid, table_rows
 
 EPOCHS = {80: 8, 200: 20}  # of 10 steps each, batch 128
 RECIPE = {"batch_size": 128, "lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}

@@ -166,7 +166,8 @@ class _Builder:
             if node.flow_style and name.style is None and before and after and inner.start_mark.index == inner.end_mark.index:
                 given = f"{{{before}: {after}}}"
                 raise self._refused(
-                    name, f"a space is missing after the colon of {cut(name.value)!r}: write {cut(given)} (or quote a key with a colon)"
+                    name,
+                    f"a space is missing after the colon of {cut(name.value)!r}: write {cut(given)} (or quote a key with a colon)",
                 )
             if name.value in lines:
                 where = f"lines {lines[name.value]} and {line}" if line != lines[name.value] else f"line {line}"

@@ -18,10 +18,13 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import Extractor, registry
 from subnet_search.extractors.base import Published
 from subnet_search.extractors.methods.random import Random
+from subnet_search.search.queries.data_frame import to_dataframe
 from subnet_search.search.queries.queries import trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
+from subnet_search.search.queries.trial_table import flat_rows
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
@@ -325,6 +328,10 @@ def test_rows_are_means_and_spreads():
 def test_a_comparison_looks_like_a_study():
     study, _ = complete(grid())
     assert trial_params(study)[0] == {"method": "edge_popup", "density": 0.3, "seed": 0}
+    (row, *_), frame = flat_rows(Snapshot(study)), to_dataframe(study)  # Optuna, tables and data frames have the same keys
+    assert {key: row[key] for key in study.trials[0].params} == study.trials[0].params == trial_params(study)[0]
+    assert dict(frame.loc[0, list(study.trials[0].params)]) == study.trials[0].params
+    assert (row["achieved_density"], row["density"]) == (study.trials[0].user_attrs["density"], 0.3)
     record = summarise_study(study)
     assert record["space"] == {"method": "edge_popup | random | dense", "density": "0.3 | 1", "seed": "0"}
     assert record["budget"] == 3

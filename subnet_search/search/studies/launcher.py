@@ -274,7 +274,7 @@ def _note_metrics(study: optuna.Study, spec: StudySpec) -> None:
 
 
 def _is_unused(spec: StudySpec, store: optuna.storages.BaseStorage) -> bool:
-    """Whether the stored study has another specification and nothing to lose: each trial was never begun, or failed untrained."""
+    """Whether the stored study has another specification and no results: its trials failed untrained, or never began."""
     study = load_study(spec.name, store)
     for trial in study.get_trials(deepcopy=False):
         never_begun = trial.state == TrialState.WAITING and not TrialRecord(trial).began
