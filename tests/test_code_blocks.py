@@ -74,7 +74,7 @@ def commands(block: Example) -> None:
 
 
 def command(words: list[str], line: str) -> None:
-    short = [] if "--resume" in words else SHORT.get(words[0], [])
+    short = [] if {"--resume", "recipe.epochs=0"} & set(words) else SHORT.get(words[0], [])
     if words[:2] == ["study", "run"]:
         words = ["1" if before == "--workers" else word for before, word in zip(["", *words], words, strict=False)]
         short = STUDY if words[2].endswith(".yaml") else ["--trials", "4"]
