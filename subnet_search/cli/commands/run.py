@@ -1,5 +1,6 @@
 """Commands on single runs, methods and data sets."""
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -265,15 +266,13 @@ def methods(
         if json:
             format.print_json(rows)
             return
-        flat = [{**row, **row["paradigm"], "units": ", ".join(row["units"])} for row in rows]
-        headings = {"name": "method", "cited": "paper", "mask_from": "mask", "weights_from": "weights"}
-        format.table(flat, {**headings, "schedule": "density", "trains_after": "trains after", "units": "units"})
+        _list_methods(rows)
         return
     method = describe(name)
     if json:
         format.print_json(method)
         return
-    format.console.print(f"[bold]{name}[/bold]  {method['summary']}\n")
+    format.console.print(f"[bold]{name}[/bold]  {method['description'] or method['summary']}\n")
     paradigm = method["paradigm"]
     format.pairs(
         {
@@ -294,6 +293,25 @@ def methods(
         searched = f"; searched over {field['domain']}" if field["domain"] else ""
         default = "none" if field["default"] is None else field["default"]
         format.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
+
+
+def _list_methods(rows: list[dict[str, Any]]) -> None:
+    """A line for each method, by family: name, what it does (as much as fits), units."""
+    from subnet_search.extractors.describe import FAMILIES
+
+    every = max((row["units"] for row in rows), key=len)
+    units = {row["name"]: "any" if row["units"] == every else ", ".join(row["units"]) for row in rows}
+    for family in FAMILIES:
+        found = [row for row in rows if row["family"] == family]
+        first, last = max(len(row["name"]) for row in found), max(len(units[row["name"]]) for row in found)
+        left = min(format.console.width, 140) - first - last - 6
+        format.console.print(f"[bold]{family}[/bold]")
+        for row in found:
+            summary = textwrap.shorten(row["summary"], left, placeholder=" ...")
+            format.say(f"  {row['name']:<{first}}  {summary:<{left}}  {units[row['name']]}")
+        format.console.print()
+    format.say(f"units: what can be pruned together (any: {', '.join(every)})")
+    format.say("paper, formula, hyperparameters: subnet-search methods NAME")
 
 
 def tasks(
