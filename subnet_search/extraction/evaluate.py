@@ -1,4 +1,4 @@
-"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, cost, latency."""
+"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from subnet_search.deploy.normalised import Normalised, normalised
 from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
+from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.nets import opened
 from subnet_search.tasks import Classification, inputs_sent
 
@@ -28,6 +29,7 @@ def evaluate(
     noise: bool = False,
     corruptions: bool = False,
     latency: bool = False,
+    isometry: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
 
@@ -40,6 +42,8 @@ def evaluate(
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
                   (`compacted`)
+    isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
+                  network before pruning where its weights are known (`dense_isometry`); for float inputs
 
     Raises UserError if the split does not exist, or the network and data do not match.
     """
@@ -68,20 +72,24 @@ def evaluate(
         check_noise(chosen)
     if corruptions:
         check_corruptions(chosen)
+    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
+    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    inputs = isometry_inputs(inner, task, in_order(chosen, mean, std)) if isometry else []
     if not one or origin.logits is None:
         inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
-    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
     with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
         found = task.measure(net, in_order(chosen, *scaled))
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found}
     if origin.dynamic:
         record["kept_macs"] = macs()
-    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
     if noise:
         record["noise"] = noise_curve(inner, None, chosen, mean, std)
     if corruptions:
         record["corruptions"] = corruption_table(inner, chosen, mean, std)
+    if isometry:
+        own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+        record |= isometry_record(subnetwork, inner, dense, own, inputs)
     if latency:
         record |= _timed(subnetwork, dense, net)
     return record

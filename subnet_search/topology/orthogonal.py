@@ -36,5 +36,6 @@ def _q(block: Tensor) -> Tensor:
     """The orthogonal factor of a matrix, or of its transpose where it is wide, with the diagonal of R positive."""
     if block.shape[0] < block.shape[1]:
         return _q(block.T).T
+    q: Tensor
     q, r = torch.linalg.qr(block)
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)

@@ -113,6 +113,9 @@ def evaluate(
     latency: Annotated[
         bool, typer.Option("--latency", help="Also measure the time of a forward pass and of the dense network's.")
     ] = False,
+    isometry: Annotated[
+        bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -134,6 +137,7 @@ def evaluate(
         noise=noise,
         corruptions=corruptions,
         latency=latency,
+        isometry=isometry,
     )
     if json:
         format.print_json(record)
@@ -141,6 +145,7 @@ def evaluate(
     format.pairs(
         {
             **_qualities(record, split),
+            **(_isometry(record) if isometry else {}),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -160,6 +165,15 @@ def evaluate(
         format.console.print()
         headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
         format.table(rows, headings, title="Accuracy under corruptions, by severity")
+
+
+def _isometry(record: dict[str, Any]) -> dict[str, str]:
+    """The mean singular values of the Jacobian, or why that of the dense network is not known."""
+    before = record["dense_isometry"]
+    return {
+        "mean singular value of the Jacobian": f"{record['isometry']:.4g}",
+        "before pruning": f"not known: {record['dense_isometry_error']}" if before is None else f"{before:.4g}",
+    }
 
 
 def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:
