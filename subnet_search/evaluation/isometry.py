@@ -69,11 +69,19 @@ def _jacobians(net: nn.Module, inputs: Any, floats: list[Tensor]) -> Tensor:
             raise UserError(f"isometry: {outputs.shape[1]:,} outputs for each input are more than {MOST_OUTPUTS:,}")
         if not outputs.requires_grad:
             raise UserError("isometry: the outputs of this network have no gradient with respect to its inputs")
-        rows = []
-        for total in outputs.sum(0):
-            slopes = torch.autograd.grad(total, floats, retain_graph=True, materialize_grads=True)
-            rows.append(torch.cat([slope.flatten(1) for slope in slopes], 1))
+        try:
+            rows = [_gradient(total, floats) for total in outputs.sum(0)]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of sparse layers
+            reason = str(error).splitlines()[0]
+            raise UserError(f"isometry: this network cannot be differentiated by its inputs: {reason}") from error
     return torch.stack(rows, 1)
+
+
+def _gradient(total: Tensor, floats: list[Tensor]) -> Tensor:
+    slopes = torch.autograd.grad(total, floats, retain_graph=True, materialize_grads=True)
+    return torch.cat([slope.flatten(1) for slope in slopes], 1)
 
 
 def check_floats(inputs: Any) -> None:

@@ -74,22 +74,23 @@ def evaluate(
         check_corruptions(chosen)
     inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    inputs = isometry_inputs(inner, task, in_order(chosen, mean, std)) if isometry else []
+    more = {}
+    if isometry:
+        inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
+        own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+        more = isometry_record(subnetwork, inner, dense, own, inputs)
     if not one or origin.logits is None:
         inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
     scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
     with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
         found = task.measure(net, in_order(chosen, *scaled))
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found}
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
     if origin.dynamic:
         record["kept_macs"] = macs()
     if noise:
         record["noise"] = noise_curve(inner, None, chosen, mean, std)
     if corruptions:
         record["corruptions"] = corruption_table(inner, chosen, mean, std)
-    if isometry:
-        own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
-        record |= isometry_record(subnetwork, inner, dense, own, inputs)
     if latency:
         record |= _timed(subnetwork, dense, net)
     return record

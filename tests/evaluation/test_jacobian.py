@@ -107,6 +107,25 @@ def test_what_has_no_jacobian(net, inputs, message):
         jacobians(net, inputs)
 
 
+class Failing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        raise RuntimeError("not implemented for sparse")
+
+
+def test_layers_without_a_derivative():
+    class Sparse(nn.Module):
+        def forward(self, x):
+            return Failing.apply(x)
+
+    with pytest.raises(UserError, match="cannot be differentiated by its inputs: not implemented for sparse"):
+        jacobians(Sparse(), torch.randn(2, 3))
+
+
 def test_outputs_that_do_not_depend_on_inputs():
     class Constant(nn.Module):
         def forward(self, x):

@@ -24,7 +24,7 @@ from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field, only_begins
 from subnet_search.nets import build, gated_layers
 from subnet_search.search.spec.metrics import at_epoch, before_training, measure, measures_of, of_topology, parse_constraint
-from subnet_search.tasks import Classification
+from subnet_search.tasks import Classification, task_of
 
 DATA = load({"name": "digits", "limit": 200})
 TOPOLOGY = ("density", "parameters", "flops", "flops_ratio")
@@ -107,6 +107,7 @@ def test_every_measure_of_a_run(gumbel):
     rows = judged["noise"]
     assert rows[0]["level"] == 0
     assert values["robustness"] == pytest.approx(sum(row["accuracy"] for row in rows[1:]) / len(rows[1:]))
+    assert values["isometry"] == evaluate(gumbel, data=DATA, isometry=True)["isometry"] > 0
     assert values["density"] == gumbel.density
     assert values["parameters"] == gumbel.masks.kept
     # Outputs a weight takes part in: 4 * 4 positions of the first convolution, 2 * 2 of the second, 1 of linear layers.
@@ -275,6 +276,13 @@ def test_what_is_no_constraint(text):
     told = 'a constraint is one of <=, <, >=, > and a number, as in density: "<= 0.1"; got density: '
     with pytest.raises(UserError, match=re.escape(told + repr(text))):
         parse_constraint("density", text)
+
+
+def test_isometry_needs_float_inputs():
+    tokens = task_of("language_modeling")
+    assert "isometry" not in measures_of(tokens)
+    with pytest.raises(UserError, match="isometry needs float inputs and a built-in task, got language_modeling"):
+        parse_constraint("isometry", ">= 0.1", tokens)
 
 
 def test_constraints_on_nothing_known():
