@@ -26,7 +26,7 @@ from subnet_search.deploy.benchmark import without_dead
 from subnet_search.deploy.rebuild import task_of_run
 from subnet_search.evaluation import Cost, cost
 from subnet_search.evaluation.cost import Whole
-from subnet_search.evaluation.isometry import mean_singular_value
+from subnet_search.evaluation.isometry import check_floats, mean_singular_value
 from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
@@ -203,6 +203,11 @@ def before_training(config: RunConfig, data: Data, module: nn.Module | None = No
         return {"density": kept / numel, "parameters": float(kept + whole)}
     masks = Masks({name: _first(counts[name], shape) for name, shape in shapes.items()})
     return of_topology(config, data, masks, module)
+
+
+def check_isometry(config: RunConfig, data: Data, module: nn.Module | None = None) -> None:
+    """Raise UserError when the network of a resolved configuration has no float inputs."""
+    check_floats(_blank(config, data, module)[1])
 
 
 def of_topology(config: RunConfig, data: Data, masks: Masks, module: nn.Module | None = None) -> dict[str, float]:
