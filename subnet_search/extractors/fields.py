@@ -98,8 +98,9 @@ Scope = Annotated[PlainScope, OneOf("global", "uniform", "erk")]
 Normalise = Annotated[
     units.Normalise,
     Help(
-        "Whether each layer's scores are brought to one scale (layer) or are raw (none), where channels or blocks compete over "
-        "all layers. Single weights and n:m always compete by raw scores."
+        "Where channels or blocks compete over all layers: bring each layer's scores to one scale (layer); the same, and "
+        "multiply by the number of layers that are coupled, so that channels of a residual stream are pruned last (joint); "
+        "or compare raw scores (none). Single weights and n:m always compete by raw scores."
     ),
 ]
 Isometry = Annotated[

@@ -69,6 +69,12 @@ class NetworkSpec(Settings):
         """Whether the network starts from trained weights: those of a file, or those that a library downloads."""
         return bool(self.state) or any(value for key, value in self.options.items() if key.startswith(PRETRAINED))
 
+    @property
+    def without_state(self) -> "NetworkSpec":
+        """The same network with the weights that its factory draws: for its structure, where values do not matter."""
+        nothing = {"init": "keep", "init_density": None, "state": None, "state_sha256": None, "partial": False}
+        return self.model_copy(update=nothing)
+
     def resolve(self, density: float | None, task: str = "classification") -> "NetworkSpec":
         """The same spec with every default filled in. Raises UserError when its state file is missing or has changed.
 

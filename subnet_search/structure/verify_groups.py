@@ -22,6 +22,8 @@ MIXED = (
     "they affect the output other than through the weights that read them, as in a normalisation over channels or a "
     "reordering of channels"
 )
+EVERY_OTHER = slice(None, None, 2)
+FIRST = slice(1)  # where the forward pass splits channels into heads of a fixed size, half of them may still make whole heads
 WRITTEN = "the forward pass contains a fixed size"
 
 
@@ -37,8 +39,10 @@ def failed_groups(net: nn.Module, example: Any, groups: list[Group], every: bool
     reasons = _bisect(partial(_hidden_dependency, net, example, every), groups)
     for norm in norms:  # running statistics: with those of the batch, rounding errors could be as large as the outputs
         norm.eval()
-    others = [group for group in groups if group.name not in reasons]
-    return reasons | _bisect(partial(_removal_problem, net, example, every), others)
+    for removed in EVERY_OTHER, FIRST:
+        others = [group for group in groups if group.name not in reasons]
+        reasons |= _bisect(partial(_removal_problem, net, example, every, removed), others)
+    return reasons
 
 
 def _bisect(problem: Callable[[list[Group]], str | None], groups: list[Group]) -> dict[str, str]:
@@ -67,10 +71,10 @@ def _hidden_dependency(net: nn.Module, example: Any, every: bool, groups: list[G
     return None
 
 
-def _removal_problem(net: nn.Module, example: Any, every: bool, groups: list[Group]) -> str | None:
-    """The reason if the network without every other channel fails, or has other outputs than with zeros."""
-    zeroed = _outputs(net, _changed(net, groups, noise=False), example, every)
-    small = remove_channels(net, {group: torch.arange(group.size) % 2 == 0 for group in groups})
+def _removal_problem(net: nn.Module, example: Any, every: bool, removed: slice, groups: list[Group]) -> str | None:
+    """The reason if the network without the `removed` channels fails, or has other outputs than with zeros."""
+    zeroed = _outputs(net, _changed(net, groups, False, removed), example, every)
+    small = remove_channels(net, {group: _at(removed, group.size) for group in groups})
     try:
         fewer = compared(call(small, example), every)
     except Exception as error:  # anything that a user's forward pass raises where sizes do not match
@@ -88,8 +92,14 @@ def _spread(outputs: Tensor) -> Tensor:
     return (outputs - outputs.mean(0) if len(outputs) > 1 else outputs).abs().max()
 
 
-def _changed(net: nn.Module, groups: list[Group], noise: bool) -> dict[str, Tensor]:
-    """The network's tensors with zeros in the weights that read every other channel.
+def _at(places: slice, size: int) -> Tensor:
+    found = torch.zeros(size, dtype=torch.bool)
+    found[places] = True
+    return found
+
+
+def _changed(net: nn.Module, groups: list[Group], noise: bool, removed: slice = EVERY_OTHER) -> dict[str, Tensor]:
+    """The network's tensors with zeros in the weights that read the `removed` channels.
 
     noise: also other values in the weights that compute these channels.
     """
@@ -104,7 +114,7 @@ def _changed(net: nn.Module, groups: list[Group], noise: bool) -> dict[str, Tens
             rolled = tensor.reshape(-1).roll(tensor.numel() // 2 + 1).view(tensor.shape)
             other = rolled * along(factors, channel_slice.dim, tensor.dim())
         places = torch.zeros(tensor.shape[channel_slice.dim], dtype=torch.bool, device=tensor.device)
-        places[channel_slice.index[::2].reshape(-1)] = True
+        places[channel_slice.index[removed].reshape(-1)] = True
         found[channel_slice.tensor] = torch.where(along(places, channel_slice.dim, tensor.dim()), other, tensor)
     return found
 

@@ -103,6 +103,9 @@ class Channels(Units):
     def comparable(self, scores: Tensors, among: Masks | None = None) -> Tensors:
         return {name: over_their_size(score.detach(), None if among is None else among[name]) for name, score in scores.items()}
 
+    def tensors_of(self, name: str) -> int:
+        return len(self.slices[name])
+
     def filters(self, tensors: Tensors) -> dict[str, Tensor]:
         """The weights that compute each channel as rows, by group: (channels, numbers). Differentiable.
 

@@ -31,8 +31,8 @@ from subnet_search.topology.select import (
 
 Measure = Literal["units", "parameters", "flops"]
 """What a density is a fraction of: units, parameters, or multiply-accumulates."""
-Normalise = Literal["layer", "none"]
-"""Whether scores are normalised in each layer before a global ranking."""
+Normalise = Literal["layer", "joint", "none"]
+"""How scores of layers are brought to one scale before a global ranking."""
 FLOOR = 0.25
 """Minimum density of a layer, relative to the density asked for, in a global ranking of normalised channels or blocks."""
 EVERY_KIND = ("weight", "channel", "n:m", "block")
@@ -74,6 +74,10 @@ class Units:
         """
         return scores
 
+    def tensors_of(self, name: str) -> int:
+        """The number of weight tensors that a unit of this layer or group is a part of."""
+        return 1
+
     def expand(self, units: Tensors) -> Tensors:
         """The value of each weight's unit, of the weights' shapes. units: bool or float. Differentiable."""
         return units
@@ -104,11 +108,15 @@ class Units:
         scope: "global" ranks all layers together; otherwise each layer keeps its allocated number. among: only these units
         may be kept (None: all). normalise="layer": for nonnegative scores whose scale differs between layers; in a global
         ranking of channels or blocks, scores are made `comparable`, and every layer first keeps at least one unit and
-        `FLOOR * density` of its units. Raises UserError when the allocation is impossible.
+        `FLOOR * density` of its units. "joint": the same, and each score is multiplied by the number of weight tensors that
+        its unit is a part of. Raises UserError when the allocation is impossible.
         """
-        if normalise == "layer" and scope == "global" and self.pooled:
+        if normalise != "none" and scope == "global" and self.pooled:
             floor = {name: max(1, int(FLOOR * density * math.prod(shape))) for name, shape in self.shapes.items()}
-            scores = first_of_each(self.comparable(scores, among), floor, among)
+            scores = self.comparable(scores, among)
+            if normalise == "joint":
+                scores = {name: score * self.tensors_of(name) for name, score in scores.items()}
+            scores = first_of_each(scores, floor, among)
         ordered, room = self._ordered(scores, among), self._room(among)
         if self.exact:
             return self._chosen(ordered, density, scope, room)

@@ -2,6 +2,7 @@
 
 import optuna
 import pytest
+import torch
 
 import subnet_search as ss
 from subnet_search.core.errors import UserError
@@ -54,3 +55,15 @@ def test_what_does_not_work_is_one_line_and_leaves_no_study(network, space, mess
 def test_what_works_runs():
     study = ss.run_study(spec("nets_of_studies:ok", **{"network.options": {"choice": [{"width": 8}, {"width": 16}]}}))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+
+
+def test_trained_weights_of_an_own_network():
+    import nets_of_studies
+
+    torch.save(nets_of_studies.ok(10).state_dict(), "ok.pt")
+    network = {"name": "nets_of_studies:ok", "state": "ok.pt"}
+    fixed = {"extractor.density": 0.4, "density_per_layer": True}
+    study = ss.run_study(spec(network, **fixed))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]
+    compared = ss.compare({**RUN, "network": network}, ["magnitude"], [0.3], seeds=1, storage=URL, name="compared")
+    assert len(compared["cells"]) == 2  # one of them dense

@@ -97,6 +97,10 @@ def test_a_wrong_spec_is_refused_before_anything_runs(more, message):
         run_study(spec(**more), storage="sqlite:///s.db")
 
 
+def test_options_of_the_default_sampler_need_no_name():
+    assert spec(sampler={"n_startup_trials": 3}).sampler == {"name": "tpe", "n_startup_trials": 3}
+
+
 def test_a_spec_file_names_its_line(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("name: a\nrun:\n  recipe:\n    epochs: -1\n")

@@ -137,6 +137,17 @@ def test_parts_of_transformers(name):
     assert (small.head.weight is small.embed.weight) == (name == "tied")
 
 
+def test_heads_of_a_fixed_size_go_as_a_whole():
+    """Half of 32 channels are two heads of 8 too, of other channels; at their first weights that hardly shows."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    net = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)).eval()
+    tokens = {"input_ids": torch.randint(1, 50, (2, 12)), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    groups = {group.name.removeprefix("bert.encoder.layer.0."): group.size for group in couple(net, tokens).groups}
+    assert groups["attention.self.query.weight"] == 4
+    assert "attention.self.value.weight" not in groups
+
+
 def test_heads_are_kept_whole_where_their_width_is_fixed():
     found = couple(Language(Packed(fixed=True)), TOKENS)
     assert found.groups == ()

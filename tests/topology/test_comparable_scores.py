@@ -36,6 +36,17 @@ def channels(**sizes):
 # --- by hand ---
 
 
+def test_joint_scores_count_the_tensors_of_a_group():
+    """Scores 1 and 1 in both groups; b's channels are in two tensors, so they count twice and a loses its second one."""
+    one = Slice("a", 0, torch.arange(2).view(-1, 1), False)
+    both = (Slice("b", 0, torch.arange(2).view(-1, 1), False), Slice("c", 1, torch.arange(2).view(-1, 1), True))
+    units = Channels({"a": (2, 2), "b": (2, 2), "c": (2, 2)}, [Group("a", 2, (one,)), Group("b", 2, both)])
+    scores = {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor([1.0, 2.0])}
+    kept = {how: units.keep(scores, 0.75, normalise=how) for how in ("layer", "joint")}
+    assert [mask.tolist() for mask in kept["layer"].values()] == [[True, True], [False, True]]
+    assert [mask.tolist() for mask in kept["joint"].values()] == [[True, False], [True, True]]
+
+
 def test_scores_over_their_size():
     """The root of the mean of 1, 1, 49 and 49 is 5."""
     assert over_their_size(torch.tensor([1.0, 1, 7, 7])).tolist() == pytest.approx([0.2, 0.2, 1.4, 1.4])

@@ -158,7 +158,7 @@ class _Trial:
         outputs = config.task.outputs(self.data)
         net = self.module
         if net is None and not is_ours(config.network.name):
-            net = build(config.network, self.data.shape, outputs, config.seed)
+            net = build(config.network.without_state, self.data.shape, outputs, config.seed)
         measured = measure(names, subnet, self.data, net, config.weights)
         for bound in self.spec.bounds:
             self.lease.constrain(bound.name, bound.violation(measured[bound.name]))

@@ -245,9 +245,7 @@ def _first(k: int, shape: tuple[int, ...]) -> Tensor:
 def _blank(config: RunConfig, data: Data, module: nn.Module | None) -> tuple[nn.Module, Any]:
     """The network of a resolved configuration, or a copy of `module`, of which only the shapes are used; its inputs."""
     spec, outputs = config.network, config.task.outputs(data)
-    options = {"init": "keep", "init_density": None, "state": None, "state_sha256": None}
-    blank = spec.model_copy(update=options).model_dump_json()
-    net = _built(blank, data.shape, outputs) if module is None else own_copy(module)
+    net = _built(spec.without_state.model_dump_json(), data.shape, outputs) if module is None else own_copy(module)
     return net, inputs_sent(net, config.task, data.first(), spec.name, outputs)
 
 

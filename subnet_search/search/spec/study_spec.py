@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import optuna
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from subnet_search.core.documents import read_json
 from subnet_search.core.errors import UserError, blaming, reading, shown, unknown
@@ -115,10 +115,11 @@ class StudySpec(Settings):
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _named(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, Mapping):
             return {"name": "none" if value is None else value}
-        return {"name": "hub", **value} if "hub" in value else value
+        default = "hub" if "hub" in value else cls.model_fields[str(info.field_name)].default["name"]
+        return {"name": default, **value}
 
     @field_validator("callbacks", mode="before")
     @classmethod
