@@ -13,7 +13,7 @@ from subnet_search.data import Data, DataSpec
 from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check
+from subnet_search.extraction.config_file import DEFAULTS, check
 from subnet_search.extraction.progress import RunProgress, both
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
@@ -40,6 +40,7 @@ def extract(
     teacher: nn.Module | None = None,
     round_to: int | None = None,
     dense_layers: Sequence[str] = (),
+    trained: bool | None = None,
     new_head: bool | str = False,
     out: str | Path | None = None,
     resume: bool = False,
@@ -66,6 +67,8 @@ def extract(
                      settings of `recipe.distill`
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     dense_layers     layers that are not pruned and that the density does not count, as names or patterns: ["fc", "layer1.*"]
+    trained          whether the weights of `network` are trained, which decides when methods prune and at which learning rate;
+                     default: with `network.state` or weights of a library, they are
     new_head         replace the last layer of a trained network by one of as many outputs as the data needs: True, or its name
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
@@ -92,10 +95,14 @@ def extract(
         got = f"{shown(network)}: call it" if callable(network) else type(network).__name__
         raise UserError(f"network is a torch.nn.Module or a name, got {got}")
     module = network if isinstance(network, nn.Module) else None
+    more: dict[str, Any] = {} if trained is None else {"trained": trained}
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
         spec = {"name": spec} if isinstance(spec, str) else spec
-        settings["network"] = {**spec, **({"init": init} if init else {}), **({"new_head": new_head} if new_head else {})}
+        more |= {**({"init": init} if init else {}), **({"new_head": new_head} if new_head else {})}
+        settings["network"] = {**spec, **more}
+    elif more:
+        settings["network"] = {"name": DEFAULTS["network"], **more}
     named = isinstance(data, str | DataSpec) or (isinstance(data, dict) and "name" in data)
     if named:
         settings["data"] = data

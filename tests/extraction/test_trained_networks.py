@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import subnet_search as ss
 from subnet_search.cli import main
@@ -95,3 +96,24 @@ def test_one_command_from_a_trained_network_to_a_faster_file(trained, tmp_path, 
         2,
         True,
     )
+
+
+def test_a_module_is_trained_if_the_caller_says_so(caplog):
+    torch.manual_seed(0)
+    x = torch.randn(400, 4)
+    y = (x[:, 0] > 0).long()
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1, 0, 0, 0]]))
+        net.bias.zero_()
+    recipe = ss.Recipe(epochs=1, threads=1, device="cpu")
+    found = ss.extract(net, (x, y), "magnitude", density=0.5, trained=True, recipe=recipe)
+    assert found.summary()["unpruned_val_accuracy"] == 1
+    assert (found.origin.extractor["start"], found.origin.recipe["lr"]) == (0, 0.01)
+    assert caplog.text == ""
+    other = ss.extract(net, (x, y), "magnitude", density=0.5, recipe=recipe)
+    assert "the network seems to be trained (accuracy 1.00): pass trained=True" in caplog.text
+    assert "unpruned_val_accuracy" not in other.summary()
+    caplog.clear()
+    ss.extract(nn.Linear(4, 2), (x, y), "magnitude", density=0.5, trained=False, recipe=recipe)
+    assert caplog.text == ""
