@@ -51,7 +51,7 @@ def _before_pruning(subnetwork: Subnetwork | Deployed, dense: nn.Module, own: bo
         return dense
     spec = origin.network
     if own or spec is None or not spec.state or spec.partial or spec.new_head:
-        raise UserError("the run did not start from trained weights (recipe.record_isometry records it during a run)")
+        raise UserError("no trained weights from before pruning are known; recipe.record_isometry measures them during a run")
     path = Path(spec.state).expanduser()
     if not path.resolve().is_relative_to(Path.cwd()):
         raise UserError("the file names weights outside the current folder: pass the network with its weights in Python")

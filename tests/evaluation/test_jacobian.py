@@ -154,7 +154,7 @@ def test_evaluate_measures_the_masked_and_the_dense_network():
     untrained = ss.extract(net, data, "random", density=0.1, init="kaiming_normal", recipe=NONE)
     record = ss.evaluate(untrained, data=data, isometry=True)
     assert record["dense_isometry"] is None
-    assert "did not start from trained weights" in record["dense_isometry_error"]
+    assert "no trained weights from before pruning are known" in record["dense_isometry_error"]
 
 
 def test_images_are_normalised_as_in_training():
