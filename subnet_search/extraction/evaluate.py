@@ -1,4 +1,4 @@
-"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, cost, latency."""
+"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from subnet_search.deploy.onnx_file import OnnxFile
 from subnet_search.deploy.rebuild import check_given, dense_of, network_of, split_of, statistics_outside, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
+from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.nets import opened
 from subnet_search.tasks import Classification
 
@@ -30,6 +31,7 @@ def evaluate(
     noise: bool = False,
     corruptions: bool = False,
     latency: bool = False,
+    isometry: bool = False,
     on_stage: Stage = silent,
 ) -> dict[str, Any]:
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
@@ -43,6 +45,8 @@ def evaluate(
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
                   (`compacted`). Not of an ONNX file
+    isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
+                  network before pruning where its weights are known (`dense_isometry`); for float inputs
     on_stage      called with what is timed now
 
     Raises UserError if the split does not exist, or the network and data do not match.
@@ -66,13 +70,20 @@ def evaluate(
         check_noise(chosen)
     if corruptions:
         check_corruptions(chosen)
+    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    more = {}
+    if isometry:
+        if isinstance(subnetwork, OnnxFile):
+            raise UserError("ONNX Runtime gives no gradients: measure the isometry of the subnetwork's own file")
+        inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
+        own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+        more = isometry_record(subnetwork, inner, dense_of(subnetwork, network), own, inputs)
     with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
         found = task.measure(net, in_order(chosen, *statistics_outside(subnetwork)))
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found}
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
     if origin.dynamic and not isinstance(subnetwork, OnnxFile):
         record["kept_macs"] = macs()
-    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
     if noise:
         record["noise"] = noise_curve(inner, None, chosen, mean, std)
     if corruptions:

@@ -121,6 +121,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any
         "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
         "exploration_rate": supernet.exploration_rate(),
+        **({"isometry_at_pruning": outcome.isometry} if supernet.recipe.record_isometry else {}),
     }
 
 

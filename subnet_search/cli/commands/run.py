@@ -129,6 +129,9 @@ def evaluate(
     latency: Annotated[
         bool, typer.Option("--latency", help="Also measure the time of a forward pass and of the dense network's.")
     ] = False,
+    isometry: Annotated[
+        bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -152,6 +155,7 @@ def evaluate(
             noise=noise,
             corruptions=corruptions,
             latency=latency,
+            isometry=isometry,
             on_stage=on_stage,
         )
     if json:
@@ -160,6 +164,7 @@ def evaluate(
     format.pairs(
         {
             **_qualities(record, split),
+            **(_isometry(record) if isometry else {}),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -179,6 +184,15 @@ def evaluate(
         format.console.print()
         headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
         format.table(rows, headings, title="Accuracy under corruptions, by severity")
+
+
+def _isometry(record: dict[str, Any]) -> dict[str, str]:
+    """The mean singular values of the Jacobian, or why that of the dense network is not known."""
+    before = record["dense_isometry"]
+    return {
+        "mean singular value of the Jacobian": f"{record['isometry']:.4g}",
+        "before pruning": f"not known: {record['dense_isometry_error']}" if before is None else f"{before:.4g}",
+    }
 
 
 def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_log import log_to_file
-from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
+from subnet_search.search.spec.metrics import at_epoch, before_training, check_isometry, measure, of_topology
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import scrub
 from subnet_search.search.storage.ranking import number
@@ -107,6 +107,8 @@ class _Trial:
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if "bytes" in self.names:
             check_storable(self.config, str(self.config.resolve().network.init))
+        if "isometry" in self.names:
+            check_isometry(self.config, self.data, self.module)
         self._constrain(before_training(self.config, self.data, self.module) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.lease.attrs.get("seeds", []))

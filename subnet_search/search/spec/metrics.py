@@ -21,17 +21,20 @@ from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Weights
 from subnet_search.core.errors import RunError, UserError, unknown
 from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
-from subnet_search.data import Data
+from subnet_search.data import Data, in_order
 from subnet_search.deploy.benchmark import without_dead
+from subnet_search.deploy.rebuild import task_of_run
 from subnet_search.evaluation import Cost, cost
 from subnet_search.evaluation.cost import Whole
+from subnet_search.evaluation.isometry import check_floats, mean_singular_value
 from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.isometry import isometry_inputs
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
 from subnet_search.nets import NetworkSpec, build, left_whole, own_copy, prunable
-from subnet_search.tasks import Classification, Task, UserTask, inputs_sent
+from subnet_search.tasks import Classification, LanguageModeling, Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
@@ -73,6 +76,13 @@ class Finished:
             rows = noise_curve(self.net, None, self.data.val.to(device), mean, std)
         return fmean(row["accuracy"] for row in rows if row["level"] > 0)
 
+    def isometry(self) -> float:
+        """Mean singular value of the input-output Jacobian over the first 128 validation items."""
+        device, origin = next(self.net.parameters()).device, self.subnetwork.origin
+        mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
+        batches = in_order(self.data.val.to(device), mean, std)
+        return mean_singular_value(self.net, isometry_inputs(self.net, task_of_run(self.subnetwork), batches))
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -103,9 +113,21 @@ MEASURES = {
     "robustness": Measure(
         "maximize", "fraction", "mean accuracy on validation data under uniform noise", "end", Finished.robustness
     ),
+    "isometry": Measure(
+        "maximize", "", "mean singular value of the input-output Jacobian on validation data", "end", Finished.isometry
+    ),
     "seconds": Measure("minimize", "s", "training time", "end"),
 }
-"""Metrics of any task; `robustness` is one of classification alone. `measures_of` adds the task's own."""
+"""Metrics of any task that `_missing` does not name. `measures_of` adds the task's own."""
+
+
+def _missing(name: str, task: Task) -> str | None:
+    """Why runs with this task do not have a metric of MEASURES. None: they have it."""
+    if name == "robustness" and not isinstance(task, Classification):
+        return f"robustness is the accuracy under noise: it needs the task classification, got {task.name}"
+    if name == "isometry" and isinstance(task, LanguageModeling | UserTask):
+        return f"isometry needs float inputs and a built-in task, got {task.name}"
+    return None
 
 
 def measures_of(task: Task) -> dict[str, Measure]:
@@ -115,7 +137,7 @@ def measures_of(task: Task) -> dict[str, Measure]:
         key: Measure(direction, "fraction" if is_fraction(key) else "", f"{in_words(key[4:])} on validation data", "epoch")
         for key, direction in own.items()
     }
-    return found | {name: one for name, one in MEASURES.items() if name != "robustness" or isinstance(task, Classification)}
+    return found | {name: one for name, one in MEASURES.items() if _missing(name, task) is None}
 
 
 def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
@@ -124,7 +146,7 @@ def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
     if name in measures:
         return measures[name]
     if name in MEASURES:
-        raise UserError(f"{name} is the accuracy under noise: it needs the task classification, got {task.name}")
+        raise UserError(_missing(name, task) or "")
     own = f"the task {task.name} states its metrics in `directions`" if isinstance(task, UserTask) else ""
     raise unknown(kind, name, measures, where=own)
 
@@ -181,6 +203,11 @@ def before_training(config: RunConfig, data: Data, module: nn.Module | None = No
         return {"density": kept / numel, "parameters": float(kept + whole)}
     masks = Masks({name: _first(counts[name], shape) for name, shape in shapes.items()})
     return of_topology(config, data, masks, module)
+
+
+def check_isometry(config: RunConfig, data: Data, module: nn.Module | None = None) -> None:
+    """Raise UserError when the network of a resolved configuration has no float inputs."""
+    check_floats(_blank(config, data, module)[1])
 
 
 def of_topology(config: RunConfig, data: Data, masks: Masks, module: nn.Module | None = None) -> dict[str, float]:
