@@ -31,7 +31,6 @@ from subnet_search.search.studies.method_grid import (
     SHARED,
     cell_records,
     method_grid,
-    plot_points,
     prepare_grid,
     sanity_grid,
     table_rows,
@@ -311,7 +310,7 @@ def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
 # Showing
 
 
-def test_rows_are_means_and_spreads():
+def test_rows_are_means_and_spreads(tmp_path):
     known = {"steps": 10, "seconds": 1.0, "forward": 10, "backward": 10, "test_accuracy": None, "achieved_density": 0.5}
     known |= {"trained": False, "late_gain": None}
     records = [
@@ -321,8 +320,10 @@ def test_rows_are_means_and_spreads():
     assert a["val_accuracy"] == pytest.approx({"mean": 0.65, "low": 0.5, "high": 0.75, "deviation": 0.0175**0.5})
     assert a["test_accuracy"] is b["val_accuracy"] is None
     assert (a["complete"], b["complete"], b["cells"]) == (3, 0, 1)
-    (point,) = plot_points([a, b], "val_accuracy")
-    assert point == pytest.approx({"label": "a", "density": 0.5, "mean": 0.65, "low": 0.5, "high": 0.75}, abs=1e-12)
+    ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.csv")
+    assert (tmp_path / "c.csv").read_text() == "label,density,mean,low,high\na,0.5,0.65,0.5,0.75\n"
+    ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.tex")
+    assert (tmp_path / "c.tex").read_text().splitlines()[4] == r"a & 0.5 & 0.65 & 0.5 & 0.75 \\"
 
 
 def test_a_comparison_looks_like_a_study():

@@ -47,7 +47,12 @@ def compare(
     name: Annotated[str | None, typer.Option(help="The study's name [default: compare-CONFIG].")] = None,
     set_: Set = None,
     json: Json = False,
-    plot: Annotated[Path | None, typer.Option(help="File of the plot [default: runs/compare/NAME.html].")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the plot (.html, .svg, .pdf, .png) or its numbers (.csv, .tex) [default: runs/compare/NAME.html]."
+        ),
+    ] = None,
     recipe: Annotated[
         Literal["shared", "published"],
         typer.Option(help="Recipe keys that CONFIG does not set: shared defaults, or each method's published settings."),
@@ -188,18 +193,12 @@ def _mean(values: dict[str, float] | None) -> str:
 
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
-    """Plot the leading metric on the test split, or on the validation split if there is none; None without plotly."""
+    """Plot the leading metric; None without plotly."""
     if importlib.util.find_spec("plotly") is None:
         return None
-    from subnet_search.analysis.plots import accuracy_density
-    from subnet_search.search.studies.method_grid import plot_points
+    from subnet_search.search.queries.figures import plot_comparison
 
-    leading = leading_in(record["rows"][0])
-    tested = any(row[f"test_{leading}"] for row in record["rows"])
-    points = plot_points(record["rows"], f"{'test' if tested else 'val'}_{leading}")
-    dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
-    title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
-    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
+    plot_comparison(record, path)
     return str(path)
 
 

@@ -284,16 +284,6 @@ def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[str, Any]]:
-    """Points for `plots.accuracy_density`: rows with a result, at the density that was reached."""
-    return [
-        {"label": row["method"], "density": row["achieved_density"]["mean"]}
-        | {key: row[measure][key] for key in ("mean", "low", "high")}
-        for row in rows
-        if row[measure] is not None and row["achieved_density"]["mean"] > 0
-    ]
-
-
 def make_grid(
     name: str, run: RunConfig, rows: list[GridRow], seeds: int, choice: Choice = "shared", passed: Passed = NOTHING
 ) -> Grid:
