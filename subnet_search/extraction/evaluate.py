@@ -8,19 +8,21 @@ from torch import nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError, shown
 from subnet_search.data import in_order
-from subnet_search.deploy.benchmark import advice, measured, without_dead
-from subnet_search.deploy.exported_network import Deployed
+from subnet_search.deploy.benchmark import advice, measured, same_operations, without_dead
+from subnet_search.deploy.exported_network import Artifact
+from subnet_search.deploy.formats import Stage, silent
 from subnet_search.deploy.normalised import Normalised, normalised
-from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
+from subnet_search.deploy.onnx_file import OnnxFile
+from subnet_search.deploy.rebuild import check_given, dense_of, network_of, split_of, statistics_outside, task_of_run
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
 from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.nets import opened
-from subnet_search.tasks import Classification, inputs_sent
+from subnet_search.tasks import Classification
 
 
 def evaluate(
-    subnetwork: Subnetwork | Deployed,
+    subnetwork: Artifact,
     split: Literal["val", "test"] = "val",
     *,
     network: nn.Module | str | None = None,
@@ -30,6 +32,7 @@ def evaluate(
     corruptions: bool = False,
     latency: bool = False,
     isometry: bool = False,
+    on_stage: Stage = silent,
 ) -> dict[str, Any]:
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
 
@@ -41,33 +44,28 @@ def evaluate(
     corruptions   add accuracy under common corruptions, by kind and severity; for classification
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
-                  (`compacted`)
+                  (`compacted`). Not of an ONNX file
     isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
                   network before pruning where its weights are known (`dense_isometry`); for float inputs
+    on_stage      called with what is timed now
 
     Raises UserError if the split does not exist, or the network and data do not match.
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}")
-    if not isinstance(subnetwork, Subnetwork | Deployed):
+    if not isinstance(subnetwork, Artifact):
         raise UserError(f"evaluate takes a subnetwork, ss.Subnetwork.load(path), got {shown(subnetwork)}")
     origin = subnetwork.origin
-    dense = dense_of(subnetwork, network)
-    net = subnetwork.on(dense).eval()
+    if latency and isinstance(subnetwork, OnnxFile):
+        raise UserError("export measures the latency of an ONNX file, beside that of the dense network in ONNX Runtime")
+    check_given(subnetwork, network, data, task)
+    net = network_of(subnetwork, network).eval()
     task = task_of_run(subnetwork, task)
     if (noise or corruptions) and not isinstance(task, Classification):
         raise UserError(f"accuracy under noise and corruptions needs the task classification, got {task.name}")
-    given = data_of(subnetwork, data, task, all_is_test=split == "test")
-    one = origin.input_spec is None and not task.any_length
-    if (one and given.shape != origin.shape) or (origin.logits is not None and given.classes > origin.classes):
-        raise UserError(
-            f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
-            f"the subnetwork takes {origin.shape} and {origin.classes}"
-        )
-    task.check_data(given)
-    chosen = given.val if split == "val" else given.test()
-    if chosen is None:
-        raise UserError(f"{given.name} has no test split")
+    if (noise or corruptions) and isinstance(subnetwork, OnnxFile) and subnetwork.normalise:
+        raise UserError("noise is added to normalised images, and this ONNX file normalises: export it without --normalise")
+    chosen = split_of(subnetwork, net, data, task, split)
     if noise:
         check_noise(chosen)
     if corruptions:
@@ -76,34 +74,34 @@ def evaluate(
     mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
     more = {}
     if isometry:
+        if isinstance(subnetwork, OnnxFile):
+            raise UserError("ONNX Runtime gives no gradients: measure the isometry of the subnetwork's own file")
         inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
         own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
-        more = isometry_record(subnetwork, inner, dense, own, inputs)
-    if not one or origin.logits is None:
-        inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
-    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)  # inputs in 0..1
+        more = isometry_record(subnetwork, inner, dense_of(subnetwork, network), own, inputs)
     with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
-        found = task.measure(net, in_order(chosen, *scaled))
+        found = task.measure(net, in_order(chosen, *statistics_outside(subnetwork)))
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
-    if origin.dynamic:
+    if origin.dynamic and not isinstance(subnetwork, OnnxFile):
         record["kept_macs"] = macs()
     if noise:
         record["noise"] = noise_curve(inner, None, chosen, mean, std)
     if corruptions:
         record["corruptions"] = corruption_table(inner, chosen, mean, std)
     if latency:
-        record |= _timed(subnetwork, dense, net)
+        record |= _timed(subnetwork, dense_of(subnetwork, network), net, on_stage)
     return record
 
 
-def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) -> dict[str, Any]:
+def _timed(subnetwork: Artifact, dense: nn.Module, net: nn.Module, on_stage: Stage) -> dict[str, Any]:
     """Latencies of both networks, whether this one is faster, and advice if it is not."""
-    origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
-    timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
+    origin, exported = subnetwork.origin, not isinstance(subnetwork, Subnetwork)
+    timed = without_dead(net, subnetwork) if isinstance(subnetwork, Subnetwork) else net
     plain = opened(dense)  # a dynamic network without its gates
     if isinstance(net, Normalised):
         plain = normalised(plain, origin)
-    rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)
+    same = same_operations(plain, timed, timed)
+    rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs, same=same, on_stage=on_stage)
     faster = any(row["faster"] for row in rows)
     return {
         "compacted": timed is not net,

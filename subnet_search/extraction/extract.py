@@ -133,6 +133,7 @@ def run(
     data: Data | None = None,
     densities: Sequence[float] = (),
     teacher: nn.Module | None = None,
+    exports: Sequence[str] = (),
     save: bool = True,
     leased: bool = False,
     on_unpruned: Callable[[dict[str, Any]], None] | None = None,
@@ -149,6 +150,7 @@ def run(
                 A folder belongs to one configuration, network and data, and one process at a time
     densities   also make a subnetwork at each of these from the learned relevance: rows under `curve` in the record, and
                 curve.json and subnetwork-DENSITY.safetensors in the folder
+    exports     formats that the result will be exported to: raises UserError before training if one cannot be written
     save        False: write masks.safetensors in place of subnetwork.safetensors
     leased      the caller holds a lease on the folder, so continue even if another process has its lock
     on_unpruned called with the metric of a network with trained weights, before it is pruned
@@ -165,7 +167,15 @@ def run(
     folder.check_free()
     with on_threads(config.recipe.threads), RunProgress(progress, config.task.leading) as shown:
         session = RunSession(
-            config, folder, module=module, init=init, new_head=new_head, data=data, densities=densities, teacher=teacher
+            config,
+            folder,
+            module=module,
+            init=init,
+            new_head=new_head,
+            data=data,
+            densities=densities,
+            teacher=teacher,
+            exports=exports,
         )
         before = both(on_unpruned, shown.on_unpruned)
         return session.run(resume, before, on_begin, both(on_step, shown.on_step), both(on_epoch, shown.on_epoch), should_stop)

@@ -10,16 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.nested import joined, length_of, rows_of, tensors_in
 from subnet_search.data import DataSpec, prepare, readers, split_batch
 from subnet_search.data.split import PER_BATCH
 from subnet_search.data.tables import encode
-from subnet_search.deploy.exported_network import Deployed
-from subnet_search.deploy.normalised import Normalised
-from subnet_search.deploy.rebuild import dense_of, task_of_run
+from subnet_search.deploy.exported_network import Artifact
+from subnet_search.deploy.rebuild import network_of, statistics_outside, task_of_run
 from subnet_search.nets import call
 from subnet_search.nets.outputs import channels_last
 from subnet_search.tasks import Prediction, Task, task_names
@@ -30,7 +28,7 @@ ARRAYS = ("inputs", "images", "test_images")  # names in an npz file, the first 
 
 
 def predict(
-    subnetwork: Subnetwork | Deployed,
+    subnetwork: Artifact,
     inputs: Any,
     *,
     network: nn.Module | str | None = None,
@@ -53,17 +51,16 @@ def predict(
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
     """
     origin = subnetwork.origin
-    net = subnetwork.on(dense_of(subnetwork, network)).eval()
+    net = network_of(subnetwork, network).eval()
     built_in = (origin.task or {"name": "classification"})["name"] in task_names()
     task: Task = task_of_run(subnetwork) if built_in else Task(name="own")
     values = _checked(_values(inputs, origin, task.kind_of_labels.key), origin, task.any_length)
-    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)
+    outside = statistics_outside(subnetwork)
     found = []
     with guarded("the network fails on these inputs"), torch.no_grad():
         for start in range(0, length_of(values), task.predicted_at_once):
             part = rows_of(values, start, start + task.predicted_at_once)
-            part = prepare(part, *scaled) if isinstance(part, Tensor) else part
+            part = prepare(part, *outside) if isinstance(part, Tensor) else part
             found.append(task.answer(call(net, part), part))
     return task.prediction(joined(found), origin.classes, origin.class_names)
 

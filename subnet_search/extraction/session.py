@@ -16,6 +16,7 @@ from subnet_search.artifact.subnetwork import state_in
 from subnet_search.core.errors import UserError, invalid
 from subnet_search.core.nested import map_tensors, moved
 from subnet_search.data import Data, Split, in_order, load
+from subnet_search.deploy.formats import check_exportable
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import identity_of, origin_of
 from subnet_search.extraction.result import subnetworks
@@ -56,6 +57,7 @@ class RunSession:
     data        the caller's data; None: the configuration's
     densities   also make a subnetwork at each of these from the learned relevance
     teacher     the caller's teacher for `recipe.distill`
+    exports     formats that the result will be exported to
 
     Raises UserError for an invalid run, before anything is trained or written.
     """
@@ -71,6 +73,7 @@ class RunSession:
         data: Data | None = None,
         densities: Sequence[float] = (),
         teacher: nn.Module | None = None,
+        exports: Sequence[str] = (),
     ) -> None:
         self.config, self.folder = config, folder
         own_task = isinstance(config.task, UserTask) and not config.task.by_name
@@ -122,6 +125,7 @@ class RunSession:
         self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task, teacher)
         self.example = moved(example, self.supernet.device)
         self.learners = at_densities(self.supernet, densities)
+        self.exports = tuple(exports)
 
     def run(
         self,
@@ -140,7 +144,9 @@ class RunSession:
             if resume and (done := folder.finished(config.weights, self.learners)):
                 return done
             with folder.removed_on_user_error():
+                self.check_exports()
                 folder.save_examples(self.examples)
+                dense = own_copy(self.supernet.net) if self.starts_trained else None
                 unpruned = self.unpruned()
                 if on_unpruned and unpruned:
                     on_unpruned(unpruned)
@@ -157,16 +163,32 @@ class RunSession:
                     should_stop=should_stop,
                 )
             methods = [config.extractor, *self.learners.values()]
-            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example)
+            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example, dense)
             own = {"examples": self.examples, "module": self.module}
             subnet, *others = (replace(one, metrics={**one.metrics, **unpruned}, **own) for one in found)
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
 
+    def check_exports(self) -> None:
+        """Raise UserError for a format that the result of this run cannot be exported to."""
+        density, units = self.supernet.extractor.target_density, self.supernet.units
+        for to in self.exports:
+            try:
+                check_exportable(self.supernet.net, units, density, self.origin, self.examples, to)
+            except UserError as error:
+                advice = str(error).replace("--to ", "--export ")  # the option of `extract`
+                raise UserError(f"the result of this run cannot be exported to {to}: {advice}") from error
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether all weights of the network are trained before the run."""
+        network = self.config.network
+        trained = network.pretrained if self.module is None else bool(network.trained)
+        return trained and not network.new_head
+
     def unpruned(self) -> dict[str, Any]:
         """The leading metric of the network on the validation split before training, if all its weights are trained."""
         net, task = self.supernet.net, self.supernet.task
-        network = self.config.network
-        if not (network.pretrained if self.module is None else network.trained) or network.new_head:
+        if not self.starts_trained:
             return {}
         data = self.data.to(self.supernet.device)
         return {f"unpruned_val_{task.leading}": measured(task, net.eval(), data, data.val)[task.leading]}

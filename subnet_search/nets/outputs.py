@@ -101,7 +101,8 @@ def check_logits(output: Any, classes: int, name: str, when: str = "") -> Tensor
         got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(output).__name__}{several}{keys}"
         raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
     if out.shape[1] < classes:
-        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes")
+        own = "; a function gets their number as num_classes, and other arguments from network.options" if ":" in name else ""
+        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes{own}")
     return out
 
 

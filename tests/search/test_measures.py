@@ -313,7 +313,7 @@ def size(net):
 def test_evaluate_times_what_is_in_the_file_beside_the_dense_network(tmp_path, monkeypatch):
     timed = []
 
-    def faster_without(nets, shape):
+    def faster_without(nets, shape, **_):
         timed.append({name: size(net) for name, net in nets.items()})
         return [{"batch": 1, "faster": timed[-1]["exported"] < timed[-1]["dense"]}]
 
@@ -345,7 +345,7 @@ def test_evaluate_measures_milliseconds_at_three_batch_sizes(gumbel):
 def test_evaluate_takes_the_dense_network_that_is_handed_in(monkeypatch):
     nets = {}
     monkeypatch.setattr(
-        "subnet_search.extraction.evaluate.measured", lambda found, shape: nets.update(found) or [{"faster": True}]
+        "subnet_search.extraction.evaluate.measured", lambda found, shape, **_: nets.update(found) or [{"faster": True}]
     )
     settings = config({"name": "random", "density": 0.5}, OWN)
     subnet, own = run(settings, data=DATA), factory(10)
@@ -358,7 +358,7 @@ def test_evaluate_takes_the_dense_network_that_is_handed_in(monkeypatch):
 def test_evaluate_times_a_network_with_gates_beside_one_without(monkeypatch):
     nets = {}
     monkeypatch.setattr(
-        "subnet_search.extraction.evaluate.measured", lambda found, shape: nets.update(found) or [{"faster": False}]
+        "subnet_search.extraction.evaluate.measured", lambda found, shape, **_: nets.update(found) or [{"faster": False}]
     )
     record = evaluate(finished({"name": "fbs"}), data=DATA, latency=True)
     assert [len(gated_layers(nets[name])) for name in ("dense", "exported")] == [0, 2]

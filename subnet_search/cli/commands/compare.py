@@ -1,6 +1,7 @@
 """The commands `compare` and `sanity`."""
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ Storage = Annotated[
 ]
 
 COLUMNS = {
-    "label": "method",
+    "method": "method",
     "density": "density",
     "cells": "runs",
     "validation": "validation",
@@ -122,12 +123,10 @@ def _plan(grid: "Grid") -> dict[str, Any]:
     """The runs of a grid, and what its first run would do."""
     from subnet_search.extraction.dry_run import dry_run
 
-    arms: dict[tuple[str, float], int] = {}
-    for cell in grid.cells:
-        arms[cell.arm.label, cell.arm.density] = arms.get((cell.arm.label, cell.arm.density), 0) + 1
-    rows = [{"label": label, "density": density, "runs": runs} for (label, density), runs in arms.items()]
+    runs = Counter((cell.row.method, cell.row.density) for cell in grid.cells)
+    rows = [{"method": method, "density": density, "runs": count} for (method, density), count in runs.items()]
     first = dry_run(grid.spec.config(grid.cells[0].attribute["values"]))
-    return {"arms": rows, "runs": len(grid.cells), "recipe": grid.recipe_text(), "run": first}
+    return {"rows": rows, "runs": len(grid.cells), "recipe": grid.recipe_text(), "run": first}
 
 
 def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     leading = leading_in(record["rows"][0])
     rows = [
         {
-            "label": row["label"],
+            "method": row["method"],
             "density": row["density"],
             "cells": f"{row['complete']}/{row['cells']}",
             "validation": _spread(row[f"val_{leading}"], leading),
@@ -161,7 +160,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     ]
     name = "" if leading == CLASSIFICATION.leading else f" {in_words(leading)}"
     heads = {split: f"{split}{name}{' %' if is_fraction(leading) else ''}" for split in ("validation", "test")}
-    format.table(rows, COLUMNS | heads)
+    format.table(rows, COLUMNS | heads, repeat=2)
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])
@@ -172,7 +171,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         format.console.print("\nMissing runs (the same command runs them again):")
     for cell in missing:
         why = cell["reason"] if cell["state"] == "FAIL" else "running in another process" if cell["state"] else "not started"
-        where = f"{cell['arm']} at {cell['density']:g}, seed {cell['seed']}"
+        where = f"{cell['method']} at {cell['density']:g}, seed {cell['seed']}"
         format.say(f"  {where}: {why or 'interrupted'}")
 
 

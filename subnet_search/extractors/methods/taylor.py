@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._channel_ranking import MeasuredRanking, c
 
 @ss.register("taylor")
 class Taylor(MeasuredRanking):
-    """Train, drop the channels whose removal changes the loss least to first order, and fine-tune."""
+    """Drop the channels that change the loss least.
+
+    Train, drop the channels whose removal changes the loss least to first order, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Molchanov, Mallya, Tyree, Frosio & Kautz",
