@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from subnet_search.extractors.fields import Scope as Scope
     from subnet_search.extractors.fields import Strength as Strength
     from subnet_search.extractors.fields import Until as Until
+    from subnet_search.reports.report import report as report
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
     from subnet_search.search.engine.user_objective import report_to as report_to
@@ -78,6 +79,7 @@ _NAMES = {
     "extractors.author": "Change Extractor Paper Paradigm Published RelevanceLearner register",
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",
+    "reports.report": "report",
     "search": "StudySpec run_study",
     "search.engine.user_objective": "report_to suggest",
     "search.queries.data_frame": "to_dataframe",

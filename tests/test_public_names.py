@@ -36,6 +36,7 @@ Real
 Recipe
 register
 RelevanceLearner
+report
 report_to
 retrain_trial
 Rounds

@@ -10,6 +10,7 @@ from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.config import config
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
+from subnet_search.cli.commands.report import report
 from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
 
@@ -52,6 +53,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     compare: "compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05",
     plasticity: "plasticity configs/random_digits.yaml --epochs 5 --plot",
     masks: "masks runs/extract/subnetwork.safetensors runs/extract-2/subnetwork.safetensors",
+    report: "report quickstart",
     sanity: "sanity configs/random_digits.yaml -s extractor=snip --seeds 5",
 }
 for command, example in EXAMPLES.items():
