@@ -30,6 +30,7 @@ Paradigm
 PhaseEnd
 plasticity
 predict
+prune_potential
 Published
 Real
 Recipe

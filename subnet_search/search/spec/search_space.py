@@ -82,7 +82,11 @@ class Space:
         data = load(run.data, run.task.kind_of_labels) if passed.data is None else passed.data
         outputs = run.task.outputs(data)
         module = passed.network
-        net = build(run.network.resolve(1.0, run.task.name).without_state, data.shape, outputs, 0) if module is None else own_copy(module)
+        net = (
+            build(run.network.resolve(1.0, run.task.name).without_state, data.shape, outputs, 0)
+            if module is None
+            else own_copy(module)
+        )
         example = inputs_sent(net, run.task, data.first(), run.network.name, outputs)
         found = units_of(
             run.unit, net, data.shape, example=example, every=isinstance(run.task, UserTask), dense_layers=run.dense_layers
