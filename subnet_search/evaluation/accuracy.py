@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TOP = 5
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -40,8 +42,12 @@ def quality(outputs: Tensor, labels: Tensor, bins: int = 15) -> Quality:
         balanced_accuracy=sum(known) / len(known),
         class_accuracy=by_class,
         ece=(gaps.abs().sum() / len(labels)).item(),
-        top5_accuracy=None if outputs.shape[1] <= 5 else (outputs.topk(5)[1] == labels[:, None]).any(1).double().mean().item(),
+        top5_accuracy=_in_top(outputs, labels) if outputs.shape[1] > TOP else None,
     )
+
+
+def _in_top(outputs: Tensor, labels: Tensor) -> float:
+    return (outputs.topk(TOP)[1] == labels[:, None]).any(1).double().mean().item()
 
 
 @torch.no_grad()

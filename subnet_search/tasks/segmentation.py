@@ -216,11 +216,11 @@ class Segmentation(LogitsTask):
 
 
 def _pixels(predicted: Tensor, labels: Tensor, classes: int, ignored: int) -> Tensor:
-    """For each item the pixels of each class that are right, predicted and there, one after the other (items, 3 classes)."""
+    """For each item the pixels of each class but the ignored one that are right, predicted and there (items, 3 classes)."""
     counts = labels != ignored
     masks = (counts & (predicted == labels), counts, counts)
     found = [
-        torch.stack([(mask & (values == one)).sum((1, 2)) for one in range(classes)], 1)
+        torch.stack([(mask & (values == one)).sum((1, 2)) for one in range(classes) if one != ignored], 1)
         for mask, values in zip(masks, (labels, predicted, labels), strict=True)
     ]
     return torch.cat(found, 1).double().cpu()
