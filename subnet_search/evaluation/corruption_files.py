@@ -36,14 +36,14 @@ class CorruptedFiles:
         kinds = {path.stem: path for path in sorted(folder.glob("*.npy")) if path.name != LABELS}
         if not (folder / LABELS).is_file() or not kinds:
             raise UserError(f"{folder} has no corrupted images: give a folder of {LABELS} and KIND.npy, such as CIFAR-10-C")
-        labels = _read(folder / LABELS)
+        labels = _array(folder / LABELS)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or len(labels) % len(SEVERITIES):
             raise UserError(f"{folder / LABELS} must have the class of every image, 5 N integers, got {_shown(labels)}")
         if not 0 <= labels.min() <= labels.max() < classes:
             raise UserError(f"{folder / LABELS} has classes from {labels.min()} to {labels.max()}, the network {classes}")
         wanted = (len(labels), *shape[1:], shape[0])
         for path in kinds.values():
-            images = _read(path)
+            images = _array(path)
             if images.dtype != np.uint8 or images.shape != wanted:
                 raise UserError(f"{path} must be uint8 of shape {wanted}, got {_shown(images)}")
         return cls(kinds, torch.from_numpy(labels.astype(np.int64)))
@@ -59,7 +59,7 @@ class CorruptedFiles:
         """Accuracy by kind and severity, as `robustness.corruption_table` gives it."""
         rows, count = [], len(self.labels) // len(SEVERITIES)
         for kind, path in self.kinds.items():
-            images = _read(path)
+            images = _array(path)
             for severity in severities:
                 right, first = 0, (severity - 1) * count
                 for start in range(first, first + count, BATCH):
@@ -75,7 +75,7 @@ def benchmark_mean(rows: Sequence[dict[str, Any]]) -> float:
     return fmean([row["accuracy"] for row in rows if row["corruption"] not in EXTRA] or [row["accuracy"] for row in rows])
 
 
-def _read(path: Path) -> Any:
+def _array(path: Path) -> Any:
     """The array of a file, which stays on the disk until it is used."""
     with reading(path, "a file of numpy"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
