@@ -60,7 +60,7 @@ def by_hand(url: str, overrides: list[str], seeds: int) -> dict[str, tuple[float
     config = read_config(RunConfig, ROOT / "configs" / "compare_fashion_mnist.yaml", [*overrides, "recipe.threads=1"])
     grid = method_grid("by_hand", config, BY_HAND, [0.05], seeds)
     records = run_grid(grid, url, workers=2)
-    return {name: accuracies([record for record in records if record["arm"] == name]) for name in BY_HAND}
+    return {name: accuracies([record for record in records if record["method"] == name]) for name in BY_HAND}
 
 
 def accuracies(records: list[Mapping[str, Any]]) -> tuple[float, dict[str, object]]:

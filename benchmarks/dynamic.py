@@ -29,7 +29,7 @@ NETS = {
     "torchvision:resnet18": IMAGENET,
     "torchvision:vgg11_bn": IMAGENET,
 }
-ARMS = {
+METHODS = {
     "dense": ("magnitude", {"density": 1.0}),
     "fbs, winners 0.7": ("fbs", {"winners": 0.7}),
     "fbs, winners 0.5": ("fbs", {"winners": 0.5}),
@@ -43,7 +43,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     try:
         with torch.no_grad():
             rows = [one_image(name, share, quick) for name in list(NETS)[: 1 if quick else None] for share in (0.5, 0.3)]
-        return rows + [accuracy(name, quick) for name in list(ARMS)[: 2 if quick else None]]
+        return rows + [accuracy(name, quick) for name in list(METHODS)[: 2 if quick else None]]
     finally:
         torch.set_num_threads(THREADS)
 
@@ -80,7 +80,7 @@ def settle(net: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def accuracy(name: str, quick: bool) -> dict[str, object]:
-    method, more = ARMS[name]
+    method, more = METHODS[name]
     recipe = Recipe(
         epochs=1 if quick else 6,
         batch_size=128,

@@ -26,7 +26,7 @@ from timing import spread
 
 from subnet_search import RunConfig
 from subnet_search.extraction.config_file import read_config
-from subnet_search.search.studies.method_grid import DENSE, Arm, make_grid, recipe_changes, run_grid, table_rows
+from subnet_search.search.studies.method_grid import DENSE, GridRow, make_grid, recipe_changes, run_grid, table_rows
 
 CONFIG = Path(__file__).parents[1] / "configs" / "compare_fashion_mnist.yaml"
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -52,8 +52,8 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     config = read_config(RunConfig, CONFIG, [*overrides, "recipe.threads=1", "recipe.device=cpu"])
     given, densities = config.given(), DENSITIES[:1] if quick else DENSITIES
     longer = {"lottery, four times the steps": {"recipe.epochs": 4 * config.recipe.epochs}}
-    arms = [
-        Arm(
+    wanted = [
+        GridRow(
             label,
             density,
             {"extractor": {**spec, "density": density}, **recipe_changes(spec["name"], given), **longer.get(label, {})},
@@ -61,11 +61,11 @@ def main(quick: bool = False) -> list[dict[str, object]]:
         for label, spec in METHODS.items()
         for density in densities
     ]
-    dense = Arm(DENSE.label, DENSE.density, {**DENSE.changes, **recipe_changes("random", given)})
+    dense = GridRow(DENSE.method, DENSE.density, {**DENSE.changes, **recipe_changes("random", given)})
     with tempfile.TemporaryDirectory() as folder:
-        grid = make_grid("paradigms", config, [*arms, dense], seeds=1 if quick else 3)
+        grid = make_grid("paradigms", config, [*wanted, dense], seeds=1 if quick else 3)
         rows = table_rows(run_grid(grid, f"sqlite:///{folder}/studies.db", workers=2))
-    found = {(row["label"], row["density"]): row for row in rows}
+    found = {(row["method"], row["density"]): row for row in rows}
     claims = ((better, worse, d, source) for better, worse, at, source in ORDERS for d in at if d in densities)
     return [*map(line, rows), *itertools.starmap(lambda *claim: order(found, *claim), claims)]
 
@@ -73,7 +73,7 @@ def main(quick: bool = False) -> list[dict[str, object]]:
 def line(row: Mapping[str, Any]) -> dict[str, object]:
     test = row["test_accuracy"]
     return {
-        "method": row["label"],
+        "method": row["method"],
         "density": row["density"],
         "test accuracy, %": spread(100 * test["mean"], [100 * test["low"], 100 * test["high"]], "higher"),
         "validation, %": f"{100 * row['val_accuracy']['mean']:.2f}",

@@ -41,6 +41,7 @@ NAMES = (
     "quickstart",
     "short_runs",
     "paradigms",
+    "isometry",
     "compact",
     "compact_families",
     "speed",

@@ -16,7 +16,7 @@ from timing import Measured, spread
 
 from subnet_search import RunConfig
 from subnet_search.extraction.config_file import check
-from subnet_search.search.studies.method_grid import Arm, Grid, make_grid, method_grid, recipe_changes, run_grid, table_rows
+from subnet_search.search.studies.method_grid import Grid, GridRow, make_grid, method_grid, recipe_changes, run_grid, table_rows
 
 EPOCHS = {80: 8, 200: 20}  # of 10 steps each, batch 128
 RECIPE = {"batch_size": 128, "lr": 0.03, "nesterov": True, "schedule": "cosine", "weight_decay": 0.0}
@@ -34,11 +34,11 @@ def main(quick: bool = False) -> list[dict[str, object]]:
     rows = []
     for steps, epochs in EPOCHS.items():
         run = config(epochs, RECIPE)
-        arms = [
-            Arm(label, 0.1, {"extractor": {**spec, "density": 0.1}, **recipe_changes(spec["name"], run.given())})
+        wanted = [
+            GridRow(label, 0.1, {"extractor": {**spec, "density": 0.1}, **recipe_changes(spec["name"], run.given())})
             for label, spec in METHODS.items()
         ]
-        rows.append(tested(make_grid(f"short-{steps}", run, arms, seeds)))
+        rows.append(tested(make_grid(f"short-{steps}", run, wanted, seeds)))
     first = [tested(method_grid(f"first-{n}", config(epochs), FIRST, DENSITIES, seeds)) for n, epochs in EPOCHS.items()]
     return [*table("10 % kept", [label for label, _ in rows[0]], rows), *by_density(first)]
 
@@ -53,7 +53,7 @@ def tested(grid: Grid) -> dict[tuple[str, float], Measured]:
     with tempfile.TemporaryDirectory() as folder:
         found = table_rows(run_grid(grid, f"sqlite:///{folder}/studies.db", workers=2))
     return {
-        (row["label"], row["density"]): spread(100 * test["mean"], [100 * test["low"], 100 * test["high"]], "higher", digits=1)
+        (row["method"], row["density"]): spread(100 * test["mean"], [100 * test["low"], 100 * test["high"]], "higher", digits=1)
         for row in found
         for test in [row["test_accuracy"]]
     }

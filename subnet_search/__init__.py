@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from subnet_search.search.engine.user_objective import report_to as report_to
     from subnet_search.search.engine.user_objective import suggest as suggest
     from subnet_search.search.queries.data_frame import to_dataframe as to_dataframe
+    from subnet_search.search.queries.figures import plot_comparison as plot_comparison
     from subnet_search.search.queries.queries import load_study as load_study
     from subnet_search.search.studies.comparison import compare as compare
     from subnet_search.search.studies.comparison import sanity as sanity
@@ -82,6 +83,7 @@ _NAMES = {
     "search": "StudySpec run_study",
     "search.engine.user_objective": "report_to suggest",
     "search.queries.data_frame": "to_dataframe",
+    "search.queries.figures": "plot_comparison",
     "search.queries.queries": "load_study",
     "search.studies.comparison": "compare sanity",
     "search.studies.reproduce": "retrain_trial",

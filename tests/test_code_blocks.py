@@ -1,8 +1,8 @@
 """Every code block of the documentation runs: Python, commands and configurations, page by page, from the top.
 
 A page is run in an empty folder that holds `configs/`, `studies/` and `examples/`. A block whose first line is a comment
-with a file's name is written to that file. Commands are the same but for their length (two epochs on 200 items, four trials)
-and for CIFAR, in place of which they get random images. A block that cannot run here has a comment before it that says why:
+with a file's name is written to that file. Commands are the same but for their length (two epochs on 200 items, one seed, four
+trials, no times) and for CIFAR, in place of which they get random images. A block that cannot run here has a comment before it that says why:
 `<!-- skip: next "needs a cluster" -->`.
 """
 
@@ -27,14 +27,15 @@ from subnet_search.cli import main
 from subnet_search.extraction.config_file import check
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|ya?ml))\b")
 LANGUAGES = ("python", "yaml", "sh", "text", "json", "sql", "dockerfile")
+FEW = ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"]
 SHORT = {
-    "extract": ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"],
-    "compare": ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"],
-    "sanity": ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"],
-    "plasticity": ["-s", "recipe.epochs=2", "-s", "data.limit=200", "--epochs", "1"],
+    "extract": FEW,
+    "compare": [*FEW, "--seeds", "1", "--workers", "1"],
+    "sanity": [*FEW, "--seeds", "1"],
+    "plasticity": [*FEW, "--epochs", "1"],
 }
 STUDY = ["--trials", "4", "-s", "run.recipe.epochs=2", "-s", "run.data.limit=200", "-s", "sampler.n_startup_trials=2"]
 DOWNLOADED = re.compile(r"\bdata=(cifar10|cifar100)\b")
@@ -78,8 +79,9 @@ def command(words: list[str], line: str) -> None:
     if words[:2] == ["study", "run"]:
         words = ["1" if before == "--workers" else word for before, word in zip(["", *words], words, strict=False)]
         short = STUDY if words[2].endswith(".yaml") else ["--trials", "4"]
+    untimed = ["--no-latency"] if words[0] == "export" or "--export" in words else []
     with pytest.raises(SystemExit) as ended:
-        main([*words, *short])
+        main([*words, *short, *untimed])
     assert ended.value.code == 0, line
 
 

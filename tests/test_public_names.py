@@ -29,6 +29,7 @@ Paper
 Paradigm
 PhaseEnd
 plasticity
+plot_comparison
 predict
 prune_potential
 Published

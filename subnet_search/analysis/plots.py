@@ -1,4 +1,8 @@
-"""Plots: each one HTML file that holds everything it needs and opens without a network. Plotly is optional."""
+"""Plots: each one file, of the kind that its name ends in.
+
+A page (.html) holds everything it needs and opens without a network; .svg, .pdf and .png are for papers; .csv and .tex have
+the numbers that are plotted. Plotly and matplotlib are optional.
+"""
 
 import importlib.util
 import math
@@ -7,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from subnet_search.analysis import static_figures, table_files
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import in_words, is_fraction
 from subnet_search.core.tensor_files import write_atomically
@@ -18,7 +23,8 @@ DASHES = ("solid", "dot", "dashdot", "longdash")  # one for every round through 
 REFERENCE = {"color": "#666666", "width": 1.5, "dash": "dash"}
 PERCENT = ".4~%"
 MISSING = "plots need plotly: pip install 'subnet-search[plots]'"
-ENDINGS = (".html", ".htm")  # of the files that plots are written to
+ENDINGS = (".html", ".htm", *static_figures.STATIC, *table_files.TABLES)  # of the files that plots are written to
+BESIDE = 1.012  # the ratio of the densities at which two lines show the same density, so that error bars can be told apart
 TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are both named on the axis
 
 Rows = Sequence[dict[str, Any]]
@@ -31,26 +37,29 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
     Raises UserError without plotly, RunError when the file cannot be written.
     """
     figure = need_plotly().graph_objects.Figure()
+    shown = f"{in_words(metric)} %{{y{_decimals(metric)}}}"
+    labels = list(dict.fromkeys(row["label"] for row in rows))
     if dense is not None:
         named = f"dense {dense:.2%}" if is_fraction(metric) else f"dense {dense:.4g}"
         figure.add_hline(y=dense, line=REFERENCE, annotation_text=named, annotation_position="top left")
-    for index, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
+    for index, label in enumerate(labels):
         points = sorted((row for row in rows if row["label"] == label), key=lambda row: float(row["density"]))
         above = [row["high"] - row["mean"] for row in points]
         below = [row["mean"] - row["low"] for row in points]
         figure.add_scatter(
-            x=[row["density"] for row in points],
+            x=[row["density"] * BESIDE ** (index - (len(labels) - 1) / 2) for row in points],
             y=[row["mean"] for row in points],
+            customdata=[row["density"] for row in points],
             error_y={"array": above, "arrayminus": below, "visible": any(above + below), "thickness": 1.5, "width": 5},
             name=str(label),
-            hovertemplate=f"density %{{x:{PERCENT}}}<br>{in_words(metric)} %{{y{_decimals(metric)}}}<extra>{label}</extra>",
+            hovertemplate=f"density %{{customdata:{PERCENT}}}<br>{shown}<extra>{label}</extra>",
             **look(index),
         )
     ticks = _apart({row["density"] for row in rows})
     text = [f"{100 * density:.3g}%" for density in ticks]
     figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
     figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
-    write_page(figure, path, title)
+    write(figure, path, title, rows)
 
 
 def plasticity(rows: Rows, path: Path, title: str) -> None:
@@ -81,7 +90,7 @@ def plasticity(rows: Rows, path: Path, title: str) -> None:
     points = f"{name}, percentage points" if percent else name
     figure.update_yaxes(title=name, tickformat=PERCENT if percent else None, row=1, col=1)
     figure.update_yaxes(title=points, tickformat=f"+{PERCENT}" if percent else "+", row=1, col=2)
-    write_page(figure, path, title)
+    write(figure, path, title, rows)
 
 
 def metric_of(rows: Rows) -> str:
@@ -145,17 +154,30 @@ def _apart(densities: Iterable[float]) -> list[float]:
 
 
 def check_path(path: Path) -> None:
-    """Raise UserError for a plot that cannot be written: without plotly, or under a name that says it is another kind of file.
+    """Raise UserError for a plot that cannot be written: a package is missing, or the name ends in another kind of file.
 
     To be asked before the work that is plotted.
     """
     if importlib.util.find_spec("plotly") is None:
         raise UserError(MISSING)
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"a plot is an HTML page, so its name ends in .html: got {path}")
+        raise UserError(f"the name of a plot ends in {', '.join(ENDINGS)}: got {path}")
+    if path.suffix.lower() in static_figures.STATIC and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(static_figures.MISSING)
 
 
-def write_page(figure: Any, path: Path, title: str) -> None:
+def write(figure: Any, path: Path, title: str, rows: Rows) -> None:
+    """Write a plot, or the rows that it shows, by the ending of the file's name."""
+    ending = path.suffix.lower()
+    if ending in table_files.TABLES:
+        table_files.save(rows, path)
+    elif ending in static_figures.STATIC:
+        static_figures.save(figure, path, title)
+    else:
+        _write_page(figure, path, title)
+
+
+def _write_page(figure: Any, path: Path, title: str) -> None:
     figure.update_layout(
         template="plotly_white",
         title={"text": title, "x": 0.02, "xanchor": "left"},

@@ -68,6 +68,9 @@ class Origin(BaseModel):
     std: tuple[float, ...] | None
     extractor: dict[str, Any]
     unit: str
+    round_to: int | None = None  # of channels; None: the default
+    target: dict[str, float] | None = None  # density as a fraction of units, parameters or FLOPs
+    dense_layers: tuple[str, ...] = ()  # layers that were not pruned by choice
     dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int
@@ -116,6 +119,17 @@ class Origin(BaseModel):
         options = self.network.options if self.network else {}
         return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
 
+    def check_named(self) -> None:
+        """Raise UserError when the network is not built in or in a library, so that a file cannot build it by name."""
+        spec = self.network
+        if spec is None or not is_ours(spec.name):
+            called = spec.name if spec else "passed from Python"
+            path = spec.name if spec and is_own(spec.name) else "package.module:factory"
+            raise UserError(
+                f"the network of this file ({called}) cannot be built by name: pass it, network=... in Python or "
+                f"--network {path}"
+            )
+
     def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None) -> nn.Module:
         """Build the dense network by its name. Raises UserError when it is not built in or in a library.
 
@@ -125,15 +139,9 @@ class Origin(BaseModel):
         if name is not None:
             given = NetworkSpec(name=name, init="keep", options=self.options)
             return build(given, self.shape, self.classes or None, self.seed)
-        spec = self.network
-        if spec is None or not is_ours(spec.name):
-            called = spec.name if spec else "passed from Python"
-            path = spec.name if spec and is_own(spec.name) else "package.module:factory"
-            raise UserError(
-                f"the network of this file ({called}) cannot be built by name: pass it, network=... in Python or "
-                f"--network {path}"
-            )
-        spec = spec.model_copy(update={"init": "keep", "options": self.options, "state": None})
+        self.check_named()
+        assert self.network is not None
+        spec = self.network.model_copy(update={"init": "keep", "options": self.options, "state": None})
         if shapes is not None:
             own = None
             with suppress(Exception), torch.device("meta"):  # fails for networks that read values while they are built

@@ -87,7 +87,10 @@ def read_text(text: str, source: str) -> Document:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
-            raise UserError(f"{source}{where} is not YAML: {getattr(error, 'problem', None) or error}") from error
+            problem = str(getattr(error, "problem", None) or error)
+            colon = "':'" in problem or "mapping values" in problem
+            hint = "; write a space after the colon of each key, as in epochs: 3" if colon else ""
+            raise UserError(f"{source}{where} is not YAML: {problem}{hint}") from error
         builder = _Builder(source)
         return Document(builder.build(node, "") if node else None, {"": source, **builder.places})
 
@@ -159,12 +162,21 @@ class _Builder:
             if not isinstance(name, yaml.ScalarNode):
                 raise self._refused(name, "a key must be text")
             line = name.start_mark.line + 1
+            if node.flow_style:
+                self._check_space(name, inner)
             if name.value in lines:
                 where = f"lines {lines[name.value]} and {line}" if line != lines[name.value] else f"line {line}"
                 raise UserError(f"the key {_join(key, name.value)!r} is given twice: leave one out ({self.source}, {where})")
             lines[name.value] = line
             values[name.value] = self._at(inner, name, _join(key, name.value))
         return {**merged, **values}
+
+    def _check_space(self, name: yaml.ScalarNode, value: yaml.Node) -> None:
+        """Raise UserError for {a:b}, which YAML reads as the key "a:b" without a value."""
+        before, _, after = name.value.partition(":")
+        if before and after and name.style is None and value.start_mark.index == value.end_mark.index:
+            right = f"write {cut(f'{{{before}: {after}}}')} (or quote a key with a colon)"
+            raise self._refused(name, f"a space is missing after the colon of {cut(name.value)!r}: {right}")
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         text = node.value

@@ -1,6 +1,7 @@
 """Errors: `UserError` for wrong input, `RunError` for a run that failed. Messages are one line, without passwords."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 LONGEST_VALUE, LONGEST_MESSAGE = 400, 3000  # characters
 MOST_NAMES = 100  # listed in a message; of more only the number is given
+PAIR = re.compile(r"([A-Za-z_][\w.]*):([^\s:]+)")  # a key and a value without the space after the colon
 
 
 class UserError(ValueError):
@@ -24,6 +26,16 @@ class UserError(ValueError):
     def __init__(self, message: object, key: str = "") -> None:
         super().__init__(one_line(message))
         self.key = key
+
+
+class UnknownKey(UserError):
+    """A dotted key whose last part is unknown, with the nearest and all valid ones."""
+
+    def __init__(self, key: str, valid: Iterable[str]) -> None:
+        self.valid = sorted(valid)
+        near = nearest(key.rpartition(".")[2], self.valid, 1, 0.6)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        super().__init__(f"unknown key {key!r}: {hint}valid: {', '.join(self.valid)}", key)
 
 
 class RunError(RuntimeError):
@@ -117,11 +129,18 @@ def invalid(error: "ValidationError") -> UserError:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     text = problem["msg"].removeprefix("Value error, ")
-    inner: str = getattr(problem.get("ctx", {}).get("error"), "key", "")
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UnknownKey):
+        return UnknownKey(".".join([*path, cause.key]), cause.valid)
+    if problem["type"] == "literal_error" and path[-1] == "[key]":  # of a mapping with certain keys
+        return UnknownKey(".".join(path[:-1]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
+    inner: str = getattr(cause, "key", "")
     if inner and text.startswith(f"{inner}: "):  # raised by a nested model
         path, inner, text = [*path, *inner.split(".")], "", text.removeprefix(f"{inner}: ")
     key = ".".join(path)
     got = "" if problem["type"] in ("missing", "value_error") else f", got {shown(problem['input'])}"
+    if problem["type"] in ("dict_type", "model_type") and (pair := PAIR.fullmatch(str(problem["input"]))):
+        got += f": write {{{pair[1]}: {pair[2]}}}"
     message = f"{key}: {text[0].lower()}{text[1:]}{got}" if key else f"{text}{got}"
     return UserError(message, ".".join([*path, inner] if inner else path))
 
@@ -134,14 +153,6 @@ def unknown(kind: str, name: object, valid: Iterable[object], where: str = "") -
     place = f" ({where})" if where else ""
     listed = f"{len(names)} names" if len(names) > MOST_NAMES else ", ".join(names)
     return UserError(f"unknown {kind} {cut(str(name))!r}{place}: {hint}valid: {listed}")
-
-
-def unknown_key(key: str, valid: Iterable[str]) -> UserError:
-    """UserError for a dotted key whose last part is unknown, with the nearest and all valid ones."""
-    names = sorted(valid)
-    near = nearest(key.rpartition(".")[2], names, 1, 0.6)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown key {key!r}: {hint}valid: {', '.join(names)}", key)
 
 
 def nearest(name: object, names: Iterable[str], count: int = 3, cutoff: float = 0.5) -> list[str]:

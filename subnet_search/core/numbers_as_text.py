@@ -1,6 +1,6 @@
 """Numbers for people: percentages, bytes and durations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from subnet_search.core.task_metrics import is_fraction
@@ -55,3 +55,11 @@ def seconds(count: float) -> str:
     minutes, rest = divmod(round(count), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def by_reason(rows: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The names in rows of `name` and `why`, by the reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["why"], []).append(row["name"])
+    return found

@@ -16,12 +16,16 @@ IN_TEXT = (
     re.compile(rf"({SECRET}\w*['\"]?[ \t]*[=:][ \t]*)({VALUE})", re.IGNORECASE),
 )
 
+SHORT = 3  # shorter passwords are removed where they look like one, and not from every word that has the same letters
+
 _passwords: set[str] = set()  # of all storage URLs this process has seen
 
 
 def scrub(text: str, url: str = "") -> str:
     """Replace passwords by ***: anything that looks like one, that of `url`, and all given to `remember`."""
     for password in sorted(_passwords | _secrets(url), key=len, reverse=True):
+        if len(password) < SHORT:
+            continue
         text = re.sub("".join(map(_spellings, password)), "***", text)
     for pattern in IN_TEXT:
         text = pattern.sub(r"\1***", text)

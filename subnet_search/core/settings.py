@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from subnet_search.core.errors import UserError, invalid, shown, unknown_key
+from subnet_search.core.errors import UnknownKey, UserError, invalid, shown
 
 LARGEST = 3.4e38  # largest float32
 
@@ -28,9 +28,6 @@ class _OneLineErrors(ModelMetaclass):
             try:
                 return super().__call__(*args, **values)
             except ValidationError as error:
-                problem = error.errors()[0]
-                if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-                    raise unknown_key(str(problem["loc"][0]), cls.model_fields) from None
                 raise invalid(error) from None
 
 
@@ -47,7 +44,13 @@ class Settings(BaseModel, metaclass=_OneLineErrors):
     def _numbers(cls, values: Any, made: ModelWrapValidatorHandler[Self]) -> Self:
         """Check all numbers, also in nested values of any type. Floats are checked after validation: field errors first."""
         _check(values, "", whole=True)
-        settings = made(values)
+        try:
+            settings = made(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+                raise UnknownKey(str(problem["loc"][0]), cls.model_fields) from None
+            raise
         _check(values, "", whole=False)
         return settings
 

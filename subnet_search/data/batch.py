@@ -52,3 +52,8 @@ def prepared(batch: Any, mean: Tensor | None, std: Tensor | None) -> Any:
 
 def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def one_hot(labels: Tensor) -> bool:
+    """Whether each row of labels (N, classes) has a single 1 and otherwise 0."""
+    return labels.dim() == 2 and bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())

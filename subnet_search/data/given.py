@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from subnet_search.core.errors import RunError, UserError, guarded, unknown
 from subnet_search.core.nested import length_of, map_tensors, tensors_in
-from subnet_search.data.batch import Labels, split_batch
+from subnet_search.data.batch import Labels, one_hot, split_batch
 from subnet_search.data.items import Items, counted, scan
 from subnet_search.data.rows import Rows, is_mapped, shared_rows
 from subnet_search.data.sources import Data, DataSpec, assemble, load
@@ -334,11 +334,18 @@ def _checked(split: Split, class_labels: bool) -> Split:
     labels = split.labels
     if class_labels and isinstance(labels, Tensor):
         if labels.is_floating_point() or labels.is_complex():
-            raise UserError(
-                f"labels must be whole numbers (class indices), got {labels.dtype}: for others set task, such as regression"
-            )
+            raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}{_instead(labels)}")
         labels = labels.long()
     return Split(map_tensors(_as_input, split.inputs), map_tensors(_as_label, labels), split.weights)
+
+
+def _instead(labels: Tensor) -> str:
+    """What to pass in place of labels that are no class indices."""
+    if one_hot(labels):
+        return " of one-hot rows: pass labels.argmax(1), or set task: multi_label"
+    if labels.dim() == 1 and not labels.is_complex() and bool((labels == labels.round()).all()):
+        return ": pass labels.long(), or set another task, such as regression"
+    return ": for others set task, such as regression"
 
 
 def _as_input(inputs: Tensor) -> Tensor:
@@ -462,7 +469,10 @@ def _reason(part: Any, error: Exception) -> str:
     if array.dtype.kind in "USO":
         first = array.reshape(-1)[0] if array.size else None
         held = "text" if array.dtype.kind in "US" or isinstance(first, str) else f"objects ({type(first).__name__})"
-        return f"it holds {held}; labels must be class indices from 0, inputs arrays of one numeric type"
+        return (
+            f"it holds {held}; labels must be class indices from 0, such as numpy.unique(labels, return_inverse=True)[1], "
+            "inputs arrays of one numeric type"
+        )
     return str(error).strip().partition("\n")[0]
 
 

@@ -4,6 +4,7 @@ The test split is read from disk only when `Data.test()` is called, so that trai
 accident.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,11 +23,13 @@ from subnet_search.core.rng import generator
 from subnet_search.core.settings import Settings
 from subnet_search.core.tensor_files import digest
 from subnet_search.data import readers
-from subnet_search.data.batch import Labels, prepared, split_batch
+from subnet_search.data.batch import Labels, one_hot, prepared, split_batch
 from subnet_search.data.items import Items, statistics
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.data.split import Split
 from subnet_search.data.values import Values, values_of
+
+log = logging.getLogger(__name__)
 
 NAMES = {
     "digits": "scikit-learn's handwritten digits: 1797 grey images of 8x8, 10 classes; ships with scikit-learn",
@@ -376,7 +379,8 @@ def _labels(split: Split | Items, label_key: str | None) -> Tensor | None:
 def _shape_of_labels(split: Split | Items, label_key: str | None) -> str:
     labels = split_batch(split.first(len(split) if isinstance(split, Split) else 1), label_key)[1]
     if isinstance(labels, Tensor):
-        return f", got {'numbers' if labels.is_floating_point() else 'an array'} of shape {tuple(labels.shape)}"
+        instead = " of one-hot rows: pass labels.argmax(1), or set task: multi_label" if one_hot(labels) else ""
+        return f", got {'numbers' if labels.is_floating_point() else 'an array'} of shape {tuple(labels.shape)}{instead}"
     text = isinstance(labels, list | tuple) and labels and isinstance(labels[0], str)
     return f", got {'text' if text else 'no labels' if labels is None else type(labels).__name__}"
 
@@ -413,7 +417,10 @@ def _check_labels(name: str, labels: Tensor, classes: int) -> None:
 
 
 def _check_classes(name: str, labels: Tensor, classes: int) -> None:
-    """Raise UserError for a label so large that it must be an error."""
+    """Raise UserError for a label so large that it must be an error; warn of labels that seem to start above 0."""
+    lowest = int(labels.min()) if len(labels) else 0
+    if lowest and len(labels.unique()) == classes - lowest:
+        log.warning("%s: no item has a label below %d: class indices start at 0, so subtract %d", name, lowest, lowest)
     if classes > max(MANY, len(labels)):
         raise UserError(
             f"{name}: label {classes - 1} needs {classes} outputs, but there are {len(labels)} items with "

@@ -56,20 +56,28 @@ def measured(
     batch: int = 1,
     threads: int = 1,
     seconds: float = 1.0,
+    *,
+    same: bool = False,
+    on_stage: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Latency of several networks, timed alternately: a row for each of the batch sizes 1, 16, 256 and `batch`.
 
     nets: `dense`, `exported`, and others. inputs: a function from the batch size to inputs (batch, ...).
+    same: both have the same operations (`same_operations`), so that the verdict is `same`, whatever the times.
+    on_stage: called with what is timed now.
     Rows: `batch`, `threads`, a `Latency` (milliseconds) for each network, `speedup` (dense / exported), `faster`, and
     `verdict` as by `compared`.
     """
     rows = []
-    for size in sorted({*BATCHES, batch}):
+    sizes = sorted({*BATCHES, batch})
+    for number, size in enumerate(sizes, 1):
+        if on_stage:
+            on_stage(f"timing forward passes at batch {size}, {number} of {len(sizes)} batch sizes")
         given = inputs(size)
         found = latencies([*nets.values()], (), size, threads, inputs=given, seconds=seconds, passes=50)
         times = dict(zip(nets, found, strict=True))
         dense, exported = times["dense"], times["exported"]
-        verdict = compared(dense, exported)
+        verdict = "same" if same else compared(dense, exported)
         rows.append(
             {
                 "batch": size,
@@ -81,6 +89,17 @@ def measured(
             }
         )
     return rows
+
+
+def same_operations(dense: nn.Module, plain: nn.Module, runs: nn.Module) -> bool:
+    """Whether a network has all operations of the dense one, so that a difference of their times is chance.
+
+    plain, runs: the exported network with dense layers, and as it runs; for several forms of one network.
+    """
+    if gated_layers(dense) or gated_layers(plain) or any(isinstance(module, Sparse) for module in runs.modules()):
+        return False
+    before, after = ([tuple(tensor.shape) for tensor in net.state_dict().values()] for net in (dense, plain))
+    return before == after
 
 
 def compared(dense: Latency, exported: Latency) -> str:

@@ -1,53 +1,31 @@
 """Export a subnetwork to a smaller or faster file: verified before it is written, and timed against the dense network."""
 
-import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import RunError, UserError, unknown
+from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.nested import moved
 from subnet_search.core.task_metrics import leading_in
 from subnet_search.core.tensor_files import save_tensors, write_atomically
-from subnet_search.data import Batches, prepare
-from subnet_search.deploy.benchmark import advice, counts, measured
+from subnet_search.data import Batches, in_order, prepare
+from subnet_search.deploy.benchmark import advice, counts, measured, same_operations
 from subnet_search.deploy.exported_network import Deployed
+from subnet_search.deploy.formats import CHECKED, Made, Options, Stage, check_dynamic, check_format, check_runs, make, silent
 from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
-from subnet_search.deploy.onnx import OnnxNetwork, check_installed, input_names, to_onnx
-from subnet_search.deploy.rebuild import data_of, network_of, task_of_run
-from subnet_search.deploy.sparse import BLOCK, Choice, sparsify
-from subnet_search.deploy.sparse_layers import Kind
-from subnet_search.nets import opened
-from subnet_search.structure.compact import compact, difference_between
+from subnet_search.deploy.onnx import input_names
+from subnet_search.deploy.rebuild import data_of, network_of, split_of, statistics_outside, task_of_run
 from subnet_search.tasks import inputs_sent
-from subnet_search.topology.units import parse
 
-FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
 TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
 HALF_TOLERANCE = 1e-2  # the same for 2:4, whose layers are in half precision
-CHECKED = 7  # inputs for the comparison
-_Front = Callable[[nn.Module], nn.Module]
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The exported forms of a masked network."""
-
-    plain: nn.Module  # with dense layers only, channels removed
-    runs: nn.Module  # the network in the file
-    beside: Mapping[str, nn.Module] = field(default_factory=dict)  # others to time; `dense` replaces the masked network
-    model: bytes = b""  # serialised ONNX model
-    layers: tuple[Choice, ...] = ()
-    whole: str | None = None  # reason why no channel was removed
 
 
 def export(
@@ -58,11 +36,14 @@ def export(
     network: nn.Module | str | None = None,
     data: Any = None,
     task: Any = None,
+    split: Literal["val", "test"] = "val",
     batch: int = 16,
     threads: int = 1,
     recalibrate: int = 0,
     normalise: bool = False,
+    latency: bool = True,
     seconds: float = 3.0,
+    on_stage: Stage = silent,
 ) -> dict[str, Any]:
     """Export a subnetwork to the file `out` and return a record of sizes, operations and latencies.
 
@@ -70,43 +51,52 @@ def export(
                   that is faster; onnx: a model for ONNX Runtime, compact if possible; state-dict: the masked network's
                   tensors, with its names and shapes
     network       as for `evaluate`: needed when the file's network is not one of ours or torchvision's
-    data          for `recalibrate`, when the data of the run was passed from Python
-    task          for `recalibrate`, the run's task if it is one of your own
+    data          for `recalibrate` and onnx, when the data of the run was passed from Python
+    task          for `recalibrate` and onnx, the run's task if it is one of your own
+    split         for onnx, the split that the file is evaluated on: val or test
     batch         batch size for choosing sparse layers; also timed, in addition to 1, 16 and 256
     threads       CPU threads while timing
     recalibrate   number of training batches to compute new batch norm statistics from; 0: keep them
     normalise     the exported network normalises its inputs (pixels scaled to 0..1) itself; not for state-dict
+    latency       False: time no forward passes (layers of csr, bsr and 2:4 are timed, since that chooses their form)
     seconds       time for one batch size; at least two passes are run
+    on_stage      called with what is done now, such as the batch size that is timed
 
     `input` in the record describes how to prepare an input; mean and std are in the file too.
+    An ONNX file is evaluated in ONNX Runtime after it is written: `evaluated` in the record has the `split`, the number of
+    `items`, the `metric` that leads in the task, and its values for the `exported` and the `masked` network; or, as `error`,
+    why it was not, as when the data of the run was passed from Python.
     The file is written only if the logits equal the masked network's within 1e-4 of the largest logit (2:4: 1e-2), on
     inputs of the run if its folder has them, otherwise on random inputs of their dtype and range. Raises UserError when the
     subnetwork cannot be exported in this format, RunError when the logits differ or the file cannot be written; an
     existing file is then unchanged.
     """
     _check(subnetwork, to, normalise, batch=batch, threads=threads, recalibrate=recalibrate)
-    if (data is not None or task is not None) and not recalibrate:
-        what = "data" if data is not None else "task"
-        raise UserError(f"{what} is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
+    _check_data(to, data, task, split, recalibrate)
+    origin = subnetwork.origin
     path, example = Path(out), subnetwork.inputs(2)
     _check_writable(path)
     masked = network_of(subnetwork, network).eval()
-    how = how_to_prepare(subnetwork.origin, normalise, input_names(masked, example))
+    how = how_to_prepare(origin, normalise, input_names(masked, example))
     if recalibrate:
+        on_stage("recalibrating batch norm")
         _recalibrate(masked, subnetwork, data, task, recalibrate)
     if to == "2:4" and torch.cuda.is_available():
         masked.cuda()
-    front = partial(normalised, origin=subnetwork.origin) if normalise else _unchanged
-    made = _make(subnetwork, masked, to, batch, threads, front, how)
+    made = make(subnetwork, masked, to, Options(batch, threads, normalise, how, latency=latency, on_stage=on_stage))
+
+    def front(net: nn.Module) -> nn.Module:
+        return normalised(net, origin) if normalise else net
+
     runs = made.runs if to == "onnx" else front(made.runs)
-    nets = {"dense": front(masked), **made.beside, "exported": runs}
     leading = leading_in(subnetwork.metrics)
+    on_stage("comparing the outputs with the masked network's")
     record: dict[str, Any] = {
         "to": to,
-        "unit": subnetwork.origin.unit,
+        "unit": origin.unit,
         "input": how,
         "normalise": normalise,
-        "normalisation": subnetwork.origin.normalisation,
+        "normalisation": origin.normalisation,
         **{key: subnetwork.metrics.get(key) for key in (f"val_{leading}", f"test_{leading}")},  # of the run
         "difference": _check_outputs(masked, runs, to, subnetwork, normalise),
         "recalibrated": recalibrate,
@@ -114,27 +104,55 @@ def export(
         "layers": [asdict(choice) for choice in made.layers],
         "dense_bytes": subnetwork.dense_bytes(),
         **counts(masked, made.plain, made.runs, example),
-        "dynamic": subnetwork.origin.dynamic,
-        "latency": measured(nets, subnetwork.inputs, batch, threads, seconds),
+        "dynamic": origin.dynamic,
+        "latency": [],
     }
-    if subnetwork.origin.dynamic:
+    if origin.dynamic:
         record["kept_macs"] = subnetwork.metrics["kept_macs"]
-    record["faster"] = any(row["faster"] for row in record["latency"])
-    record["advice"] = None if record["faster"] else advice(subnetwork.origin.unit, to, masked, example)
+    if latency:
+        nets, same = {"dense": front(masked), **made.beside, "exported": runs}, same_operations(masked, made.plain, made.runs)
+        record["latency"] = measured(nets, subnetwork.inputs, batch, threads, seconds, same=same, on_stage=on_stage)
+    record["faster"] = any(row["faster"] for row in record["latency"]) if latency else None
+    record["advice"] = None if record["faster"] is not False else advice(origin.unit, to, masked, example)
     _write(path, subnetwork, masked, made, record)
+    if to == "onnx":
+        record["evaluated"] = _evaluated(subnetwork, masked, runs, data, task, split, normalise, on_stage)
     return {**record, "bytes": path.stat().st_size, "file": str(path)}
 
 
-def _unchanged(net: nn.Module) -> nn.Module:
-    return net
+def _check_data(to: str, data: Any, task: Any, split: str, recalibrate: int) -> None:
+    """Raise UserError for data or a task that the export would not use, and for an unknown split."""
+    if split not in ("val", "test"):
+        raise UserError(f"split must be val or test, got {split!r}")
+    if (data is not None or task is not None) and not recalibrate and to != "onnx":
+        what = "data" if data is not None else "task"
+        raise UserError(f"{what} is only used to recalibrate batch norm: set the number of batches, such as recalibrate=20")
 
 
-def check_format(to: str) -> None:
-    """Raise UserError for an unknown format, and when the packages that write it are missing."""
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
-    if to == "onnx":
-        check_installed()
+def _evaluated(
+    subnetwork: Subnetwork,
+    masked: nn.Module,
+    runs: nn.Module,
+    data: Any,
+    task: Any,
+    split: Literal["val", "test"],
+    normalise: bool,
+    on_stage: Stage,
+) -> dict[str, Any]:
+    """The leading metric of an exported network and of the masked network on a split; or why it was not measured."""
+    try:
+        task = task_of_run(subnetwork, task)
+        items = split_of(subnetwork, masked, data, task, split)
+        on_stage(f"evaluating the file on {len(items):,} items of the {split} split")
+        mean, std = statistics_outside(subnetwork)
+        outside = (torch.zeros(1), torch.ones(1)) if normalise else (mean, std)
+        with torch.no_grad():
+            exported = task.measure(runs, in_order(items, *outside))
+            own = task.measure(masked, in_order(items, mean, std))
+    except (UserError, RunError) as error:  # the file is written
+        return {"split": split, "error": str(error)}
+    values = {"exported": exported[task.leading], "masked": own[task.leading]}
+    return {"split": split, "items": len(items), "metric": task.leading, **values}
 
 
 def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> None:
@@ -142,11 +160,7 @@ def _check(subnetwork: Subnetwork, to: str, normalise: bool, **counts: int) -> N
     if not isinstance(subnetwork, Subnetwork):
         raise UserError(f"export needs a subnetwork, ss.Subnetwork.load(path), got {type(subnetwork).__name__}")
     check_format(to)
-    if subnetwork.origin.dynamic and to not in ("state-dict", "onnx"):
-        raise UserError(
-            f"each input of this network chooses its filters ({subnetwork.origin.extractor['name']}), so none can go: "
-            "--to state-dict keeps the gates; with another method, unit=channel and --to compact drop filters for all inputs"
-        )
+    check_dynamic(subnetwork.origin, to)
     if normalise and to == "state-dict":
         raise UserError(
             "normalise is not possible for state-dict, which has only the network's own tensors; "
@@ -171,67 +185,6 @@ def _check_writable(path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _make(subnetwork: Subnetwork, masked: nn.Module, to: str, batch: int, threads: int, front: _Front, how: str) -> _Made:
-    match to:
-        case "state-dict":
-            return _Made(masked, masked, {"dense": opened(masked)})
-        case "compact":
-            small = compact(masked, subnetwork.inputs(2), every=subnetwork.origin.every_output)
-            return _Made(small, small)
-        case "onnx":
-            return _onnx(subnetwork, masked, threads, front, how)
-        case "csr":
-            return _sparse(subnetwork, *_smaller(subnetwork, masked), "csr", batch, threads)
-        case "bsr":
-            why = "removing channels would break up its blocks"
-            return _sparse(subnetwork, masked, why, "bsr", batch, threads)
-        case _:
-            why = "removing channels would break up its groups of four"
-            return _sparse(subnetwork, masked, why, "2:4", batch, threads)
-
-
-def _onnx(subnetwork: Subnetwork, masked: nn.Module, threads: int, front: _Front, how: str) -> _Made:
-    """front: adds the normalisation to the network and to those it is compared with. how: to prepare an input."""
-    example = subnetwork.inputs(2)
-    (small, whole), plain = _smaller(subnetwork, masked), opened(masked)
-    every = subnetwork.origin.every_output
-    model = to_onnx(front(small), example, _metadata(subnetwork, how, front is not _unchanged), every)
-    dense = model if small is plain else to_onnx(front(plain), example, every=every)  # both are timed in ONNX Runtime
-    beside = {"dense": OnnxNetwork(dense, threads), "dense in torch": front(plain)}
-    return _Made(small, OnnxNetwork(model, threads), beside, model, whole=whole)
-
-
-def _metadata(subnetwork: Subnetwork, how: str, built_in: bool) -> dict[str, str]:
-    """Metadata of the ONNX model: how to prepare an input."""
-    found = {"input": how}
-    if subnetwork.origin.mean is not None:
-        found |= {key: json.dumps(getattr(subnetwork.origin, key)) for key in ("mean", "std")}
-        found["normalisation"] = "built in" if built_in else "to be done before"
-    return found
-
-
-def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: Kind, batch: int, threads: int) -> _Made:
-    origin, (unit, sizes) = subnetwork.origin, parse(subnetwork.origin.unit)
-    example = moved(subnetwork.inputs(batch), next(plain.parameters()).device)
-    try:
-        runs, layers = sparsify(plain, kind, example, sizes[0] if unit == "block" else BLOCK, threads)
-    except UserError as error:
-        if kind == "2:4":
-            raise
-        raise UserError(f"{error}; {advice(origin.unit, kind, plain, subnetwork.inputs(2))}") from error
-    return _Made(plain, runs, layers=layers, whole=whole)
-
-
-def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
-    """The compact network and None; or the masked network and the reason (None for dynamic networks, which keep all)."""
-    if subnetwork.origin.dynamic:
-        return masked, None
-    try:
-        return compact(masked, subnetwork.inputs(2), every=subnetwork.origin.every_output), None
-    except (UserError, RunError) as error:
-        return masked, str(error)
-
-
 class _Prepared(nn.Module):
     """A network that takes pixels scaled to 0..1 and normalises them as in training, to compare with `normalised`."""
 
@@ -251,10 +204,7 @@ def _check_outputs(masked: nn.Module, runs: nn.Module, to: str, subnetwork: Subn
     if normalise:
         mean, std = (inputs.new_tensor(values).view(-1, 1, 1) for values in statistics(origin))
         inputs, masked = (inputs * std + mean).clamp(0, 1), _Prepared(masked, *statistics(origin))
-    try:
-        difference = difference_between(masked, runs, inputs, origin.every_output)
-    except AttributeError as error:  # a sparse layer has no `weight`
-        raise UserError(f"cannot export to {to}: the forward pass reads weights of its layers directly: {error}") from error
+    difference = check_runs(subnetwork, masked, runs, to, inputs)
     if not difference <= (HALF_TOLERANCE if to == "2:4" else TOLERANCE):
         raise RunError(f"not exported: the logits of {to} differ from the masked network's by {difference:.2g} of the largest")
     return difference
@@ -284,7 +234,7 @@ def _recalibrate(net: nn.Module, subnetwork: Subnetwork, data: Any, task: Any, b
         norm.momentum = momentum
 
 
-def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: _Made, record: dict[str, Any]) -> None:
+def _write(path: Path, subnetwork: Subnetwork, masked: nn.Module, made: Made, record: dict[str, Any]) -> None:
     match record["to"]:
         case "onnx":
             write_atomically(path, made.model)

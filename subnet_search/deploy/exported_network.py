@@ -18,6 +18,7 @@ from subnet_search.artifact.subnetwork import Origin, Subnetwork, has_header_key
 from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.tensor_files import damaged, load_tensors, save_tensors
 from subnet_search.deploy.normalised import normalised
+from subnet_search.deploy.onnx_file import OnnxFile
 from subnet_search.deploy.sparse_layers import FORMS, Sparse, replace_layer
 from subnet_search.nets import check_accepts, own_copy
 from subnet_search.structure.shrink import shrunk
@@ -177,12 +178,16 @@ def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) ->
     return found.network() if net is None else found.on(net)
 
 
-def read_artifact(path: str | os.PathLike[str]) -> Subnetwork | Deployed:
+Artifact = Subnetwork | Deployed | OnnxFile
+"""What can be evaluated."""
+
+
+def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     """The subnetwork or exported network in a file. Raises UserError for other files."""
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: name the file in it, such as {Path(path) / 'subnetwork.safetensors'}")
     if Path(path).suffix == ".onnx":
-        raise UserError(f"{path} is an ONNX file, which onnxruntime runs: name a subnetwork or an exported .safetensors file")
+        return OnnxFile.load(path)
     if Path(path).suffix in (".pt", ".pth", ".th", ".bin"):
         raise UserError(f"{path} is a file of torch: start a run from its weights with network.state")
     return Deployed.load(path) if has_header_key(Path(path), "deployed") else Subnetwork.load(path)

@@ -1,26 +1,65 @@
 """Rebuild the network and data of a subnetwork."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError
-from subnet_search.data import Data, DataSpec, catalogue, from_user, load
+from subnet_search.data import Data, DataSpec, Items, Split, catalogue, from_user, load
 from subnet_search.data.sources import IMPORTED, TABLES
-from subnet_search.deploy.exported_network import Deployed
-from subnet_search.tasks import Task, task_names, task_of
+from subnet_search.deploy.exported_network import Artifact, Deployed
+from subnet_search.deploy.onnx_file import OnnxFile
+from subnet_search.tasks import Task, inputs_sent, task_names, task_of
 
 
-def network_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> nn.Module:
-    """The network of a file, from its name, or from a dense network: a module or `package.module:factory`."""
-    return subnetwork.on(dense_of(subnetwork, network))
+def network_of(subnetwork: Artifact, network: nn.Module | str | None) -> nn.Module:
+    """The network of a file, from its name, or from a dense network: a module or `package.module:factory`.
+
+    An ONNX file needs no network.
+    """
+    return subnetwork.network() if isinstance(subnetwork, OnnxFile) else subnetwork.on(dense_of(subnetwork, network))
 
 
-def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> nn.Module:
+def statistics_outside(subnetwork: Artifact) -> tuple[Tensor | None, Tensor | None]:
+    """The mean and std to normalise inputs by before they go into the network of a file; None: they are not normalised.
+
+    0 and 1, so that images are only scaled to 0..1, where the file includes the normalisation.
+    """
+    if isinstance(subnetwork, Deployed | OnnxFile) and subnetwork.normalise:
+        return torch.zeros(1), torch.ones(1)
+    mean, std = (None if t is None else torch.tensor(t) for t in (subnetwork.origin.mean, subnetwork.origin.std))
+    return mean, std
+
+
+def split_of(subnetwork: Artifact, net: nn.Module, data: Any, task: Task, split: Literal["val", "test"]) -> Split | Items:
+    """A split of the given data, or of the run's, that the network `net` of the file takes.
+
+    Raises UserError when there is no data, no such split, or when the data does not fit the network or the task.
+    """
+    origin = subnetwork.origin
+    given = data_of(subnetwork, data, task, all_is_test=split == "test")
+    one = origin.input_spec is None and not task.any_length
+    if (one and given.shape != origin.shape) or (origin.logits is not None and given.classes > origin.classes):
+        raise UserError(
+            f"{given.name} has inputs of shape {given.shape} and {given.classes} classes; "
+            f"the subnetwork takes {origin.shape} and {origin.classes}"
+        )
+    task.check_data(given)
+    chosen = given.val if split == "val" else given.test()
+    if chosen is None:
+        raise UserError(f"{given.name} has no test split")
+    if not one or origin.logits is None:
+        inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
+    return chosen
+
+
+def dense_of(subnetwork: Artifact, network: nn.Module | str | None) -> nn.Module:
     """The dense network of a file; `network` if it is a module, otherwise newly built."""
     if isinstance(network, nn.Module):
         return network
@@ -29,7 +68,32 @@ def dense_of(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None)
     return subnetwork.origin.build(name=network)
 
 
-def task_of_run(subnetwork: Subnetwork | Deployed, task: Any = None) -> Task:
+def check_given(subnetwork: Artifact, network: Any, data: Any, task: Any) -> None:
+    """Raise UserError for all that a file does not import and that was not passed: network, data and task, in one line."""
+    known = isinstance(subnetwork, OnnxFile) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+    checks: list[Callable[[], object]] = []
+    checks += [subnetwork.origin.check_named] if network is None and not known else []
+    checks += [partial(_check_data_named, subnetwork.origin)] if data is None else []
+    checks += [partial(task_of_run, subnetwork)] if task is None else []
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _check_data_named(origin: Origin) -> None:
+    if origin.data is None:
+        raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
+    name = DataSpec.of({**origin.data, "root": None})
+    if name.kind == IMPORTED:
+        raise UserError(f"the data of this run is made by your function: to import it, pass --data {name.name}")
+
+
+def task_of_run(subnetwork: Artifact, task: Any = None) -> Task:
     """The given task, or that of the run. Raises UserError for a task of the user's, which a file does not import."""
     if task is not None:
         return task_of(task)
@@ -39,7 +103,7 @@ def task_of_run(subnetwork: Subnetwork | Deployed, task: Any = None) -> Task:
     return task_of(stored)
 
 
-def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = None, all_is_test: bool = False) -> Data:
+def data_of(subnetwork: Artifact, data: Any, task: Task | None = None, all_is_test: bool = False) -> Data:
     """The given data, or the data set that the subnetwork was found on, with the same split.
 
     For security a file cannot cause downloads or reads elsewhere: its `root`, paths outside the current folder, and data
@@ -52,13 +116,11 @@ def data_of(subnetwork: Subnetwork | Deployed, data: Any, task: Task | None = No
     same = origin.data is not None and isinstance(data, str) and data == origin.data.get("name")
     if data is not None and not same:
         return from_user(_encoded_alike(origin, data), all_is_test=all_is_test, labels=task.kind_of_labels)
-    if origin.data is None:
-        raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
-    spec = DataSpec.of({**origin.data, "root": None})
+    if origin.data is None or not same:
+        _check_data_named(origin)
+    spec = DataSpec.of({**(origin.data or {}), "root": None})
     if same:
         return load(spec, task.kind_of_labels)
-    if spec.kind == IMPORTED:
-        raise UserError(f"the data of this run is made by your function: to import it, pass --data {spec.name}")
     kind, _, path = spec.name.partition(":")
     if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
         raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")

@@ -31,16 +31,24 @@ class Choice:
 
 
 def sparsify(
-    net: nn.Module, kind: Kind, example: Any, block: int = BLOCK, threads: int = 1, measure: bool = True
+    net: nn.Module,
+    kind: Kind,
+    example: Any,
+    block: int = BLOCK,
+    threads: int = 1,
+    measure: bool = True,
+    on_stage: Callable[[str], None] | None = None,
 ) -> tuple[nn.Module, tuple[Choice, ...]]:
     """A copy of a network with sparse linear and 1x1 layers where that is faster, and the measurements of each layer.
 
     example: inputs, as `nets.call` passes them; each layer is timed with the activations it gets from them, so the choice
-    depends on the batch size. measure=False makes every layer sparse.
+    depends on the batch size. measure=False makes every layer sparse. on_stage: called with what is timed now.
     Raises UserError when there is no such layer, or none is faster.
     """
     inputs = _layer_inputs(net, example)
     if kind == "2:4":
+        if not any(type(net.get_submodule(name)) is nn.Linear for name in inputs):
+            raise UserError("2:4 needs linear layers with zero weights, and this network has none")
         patterned = {name: x for name, x in inputs.items() if _has_pattern(net.get_submodule(name))}
         inputs = {name: x for name, x in patterned.items() if _fits(net.get_submodule(name))}
         if not patterned:
@@ -58,7 +66,9 @@ def sparsify(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for name, x in inputs.items():
+        for number, (name, x) in enumerate(inputs.items(), 1):
+            if measure and on_stage:
+                on_stage(f"timing {name} dense and as {kind}, layer {number} of {len(inputs)}")
             layer: Any = net.get_submodule(name)
             sparse = sparse_form(layer, kind, block)
             times = _times(layer, sparse, kind, x) if measure else (0.0, 0.0, True)

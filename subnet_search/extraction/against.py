@@ -1,7 +1,7 @@
 """A second network to compare with: a file, the dense network with the weights that the run started from, or a module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,28 @@ from torch import Tensor, nn
 from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin, has_header_key, state_in
 from subnet_search.core.errors import UserError, shown
-from subnet_search.data import Data, Items, Split, in_order
-from subnet_search.deploy.exported_network import Deployed, read_artifact
+from subnet_search.data import Items, Split, in_order
+from subnet_search.deploy.exported_network import Artifact, read_artifact
 from subnet_search.deploy.normalised import Normalised
-from subnet_search.deploy.rebuild import dense_of
+from subnet_search.deploy.rebuild import dense_of, network_of, statistics_outside
 from subnet_search.evaluation import items as item_metrics
 from subnet_search.evaluation.corruption_files import CorruptedFiles
 from subnet_search.evaluation.robustness import check_corruptions
-from subnet_search.nets import file_sha256, opened, own_copy, put_state
+from subnet_search.nets import build, file_sha256, opened, own_copy, put_state
 from subnet_search.tasks import Task
 
 DENSE = "dense"
-Against = Subnetwork | Deployed | nn.Module | str | Path
+Against = Artifact | nn.Module | str | Path
 
 
 @dataclass(frozen=True)
 class Ready:
     """A network in evaluation mode, with the normalisation that its images need."""
 
-    net: nn.Module
+    net: Any
     origin: Origin
     name: str
+    outside: tuple[Tensor | None, Tensor | None]  # mean and std to normalise images by before they go into `net`
 
     @property
     def mean(self) -> Tensor | None:
@@ -42,36 +43,30 @@ class Ready:
         return None if self.origin.std is None else torch.tensor(self.origin.std)
 
     @property
-    def inner(self) -> nn.Module:
+    def inner(self) -> Any:
         """The network that takes normalised images."""
         return self.net.network if isinstance(self.net, Normalised) else self.net
 
-    def batches(self, split: Split | Items) -> Any:
-        """The batches of a split as the network takes them."""
-        own = isinstance(self.net, Normalised)  # takes images in 0..1
-        return in_order(split, *((torch.zeros(1), torch.ones(1)) if own else (self.mean, self.std)))
-
     def measure(self, task: Task, split: Split | Items) -> tuple[dict[str, Any], item_metrics.Items | None]:
         with torch.no_grad():
-            return task.measure_items(self.net, self.batches(split))
-
-    def check_data(self, task: Task, data: Data) -> None:
-        """Raise UserError when the network does not take this data."""
-        origin = self.origin
-        one = origin.input_spec is None and not task.any_length
-        if (one and data.shape != origin.shape) or (origin.logits is not None and data.classes > origin.classes):
-            raise UserError(
-                f"{data.name} has inputs of shape {data.shape} and {data.classes} classes; "
-                f"{self.name} takes {origin.shape} and {origin.classes}"
-            )
+            return task.measure_items(self.net, in_order(split, *self.outside))
 
 
-def ready(artifact: Subnetwork | Deployed, network: nn.Module | str | None = None, name: str = "the subnetwork") -> Ready:
+def ready(artifact: Artifact, network: nn.Module | str | None = None, name: str = "the subnetwork") -> Ready:
     """The network of a file. network: as for `evaluate`."""
-    return Ready(artifact.on(dense_of(artifact, network)).eval(), artifact.origin, name)
+    return Ready(network_of(artifact, network).eval(), artifact.origin, name, statistics_outside(artifact))
 
 
-def other_network(against: Against, subnetwork: Subnetwork | Deployed, network: nn.Module | str | None) -> Ready:
+def check_alike(task: Task, this: Ready, other: Ready) -> None:
+    """Raise UserError when two networks do not take the same data."""
+    own, others = ((one.origin.shape, one.origin.classes) for one in (this, other))
+    if own != others and not task.any_length:
+        raise UserError(
+            f"{this.name} takes inputs of shape {own[0]} and {own[1]} classes; {other.name} {others[0]} and {others[1]}"
+        )
+
+
+def other_network(against: Against, subnetwork: Artifact, network: nn.Module | str | None) -> Ready:
     """The network to compare `subnetwork` with.
 
     against   a subnetwork, an exported network, or the file of one; a file of torch or safetensors with the state dict of the
@@ -81,52 +76,54 @@ def other_network(against: Against, subnetwork: Subnetwork | Deployed, network: 
 
     Raises UserError when it cannot be read, and when the weights before pruning are not known.
     """
-    if isinstance(against, nn.Module):
-        return Ready(own_copy(against).eval(), subnetwork.origin, type(against).__name__)
-    if isinstance(against, Subnetwork | Deployed):
+    if isinstance(against, Artifact):
         return ready(against, network, "the other subnetwork")
+    if isinstance(against, nn.Module):
+        return _unpruned(subnetwork, own_copy(against), type(against).__name__)
     if against == DENSE:
-        return Ready(trained_before(subnetwork, network).eval(), subnetwork.origin, DENSE)
+        dense = dense_of(subnetwork, network)
+        found = before_pruning(subnetwork, dense, passed_module(subnetwork, network), "name the file of the dense network")
+        return _unpruned(subnetwork, found, DENSE)
     if not isinstance(against, str | Path):
         raise UserError(f"against is a file, a subnetwork, a module or {DENSE!r}, got {shown(against)}")
     path = Path(against).expanduser()
-    if path.is_file() and not (has_header_key(path, "origin") or has_header_key(path, "deployed")):
-        return Ready(_with_state(subnetwork, network, path).eval(), subnetwork.origin, str(against))
-    return ready(read_artifact(path), network, str(against))
+    if path.suffix == ".onnx" or not path.is_file() or any(has_header_key(path, key) for key in ("origin", "deployed")):
+        return ready(read_artifact(path), network, str(against))
+    net, spec = own_copy(opened(dense_of(subnetwork, network))), subnetwork.origin.network
+    put_state(net, state_in(path, "against"), spec.name if spec else type(net).__name__, str(path))
+    return _unpruned(subnetwork, net, str(against))
 
 
-def trained_before(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None = None) -> nn.Module:
-    """The dense network with the trained weights that the run started from: those of `network.state`, or of a module.
+def _unpruned(subnetwork: Artifact, net: nn.Module, name: str) -> Ready:
+    """A dense network of a run, without gates."""
+    origin = subnetwork.origin
+    plain = Ready(opened(net).eval(), origin, name, (None, None))
+    return replace(plain, outside=(plain.mean, plain.std))
 
-    Raises UserError when they are not known, and when their file has changed, or is outside the current folder: for security
-    a file decides on no reads elsewhere.
+
+def passed_module(subnetwork: Artifact, network: nn.Module | str | None) -> bool:
+    """Whether the dense network of a file was passed as a module, so that its weights are the caller's."""
+    return isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+
+
+def before_pruning(subnetwork: Artifact, dense: nn.Module, own: bool, instead: str) -> nn.Module:
+    """The network with its trained weights before pruning. Raises UserError when they are not known.
+
+    dense: the dense network. own: as `passed_module`. instead: what to do where they are not known, for the message. A file
+    cannot cause reads outside of the current folder.
     """
-    spec, init = subnetwork.origin.network, subnetwork.origin.init
-    if spec is not None and spec.new_head:
-        raise UserError("the network had another output layer before this run: there is no dense network to compare with")
-    if spec is not None and spec.state:
-        path = Path(spec.state).expanduser()
-        if not path.resolve().is_relative_to(Path.cwd()):
-            raise UserError(f"the weights that this run started from are outside the current folder: name them: {path}")
-        file_sha256(spec.state, "network.state", spec.state_sha256)
-        return _with_state(subnetwork, network, path)
-    own = subnetwork.module if isinstance(subnetwork, Subnetwork) else None
-    module = network if isinstance(network, nn.Module) else own
-    if module is not None and init == "keep":
-        return own_copy(module)
-    raise UserError(
-        "this run did not start from trained weights (network.state), so there is no dense network to compare with: name "
-        "the file of one"
-    )
-
-
-def _with_state(subnetwork: Subnetwork | Deployed, network: nn.Module | str | None, path: Path) -> nn.Module:
-    """A copy of the dense network of a run with the state dict of a file."""
-    spec = subnetwork.origin.network
-    net = own_copy(opened(dense_of(subnetwork, network)))
-    partial = spec is not None and spec.partial and spec.state is not None and Path(spec.state).expanduser() == path
-    put_state(net, state_in(path, "against"), spec.name if spec else type(net).__name__, str(path), partial)
-    return net
+    origin = subnetwork.origin
+    if own and origin.init == "keep":
+        return dense
+    spec = origin.network
+    if own or spec is None or not spec.state or spec.partial or spec.new_head:
+        raise UserError(f"no trained weights from before pruning are known; {instead}")
+    path = Path(spec.state).expanduser()
+    if not path.resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"the run started from weights outside the current folder, {path}; {instead}")
+    file_sha256(spec.state, "network.state", spec.state_sha256)
+    net = build(spec.model_copy(update={"options": origin.options}), origin.shape, origin.classes or None, 0, state_in(path))
+    return origin.with_gates(net)
 
 
 def corrupted_files(corruptions: bool | str | Path, origin: Origin, split: Split | Items) -> CorruptedFiles | None:
@@ -142,7 +139,8 @@ def reference(this: Ready, other: Ready) -> Callable[[Tensor], Tensor]:
     """The other network, for inputs that are normalised as those of this one. Raises UserError when its own differ."""
     if (this.origin.mean, this.origin.std) != (other.origin.mean, other.origin.std):
         raise UserError(f"noise is added to normalised images, and {other.name} normalises them in another way: leave it out")
-    return other.inner
+    inner: Callable[[Tensor], Tensor] = other.inner
+    return inner
 
 
 def compared(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from subnet_search.core.documents import Document, Number, read_file, read_text
-from subnet_search.core.errors import UserError, invalid, nearest, reading, unknown_key
+from subnet_search.core.errors import UserError, invalid, nearest, reading
 from subnet_search.core.settings import Settings
 from subnet_search.extractors import Extractor, get_extractor, is_extractor
 
@@ -52,7 +52,7 @@ def check(model: type[M], values: Mapping[str, Any], locations: Mapping[str, str
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            raise UserError(_describe(model, values, error, locations)) from error
+            raise UserError(_describe(error, locations)) from error
 
 
 def typed(value: Any, kind: Any = None) -> Any:
@@ -121,27 +121,14 @@ def _read_yaml(path: Path) -> Document:
     return found
 
 
-def _describe(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError, locations: Mapping[str, str]) -> str:
+def _describe(error: ValidationError, locations: Mapping[str, str]) -> str:
     """The first validation error in one line."""
-    problem, mistake = error.errors()[0], invalid(error)
-    path = [str(part) for part in problem["loc"]]
-    message = str(mistake)
-    if problem["type"] == "extra_forbidden":
-        message = str(unknown_key(".".join(path), _model_at(model, path[:-1], values).model_fields))
+    mistake = invalid(error)
     path = mistake.key.split(".")
     location = next((locations[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in locations), None)
     where = f" ({location})" if location else ""
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{message}{where}{more}"
-
-
-def _model_at(model: type[BaseModel], path: Iterable[str], values: Any) -> type[BaseModel]:
-    """The model at a dotted key, or the last model on its path."""
-    for part in path:
-        values = values.get(part) if isinstance(values, Mapping) else None
-        field = model.model_fields.get(part)
-        model = _model_of(field.annotation if field else None, values) or model
-    return model
+    return f"{mistake}{where}{more}"
 
 
 def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:

@@ -5,6 +5,7 @@ run would download are downloaded).
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +29,14 @@ UNITS = {"weight": "prunable weights", "channel": "channels", "n:m": "prunable w
 MEASURES = {"parameters": "the network's parameters", "flops": "the network's multiply-accumulates"}
 
 
-def dry_run(config: RunConfig) -> dict[str, Any]:
+def dry_run(config: RunConfig, exports: Sequence[str] = ()) -> dict[str, Any]:
     """A run's plan in plain values: `config`, `layers`, `biases`, `density`, `steps`, `memory`, `data`.
 
-    Raises UserError as a run does.
+    exports: formats that the result would be exported to. Raises UserError as a run does.
     """
     config = config.resolve()
-    session = RunSession(config, RunFolder(None))
+    session = RunSession(config, RunFolder(None), exports=exports)
+    session.check_exports()
     supernet, data = session.supernet, session.data
     recipe = config.recipe
     steps = Batches(data.train, data.mean, data.std, recipe.batch_size, config.seed, recipe.augment).steps_per_epoch

@@ -1,4 +1,4 @@
-"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, cost, latency."""
+"""Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,21 +7,34 @@ from torch import nn
 
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError, shown
-from subnet_search.deploy.benchmark import advice, measured, without_dead
-from subnet_search.deploy.exported_network import Deployed
+from subnet_search.data import in_order
+from subnet_search.deploy.benchmark import advice, measured, same_operations, without_dead
+from subnet_search.deploy.exported_network import Artifact
+from subnet_search.deploy.formats import Stage, silent
 from subnet_search.deploy.normalised import Normalised, normalised
-from subnet_search.deploy.rebuild import data_of, dense_of, task_of_run
+from subnet_search.deploy.onnx_file import OnnxFile
+from subnet_search.deploy.rebuild import check_given, dense_of, network_of, split_of, statistics_outside, task_of_run
 from subnet_search.evaluation.corruption_files import benchmark_mean
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.items import interval
 from subnet_search.evaluation.robustness import check_noise, corruption_table, noise_curve
-from subnet_search.extraction.against import Against, Ready, compared, corrupted_files, other_network, reference
+from subnet_search.extraction.against import (
+    Against,
+    Ready,
+    check_alike,
+    compared,
+    corrupted_files,
+    other_network,
+    passed_module,
+    reference,
+)
+from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.nets import opened
-from subnet_search.tasks import Classification, inputs_sent
+from subnet_search.tasks import Classification
 
 
 def evaluate(
-    subnetwork: Subnetwork | Deployed,
+    subnetwork: Artifact,
     split: Literal["val", "test"] = "val",
     *,
     network: nn.Module | str | None = None,
@@ -31,6 +44,8 @@ def evaluate(
     corruptions: bool | str | Path = False,
     latency: bool = False,
     against: Against | None = None,
+    isometry: bool = False,
+    on_stage: Stage = silent,
 ) -> dict[str, Any]:
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
 
@@ -43,11 +58,14 @@ def evaluate(
                   images of its files, those of CIFAR-10-C, instead of images of the split
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
-                  (`compacted`)
+                  (`compacted`). Not of an ONNX file
     against       another network to compare with on the same items: a subnetwork or an exported network, the file of one, a
                   file with a state dict of the dense network, a module, or "dense": the network with the trained weights that
                   the run started from. Adds `against` (see `extraction.against.compared`), and to the rows of `noise` the
                   agreement and the functional distance
+    isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
+                  network before pruning where its weights are known (`dense_isometry`); for float inputs
+    on_stage      called with what is timed now
 
     Under `interval` is the 95 % bootstrap interval of the leading metric of a built-in task, over the items; for
     classification, `calibration` has the rows of a reliability diagram.
@@ -56,60 +74,65 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {split!r}")
-    if not isinstance(subnetwork, Subnetwork | Deployed):
+    if not isinstance(subnetwork, Artifact):
         raise UserError(f"evaluate takes a subnetwork, ss.Subnetwork.load(path), got {shown(subnetwork)}")
     origin = subnetwork.origin
-    dense = dense_of(subnetwork, network)
-    net = subnetwork.on(dense).eval()
+    if latency and isinstance(subnetwork, OnnxFile):
+        raise UserError("export measures the latency of an ONNX file, beside that of the dense network in ONNX Runtime")
+    check_given(subnetwork, network, data, task)
+    net = network_of(subnetwork, network).eval()
     task = task_of_run(subnetwork, task)
     if (noise or corruptions) and not isinstance(task, Classification):
         raise UserError(f"accuracy under noise and corruptions needs the task classification, got {task.name}")
-    given = data_of(subnetwork, data, task, all_is_test=split == "test")
-    one = origin.input_spec is None and not task.any_length
-    this = Ready(net, origin, "the subnetwork")
-    this.check_data(task, given)
-    task.check_data(given)
-    chosen = given.val if split == "val" else given.test()
-    if chosen is None:
-        raise UserError(f"{given.name} has no test split")
+    if (noise or corruptions) and isinstance(subnetwork, OnnxFile) and subnetwork.normalise:
+        raise UserError("noise is added to normalised images, and this ONNX file normalises: export it without --normalise")
+    chosen = split_of(subnetwork, net, data, task, split)
     if noise:
         check_noise(chosen)
+    this = Ready(net, origin, "the subnetwork", statistics_outside(subnetwork))
+    inner, mean, std = this.inner, this.mean, this.std  # noise is added to normalised images
     files = corrupted_files(corruptions, origin, chosen)
     other = None if against is None else other_network(against, subnetwork, network)
     if other:
-        other.check_data(task, given)
+        check_alike(task, this, other)
     compare_with = reference(this, other) if other and noise else None
-    if not one or origin.logits is None:
-        inputs_sent(net, task, given.first(), outputs=task.outputs(given))  # raises UserError where the data does not fit
+    more = {}
+    if isometry:
+        if isinstance(subnetwork, OnnxFile):
+            raise UserError("ONNX Runtime gives no gradients: measure the isometry of the subnetwork's own file")
+        inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
+        own = passed_module(subnetwork, network)
+        more = isometry_record(subnetwork, inner, dense_of(subnetwork, network), own, inputs)
     with on_average(net, subnetwork.inputs(2)) as macs:
         found, items = this.measure(task, chosen)
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found}
-    if origin.dynamic:
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
+    if origin.dynamic and not isinstance(subnetwork, OnnxFile):
         record["kept_macs"] = macs()
     if items is not None:
         record["interval"] = interval(items)
     if other:
         record["against"] = compared(task, (found, items), other.measure(task, chosen), other.name)
     if noise:
-        record["noise"] = noise_curve(this.inner, compare_with, chosen, this.mean, this.std)
+        record["noise"] = noise_curve(inner, compare_with, chosen, mean, std)
     if files:
-        record["corruptions"] = files.table(this.inner, this.mean, this.std)
+        record["corruptions"] = files.table(inner, mean, std)
         record["corrupted_accuracy"] = benchmark_mean(record["corruptions"])
     elif corruptions:
-        record["corruptions"] = corruption_table(this.inner, chosen, this.mean, this.std)
+        record["corruptions"] = corruption_table(inner, chosen, mean, std)
     if latency:
-        record |= _timed(subnetwork, dense, net)
+        record |= _timed(subnetwork, dense_of(subnetwork, network), net, on_stage)
     return record
 
 
-def _timed(subnetwork: Subnetwork | Deployed, dense: nn.Module, net: nn.Module) -> dict[str, Any]:
+def _timed(subnetwork: Artifact, dense: nn.Module, net: nn.Module, on_stage: Stage) -> dict[str, Any]:
     """Latencies of both networks, whether this one is faster, and advice if it is not."""
-    origin, exported = subnetwork.origin, isinstance(subnetwork, Deployed)
-    timed = net if isinstance(subnetwork, Deployed) else without_dead(net, subnetwork)
+    origin, exported = subnetwork.origin, not isinstance(subnetwork, Subnetwork)
+    timed = without_dead(net, subnetwork) if isinstance(subnetwork, Subnetwork) else net
     plain = opened(dense)  # a dynamic network without its gates
     if isinstance(net, Normalised):
         plain = normalised(plain, origin)
-    rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs)
+    same = same_operations(plain, timed, timed)
+    rows = measured({"dense": plain, "exported": timed}, subnetwork.inputs, same=same, on_stage=on_stage)
     faster = any(row["faster"] for row in rows)
     return {
         "compacted": timed is not net,

@@ -13,7 +13,7 @@ from subnet_search.data import Data, DataSpec
 from subnet_search.data.given import batch_size_of
 from subnet_search.evaluation.latency import on_threads
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check
+from subnet_search.extraction.config_file import DEFAULTS, check
 from subnet_search.extraction.progress import RunProgress, both
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
@@ -40,6 +40,7 @@ def extract(
     teacher: nn.Module | None = None,
     round_to: int | None = None,
     dense_layers: Sequence[str] = (),
+    trained: bool | None = None,
     new_head: bool | str = False,
     out: str | Path | None = None,
     resume: bool = False,
@@ -66,6 +67,8 @@ def extract(
                      settings of `recipe.distill`
     round_to         keep channels in multiples of this; default: 16, and less for small groups
     dense_layers     layers that are not pruned and that the density does not count, as names or patterns: ["fc", "layer1.*"]
+    trained          whether the weights of `network` are trained, which decides when methods prune and at which learning rate;
+                     default: with `network.state` or weights of a library, they are
     new_head         replace the last layer of a trained network by one of as many outputs as the data needs: True, or its name
     out              run folder for checkpoints, metrics and the result; default: nothing is written
     resume           continue from the checkpoint in `out`, or start if there is none
@@ -92,10 +95,14 @@ def extract(
         got = f"{shown(network)}: call it" if callable(network) else type(network).__name__
         raise UserError(f"network is a torch.nn.Module or a name, got {got}")
     module = network if isinstance(network, nn.Module) else None
+    more: dict[str, Any] = {} if trained is None else {"trained": trained}
     if not isinstance(network, nn.Module):
         spec: Any = network.model_dump(exclude_unset=True) if isinstance(network, NetworkSpec) else network
         spec = {"name": spec} if isinstance(spec, str) else spec
-        settings["network"] = {**spec, **({"init": init} if init else {}), **({"new_head": new_head} if new_head else {})}
+        more |= {**({"init": init} if init else {}), **({"new_head": new_head} if new_head else {})}
+        settings["network"] = {**spec, **more}
+    elif more:
+        settings["network"] = {"name": DEFAULTS["network"], **more}
     named = isinstance(data, str | DataSpec) or (isinstance(data, dict) and "name" in data)
     if named:
         settings["data"] = data
@@ -126,6 +133,7 @@ def run(
     data: Data | None = None,
     densities: Sequence[float] = (),
     teacher: nn.Module | None = None,
+    exports: Sequence[str] = (),
     save: bool = True,
     leased: bool = False,
     on_unpruned: Callable[[dict[str, Any]], None] | None = None,
@@ -142,6 +150,7 @@ def run(
                 A folder belongs to one configuration, network and data, and one process at a time
     densities   also make a subnetwork at each of these from the learned relevance: rows under `curve` in the record, and
                 curve.json and subnetwork-DENSITY.safetensors in the folder
+    exports     formats that the result will be exported to: raises UserError before training if one cannot be written
     save        False: write masks.safetensors in place of subnetwork.safetensors
     leased      the caller holds a lease on the folder, so continue even if another process has its lock
     on_unpruned called with the metric of a network with trained weights, before it is pruned
@@ -158,7 +167,15 @@ def run(
     folder.check_free()
     with on_threads(config.recipe.threads), RunProgress(progress, config.task.leading) as shown:
         session = RunSession(
-            config, folder, module=module, init=init, new_head=new_head, data=data, densities=densities, teacher=teacher
+            config,
+            folder,
+            module=module,
+            init=init,
+            new_head=new_head,
+            data=data,
+            densities=densities,
+            teacher=teacher,
+            exports=exports,
         )
         before = both(on_unpruned, shown.on_unpruned)
         return session.run(resume, before, on_begin, both(on_step, shown.on_step), both(on_epoch, shown.on_epoch), should_stop)

@@ -22,7 +22,7 @@ from subnet_search.tasks import Task, UserTask
 from subnet_search.tasks.registry import task_of
 
 PLACEHOLDER = "python_object"
-INIT = ("init", "init_density", "new_head")  # keys of `run.network` that apply to a module too
+INIT = ("init", "init_density", "new_head", "trained")  # keys of `run.network` that apply to a module too
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Origin
 from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.nested import joined, length_of, rows_of, tensors_in
-from subnet_search.data import DataSpec, prepare, readers
+from subnet_search.data import DataSpec, prepare, readers, split_batch
+from subnet_search.data.split import PER_BATCH
 from subnet_search.data.tables import encode
-from subnet_search.deploy.exported_network import Deployed
-from subnet_search.deploy.normalised import Normalised
-from subnet_search.deploy.rebuild import dense_of, task_of_run
+from subnet_search.deploy.exported_network import Artifact
+from subnet_search.deploy.rebuild import network_of, statistics_outside, task_of_run
 from subnet_search.nets import call
+from subnet_search.nets.outputs import channels_last
 from subnet_search.tasks import Prediction, Task, task_names
 
 __all__ = ["Prediction", "predict"]
@@ -26,7 +28,7 @@ ARRAYS = ("inputs", "images", "test_images")  # names in an npz file, the first 
 
 
 def predict(
-    subnetwork: Subnetwork | Deployed,
+    subnetwork: Artifact,
     inputs: Any,
     *,
     network: nn.Module | str | None = None,
@@ -41,25 +43,24 @@ def predict(
     a task of your own   what the network returns
 
     inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
-              they were in training; or image files, or a folder of them, or an .npy or .npz file, or of a run on a table a
-              .csv or .parquet file with its columns. A tuple or mapping of tensors or arrays, if the network takes several
-              inputs. For language_modeling, tokens (N, any length)
+              they were in training; a Dataset or DataLoader, whose labels are left out; or image files, or a folder of them, or
+              an .npy or .npz file, or of a run on a table a .csv or .parquet file with its columns. A tuple or mapping of
+              tensors or arrays, if the network takes several inputs. For language_modeling, tokens (N, any length)
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
     """
     origin = subnetwork.origin
-    net = subnetwork.on(dense_of(subnetwork, network)).eval()
+    net = network_of(subnetwork, network).eval()
     built_in = (origin.task or {"name": "classification"})["name"] in task_names()
     task: Task = task_of_run(subnetwork) if built_in else Task(name="own")
-    values = _checked(_values(inputs, origin), origin, task.any_length)
-    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
-    scaled = (torch.zeros(1), torch.ones(1)) if isinstance(net, Normalised) else (mean, std)
+    values = _checked(_values(inputs, origin, task.kind_of_labels.key), origin, task.any_length)
+    outside = statistics_outside(subnetwork)
     found = []
     with guarded("the network fails on these inputs"), torch.no_grad():
         for start in range(0, length_of(values), task.predicted_at_once):
             part = rows_of(values, start, start + task.predicted_at_once)
-            part = prepare(part, *scaled) if isinstance(part, Tensor) else part
+            part = prepare(part, *outside) if isinstance(part, Tensor) else part
             found.append(task.answer(call(net, part), part))
     return task.prediction(joined(found), origin.classes, origin.class_names)
 
@@ -70,7 +71,7 @@ def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
         if not isinstance(values, Tensor):
             raise UserError(f"the inputs are a {type(values).__name__}; the subnetwork takes one tensor of {origin.shape}")
         if tuple(values.shape[1:]) != origin.shape and not (any_length and values.dim() == 1 + len(origin.shape)):
-            raise UserError(f"the inputs have shape {tuple(values.shape[1:])}; the subnetwork takes {origin.shape}")
+            raise UserError(f"the inputs have shape {tuple(values.shape)}; the subnetwork takes {_wanted(values, origin)}")
         if origin.mean is not None and values.dtype != torch.uint8:
             raise UserError(f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}")
         if origin.mean is not None:
@@ -92,6 +93,13 @@ def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
     return _like(values, origin.inputs(1))
 
 
+def _wanted(values: Tensor, origin: Origin) -> str:
+    """The shape that a subnetwork takes, and how to get there from the shape of these inputs, if that is clear."""
+    shape = ", ".join(("N", *map(str, origin.shape)))
+    one = "; for one input, inputs[None]" if tuple(values.shape) == origin.shape else ""
+    return f"({shape}){one or channels_last(values)}"
+
+
 def _like(values: Any, example: Any) -> Any:
     """The inputs with the types of those of the run, and with its values of what is no tensor."""
     if isinstance(example, Mapping):
@@ -101,13 +109,32 @@ def _like(values: Any, example: Any) -> Any:
     return values.to(example.dtype) if isinstance(example, Tensor) else example
 
 
-def _values(inputs: Any, origin: Origin) -> Any:
+def _values(inputs: Any, origin: Origin, label_key: str | None) -> Any:
     """The inputs as a tensor (N, ...), or as nested tensors if the network takes several."""
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str | Path):
         return _from_files([Path(path) for path in inputs], origin)
+    if isinstance(inputs, DataLoader | Dataset):
+        inputs = _of_items(inputs, label_key)
+    elif isinstance(inputs, Image.Image) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Image.Image)):
+        raise UserError("the inputs are PIL images: pass the names of the files, or uint8 arrays (N, channels, height, width)")
     return _tensors(inputs, nested=origin.input_spec is not None)
+
+
+def _of_items(data: Any, label_key: str | None) -> Any:
+    """The inputs of all items of a Dataset, or of all batches of a DataLoader, in their order."""
+    loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=PER_BATCH)
+    with guarded("the data cannot be read"):
+        batches = [batch[0] if _single(batch) else split_batch(batch, label_key)[0] for batch in loader]
+    if not batches:
+        raise UserError("the data is empty")
+    return joined(batches)
+
+
+def _single(batch: Any) -> bool:
+    """Whether a batch has inputs alone, as of a TensorDataset of one tensor."""
+    return isinstance(batch, tuple | list) and len(batch) == 1
 
 
 def _tensors(inputs: Any, nested: bool) -> Any:

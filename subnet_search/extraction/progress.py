@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from subnet_search.core.numbers_as_text import cell, percent, seconds
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words
@@ -76,6 +84,29 @@ class RunProgress:
             self.screen.note(f"{text}  density {epoch.density:.3f}  {percent(done)} done, {left} left")
 
     def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+class StageProgress:
+    """Shows what is done now: a line that is replaced in a terminal or a notebook, plain lines elsewhere."""
+
+    def __init__(self, wanted: bool | None) -> None:
+        """wanted: as for `Screen`."""
+        self.screen = Screen(wanted)
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=self.screen.console, transient=True, disable=not self.screen.live)
+        self.task = self.bar.add_task("")
+
+    def __call__(self, text: str) -> None:
+        self.bar.update(self.task, description=text)
+        if self.screen.plain:
+            self.screen.note(text)
+
+    def __enter__(self) -> "StageProgress":
         self.bar.start()
         return self
 

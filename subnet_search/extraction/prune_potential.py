@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError
 from subnet_search.data import Items, Split
-from subnet_search.deploy.exported_network import Deployed, read_artifact
-from subnet_search.deploy.rebuild import data_of, task_of_run
+from subnet_search.deploy.exported_network import Artifact, read_artifact
+from subnet_search.deploy.rebuild import check_given, split_of, task_of_run
 from subnet_search.evaluation.corruption_files import CorruptedFiles
 from subnet_search.evaluation.robustness import check_noise, corruption_table, noise_curve
-from subnet_search.extraction.against import DENSE, Against, Ready, corrupted_files, other_network, ready
+from subnet_search.extraction.against import DENSE, Against, Ready, check_alike, corrupted_files, other_network, ready
 from subnet_search.tasks import Classification
 
 DELTA, SEVERITY = 0.005, 3
@@ -28,7 +27,7 @@ ROUNDING = 1e-9  # of the difference between two fractions of items
 
 
 def prune_potential(
-    subnetworks: Sequence[Subnetwork | Deployed | str | Path],
+    subnetworks: Sequence[Artifact | str | Path],
     against: Against = DENSE,
     split: Literal["val", "test"] = "test",
     *,
@@ -63,17 +62,14 @@ def prune_potential(
     task = task_of_run(first, task)
     if not isinstance(task, Classification):
         raise UserError(f"the prune potential is of classifiers: it needs the task classification, got {task.name}")
-    given = data_of(first, data, task, all_is_test=split == "test")
-    task.check_data(given)
-    chosen = given.val if split == "val" else given.test()
-    if chosen is None:
-        raise UserError(f"{given.name} has no test split")
+    check_given(first, network, data, task)
+    nets = [other_network(against, first, network), *(ready(one, network, name) for name, one in found)]
+    for net in nets:
+        check_alike(task, nets[1], net)
+    chosen = split_of(first, nets[1].net, data, task, split)
     if noise:
         check_noise(chosen)
     files = corrupted_files(corruptions, first.origin, chosen)
-    nets = [other_network(against, first, network), *(ready(one, network, name) for name, one in found)]
-    for net in nets:
-        net.check_data(task, given)
     dense, *pruned = (_errors(net, task, chosen, noise, corruptions is True, files, severity) for net in nets)
     ratios = [1 - one.summary()["density"] for _, one in found]
     rows = [
@@ -87,7 +83,7 @@ def prune_potential(
     ]
     return {
         "against": nets[0].name,
-        "data": given.name,
+        "data": data if isinstance(data, str) else (first.origin.data or {"name": "given data"})["name"],
         "split": split,
         "items": len(chosen),
         "delta": delta,
@@ -104,11 +100,11 @@ def potential(dense_error: float, errors: Sequence[float], ratios: Sequence[floa
     return max(good, default=0.0)
 
 
-def _opened(subnetworks: Sequence[Subnetwork | Deployed | str | Path]) -> list[tuple[str, Subnetwork | Deployed]]:
+def _opened(subnetworks: Sequence[Artifact | str | Path]) -> list[tuple[str, Artifact]]:
     """The subnetworks with their names, those of folders in order. Raises UserError when there are none."""
-    found: list[tuple[str, Subnetwork | Deployed]] = []
+    found: list[tuple[str, Artifact]] = []
     for one in subnetworks:
-        if isinstance(one, Subnetwork | Deployed):
+        if isinstance(one, Artifact):
             found.append((f"subnetwork {len(found) + 1}", one))
             continue
         path = Path(one).expanduser()

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from subnet_search.artifact import Origin, Subnetwork
 from subnet_search.core.errors import Interrupted, RunError, UserError
@@ -13,19 +14,27 @@ from subnet_search.data import Data, Items, Split
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.extraction.provenance import named
 from subnet_search.extractors import Extractor
+from subnet_search.topology.channels import Channels
 from subnet_search.training import Outcome, Supernet
 from subnet_search.training.distributed import any_rank, rank_and_world
-from subnet_search.training.loop import evaluate
+from subnet_search.training.loop import evaluate, measured
 
 log = logging.getLogger(__name__)
 
 
 def subnetworks(
-    supernet: Supernet, data: Data, outcome: Outcome, origin: Origin, methods: Sequence[Extractor], example: Any
+    supernet: Supernet,
+    data: Data,
+    outcome: Outcome,
+    origin: Origin,
+    methods: Sequence[Extractor],
+    example: Any,
+    unpruned: nn.Module | None = None,
 ) -> list[Subnetwork]:
     """One subnetwork for each method, from the trained supernet; the first method is the one that trained it.
 
-    example: inputs of two items, as passed to the network.
+    example: inputs of two items, as passed to the network. unpruned: the network with its trained weights, before training,
+    to measure on the test split too.
     """
     here, first = data.to(supernet.device), methods[0]
     records = []
@@ -34,10 +43,11 @@ def subnetworks(
         val = outcome.val if method is first else evaluate(supernet, here, here.val)
         records.append(_record(supernet, here, outcome, val, example))
     test, problem = _test_split(data, supernet.device)
+    before = {} if unpruned is None or test is None else _unpruned_test(supernet, unpruned, here, test)
     found = []
     for method, record in zip(methods, records, strict=True):
         supernet.extractor = method
-        record["test_error"] = problem
+        record |= {"test_error": problem, **before}
         if test is not None:
             try:
                 record[f"test_{supernet.task.leading}"] = evaluate(supernet, here, test)[supernet.task.leading]
@@ -48,6 +58,18 @@ def subnetworks(
                 log.warning("the test split was not measured: %s", error)
         found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
     return found
+
+
+def _unpruned_test(supernet: Supernet, net: nn.Module, data: Data, test: Split | Items) -> dict[str, float]:
+    """The leading metric of the network before training on the test split; empty when it cannot be measured."""
+    task = supernet.task
+    try:
+        return {f"unpruned_test_{task.leading}": measured(task, net.to(supernet.device).eval(), data, test)[task.leading]}
+    except Interrupted:
+        raise
+    except RunError as error:  # items of a test split are not checked before
+        log.warning("the unpruned network was not measured on the test split: %s", error)
+        return {}
 
 
 def _test_split(data: Data, device: torch.device) -> tuple[Split | Items | None, str | None]:
@@ -90,10 +112,16 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any
         "macs": counted.macs,
         "kept_macs": counted.kept_macs,
         "left_whole": [asdict(one) for one in counted.left_whole],
+        "channels_left_whole": [
+            {"name": name.removesuffix(".weight"), "why": why} for name, why in supernet.units.left_whole.items()
+        ]
+        if isinstance(supernet.units, Channels)
+        else [],
         "asked": supernet.extractor.target_density,
         "reached": supernet.units.cost(units),
         "collapsed": [name for name, mask in masks.items() if not mask.any()],
         "exploration_rate": supernet.exploration_rate(),
+        **({"isometry_at_pruning": outcome.isometry} if supernet.recipe.record_isometry else {}),
     }
 
 

@@ -15,7 +15,8 @@ from subnet_search.artifact.input_spec import check_rows
 from subnet_search.artifact.subnetwork import state_in
 from subnet_search.core.errors import UserError, invalid
 from subnet_search.core.nested import map_tensors, moved
-from subnet_search.data import Data, load
+from subnet_search.data import Data, Split, in_order, load
+from subnet_search.deploy.formats import check_exportable
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.provenance import identity_of, origin_of
 from subnet_search.extraction.result import subnetworks
@@ -35,7 +36,7 @@ from subnet_search.nets import (
     replace_head,
 )
 from subnet_search.structure.units_of_network import units_of
-from subnet_search.tasks import Task, UserTask, check_metrics, inputs_sent, without_labels
+from subnet_search.tasks import Classification, Task, UserTask, check_metrics, inputs_sent, without_labels
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import NotANumber
 from subnet_search.training import Epoch, Supernet, train
@@ -44,6 +45,7 @@ from subnet_search.training.loop import measured
 
 log = logging.getLogger(__name__)
 EXAMPLES = 8  # inputs to store, for checking exports
+TRIED, FEW = 500, 20  # validation items on which a module is tried; of fewer, accuracy says nothing
 
 
 class RunSession:
@@ -55,6 +57,7 @@ class RunSession:
     data        the caller's data; None: the configuration's
     densities   also make a subnetwork at each of these from the learned relevance
     teacher     the caller's teacher for `recipe.distill`
+    exports     formats that the result will be exported to
 
     Raises UserError for an invalid run, before anything is trained or written.
     """
@@ -70,6 +73,7 @@ class RunSession:
         data: Data | None = None,
         densities: Sequence[float] = (),
         teacher: nn.Module | None = None,
+        exports: Sequence[str] = (),
     ) -> None:
         self.config, self.folder = config, folder
         own_task = isinstance(config.task, UserTask) and not config.task.by_name
@@ -114,11 +118,14 @@ class RunSession:
                 "(init: signed_constant or kaiming_normal)",
                 config.extractor.name,
             )
+        if module is not None and self.origin.init == "keep" and config.network.trained is None and not new_head:
+            _warn_if_trained(net, task, self.data)
         self.identity = identity_of(module, net, self.origin.init, self.data)  # before it is moved to a device or trained
         task = config.task.fitted(self.data, config.recipe.device)
         self.supernet = Supernet(net, config.extractor, config.recipe, config.seed, units, task, teacher)
         self.example = moved(example, self.supernet.device)
         self.learners = at_densities(self.supernet, densities)
+        self.exports = tuple(exports)
 
     def run(
         self,
@@ -137,7 +144,9 @@ class RunSession:
             if resume and (done := folder.finished(config.weights, self.learners)):
                 return done
             with folder.removed_on_user_error():
+                self.check_exports()
                 folder.save_examples(self.examples)
+                dense = own_copy(self.supernet.net) if self.starts_trained else None
                 unpruned = self.unpruned()
                 if on_unpruned and unpruned:
                     on_unpruned(unpruned)
@@ -154,18 +163,50 @@ class RunSession:
                     should_stop=should_stop,
                 )
             methods = [config.extractor, *self.learners.values()]
-            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example)
+            found = subnetworks(self.supernet, self.data, outcome, self.origin, methods, self.example, dense)
             own = {"examples": self.examples, "module": self.module}
             subnet, *others = (replace(one, metrics={**one.metrics, **unpruned}, **own) for one in found)
             return folder.save(subnet, dict(zip(self.learners, others, strict=True)), config.weights)
 
+    def check_exports(self) -> None:
+        """Raise UserError for a format that the result of this run cannot be exported to."""
+        density, units = self.supernet.extractor.target_density, self.supernet.units
+        for to in self.exports:
+            try:
+                check_exportable(self.supernet.net, units, density, self.origin, self.examples, to)
+            except UserError as error:
+                advice = str(error).replace("--to ", "--export ")  # the option of `extract`
+                raise UserError(f"the result of this run cannot be exported to {to}: {advice}") from error
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether all weights of the network are trained before the run."""
+        network = self.config.network
+        trained = network.pretrained if self.module is None else bool(network.trained)
+        return trained and not network.new_head
+
     def unpruned(self) -> dict[str, Any]:
         """The leading metric of the network on the validation split before training, if all its weights are trained."""
         net, task = self.supernet.net, self.supernet.task
-        if not self.config.network.pretrained or self.config.network.new_head or self.module is not None:
+        if not self.starts_trained:
             return {}
         data = self.data.to(self.supernet.device)
         return {f"unpruned_val_{task.leading}": measured(task, net.eval(), data, data.val)[task.leading]}
+
+
+@torch.no_grad()
+def _warn_if_trained(net: nn.Module, task: Task, data: Data) -> None:
+    """Warn when a classifier is more than half as good as it can be over always predicting one class, on some items."""
+    if not (isinstance(task, Classification) and isinstance(data.val, Split) and isinstance(data.val.labels, Tensor)):
+        return
+    some, was_training = data.val.take(torch.arange(len(data.val)) < TRIED), net.training
+    accuracy = task.measure(net.eval(), in_order(some, data.mean, data.std))["accuracy"]
+    net.train(was_training)
+    one_class = int(some.labels.bincount().max()) / len(some)
+    if len(some) >= FEW and accuracy > (1 + one_class) / 2:
+        log.warning(
+            "the network seems to be trained (accuracy %.2f): pass trained=True, or trained=False if it is not", accuracy
+        )
 
 
 def check_storable(config: RunConfig, init: str) -> None:

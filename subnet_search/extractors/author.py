@@ -34,6 +34,8 @@ from subnet_search.extractors.fields import Every as Every
 from subnet_search.extractors.fields import Grow as Grow
 from subnet_search.extractors.fields import Images as Images
 from subnet_search.extractors.fields import Invert as Invert
+from subnet_search.extractors.fields import Isometry as Isometry
+from subnet_search.extractors.fields import IsometryGain as IsometryGain
 from subnet_search.extractors.fields import LearnedRescaling as LearnedRescaling
 from subnet_search.extractors.fields import Normalise as Normalise
 from subnet_search.extractors.fields import PhaseEnd as PhaseEnd
@@ -50,6 +52,7 @@ from subnet_search.topology.budget import budget_penalty as budget_penalty
 from subnet_search.topology.channels import Channels as Channels
 from subnet_search.topology.masks import Masks as Masks
 from subnet_search.topology.masks import unpack as unpack
+from subnet_search.topology.orthogonal import orthogonal as orthogonal
 from subnet_search.topology.regrow import drop as drop
 from subnet_search.topology.regrow import grow as grow
 from subnet_search.topology.regrow import regrow as regrow

@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from subnet_search.core.search_domains import domains
-from subnet_search.extractors.base import Extractor
+from subnet_search.extractors.base import Extractor, only_begins, trains_weights
 from subnet_search.extractors.fields import Help, marked
 from subnet_search.extractors.registry import extractor_names, get_extractor
 from subnet_search.topology.select import LayerDensities
@@ -23,7 +23,9 @@ def describe(name: str) -> dict[str, Any]:
     units = paradigm.pop("units")
     return {
         "name": name,
+        "family": _family(cls),
         "summary": (inspect.getdoc(cls) or "").splitlines()[0],
+        "description": " ".join((inspect.getdoc(cls) or "").partition("\n\n")[2].split()),
         "paper": str(paper),
         "cited": paper.short,
         "title": paper.title,
@@ -39,6 +41,31 @@ def describe(name: str) -> dict[str, Any]:
         },
         "hyperparameters": _hyperparameters(cls),
     }
+
+
+FAMILIES = (
+    "masks of weights that are never trained",
+    "masks that are learned, of weights that are trained",
+    "before training",
+    "during or after training",
+    "filters and channels",
+    "n:m sparsity and blocks",
+)
+"""Groups of methods, in the order in which they are listed."""
+
+
+def _family(cls: type[Extractor]) -> str:
+    untrained, learned, before, trained, channels, blocks = FAMILIES
+    units = set(cls.paradigm.units)
+    if units == {"channel"}:
+        return channels
+    if not units & {"weight", "channel"}:
+        return blocks
+    if not trains_weights(cls):
+        return untrained
+    if cls.learns != "weights":
+        return learned
+    return before if only_begins(cls) else trained
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -82,7 +109,7 @@ def _section(method: dict[str, Any]) -> str:
         for field in method["hyperparameters"]
     ]
     parts = [
-        f"\n## {method['name']}\n\n{method['summary']}\n",
+        f"\n## {method['name']}\n\n{method['description'] or method['summary']}\n",
         f"{method['title']} ({method['paper']})\n",
         f"    {method['formula']}\n",
         *(f"{line}\n" for line in published_lines(method["published"])),

@@ -103,6 +103,19 @@ Normalise = Annotated[
         "or compare raw scores (none). Single weights and n:m always compete by raw scores."
     ),
 ]
+Isometry = Annotated[
+    Literal["none", "orthogonal"],
+    Help(
+        "What restores dynamical isometry after each pruning: nothing, or orthogonal weights (OrthP, arXiv:2105.05916), the QR "
+        "factor of each layer's kept rows and columns. Needs unit: channel, and training afterwards."
+    ),
+]
+"""Without a search domain: with single weights it is refused."""
+IsometryGain = Annotated[
+    float,
+    Gt(0),
+    Help("Singular value of orthogonal weights: 1 for linear layers; the authors use 1.414 (the square root of 2) with ReLU."),
+]
 
 Every = Annotated[
     Span, Interval(), Real(0.005, 0.1, log=True), Help("Interval between two changes: steps, or a fraction of the run.")

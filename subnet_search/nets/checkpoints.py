@@ -96,10 +96,13 @@ def put_state(
     shapes = {key: (tuple(value.shape), tuple(own[naming[key]].shape)) for key, value in found.items() if key in naming}
     wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
     fitting = {naming[key]: found[key] for key in shapes if key not in wrong}
-    if partial and fitting:
-        _warn_partial(missing + list(wrong), len(fitting), name)
+    if own and not any(map(_counts, fitting)):
+        theirs, ours = (_listed([*filter(_counts, names)]) for names in (state, own))
+        raise UserError(f"nothing in {file} fits {name}: the file has the tensors {theirs}, the network {ours}")
+    if partial:
+        _warn_partial(name, sum(map(_counts, fitting)), missing + list(wrong), [*more, *wrong])
     elif missing or more or wrong:
-        problems = [f"{_listed(missing)} of its {len(own)} tensors missing"] if missing else []
+        problems = [f"{_listed(missing)} of its {sum(map(_counts, own))} tensors missing"] if missing else []
         problems += [f"{_listed(more)} in the file that it does not have"] if more else []
         if wrong and not problems:
             key, (here, there) = next(iter(wrong.items()))
@@ -116,11 +119,19 @@ def _what_to_do(
     one_layer = not names and len({key.rpartition(".")[0] for key in wrong}) == 1
     if one_layer and all(here[1:] == there[1:] for here, there in wrong.values()):  # of another number of outputs
         return "; network.new_head: true replaces the last layer"
-    return f"; network.partial: true loads the {len(fitting)} tensors that fit" if fitting else ""
+    return f"; network.partial: true loads the {sum(map(_counts, fitting))} tensors that fit"
 
 
-def _warn_partial(kept: list[str], loaded: int, name: str) -> None:
-    log.warning("%s: %d tensors are loaded; initial values are kept in %s", name, loaded, _listed(kept) if kept else "none")
+def _warn_partial(name: str, loaded: int, kept: list[str], unused: list[str]) -> None:
+    """loaded + kept are all tensors of the network, loaded + unused all of the file."""
+    parts = {"initial values are kept in": kept, "not used of the file are": unused}
+    rest = "".join(f"; {what} {_listed(names)}" for what, names in parts.items() if names)
+    log.warning("%s: %d tensors are loaded%s", name, loaded, rest)
+
+
+def _counts(name: str) -> bool:
+    """Whether a tensor counts in messages: batch norms' counters of batches do not."""
+    return name.rpartition(".")[2] != COUNTER
 
 
 def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
@@ -133,8 +144,8 @@ def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]
 
 def _different(state: Mapping[str, Tensor], naming: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Missing and unexpected names of a state dict."""
-    missing = [key for key in naming if key not in state and key.split(".")[-1] != COUNTER]
-    return missing, [key for key in state if key not in naming]
+    missing = [key for key in naming if key not in state and _counts(key)]
+    return missing, [key for key in state if key not in naming and _counts(key)]
 
 
 def _listed(names: list[str]) -> str:

@@ -101,7 +101,8 @@ def check_logits(output: Any, classes: int, name: str, when: str = "") -> Tensor
         got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(output).__name__}{several}{keys}"
         raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
     if out.shape[1] < classes:
-        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes")
+        own = "; a function gets their number as num_classes, and other arguments from network.options" if ":" in name else ""
+        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes{own}")
     return out
 
 
@@ -142,11 +143,18 @@ def not_accepted(name: str, inputs: Any, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not isinstance(inputs, Tensor):
         return UserError(f"{name} does not accept the inputs {shapes_in(inputs)}: {reason}")
-    kind, hint = "", ""
+    kind, hint = "", channels_last(inputs)
     if not inputs.is_floating_point():
         kind = f"{str(inputs.dtype).removeprefix('torch.')} "
         hint = "; indices are passed as they are: if they are measurements, pass inputs.float()"
     return UserError(f"{name} does not accept {kind}inputs of shape {tuple(inputs.shape[1:])}: {reason}{hint}")
+
+
+def channels_last(inputs: Tensor) -> str:
+    """A hint for images whose channels seem to be their last dimension."""
+    shape = inputs.shape[1:]
+    seems = len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4)
+    return "; images are (N, channels, height, width): pass inputs.permute(0, 3, 1, 2)" if seems else ""
 
 
 class LogitsOnly(nn.Module):

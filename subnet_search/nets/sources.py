@@ -150,6 +150,7 @@ def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes:
         why = (
             f", and this data has no {'number of classes' if absent[0] == 'num_classes' else 'single shape'}" if absent else ""
         )
+        why = why or "; the number of classes is passed as num_classes, if the function has that argument"
         raise UserError(f"{name} needs the argument {needed[0]!r}: set network.options.{needed[0]}{why}")
     return factory, given
 

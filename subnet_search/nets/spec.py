@@ -48,6 +48,8 @@ class NetworkSpec(Settings):
     """Hash of the `state` file, set when a run starts; a file that has changed since is refused."""
     partial: bool = False
     """Load the tensors of `state` that fit, and keep the initial values of the others."""
+    trained: bool | None = None
+    """Whether the network starts from trained weights, where that cannot be known: of your own function or module."""
     new_head: bool | str = False
     """Replace the last layer by one with as many outputs as the data needs: true, or the layer's name."""
 
@@ -66,7 +68,9 @@ class NetworkSpec(Settings):
 
     @property
     def pretrained(self) -> bool:
-        """Whether the network starts from trained weights: those of a file, or those that a library downloads."""
+        """Whether the network starts from trained weights: those of a file, those that a library downloads, or as said."""
+        if self.trained is not None:
+            return self.trained
         return bool(self.state) or any(value for key, value in self.options.items() if key.startswith(PRETRAINED))
 
     @property

@@ -36,7 +36,7 @@ class Coupling:
     """Groups of coupled channels that can be removed, and reasons why others cannot."""
 
     groups: tuple[Group, ...]
-    kept_whole: Mapping[str, str]
+    kept_whole: dict[str, str]
     """Reasons, by the first weight that computes a group's channels."""
 
     @property

@@ -16,11 +16,13 @@ from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
 from subnet_search.nets import left_whole, prunable
 from subnet_search.nets.weights import EMBEDDING, matching
+from subnet_search.structure.channel_flow import ALONE, OUTPUTS
 from subnet_search.structure.channel_groups import couple
 from subnet_search.topology.channels import Channels, Group
 from subnet_search.topology.select import Shapes
 from subnet_search.topology.units import NM, Blocks, Measure, Units, parse
 
+NOT_PRUNED = "layers that are not pruned read or compute them"
 ROUND_TO = 16  # channels; CPUs and GPUs compute in blocks of this size
 
 
@@ -48,7 +50,8 @@ def units_of(
         case "channel", _:
             step = ROUND_TO if round_to is None else round_to
             kept_whole = matching(net, dense_layers)
-            return Channels(shapes, _groups(net, shapes, shape, example, every, kept_whole), step, prices, whole)
+            groups, reasons = _groups(net, shapes, shape, example, every, kept_whole)
+            return Channels(shapes, groups, step, prices, whole, reasons)
         case "n:m", (n, m):
             return NM(shapes, n, m, prices, whole)
         case "block", (size,):
@@ -74,10 +77,11 @@ def _prices(
 
 def _groups(
     net: nn.Module, shapes: Shapes, shape: tuple[int, ...], example: Any, every: bool, dense: Container[str]
-) -> list[Group]:
-    """The groups of channels that can be removed and that only prunable weights read.
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups of channels that can be removed and that only prunable weights read; and why other channels are not.
 
-    Channels of `dense`, and those that only an embedding computes, are in no group.
+    The reasons are by the first weight that computes the channels, without those of the network's outputs. Channels of
+    `dense`, and those that only an embedding computes, are in no group.
     """
     whole = {name for name, why in left_whole(net, shapes).items() if why == EMBEDDING}
     parameters = dict(net.named_parameters())
@@ -89,9 +93,11 @@ def _groups(
         and any(one.tensor in parameters and one.tensor not in whole for one in group.slices if not one.reads)
     ]
     if not groups:
-        why = "; layers that are not pruned read or compute them" if coupling.groups else coupling.why
+        why = f"; {NOT_PRUNED}" if coupling.groups else coupling.why
         raise UserError(f"this network has no channels that can be removed{why}")
-    return groups
+    found = {group.name for group in groups}
+    unread = {group.name: NOT_PRUNED for group in coupling.groups if group.name not in found}
+    return groups, {name: why for name, why in (coupling.kept_whole | unread).items() if why not in (OUTPUTS, ALONE)}
 
 
 @torch.no_grad()

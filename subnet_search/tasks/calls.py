@@ -1,13 +1,14 @@
 """What a task calls the network with, and a network that is called with other tensors."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from subnet_search.core.errors import RunError, UserError, reason
+from subnet_search.core.nested import length_of, rows_of
 from subnet_search.data.batch import LABELS
 from subnet_search.nets import call, not_accepted, outputs_in
 from subnet_search.tasks.base import Network, Task
@@ -66,6 +67,18 @@ def inputs_sent(net: nn.Module, task: Task, batch: Any, name: str = "", outputs:
         net.train(was_training)
     check_scalar(loss, task)
     return recorded.inputs(net)
+
+
+def first_inputs(net: nn.Module, task: Task, batches: Iterable[Any], count: int) -> list[Any]:
+    """What the task calls the network with for the first `count` items of prepared batches, without labels."""
+    found: list[Any] = []
+    for batch in batches:
+        inputs = rows_of(inputs_sent(net, task, batch), 0, count)
+        found.append(without_labels(net, inputs, isinstance(task, UserTask)))
+        count -= length_of(inputs)
+        if count <= 0:
+            break
+    return found
 
 
 @torch.no_grad()

@@ -76,8 +76,11 @@ class Channels(Units):
         round_to: int = 1,
         prices: Mapping[str, float] | None = None,
         whole: float = 0.0,
+        left_whole: Mapping[str, str] | None = None,
     ) -> None:
+        """left_whole: why other channels cannot be removed, by the first weight that computes them."""
         super().__init__(weights, prices, whole)
+        self.left_whole = dict(left_whole or {})
         if not groups:
             raise UserError("this network has no channels that can be removed")
         self.groups = tuple(groups)

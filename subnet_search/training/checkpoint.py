@@ -56,6 +56,7 @@ class Progress:
     passes: tuple[int, int] = (0, 0)  # forward and backward
     probe_steps: int = 0  # cost of gradients before training, in steps; so many first steps are not trained
     rate_origin: int = 0  # step that counts as the start of the learning rate schedule
+    isometry: list[dict[str, float]] = field(default_factory=list)  # of each pruning, with `recipe.record_isometry`
 
 
 def save_checkpoint(

@@ -18,9 +18,10 @@ from subnet_search.core.nested import moved
 from subnet_search.core.rng import derive
 from subnet_search.data import Batches, Data, Items, Split, in_order
 from subnet_search.evaluation.cost import cost, in_words
+from subnet_search.evaluation.isometry import INPUTS, check_floats, mean_singular_value
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, only_begins, raised_intervals
-from subnet_search.tasks import Recorded, Task, inputs_sent
+from subnet_search.tasks import Recorded, Task, first_inputs, inputs_sent
 from subnet_search.tasks.base import Network
 from subnet_search.topology.channels import Channels
 from subnet_search.topology.masks import Masks
@@ -57,6 +58,7 @@ class Outcome:
     probe_steps: int  # cost of gradients before training, in steps
     raised_intervals: dict[str, int]  # in steps: intervals between changes that were raised to the minimum
     seconds: float
+    isometry: list[dict[str, float]]  # of each pruning, with `recipe.record_isometry`
 
 
 def train(
@@ -226,6 +228,7 @@ class Run:
         for name, steps in self.raised.items():
             _warn_once(f"{name} is raised to {steps} steps, the minimum in a run of {self.total} steps")
         self._warn_left_whole()
+        self.isometry_inputs = self._isometry_inputs() if supernet.recipe.record_isometry else []
         self.rewind_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
         self.losses = torch.zeros(self.per_epoch, device=supernet.device)  # of this epoch's steps
@@ -336,15 +339,21 @@ class Run:
         self._check_density(masks)
         val = evaluate(self.supernet, self.data, self.data.val)
         seconds = time.monotonic() - self.started
-        return Outcome(progress.history, val, epoch, progress.step, progress.probe_steps, self.raised, seconds)
+        return Outcome(
+            progress.history, val, epoch, progress.step, progress.probe_steps, self.raised, seconds, progress.isometry
+        )
 
     def make(self, change: Change) -> None:
         """Apply a change to network, optimizer and schedule. Raises UserError or RunError for forbidden layer collapse."""
-        learned = self.supernet.learns
+        learned, recording = self.supernet.learns, bool(self.isometry_inputs) and not self.supernet.relevance
+        if recording and change.masks is not None:
+            self._record_isometry(change.masks)
         if change.survivors is not None:
             self.supernet.apply(Change(change.survivors))
             self.supernet.mask_weights(self.optimizer)
         self.supernet.apply(change)
+        if recording and change.masks is not None:
+            self.progress.isometry[-1]["after"] = self._isometry()
         if self.supernet.learns != learned or change.rewind in ("weights", "both") or change.reset_optimizer:
             self._make_optimizer()
         elif change.masks is not None and not self.supernet.relevance:
@@ -353,6 +362,23 @@ class Run:
             self.progress.rate_origin = self.progress.step - change.schedule_to
         if not self.supernet.relevance:
             self._check_collapse(self.supernet.masks)
+
+    def _isometry_inputs(self) -> list[Any]:
+        """Inputs to differentiate by. Raises UserError when they are not floats."""
+        batches = in_order(self.data.val, self.data.mean, self.data.std)
+        inputs = first_inputs(self.supernet.net, self.supernet.task, batches, INPUTS)
+        check_floats(inputs)
+        return inputs
+
+    def _record_isometry(self, masks: Masks) -> None:
+        """Add a row: before these masks, and with them alone, before weights change in other ways (rewinding, OrthP)."""
+        before, density = self._isometry(), self.supernet.weight_masks(masks).density
+        self.supernet.apply(Change(masks))
+        row = {"step": self.progress.step, "density": density, "before": before, "pruned": self._isometry()}
+        self.progress.isometry.append(row)
+
+    def _isometry(self) -> float:
+        return from_first(lambda: mean_singular_value(self.supernet.net, self.isometry_inputs))
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         self.optimizer = make_optimizer(self.supernet, self.supernet.recipe)

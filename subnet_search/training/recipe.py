@@ -81,6 +81,8 @@ class Recipe(Settings):
     """When a layer loses its last weight: true warns and continues, false stops with an error."""
     explored: bool = False
     """Record the in-time exploration rate, the fraction of weights that were ever alive (ITOP, arXiv:2102.02887)."""
+    record_isometry: bool = False
+    """Record the mean singular value of the Jacobian around each pruning, on 128 validation items (arXiv:2105.05916)."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int | None = Field(default=None, ge=1)

@@ -8,6 +8,7 @@ import torch
 from toys import mlp, points, run_config
 
 from subnet_search import Masks, Recipe, RunConfig
+from subnet_search.analysis import table_files
 from subnet_search.analysis.compare_masks import chance_overlap, compare_topologies, topology_record
 from subnet_search.artifact.mask_file import load_masks, save_masks
 from subnet_search.cli import main
@@ -164,6 +165,44 @@ def test_a_plot_is_one_file_that_needs_no_network(tmp_path, kind, texts):
     assert "<script src=" not in html.replace("  ", " ")
     assert "<link" not in html
     assert len(html) > 1_000_000  # plotly.js is in it
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "plasticity"])
+def test_a_plot_for_a_paper(tmp_path, kind):
+    pytest.importorskip("matplotlib")
+    drawings(tmp_path / "plot.svg")[kind]()
+    svg = (tmp_path / "plot.svg").read_text()
+    names = [
+        "A title",
+        *(["this", "that", "dense 95.00%"] if kind == "accuracy" else ["90% pruned, regrown", "before pruning"]),
+    ]
+    assert all(f"<!-- {name} -->" in svg for name in names)  # texts are drawn as paths, with a comment
+    for ending, begins in ((".pdf", b"%PDF"), (".png", b"\x89PNG")):
+        drawings(path := tmp_path / f"plot{ending}")[kind]()
+        assert path.read_bytes().startswith(begins)
+
+
+def test_a_picture_without_matplotlib_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"need matplotlib: pip install 'subnet-search\[plots\]'"):
+        drawings(tmp_path / "plot.svg")["accuracy"]()
+
+
+def test_tables_for_papers(tmp_path):
+    rows = [{"method": "a_b & c", "accuracy": 0.91234, "note": None}, {"method": "50 %", "accuracy": 1, "note": "x"}]
+    table_files.save(rows, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "method,accuracy,note\na_b & c,0.91234,\n50 %,1,x\n"
+    table_files.save(rows, tmp_path / "t.tex")
+    assert (tmp_path / "t.tex").read_text().splitlines() == [
+        r"\begin{tabular}{lrl}",
+        r"\toprule",
+        r"method & accuracy & note \\",
+        r"\midrule",
+        r"a\_b \& c & 0.9123 & -- \\",
+        r"50 \% & 1 & x \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "plasticity"])

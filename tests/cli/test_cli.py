@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from subnet_search.cli import main
+from subnet_search.cli.render import format
 
 COMMAND = Path(sys.executable).with_name("subnet-search")
 ROOT = Path(__file__).parents[2]
@@ -221,8 +222,14 @@ def test_ctrl_c_stops_all_workers():
     assert states.count("WAITING") == 2
 
 
-def test_methods_and_data():
-    names = [method["name"] for method in from_json("methods")]
+def test_methods_and_data(monkeypatch):
+    rows = from_json("methods")
+    names = [method["name"] for method in rows]
+    monkeypatch.setattr(format.console, "width", 80)
+    lines = command("methods").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in rows:  # one line each
+        assert any(line.split()[0] == row["name"] and row["summary"] in line for line in lines if line.startswith("  "))
     assert {"gumbel", "supermask", "edge_popup", "random"} <= set(names)
     gumbel = from_json("methods", "gumbel")
     density = next(field for field in gumbel["hyperparameters"] if field["name"] == "density")

@@ -525,3 +525,29 @@ def test_a_long_study_is_read_back_from_json_as_it_is():
     spec = study_file(SPACE + "enqueue: [{recipe.lr: 0.05}]\n")
     assert json.loads(StudySpec.from_json(spec.to_json()).to_json()) == json.loads(spec.to_json())
     assert yaml.safe_load(dump({"a": "1e5", "b": "2:4", "c": 1e-5})) == {"a": "1e5", "b": "2:4", "c": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("target: {flops:0.4}", r"'flops:0\.4': write {flops: 0\.4} .*line 1\)$"),
+        ("extractor: {name: rigl,\n  density:0.1}", r"'density:0\.1': write {density: 0\.1} .*line 2\)$"),
+        ("a: {choice: [{hub:samplers/x}]}", r"write {hub: samplers/x}"),
+        ("recipe:\n  epochs:3\n  lr: 0.1\n", "line 3 is not YAML: .*a space after the colon of each key, as in epochs: 3$"),
+        ("recipe:\n  lr: 0.1\n  epochs:3\n", "is not YAML: .*a space after the colon of each key, as in epochs: 3$"),
+    ],
+)
+def test_a_missing_space_after_a_colon_is_said(text, says):
+    with pytest.raises(UserError, match=says):
+        read_text(text, "x.yaml")
+
+
+def test_colons_inside_keys_and_values_are_read():
+    text = 'a: {"m:C", "n:D": 1, data: npz:f, list: [2:4, m:C], "f":0.4}\nb:\n  m:C:\n'
+    values = {"m:C": None, "n:D": 1, "data": "npz:f", "list": ["2:4", "m:C"], "f": 0.4}
+    assert typed(read_text(text, "x.yaml").values) == {"a": values, "b": {"m:C": None}}
+
+
+def test_a_text_in_place_of_a_mapping_shows_the_mapping():
+    with pytest.raises(UserError, match=r"^target: .*got 'flops:0\.4': write {flops: 0\.4} \(-s target\)$"):
+        read_config(RunConfig, None, ["target=flops:0.4"])

@@ -15,6 +15,28 @@ from subnet_search.extractors import get_extractor
         (lambda: ss.StudySpec(nam="x"), r"name: field required"),
         (lambda: ss.StudySpec(name="x", run={"recipe": {"lr": "a"}}), r"^run\.recipe\.lr: input should be a valid number"),
         (lambda: ss.RunConfig(extractor={"name": "gumbel", "density": 2}), r"^extractor\.density: .*2"),
+        (lambda: ss.RunConfig(recipe={"epoch": 3}), r"^unknown key 'recipe\.epoch': did you mean 'epochs'\?"),
+        (
+            lambda: ss.RunConfig(recipe={"distill": {"techer": 1}}),
+            r"^unknown key 'recipe\.distill\.techer': did you mean 'teacher'",
+        ),
+        (
+            lambda: ss.RunConfig(extractor={"name": "rigl", "densty": 0.1}),
+            r"^unknown key 'extractor\.densty': did you mean 'dens",
+        ),
+        (
+            lambda: ss.RunConfig(task={"name": "regression", "eror": "mse"}),
+            r"^unknown key 'task\.eror': did you mean 'error'\?",
+        ),
+        (lambda: ss.RunConfig(target={"flop": 0.5}), r"^unknown key 'target\.flop': did you mean 'flops'\?"),
+        (
+            lambda: ss.StudySpec(name="x", run={"recipe": {"epoch": 3}}),
+            r"^unknown key 'run\.recipe\.epoch': did you mean 'epochs'",
+        ),
+        (
+            lambda: ss.StudySpec(name="x", callbacks={"on_epch": "a:b"}),
+            r"^unknown key 'callbacks\.on_epch': did you mean 'on_epoch'",
+        ),
         (lambda: get_extractor("gumbel")(densty=0.2), r"^unknown key 'densty': did you mean 'density'\?"),
     ],
 )

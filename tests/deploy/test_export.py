@@ -500,7 +500,7 @@ def test_mistakes_leave_an_earlier_file_alone(to, options, error, said, weights,
 
 def test_a_result_that_says_something_else_is_not_written(channels, tmp_path, monkeypatch):
     subnet, net = channels
-    monkeypatch.setattr("subnet_search.deploy.export.compact", lambda masked, example, every: conv_bn())
+    monkeypatch.setattr("subnet_search.deploy.formats.compact", lambda masked, example, every: conv_bn())
     with pytest.raises(RunError, match="not exported: the logits of compact differ from the masked network's by"):
         export(subnet, "compact", tmp_path / "file", network=net, seconds=0)
     assert list(tmp_path.iterdir()) == []

@@ -100,17 +100,17 @@ def test_dense_of_a_module():
 
 def test_what_cannot_be_compared(tmp_path, monkeypatch):
     random = ss.extract("lenet5", LIMITED, "random", density=0.5, recipe=ONE_SHOT)
-    with pytest.raises(UserError, match="did not start from trained weights"):
+    with pytest.raises(UserError, match="no trained weights from before pruning are known; name the file"):
         ss.evaluate(random, against="dense")
     with pytest.raises(UserError, match="against is a file, a subnetwork, a module or 'dense', got 3"):
         ss.evaluate(random, against=3)
-    with pytest.raises(UserError, match=r"dense\.pt does not fit small_conv"):
+    with pytest.raises(UserError, match=r"nothing in dense\.pt fits small_conv"):
         ss.evaluate(ss.extract("small_conv", LIMITED, "random", recipe=ONE_SHOT), against="dense.pt")
     subnet = load()
     monkeypatch.chdir(tmp_path)
     network = subnet.origin.network.model_copy(update={"state": "/else/dense.pt"})
     elsewhere = subnet.origin.model_copy(update={"network": network})
-    with pytest.raises(UserError, match=r"outside the current folder: name them: /else/dense\.pt"):
+    with pytest.raises(UserError, match=r"outside the current folder, /else/dense\.pt; name the file"):
         ss.evaluate(replace(subnet, origin=elsewhere), against="dense")
 
 

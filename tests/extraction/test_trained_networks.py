@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import subnet_search as ss
 from subnet_search.cli import main
@@ -20,7 +21,7 @@ def trained(tmp_path_factory):
     file = tmp_path_factory.mktemp("trained") / "dense.pt"
     dense = ss.extract("lenet5", DATA, "random", density=1.0, recipe=ss.Recipe(**{**RECIPE, "epochs": 8}))
     torch.save(dense.state_dict(), file)
-    return str(file), dense.metrics["val_accuracy"]
+    return str(file), dense.metrics["val_accuracy"], dense.metrics["test_accuracy"]
 
 
 def config(trained, **extractor):
@@ -37,6 +38,7 @@ def test_the_result_before_pruning_comes_first(trained):
     )
     assert seen == [{"unpruned_val_accuracy": trained[1]}, "step"]
     assert subnet.metrics["unpruned_val_accuracy"] == trained[1]
+    assert subnet.metrics["unpruned_test_accuracy"] == trained[2]
     assert "unpruned_val_accuracy" not in ss.extract("lenet5", DATA, "random", density=0.3, recipe=ss.Recipe(**RECIPE)).metrics
 
 
@@ -82,7 +84,7 @@ def test_one_command_from_a_trained_network_to_a_faster_file(trained, tmp_path, 
     out, err = capsys.readouterr()
     assert done.value.code == 0, err
     assert err.splitlines()[0].startswith("before pruning: validation ")
-    assert f"(before pruning {100 * trained[1]:.2f} %)" in out
+    assert all(f"(before pruning {100 * value:.2f} %)" in out for value in trained[1:])
     assert "ms at batch 1 " in out
     assert (tmp_path / "run" / "compact.safetensors").is_file()
     assert ss.load_deployed(tmp_path / "run" / "compact.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
@@ -95,3 +97,24 @@ def test_one_command_from_a_trained_network_to_a_faster_file(trained, tmp_path, 
         2,
         True,
     )
+
+
+def test_a_module_is_trained_if_the_caller_says_so(caplog):
+    torch.manual_seed(0)
+    x = torch.randn(400, 4)
+    y = (x[:, 0] > 0).long()
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1, 0, 0, 0]]))
+        net.bias.zero_()
+    recipe = ss.Recipe(epochs=1, threads=1, device="cpu")
+    found = ss.extract(net, (x, y), "magnitude", density=0.5, trained=True, recipe=recipe)
+    assert found.summary()["unpruned_val_accuracy"] == 1
+    assert (found.origin.extractor["start"], found.origin.recipe["lr"]) == (0, 0.01)
+    assert caplog.text == ""
+    other = ss.extract(net, (x, y), "magnitude", density=0.5, recipe=recipe)
+    assert "the network seems to be trained (accuracy 1.00): pass trained=True" in caplog.text
+    assert "unpruned_val_accuracy" not in other.summary()
+    caplog.clear()
+    ss.extract(nn.Linear(4, 2), (x, y), "magnitude", density=0.5, trained=False, recipe=recipe)
+    assert caplog.text == ""

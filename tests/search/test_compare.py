@@ -18,17 +18,19 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import Extractor, registry
 from subnet_search.extractors.base import Published
 from subnet_search.extractors.methods.random import Random
+from subnet_search.search.queries.data_frame import to_dataframe
 from subnet_search.search.queries.queries import trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
+from subnet_search.search.queries.trial_table import flat_rows
 from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.storage.connect import rdb
+from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
     SHARED,
     cell_records,
     method_grid,
-    plot_points,
     prepare_grid,
     sanity_grid,
     table_rows,
@@ -105,7 +107,7 @@ def essence(records):
 
 def test_every_cell_runs_once_and_a_grid_grows():
     study, first = complete(grid())
-    assert [(r["arm"], r["density"], r["seed"]) for r in first] == [
+    assert [(r["method"], r["density"], r["seed"]) for r in first] == [
         ("edge_popup", 0.3, 0),
         ("random", 0.3, 0),
         ("dense", 1.0, 0),
@@ -118,7 +120,7 @@ def test_every_cell_runs_once_and_a_grid_grows():
     assert [t.user_attrs["cell"]["seed"] for t in study.trials] == [0, 0, 0, 1, 1, 1]
     assert more[:3] == first
     study, wider = complete(grid(("random", "gumbel"), densities=(0.3, 0.2)))
-    added = [(p["arm"], p["extractor.density"]) for p in trial_params(study)[6:]]
+    added = [(p["method"], p["density"]) for p in trial_params(study)[6:]]
     assert added == [("random", 0.2), ("gumbel", 0.3), ("gumbel", 0.2)]
     assert spec_of(study).trials == len(study.trials) == 9
     assert {r["state"] for r in wider} == {"COMPLETE"}
@@ -163,7 +165,7 @@ def test_a_cell_is_the_run_that_extract_makes():
     ):
         alone = run(config(extractor=extractor, recipe=recipe, seed=6)).summary()
         for key in ("sha256", "seed", "val_accuracy", "test_accuracy", "steps"):
-            assert record[key] == alone[key], (record["arm"], key)
+            assert record[key] == alone[key], (record["method"], key)
         assert record["achieved_density"] == alone["density"]
         assert record["forward"] == alone["passes"]["forward"]
 
@@ -200,7 +202,7 @@ def test_a_smaller_grid_after_an_interruption_runs_nothing_else():
         complete(grid(), should_stop=stopping(3))
     study, smaller = complete(grid(("random",)))
     assert [r["state"] for r in smaller] == ["COMPLETE", "COMPLETE"]
-    assert [row["params"]["arm"] for row in trial_rows(study) if row["state"] == "COMPLETE"] == ["random", "dense"]
+    assert [row["params"]["method"] for row in trial_rows(study) if row["state"] == "COMPLETE"] == ["random", "dense"]
     study, wide = complete(grid())
     assert len(study.trials) == 3  # what had been withdrawn went on
     assert essence(wide) == essence(whole)
@@ -282,7 +284,7 @@ def test_mistakes_are_found_before_anything_runs(wrong, message, monkeypatch):
 def test_the_sanity_checks():
     method = {"name": "snip", "density": 0.3}
     wanted = sanity_grid("s", config(extractor=method), 1)
-    made = {cell.arm.label: cell.attribute["values"]["extractor"] for cell in wanted.cells}
+    made = {cell.row.method: cell.attribute["values"]["extractor"] for cell in wanted.cells}
     shuffled = {"name": "shuffled", "source": method, "density": 0.3}
     assert made == {
         "original": method,
@@ -295,7 +297,7 @@ def test_the_sanity_checks():
     _, records = complete(wanted)
     assert [(r["state"], round(r["achieved_density"], 4)) for r in records] == [("COMPLETE", 0.3)] * 5 + [("COMPLETE", 1.0)]
     assert len({r["sha256"] for r in records}) == 6
-    assert "inverted" not in {cell.arm.label for cell in sanity_grid("s", config(), 1).cells}
+    assert "inverted" not in {cell.row.method for cell in sanity_grid("s", config(), 1).cells}
 
 
 def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
@@ -308,25 +310,31 @@ def test_all_sanity_arms_have_the_methods_recipe(monkeypatch):
 # Showing
 
 
-def test_rows_are_means_and_spreads():
+def test_rows_are_means_and_spreads(tmp_path):
     known = {"steps": 10, "seconds": 1.0, "forward": 10, "backward": 10, "test_accuracy": None, "achieved_density": 0.5}
     known |= {"trained": False, "late_gain": None}
     records = [
-        {"arm": "a", "density": 0.5, "state": "COMPLETE", "val_accuracy": accuracy, **known} for accuracy in (0.5, 0.75, 0.7)
-    ] + [{"arm": "b", "density": 0.5, "state": "FAIL", "val_accuracy": None, **dict.fromkeys(known)}]
+        {"method": "a", "density": 0.5, "state": "COMPLETE", "val_accuracy": accuracy, **known} for accuracy in (0.5, 0.75, 0.7)
+    ] + [{"method": "b", "density": 0.5, "state": "FAIL", "val_accuracy": None, **dict.fromkeys(known)}]
     a, b = table_rows(records)
     assert a["val_accuracy"] == pytest.approx({"mean": 0.65, "low": 0.5, "high": 0.75, "deviation": 0.0175**0.5})
     assert a["test_accuracy"] is b["val_accuracy"] is None
     assert (a["complete"], b["complete"], b["cells"]) == (3, 0, 1)
-    (point,) = plot_points([a, b], "val_accuracy")
-    assert point == pytest.approx({"label": "a", "density": 0.5, "mean": 0.65, "low": 0.5, "high": 0.75}, abs=1e-12)
+    ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.csv")
+    assert (tmp_path / "c.csv").read_text() == "label,density,mean,low,high\na,0.5,0.65,0.5,0.75\n"
+    ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.tex")
+    assert (tmp_path / "c.tex").read_text().splitlines()[4] == r"a & 0.5 & 0.65 & 0.5 & 0.75 \\"
 
 
 def test_a_comparison_looks_like_a_study():
     study, _ = complete(grid())
-    assert trial_params(study)[0] == {"arm": "edge_popup", "extractor.density": 0.3, "seed": 0}
+    assert trial_params(study)[0] == {"method": "edge_popup", "density": 0.3, "seed": 0}
+    (row, *_), frame = flat_rows(Snapshot(study)), to_dataframe(study)  # Optuna, tables and data frames have the same keys
+    assert {key: row[key] for key in study.trials[0].params} == study.trials[0].params == trial_params(study)[0]
+    assert dict(frame.loc[0, list(study.trials[0].params)]) == study.trials[0].params
+    assert (row["achieved_density"], row["density"]) == (study.trials[0].user_attrs["density"], 0.3)
     record = summarise_study(study)
-    assert record["space"] == {"arm": "edge_popup | random | dense", "extractor.density": "0.3 | 1", "seed": "0"}
+    assert record["space"] == {"method": "edge_popup | random | dense", "density": "0.3 | 1", "seed": "0"}
     assert record["budget"] == 3
     assert record["sampler"] is None
 
@@ -360,13 +368,13 @@ def test_the_commands(file, capsys, tmp_path, flawed):
     assert len(record["cells"]) == 9
     assert len({cell["sha256"] for cell in record["cells"] if cell["state"] == "COMPLETE"}) == 8
     again = ss.compare(file, ["edge_popup", "flawed"], [0.3], name="compare-toy")
-    assert {row["label"]: row["val_accuracy"] for row in again["rows"]} == {
-        row["label"]: row["val_accuracy"] for row in record["rows"]
+    assert {row["method"]: row["val_accuracy"] for row in again["rows"]} == {
+        row["method"]: row["val_accuracy"] for row in record["rows"]
     }
     if record["plot"]:
         assert (tmp_path / record["plot"]).is_file()
     sane = json.loads(said(capsys, "sanity", file, "-s", "extractor={name: snip, density: 0.3}", "--seeds", 1, "--json").out)
-    assert [row["label"] for row in sane["rows"]] == ["original", "shuffled", "redrawn", "inverted", "random", "dense"]
+    assert [row["method"] for row in sane["rows"]] == ["original", "shuffled", "redrawn", "inverted", "random", "dense"]
     assert "original" in said(capsys, "sanity", file, "-s", "extractor={name: snip, density: 0.3}", "--seeds", 1).out
     for look in (["list"], ["show", "compare-toy"], ["trials", "compare-toy"], ["trial", "compare-toy", 0]):
         assert "compare-toy" in said(capsys, "study", *look).out or look[0] == "trials"

@@ -54,7 +54,7 @@ def test_other_metrics_are_measured_by_their_value():
 
 
 def test_the_line_names_the_rows():
-    row = lambda label, density, done: {"label": label, "density": density, "converged": done}  # noqa: E731
+    row = lambda method, density, done: {"method": method, "density": density, "converged": done}  # noqa: E731
     rows = [row("gmp", 0.1, False), row("gmp", 0.02, False), row("snip", 0.02, True), row("dense", 1.0, False)]
     assert too_short(rows, 10, "accuracy") == (
         "10 epochs are too short for gmp at 0.1, 0.02; dense: in the last 2 epochs the validation accuracy still improved by "

@@ -8,7 +8,7 @@ import pytest
 import subnet_search as ss
 from subnet_search.core.errors import UserError
 from subnet_search.search.engine.worker import run_worker
-from subnet_search.search.spec.hub import _package
+from subnet_search.search.spec.hub import _package, warn_if_moving
 from subnet_search.search.storage.connect import open_storage
 
 optunahub = pytest.importorskip("optunahub", reason="needs optunahub")
@@ -137,6 +137,24 @@ def test_mistakes_are_one_line(sampler, message):
     with pytest.raises(UserError, match=message) as refused:
         ss.run_study({**SPEC, "sampler": {"folder": "package", **sampler}})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("settings", "warns"), [({}, "'main'"), ({"ref": "main"}, "'main'"), ({"ref": "v1"}, "'v1'")])
+def test_a_reference_that_can_change_is_said(settings, warns, caplog):
+    warn_if_moving("sampler", {"hub": "samplers/good", **settings})
+    (record,) = caplog.records
+    assert f"samplers/good is downloaded from {warns}, which can change between workers: write the commit" in record.message
+
+
+def test_a_commit_or_a_folder_does_not_change(caplog):
+    for settings in (
+        {"hub": "samplers/good", "ref": "3f2a1c9"},
+        {"hub": "samplers/good", "folder": "x"},
+        {"name": "tpe"},
+        "m:f",
+    ):
+        warn_if_moving("sampler", settings)
+    assert not caplog.records
 
 
 def test_without_the_package_or_a_network(monkeypatch):

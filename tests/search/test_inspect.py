@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from subnet_search.cli import main
-from subnet_search.cli.render import format
+from subnet_search.cli.render import format, study_page
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
 from subnet_search.search.queries.importance import importance
@@ -210,6 +210,26 @@ def test_seeds_within_a_trial_are_its_spread():
     (best,) = best_ranked(study_of(trial(value=0.6, seeds=seeds)))
     row = ranked_row(best)
     assert (row["seeds"], row["mean"], row["spread"]) == (2, [pytest.approx(0.6)], [[0.5, 0.7]])
+    assert row["over_seeds"] == {}  # of an earlier version, which stored nothing else of each seed
+
+
+def test_every_metric_of_the_best_is_over_the_same_seeds(capsys):
+    """Trial 0 and its repeat: test accuracies 0.4 and 0.6, whose mean is 0.5 and whose deviation is the root of 0.02."""
+    first = trial(value=0.7, val_accuracy=0.7, test_accuracy=0.4, steps=8)
+    again = trial(value=0.9, val_accuracy=0.9, test_accuracy=0.6, steps=8, repeats=0)
+    (best,) = best_ranked(study := study_of(first, again))
+    row = ranked_row(best)
+    assert row["test_accuracy"] == 0.4  # that of the trial itself
+    assert row["over_seeds"]["test_accuracy"] == pytest.approx(
+        {"mean": 0.5, "deviation": 0.02**0.5, "low": 0.4, "high": 0.6, "seeds": 2}
+    )
+    assert row["deviation"] == [pytest.approx(0.02**0.5)]
+    study_page.best([row], ["val_accuracy"], len(study.trials))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "test accuracy 50.00 % ± 14.14 % (40.00 % to 60.00 %)" in shown
+    assert "steps 8 " in shown
+    study_page.best([{**row, "over_seeds": {}}], ["val_accuracy"], 2)
+    assert "test accuracy 40.00 % (seed " in " ".join(capsys.readouterr().out.split())
 
 
 def test_no_best_says_why():
@@ -296,18 +316,21 @@ def test_a_study_of_somebody_else_and_one_with_several_objectives():
     assert [row["number"] for row in summarise_study(two)["best"]] == [0, 1]
 
 
-def cell(arm, seed, value):
-    return trial(value=value, params={}, cell={"arm": arm, "density": 0.1, "seed": seed, "values": {}}, seed=seed)
+def cell(method, seed, value):
+    return trial(value=value, params={}, cell={"method": method, "density": 0.1, "seed": seed, "values": {}}, seed=seed)
 
 
 def test_the_best_of_a_comparison_is_an_arm(capsys):
     lucky = [cell("snip", 0, 0.9), cell("snip", 1, 0.5)]
     study = study_of(*lucky, cell("random", 0, 0.8), cell("random", 1, 0.7), cell("dense", 0, 0.99), spec={**SPEC, "space": {}})
     record = summarise_study(study)
-    assert [(row["params"]["arm"], row["seeds"]) for row in record["arms"]] == [("dense", 1), ("random", 2), ("snip", 2)]
+    assert [(row["params"]["method"], row["seeds"]) for row in record["rows"]] == [("dense", 1), ("random", 2), ("snip", 2)]
     (best,) = record["best"]  # of those with all seeds
     assert (best["number"], best["mean"], best["spread"]) == (2, [0.75], [[0.7, 0.8]])
     assert (record["status"], record["importance"]) == ("finished", None)
+    note = importance(Snapshot(study))["note"]
+    assert note.startswith("none, because a comparison does not sample")
+    assert note.endswith("subnet-search study show toy")
     assert "random 0.1 2 75.00 % 70.00 % 80.00 %" in " ".join(said(capsys, "study", "show", "toy").split())
 
 
@@ -611,7 +634,9 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
         "elsewhere 7: trial 6",
     ):
         assert text in " ".join(page.split())
-    assert "the mean of 3 seeds (80.00 % to 84.00 %)" in said(capsys, "study", "best", "toy")
+    best = " ".join(said(capsys, "study", "best", "toy").split())
+    assert "seeds 3 (mean ± standard deviation, lowest to highest)" in best
+    assert "82.00 % ± 2.00 % (80.00 % to 84.00 %)" in best
     text = said(capsys, "study", "trial", "toy", 4)
     for part in ("the loss is nan at step 12", "End of the log", "last", "Traceback ..."):
         assert part in text

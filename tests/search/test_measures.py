@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from toys import mlp, points
 
+import subnet_search as ss
 from subnet_search.core import timing
 from subnet_search.core.errors import Interrupted, RunError, UserError
-from subnet_search.data import load
+from subnet_search.data import from_user, load
 from subnet_search.deploy.export import export
 from subnet_search.deploy.exported_network import read_artifact
 from subnet_search.evaluation.latency import latency
@@ -24,9 +25,17 @@ from subnet_search.extraction.extract import run
 from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.extractors.base import layer_field, only_begins
 from subnet_search.nets import build, gated_layers
-from subnet_search.search.spec.metrics import at_epoch, before_training, measure, measures_of, of_topology, parse_constraint
+from subnet_search.search.spec.metrics import (
+    at_epoch,
+    before_training,
+    check_isometry,
+    measure,
+    measures_of,
+    of_topology,
+    parse_constraint,
+)
 from subnet_search.search.studies.launcher import run_study
-from subnet_search.tasks import Classification
+from subnet_search.tasks import Classification, task_of
 
 DATA = load({"name": "digits", "limit": 200})
 TOPOLOGY = ("density", "parameters", "flops", "flops_ratio")
@@ -109,6 +118,7 @@ def test_every_measure_of_a_run(gumbel):
     rows = judged["noise"]
     assert rows[0]["level"] == 0
     assert values["robustness"] == pytest.approx(sum(row["accuracy"] for row in rows[1:]) / len(rows[1:]))
+    assert values["isometry"] == evaluate(gumbel, data=DATA, isometry=True)["isometry"] > 0
     assert values["density"] == gumbel.density
     assert values["parameters"] == gumbel.masks.kept
     # Outputs a weight takes part in: 4 * 4 positions of the first convolution, 2 * 2 of the second, 1 of linear layers.
@@ -313,6 +323,20 @@ def test_what_is_no_constraint(text):
         parse_constraint("density", text)
 
 
+def test_isometry_needs_float_inputs():
+    tokens = task_of("language_modeling")
+    assert "isometry" not in measures_of(tokens)
+    with pytest.raises(UserError, match="isometry needs float inputs and a built-in task, got language_modeling"):
+        parse_constraint("isometry", ">= 0.1", tokens)
+
+
+def test_token_ids_are_refused_before_a_trial_trains():
+    net, tokens = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(12, 2)), torch.randint(0, 5, (60, 4))
+    with pytest.raises(UserError, match="isometry needs float inputs"):
+        check_isometry(config("snip"), from_user((tokens, tokens[:, 0] % 2)), net)
+    check_isometry(config("snip"), DATA)
+
+
 def test_constraints_on_nothing_known():
     with pytest.raises(UserError, match="unknown measure 'flop': did you mean 'flops'"):
         parse_constraint("flop", "<= 1")
@@ -325,7 +349,7 @@ def size(net):
 def test_evaluate_times_what_is_in_the_file_beside_the_dense_network(tmp_path, monkeypatch):
     timed = []
 
-    def faster_without(nets, shape):
+    def faster_without(nets, shape, **_):
         timed.append({name: size(net) for name, net in nets.items()})
         return [{"batch": 1, "faster": timed[-1]["exported"] < timed[-1]["dense"]}]
 
@@ -357,7 +381,7 @@ def test_evaluate_measures_milliseconds_at_three_batch_sizes(gumbel):
 def test_evaluate_takes_the_dense_network_that_is_handed_in(monkeypatch):
     nets = {}
     monkeypatch.setattr(
-        "subnet_search.extraction.evaluate.measured", lambda found, shape: nets.update(found) or [{"faster": True}]
+        "subnet_search.extraction.evaluate.measured", lambda found, shape, **_: nets.update(found) or [{"faster": True}]
     )
     settings = config({"name": "random", "density": 0.5}, OWN)
     subnet, own = run(settings, data=DATA), factory(10)
@@ -370,7 +394,7 @@ def test_evaluate_takes_the_dense_network_that_is_handed_in(monkeypatch):
 def test_evaluate_times_a_network_with_gates_beside_one_without(monkeypatch):
     nets = {}
     monkeypatch.setattr(
-        "subnet_search.extraction.evaluate.measured", lambda found, shape: nets.update(found) or [{"faster": False}]
+        "subnet_search.extraction.evaluate.measured", lambda found, shape, **_: nets.update(found) or [{"faster": False}]
     )
     record = evaluate(finished({"name": "fbs"}), data=DATA, latency=True)
     assert [len(gated_layers(nets[name])) for name in ("dense", "exported")] == [0, 2]
@@ -386,3 +410,27 @@ def test_latency_is_that_of_the_network_without_the_channels_that_are_gone(monke
     subnet = run(check(RunConfig, settings), data=DATA)
     assert measure(["latency"], subnet, DATA) == {"latency": 1.0}
     assert size(timed[0]) < 0.5 * size(subnet.network())
+
+
+@pytest.mark.long
+def test_a_study_searches_what_restores_isometry(tmp_path, monkeypatch):
+    """Two linear layers: their mean singular value is 1 with orthogonal weights, and they are no more than pruned without."""
+    monkeypatch.chdir(tmp_path)
+    settings = {"extractor": {"name": "l1_filters", "density": 0.5, "start": 0}, "unit": "channel", "round_to": 1}
+    settings["recipe"] = {"epochs": 1, "lr": 1e-6, "threads": 1, "device": "cpu"}
+    space = {"extractor.isometry": {"choice": ["none", "orthogonal"]}}
+    spec = {"name": "restored", "run": settings, "space": space, "objective": "isometry", "trials": 2}
+    spec["enqueue"] = [{"extractor.isometry": how} for how in ("none", "orthogonal")]
+    net = nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for layer in (net[0], net[2]):
+            layer.weight.mul_(0.1)
+    study = ss.run_study(spec, network=net, data=points(60, 6), progress=False)
+    assert study.best_params == {"extractor.isometry": "orthogonal"}
+    assert study.best_value == pytest.approx(1, abs=1e-4)
+    assert max(trial.value for trial in study.trials) > 10 * min(trial.value for trial in study.trials)
+    tokens = torch.randint(0, 5, (60, 4))
+    own = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises((UserError, RunError), match="isometry needs float inputs"):
+        ss.run_study({**spec, "name": "ids"}, network=own, data=(tokens, tokens[:, 0] % 2), progress=False)
+    assert not list(tmp_path.rglob("metrics.jsonl"))[2:]  # nothing was trained for it

@@ -226,7 +226,7 @@ def test_load_study_says_what_is_there(net, xy):
 
 def test_compare_takes_objects_and_a_list_of_methods(net, xy):
     record = ss.compare(RUN, ["snip", "random"], [0.3], network=net, data=xy, seeds=1)
-    assert [(row["label"], row["complete"]) for row in record["rows"]] == [("snip", 1), ("random", 1), ("dense", 1)]
+    assert [(row["method"], row["complete"]) for row in record["rows"]] == [("snip", 1), ("random", 1), ("dense", 1)]
     again = ss.compare(RUN, ["snip", "random", "synflow"], [0.3], network=net, data=xy, seeds=1)
     assert [cell["trial"] for cell in again["cells"]] == [0, 1, 3, 2]
     of_a_task = ss.compare(RUN, ["snip"], [0.3], network=net, data=xy, task=Margin(), seeds=1, name="margin")
@@ -246,7 +246,7 @@ def without_times(record):
 
 def test_sanity_is_that_of_the_command(net, xy, capsys, tmp_path):
     record = ss.sanity(RUN, network=net, data=xy, seeds=1)
-    assert [row["label"] for row in record["rows"]] == ["original", "shuffled", "redrawn", "inverted", "random", "dense"]
+    assert [row["method"] for row in record["rows"]] == ["original", "shuffled", "redrawn", "inverted", "random", "dense"]
     run = {**RUN, "network": "own_of_tests:make", "data": "own_of_tests:data"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     code, out, err = said(capsys, "sanity", "run.yaml", "--seeds", 1, "--name", "command", "--json")

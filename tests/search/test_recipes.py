@@ -104,7 +104,7 @@ def grid(methods, choice="shared", **changes):
 
 
 def recipes(wanted):
-    return {cell.arm.label: wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells}
+    return {cell.row.method: wanted.spec.config(cell.attribute["values"]).resolve().recipe for cell in wanted.cells}
 
 
 def of_weights(recipe):
@@ -198,10 +198,10 @@ def test_the_record_says_which_recipe_it_is():
 
 def test_a_grid_of_different_recipes_says_so():
     one = grid(["rigl"])
-    arms = [cell.arm for cell in one.cells]
-    other = type(arms[0])("other", 0.5, {**arms[0].changes, "recipe.lr": 0.2})
-    assert make_grid("toy", one.spec.run, arms, 1).recipe is not None
-    mixed = make_grid("toy", one.spec.run, [*arms, other], 1)
+    rows = [cell.row for cell in one.cells]
+    other = type(rows[0])("other", 0.5, {**rows[0].changes, "recipe.lr": 0.2})
+    assert make_grid("toy", one.spec.run, rows, 1).recipe is not None
+    mixed = make_grid("toy", one.spec.run, [*rows, other], 1)
     assert mixed.recipe is None
     assert "not the same for all rows" in mixed.recipe_text()
 
@@ -232,11 +232,11 @@ def test_a_comparison_on_another_recipe_goes_on_with_new_cells():
     """One that was stored before the recipe was shared: its trials change no key of the recipe."""
     new = grid(["granet"])
     kept = ("extractor", "unit", "round_to", "target")
-    arms = [
-        type(cell.arm)(cell.arm.label, cell.arm.density, {k: v for k, v in cell.arm.changes.items() if k in kept})
+    rows = [
+        type(cell.row)(cell.row.method, cell.row.density, {k: v for k, v in cell.row.changes.items() if k in kept})
         for cell in new.cells
     ]
-    old = make_grid("toy", new.spec.run, arms, 1)
+    old = make_grid("toy", new.spec.run, rows, 1)
     study, before = complete(old)
     assert {record["state"] for record in before} == {"COMPLETE"}
     study, records = complete(new)

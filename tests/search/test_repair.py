@@ -84,7 +84,7 @@ def failing(number_of_trials=3, **more):
     study.add_trial(create_trial(**fail, user_attrs={**config, "reason": "nan", "log": ["a"], "worker": {"pid": 1}}))
     study.add_trial(create_trial(**{**fail, "state": TrialState.COMPLETE}, value=0.5, user_attrs=config))
     study.add_trial(create_trial(**fail, user_attrs={"reason": "recipe.lr: input should be less"}))
-    study.add_trial(create_trial(**fail, user_attrs={**config, "cell": {"arm": "a"}, "repeats": 1, "reason": "no memory"}))
+    study.add_trial(create_trial(**fail, user_attrs={**config, "cell": {"method": "a"}, "repeats": 1, "reason": "no memory"}))
     return study
 
 
@@ -124,7 +124,7 @@ def test_a_trial_is_retried_once_and_keeps_what_makes_it_the_same_run():
     first, second = study.trials[4:]
     assert (first.state, first.params, first.distributions) == (TrialState.WAITING, *_domain(study.trials[0]))
     assert first.user_attrs == {"config": {"seed": 1}, "seed": 1, "retries": 0}
-    assert second.user_attrs == {"config": {"seed": 1}, "seed": 1, "cell": {"arm": "a"}, "repeats": 1, "retries": 3}
+    assert second.user_attrs == {"config": {"seed": 1}, "seed": 1, "cell": {"method": "a"}, "repeats": 1, "retries": 3}
     assert retry(study).queued == {}
     again = retry(study, [0])
     assert (again.queued, again.skipped) == ({}, {0: "already retried as trial 4"})

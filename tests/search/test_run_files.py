@@ -111,14 +111,15 @@ def test_the_whole_front_is_kept():
 def test_a_comparison_keeps_all_seeds_of_its_best_arm():
     cells = [("snip", 0, 0.6), ("rigl", 0, 0.7), ("dense", 0, 0.95), ("snip", 1, 0.8), ("rigl", 1, 0.5)]
     attrs = [
-        {"cell": {"arm": arm, "density": 1.0 if arm == "dense" else 0.1, "seed": seed, "values": {}}} for arm, seed, _ in cells
+        {"cell": {"method": method, "density": 1.0 if method == "dense" else 0.1, "seed": seed, "values": {}}}
+        for method, seed, _ in cells
     ]
     study = study_of(*((COMPLETE, cell[2], one) for cell, one in zip(cells, attrs, strict=True)))
     assert kept_trials(study) == {0, 3}  # dense has one seed, others two
     assert kept_trials(study, 2) == {0, 1, 3, 4}
-    dense = {"cell": {"arm": "dense", "density": 1.0, "seed": 1, "values": {}}}
+    dense = {"cell": {"arm": "dense", "density": 1.0, "seed": 1, "values": {}}}  # the key of earlier versions
     study.add_trial(create_trial(state=COMPLETE, values=[0.9], user_attrs=dense))
-    assert kept_trials(study) == {0, 2, 3, 5}  # the best is dense, so the best sparse arm is kept too
+    assert kept_trials(study) == {0, 2, 3, 5}  # the best is dense, so the best sparse row is kept too
 
 
 def test_folders_that_are_not_the_studys_are_left_alone(tmp_path):

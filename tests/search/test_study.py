@@ -15,10 +15,10 @@ from subnet_search.search.engine.scheduler import Scheduler
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.queries.queries import find_trial, list_studies, trial_rows
 from subnet_search.search.queries.study_summary import summarise_study
-from subnet_search.search.spec.study_spec import StudySpec, read_study
-from subnet_search.search.storage.connect import load_study, open_storage
+from subnet_search.search.spec.study_spec import StudySpec, read_study, spec_of
+from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage
 from subnet_search.search.storage.ranking import best_ranked
-from subnet_search.search.studies.launcher import run_study
+from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.search.studies.reproduce import retrain_trial
 
 RUN = {
@@ -233,6 +233,35 @@ def test_a_changed_study_is_refused(change, message):
     ss.run_study(spec(trials=1))
     with pytest.raises(UserError, match=f"the study 'toy' exists with another specification: {message}"):
         ss.run_study(spec(**change))
+
+
+def failed(reports):
+    return optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, intermediate_values=reports)
+
+
+def test_a_study_that_trained_nothing_gives_its_name_to_the_corrected_one():
+    prepare_study(spec(), DEFAULT_STORAGE).add_trial(failed({}))
+    study = prepare_study(spec(seed=1), DEFAULT_STORAGE)
+    assert (spec_of(study).seed, study.trials) == (1, [])
+    study.add_trial(failed({}))
+    assert len(prepare_study(spec(seed=1, trials=9), DEFAULT_STORAGE).trials) == 1  # a larger budget is no other specification
+
+
+@pytest.mark.parametrize("begun", ["trained and failed", "interrupted", "running", "complete"])
+def test_a_study_that_trained_something_is_kept(begun):
+    study = prepare_study(spec(), DEFAULT_STORAGE)
+    match begun:
+        case "trained and failed":
+            study.add_trial(failed({1: 0.5}))
+        case "interrupted":
+            study.enqueue_trial({}, user_attrs={"worker": {}})
+        case "running":
+            study.ask()
+        case "complete":
+            study.add_trial(optuna.trial.create_trial(value=0.5))
+    with pytest.raises(UserError, match="exists with another specification: seed was 0, now 1"):
+        prepare_study(spec(seed=1), DEFAULT_STORAGE)
+    assert len(load_study("toy", open_storage(DEFAULT_STORAGE)).trials) == 1
 
 
 def same(study, other):

@@ -17,6 +17,14 @@ Task = Annotated[
     str | None, typer.Option(metavar="NAME", help="The run's task, if it is one of your own: package.module:Name.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+Latency = Annotated[
+    bool,
+    typer.Option(
+        "--latency/--no-latency",
+        help="Measure the time of a forward pass of the exported and the dense network (some seconds for each of three batch "
+        "sizes).",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

@@ -1,6 +1,7 @@
 """The commands `compare` and `sanity`."""
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ Storage = Annotated[
 ]
 
 COLUMNS = {
-    "label": "method",
+    "method": "method",
     "density": "density",
     "cells": "runs",
     "validation": "validation",
@@ -46,7 +47,12 @@ def compare(
     name: Annotated[str | None, typer.Option(help="The study's name [default: compare-CONFIG].")] = None,
     set_: Set = None,
     json: Json = False,
-    plot: Annotated[Path | None, typer.Option(help="File of the plot [default: runs/compare/NAME.html].")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the plot (.html, .svg, .pdf, .png) or its numbers (.csv, .tex) [default: runs/compare/NAME.html]."
+        ),
+    ] = None,
     recipe: Annotated[
         Literal["shared", "published"],
         typer.Option(help="Recipe keys that CONFIG does not set: shared defaults, or each method's published settings."),
@@ -122,12 +128,10 @@ def _plan(grid: "Grid") -> dict[str, Any]:
     """The runs of a grid, and what its first run would do."""
     from subnet_search.extraction.dry_run import dry_run
 
-    arms: dict[tuple[str, float], int] = {}
-    for cell in grid.cells:
-        arms[cell.arm.label, cell.arm.density] = arms.get((cell.arm.label, cell.arm.density), 0) + 1
-    rows = [{"label": label, "density": density, "runs": runs} for (label, density), runs in arms.items()]
+    runs = Counter((cell.row.method, cell.row.density) for cell in grid.cells)
+    rows = [{"method": method, "density": density, "runs": count} for (method, density), count in runs.items()]
     first = dry_run(grid.spec.config(grid.cells[0].attribute["values"]))
-    return {"arms": rows, "runs": len(grid.cells), "recipe": grid.recipe_text(), "run": first}
+    return {"rows": rows, "runs": len(grid.cells), "recipe": grid.recipe_text(), "run": first}
 
 
 def _run_grid(grid: "Grid", storage: str | None, workers: int, quiet: bool) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     leading = leading_in(record["rows"][0])
     rows = [
         {
-            "label": row["label"],
+            "method": row["method"],
             "density": row["density"],
             "cells": f"{row['complete']}/{row['cells']}",
             "validation": _spread(row[f"val_{leading}"], leading),
@@ -161,7 +165,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     ]
     name = "" if leading == CLASSIFICATION.leading else f" {in_words(leading)}"
     heads = {split: f"{split}{name}{' %' if is_fraction(leading) else ''}" for split in ("validation", "test")}
-    format.table(rows, COLUMNS | heads)
+    format.table(rows, COLUMNS | heads, repeat=2)
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])
@@ -172,7 +176,7 @@ def _table(record: dict[str, Any], seeds: int) -> None:
         format.console.print("\nMissing runs (the same command runs them again):")
     for cell in missing:
         why = cell["reason"] if cell["state"] == "FAIL" else "running in another process" if cell["state"] else "not started"
-        where = f"{cell['arm']} at {cell['density']:g}, seed {cell['seed']}"
+        where = f"{cell['method']} at {cell['density']:g}, seed {cell['seed']}"
         format.say(f"  {where}: {why or 'interrupted'}")
 
 
@@ -189,18 +193,12 @@ def _mean(values: dict[str, float] | None) -> str:
 
 
 def _plot(record: dict[str, Any], path: Path) -> str | None:
-    """Plot the leading metric on the test split, or on the validation split if there is none; None without plotly."""
+    """Plot the leading metric; None without plotly."""
     if importlib.util.find_spec("plotly") is None:
         return None
-    from subnet_search.analysis.plots import accuracy_density
-    from subnet_search.search.studies.method_grid import plot_points
+    from subnet_search.search.queries.figures import plot_comparison
 
-    leading = leading_in(record["rows"][0])
-    tested = any(row[f"test_{leading}"] for row in record["rows"])
-    points = plot_points(record["rows"], f"{'test' if tested else 'val'}_{leading}")
-    dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
-    title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
-    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
+    plot_comparison(record, path)
     return str(path)
 
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import Json, Network, Task
+from subnet_search.cli.commands._options import Json, Latency, Network, Task
 from subnet_search.cli.render import format
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.task_metrics import in_words, leading_in
 
 if TYPE_CHECKING:
     from subnet_search.artifact import Subnetwork
+    from subnet_search.extraction.config import RunConfig
 
 VERDICTS = {
     "faster": "faster",
@@ -29,53 +30,81 @@ def export(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for measuring.")] = 1,
     network: Network = None,
     task: Task = None,
-    data: Annotated[str | None, typer.Option(help="Data for --recalibrate [default: the run's].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data for --recalibrate and for evaluating an ONNX file [default: the run's].")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to evaluate an ONNX file on: val or test.")] = "val",
     recalibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="Recompute batch norm statistics on this many training batches.")
     ] = 0,
     normalise: Annotated[
         bool, typer.Option("--normalise", help="Include the normalisation in the file, so that inputs are pixels in 0..1.")
     ] = False,
+    latency: Latency = True,
     json: Json = False,
 ) -> None:
     """Write a smaller or faster file, and measure it.
 
     compact removes dead channels; csr, bsr and 2:4 (GPU) store linear and 1x1 convolution layers as sparse matrices if that
-    is faster; onnx is for ONNX Runtime; state-dict holds the masked weights in the shapes of the dense network.
+    is faster; onnx is for ONNX Runtime, in which the file is evaluated; state-dict holds the masked weights in the shapes of
+    the dense network.
     """
     if out.exists() and subnetwork.exists() and out.samefile(subnetwork):
         raise UserError(f"{out} is the subnetwork file itself: choose another output file")
+    if split not in ("val", "test"):
+        raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.artifact import Subnetwork
     from subnet_search.deploy.export import export as write
+    from subnet_search.extraction.progress import StageProgress
 
     found = Subnetwork.load(subnetwork)
-    record = write(
-        found,
-        to,
-        out,
-        network=network,
-        data=data,
-        task=task,
-        batch=batch,
-        threads=threads,
-        recalibrate=recalibrate,
-        normalise=normalise,
-    )
+    with StageProgress(not json) as on_stage:
+        record = write(
+            found,
+            to,
+            out,
+            network=network,
+            data=data,
+            task=task,
+            split="test" if split == "test" else "val",
+            batch=batch,
+            threads=threads,
+            recalibrate=recalibrate,
+            normalise=normalise,
+            latency=latency,
+            on_stage=on_stage,
+        )
     format.report(record, json, print_export)
 
 
-def export_run(subnet: "Subnetwork", folder: Path, to: str) -> dict[str, Any]:
-    """Export the subnetwork of a run into its folder; returns the record."""
+def export_run(
+    subnet: "Subnetwork", settings: "RunConfig", folder: Path, to: str, latency: bool, progress: bool
+) -> dict[str, Any]:
+    """Export the subnetwork of a run into its folder; returns the record, or `error`, why the file was not written.
+
+    settings: of the run, whose data and task an ONNX file is evaluated with.
+    """
     from subnet_search.deploy.export import export as write
+    from subnet_search.extraction.progress import StageProgress
     from subnet_search.nets import is_ours
 
     name = subnet.origin.network.name if subnet.origin.network else None
     file = folder / f"{to.replace(':', '-')}{'.onnx' if to == 'onnx' else '.safetensors'}"
-    return write(subnet, to, file, network=None if name is None or is_ours(name) else name)
+    data = settings.data if settings.data.root else settings.data.name
+    given: dict[str, Any] = {"data": data, "task": settings.task} if to == "onnx" else {}
+    own = None if name is None or is_ours(name) else name
+    try:
+        with StageProgress(progress) as on_stage:
+            return write(subnet, to, file, network=own, **given, latency=latency, on_stage=on_stage)
+    except (UserError, RunError) as error:  # the run is finished, and other formats may be possible
+        return {"to": to, "error": str(error)}
 
 
 def print_export(record: dict[str, Any]) -> None:
-    """Print sizes, operations and times beside those of the dense network."""
+    """Print sizes, operations and times beside those of the dense network; of a record with `error` only that."""
+    if "error" in record:
+        format.note(f"error: not exported to {record['to']}: {record['error']}")
+        return
     rows = [
         _row("file", format.size(record["dense_bytes"]), format.size(record["bytes"]), record["dense_bytes"] / record["bytes"]),
         _counted("weights stored", record["dense_weights"], record["weights"]),
@@ -83,8 +112,8 @@ def print_export(record: dict[str, Any]) -> None:
         _counted(f"  {format.which_macs(record)}", record["dense_kept_macs"], record["kept_macs"]),
     ]
     _table([*rows, *_times(record["latency"])], record["to"])
-    text = f"\n{_how(record['latency'])}; logits differ from the masked network's by at most "
-    format.say(f"{text}{record['difference']:.1g} of the largest")
+    timed = f"{_how(record['latency'])}; " if record["latency"] else ""
+    format.say(f"\n{timed}logits differ from the masked network's by at most {record['difference']:.1g} of the largest")
     if record["recalibrated"]:
         format.say(f"batch norm recalibrated on {record['recalibrated']} training batches, in the masked network too")
     if record["layers"]:
@@ -96,7 +125,9 @@ def print_export(record: dict[str, Any]) -> None:
     format.say(f"\ninput: {record['input']}")
     if record[f"val_{leading_in(record)}"] is not None:
         format.say(_quality(record))
-    format.say(f"\n{_verdict(record)}")
+    if evaluated := record.get("evaluated"):
+        format.say(_evaluated(evaluated))
+    format.say(f"\n{_verdict(record)}" if record["latency"] else "\nnot timed (--no-latency)")
     format.say(f"{record['file']} ({format.size(record['bytes'])})")
 
 
@@ -109,6 +140,18 @@ def _quality(record: dict[str, Any]) -> str:
     return f"{in_words(leading)}: {', '.join(shown)}, from the run{before}"
 
 
+def _evaluated(found: dict[str, Any]) -> str:
+    """The leading metric of the file in ONNX Runtime, and of the masked network on the same items."""
+    if "error" in found:
+        return f"the file was not evaluated: {found['error']}"
+    metric, split = found["metric"], "validation" if found["split"] == "val" else "test"
+    exported, masked = (format.cell(metric, found[key]) for key in ("exported", "masked"))
+    return (
+        f"{in_words(metric)} of this file in ONNX Runtime: {exported}, of the masked network: {masked}, "
+        f"on {found['items']:,} items of the {split} split"
+    )
+
+
 def times(record: dict[str, Any]) -> None:
     """Print the latencies that `evaluate` measured, and whether the network is faster."""
     _table(_times(record["latency"]), "without dead channels" if record["compacted"] else "this file")
@@ -119,7 +162,7 @@ def _times(latency: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for row in latency:
         times = _row(f"ms at batch {row['batch']}", _time(row["dense"]), _time(row["exported"]), row["speedup"])
-        rows.append({**times, "times": f"{times['times']} {row['verdict']}"})
+        rows.append(times if row["verdict"] == "same" else {**times, "times": f"{times['times']} {row['verdict']}"})
         if "dense in torch" in row:
             rows.append(_row("    in torch", _time(row["dense in torch"]), "", None))
     return rows
@@ -136,6 +179,8 @@ def _table(rows: list[dict[str, Any]], this: str) -> None:
 
 def _verdict(record: dict[str, Any]) -> str:
     """For which batch sizes it is faster; if for none, advice."""
+    if all(row["verdict"] == "same" for row in record["latency"]):
+        return f"no operation was removed, so the times differ only by chance: {record['advice']}"
     found: dict[str, list[str]] = {}
     for row in record["latency"]:
         found.setdefault(VERDICTS[row["verdict"]], []).append(str(row["batch"]))

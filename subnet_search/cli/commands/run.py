@@ -1,11 +1,12 @@
 """Commands on single runs, methods and data sets."""
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import CorruptionsFrom, DryRun, Json, Network, Set, Task, numbers
+from subnet_search.cli.commands._options import CorruptionsFrom, DryRun, Json, Latency, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import export_run, print_export, times
 from subnet_search.cli.render import evaluation_page, format, plan_page
@@ -37,6 +38,7 @@ def extract(
             help="Also write the result as compact, csr, bsr, 2:4, onnx or state-dict, and measure it. Repeatable.",
         ),
     ] = None,
+    latency: Latency = True,
     allow_import: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,12 +66,12 @@ def extract(
 
     formats = list(dict.fromkeys(export or ()))
     if formats:
-        from subnet_search.deploy.export import check_format
+        from subnet_search.deploy.formats import check_format
 
         for one in formats:
             check_format(one)
     name, again = config.stem if config else "extract", f" --densities {densities}" if densities else ""
-    again += "".join(f" --export {one}" for one in formats)
+    again += "".join(f" --export {one}" for one in formats) + ("" if latency else " --no-latency")
     with process_group() as speaks:
         folder = out or from_first(lambda: last_folder(name) if resume else free_folder(name))
         if stored := resume and config is None:
@@ -82,22 +84,36 @@ def extract(
         if stored:
             check_imports(str(config), imports, allow_import or ())
         if dry_run:
-            format.report(plan_of(settings), json, plan_page.plan)
+            format.report(plan_of(settings, formats), json, plan_page.plan)
             return
         again += "".join(f" --allow-import {name}" for name in imports)
         with stop_on_signal(f"continue with: {launcher()} extract --resume --out {folder}{again}") as should_stop:
-            subnet = run(settings, folder, resume=resume, densities=wanted, progress=not json, should_stop=should_stop)
+            subnet = run(
+                settings,
+                folder,
+                resume=resume,
+                densities=wanted,
+                exports=formats,
+                progress=not json,
+                should_stop=should_stop,
+            )
         if speaks:
             record = subnet.summary()
-            exports = {one: export_run(subnet, folder, one) for one in formats} if json else {}
-            format.report(
-                {**record, "exports": exports} if exports else record, json, format.subnetwork_summary, subnet.origin.unit
-            )
-            for one in formats if not json else ():
-                print_export(export_run(subnet, folder, one))
+            if not json:
+                format.subnetwork_summary(record, subnet.origin.unit)
+            exports = {}
+            for one in formats:
+                exports[one] = export_run(subnet, settings, folder, one, latency, progress=not json)
+                if not json or "error" in exports[one]:
+                    print_export(exports[one])
+            if json:
+                format.print_json({**record, "exports": exports} if exports else record)
             if "curve" in record:
                 title = f"{record['extractor']}, {record['network']}, {record['data']}"
                 accuracy_curve(record["curve"], folder, title, quiet=json)
+            if failed := [one for one, made in exports.items() if "error" in made]:
+                format.note(f"the run is finished, without {', '.join(failed)}: {record['subnetwork']} is complete")
+                raise typer.Exit(1)
 
 
 def evaluate(
@@ -122,6 +138,9 @@ def evaluate(
             "dense network, or dense: the trained weights that the run started from.",
         ),
     ] = None,
+    isometry: Annotated[
+        bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -133,24 +152,29 @@ def evaluate(
         raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.extraction.evaluate import evaluate as judge
+    from subnet_search.extraction.progress import StageProgress
 
-    record = judge(
-        read_artifact(subnetwork),
-        "test" if split == "test" else "val",
-        network=network,
-        data=data,
-        task=task,
-        noise=noise,
-        corruptions=corruptions_from or corruptions,
-        latency=latency,
-        against=against,
-    )
+    with StageProgress(latency and not json) as on_stage:
+        record = judge(
+            read_artifact(subnetwork),
+            "test" if split == "test" else "val",
+            network=network,
+            data=data,
+            task=task,
+            noise=noise,
+            corruptions=corruptions_from or corruptions,
+            latency=latency,
+            against=against,
+            isometry=isometry,
+            on_stage=on_stage,
+        )
     if json:
         format.print_json(record)
         return
     format.pairs(
         {
             **_qualities(record, split),
+            **(_isometry(record) if isometry else {}),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
@@ -160,6 +184,15 @@ def evaluate(
         format.console.print()
         times(record)
     evaluation_page.more(record)
+
+
+def _isometry(record: dict[str, Any]) -> dict[str, str]:
+    """The mean singular values of the Jacobian, or why that of the dense network is not known."""
+    before = record["dense_isometry"]
+    return {
+        "mean singular value of the Jacobian": f"{record['isometry']:.4g}",
+        "before pruning": f"not known: {record['dense_isometry_error']}" if before is None else f"{before:.4g}",
+    }
 
 
 def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:
@@ -250,15 +283,13 @@ def methods(
         if json:
             format.print_json(rows)
             return
-        flat = [{**row, **row["paradigm"], "units": ", ".join(row["units"])} for row in rows]
-        headings = {"name": "method", "cited": "paper", "mask_from": "mask", "weights_from": "weights"}
-        format.table(flat, {**headings, "schedule": "density", "trains_after": "trains after", "units": "units"})
+        _list_methods(rows)
         return
     method = describe(name)
     if json:
         format.print_json(method)
         return
-    format.console.print(f"[bold]{name}[/bold]  {method['summary']}\n")
+    format.console.print(f"[bold]{name}[/bold]  {method['description'] or method['summary']}\n")
     paradigm = method["paradigm"]
     format.pairs(
         {
@@ -279,6 +310,25 @@ def methods(
         searched = f"; searched over {field['domain']}" if field["domain"] else ""
         default = "none" if field["default"] is None else field["default"]
         format.pairs({field["name"]: f"{field['help']}\n{field['type']}, default {default}{searched}"})
+
+
+def _list_methods(rows: list[dict[str, Any]]) -> None:
+    """A line for each method, by family: name, what it does (as much as fits), units."""
+    from subnet_search.extractors.describe import FAMILIES
+
+    every = max((row["units"] for row in rows), key=len)
+    units = {row["name"]: "any" if row["units"] == every else ", ".join(row["units"]) for row in rows}
+    for family in FAMILIES:
+        found = [row for row in rows if row["family"] == family]
+        first, last = max(len(row["name"]) for row in found), max(len(units[row["name"]]) for row in found)
+        left = min(format.console.width, 140) - first - last - 6
+        format.console.print(f"[bold]{family}[/bold]")
+        for row in found:
+            summary = textwrap.shorten(row["summary"], left, placeholder=" ...")
+            format.say(f"  {row['name']:<{first}}  {summary:<{left}}  {units[row['name']]}")
+        format.console.print()
+    format.say(f"units: what can be pruned together (any: {', '.join(every)})")
+    format.say("paper, formula, hyperparameters: subnet-search methods NAME")
 
 
 def tasks(

@@ -23,7 +23,9 @@ Filter = Annotated[
         help='Such as "density<=0.1", extractor=rigl or "reason~nan" (contains); repeat for several.',
     ),
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a plot to this file.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write a plot: .html, .svg, .pdf, .png; or its numbers: .csv, .tex.")
+]
 
 
 @study_command("list --json", "list")

@@ -4,20 +4,21 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from subnet_search.core.numbers_as_text import by_reason
 from subnet_search.core.numbers_as_text import cell as cell
 from subnet_search.core.numbers_as_text import percent as percent
 from subnet_search.core.numbers_as_text import seconds as seconds
 from subnet_search.core.numbers_as_text import size as size
 from subnet_search.core.task_metrics import in_words, leading_in
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -46,13 +47,41 @@ def note(text: str) -> None:
 
 
 def table(
-    rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], title: str | None = None, width: int | None = None
+    rows: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    title: str | None = None,
+    width: int | None = None,
+    repeat: int = 0,
 ) -> None:
-    """Print rows as a table; `columns` maps keys to headings. Numbers are right-aligned. width: default: the terminal's."""
+    """Print rows as a table; `columns` maps keys to headings. Numbers are right-aligned. width: default: the terminal's.
+
+    repeat: columns that do not fit are printed in further tables below, each with the first `repeat` columns.
+    """
     width = min(width or console.width, console.width)
     rows = list(rows)
     if title:  # rich would wrap the title at the table's width
         console.print(Text(title, style="italic"), soft_wrap=True)
+    for index, part in enumerate(_parts(rows, columns, width, repeat) if repeat else [columns]):
+        if index:
+            console.print()
+        _table(rows, part, width)
+
+
+def _parts(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int, repeat: int
+) -> Iterator[Mapping[str, str]]:
+    """The columns of each table, so that none is wider than `width` if that is possible."""
+    sizes = {key: max(map(len, (heading, *(cell(key, row.get(key)) for row in rows)))) + 2 for key, heading in columns.items()}
+    first, rest = list(columns)[:repeat], list(columns)[repeat:]
+    while rest:
+        count = 1
+        while count < len(rest) and sum(sizes[key] for key in (*first, *rest[: count + 1])) - 2 <= width:
+            count += 1
+        yield {key: columns[key] for key in (*first, *rest[:count])}
+        rest = rest[count:]
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int) -> None:
     out = Table(header_style="bold", box=None, pad_edge=False, show_edge=False)
     cells = {key: [cell(key, row.get(key)) for row in rows] for key in columns}
     widths = {key: max(map(len, (heading, *cells[key]))) + 2 for key, heading in columns.items()}
@@ -115,6 +144,9 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
             f"{one['name']} ({one['why']}, {percent(one['parameters_share'])} of the parameters)"
             for one in record["left_whole"]
         )
+    if record.get("channels_left_whole"):
+        reasons = by_reason(record["channels_left_whole"])
+        rows["channels not pruned"] = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
     if record.get("raised_intervals"):
         raised = (f"{name} to {steps} steps" for name, steps in record["raised_intervals"].items())
         rows["raised intervals"] = f"{', '.join(raised)}, because the run is short"
@@ -129,14 +161,16 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
 
 
 def _validated(record: Mapping[str, Any], leading: str) -> str:
-    before = record.get(f"unpruned_val_{leading}")
-    more = "" if before is None else f" (before pruning {cell(leading, before)})"
-    return f"{cell(leading, record[f'val_{leading}'])}{more}"
+    return f"{cell(leading, record[f'val_{leading}'])}{_before(record, f'unpruned_val_{leading}', leading)}"
+
+
+def _before(record: Mapping[str, Any], key: str, leading: str) -> str:
+    return "" if record.get(key) is None else f" (before pruning {cell(leading, record[key])})"
 
 
 def _tested(record: Mapping[str, Any], leading: str) -> str:
     if record[f"test_{leading}"] is not None:
-        return cell(leading, record[f"test_{leading}"])
+        return f"{cell(leading, record[f'test_{leading}'])}{_before(record, f'unpruned_test_{leading}', leading)}"
     return f"not measured: {record['test_error']}" if record.get("test_error") else "no test split"
 
 

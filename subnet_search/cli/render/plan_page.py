@@ -52,7 +52,7 @@ def study(record: Mapping[str, Any]) -> None:
 
 def comparison(record: Mapping[str, Any]) -> None:
     """The runs of a comparison, and the plan of the first one."""
-    rows = record["arms"]
-    format.table(rows, {"label": "method", "density": "density", "runs": "runs"}, width=WIDTH)
+    rows = record["rows"]
+    format.table(rows, {"method": "method", "density": "density", "runs": "runs"}, width=WIDTH)
     format.say(f"\n{record['runs']:,} runs, those that are finished included\n{record['recipe']}\n\n# the first run:")
     plan(record["run"])

@@ -58,9 +58,9 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
         "files": _files(record, storage),
     }
     format.pairs({name: text for name, text in lines.items() if text}, title=record["name"])
-    if record["arms"]:
+    if record["rows"]:
         format.console.print()
-        arms(record["arms"], record["objective"][0])
+        compared(record["rows"], record["objective"][0])
     elif record["best"]:
         format.console.print()
         best(record["best"], record["objective"], record["states"]["COMPLETE"])
@@ -82,28 +82,45 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
         tables.front([{**row, **dict(zip(names, row["mean"], strict=True))} for row in rows], names, count)
         return
     (row,) = rows
-    shown = {names[0]: format.cell(names[0], row["mean"][0])}
-    if row["seeds"] > 1:
-        low, high = (format.cell(names[0], end) for end in row["spread"][0])
-        shown[names[0]] += f", the mean of {row['seeds']} seeds ({low} to {high})"
+    ends = dict(zip(("low", "high"), row["spread"][0], strict=True))
+    over = {"seeds": f"{row['seeds']} (mean ± standard deviation, lowest to highest)"} if row["seeds"] > 1 else {}
+    shown = {names[0]: _over_seeds(names[0], {"mean": row["mean"][0], "deviation": row["deviation"][0], **ends})}
     found, words, leading = {**row, **row["measured"]}, _words(row), leading_in(row)
     for key in (f"val_{leading}", f"test_{leading}", "density", *row["measured"], "steps", "seconds"):
-        if key not in shown and found[key] is not None:
-            shown[key] = format.cell(key, found[key])
-    params = {key: format.cell("", value) for key, value in by_key(row["params"]).items()}
-    format.pairs({words.get(key, key): text for key, text in shown.items()} | params, title=f"Best: trial {row['number']}")
+        if key in shown or found[key] is None:
+            continue
+        if row["seeds"] == 1 or key in row["over_seeds"]:
+            shown[key] = _over_seeds(key, row["over_seeds"][key]) if row["seeds"] > 1 else format.cell(key, found[key])
+        else:  # of a version that did not store it
+            shown[key] = f"{format.cell(key, found[key])} (seed {row['seed']} alone)"
+    params = {key: format.cell("", value) for key, value in by_key(row["params"]).items() if row["seeds"] == 1 or key != "seed"}
+    named = {words.get(key, _achieved(key, row["params"])): text for key, text in shown.items()}
+    format.pairs(over | named | params, title=f"Best: trial {row['number']}")
 
 
-def arms(rows: Sequence[Row], name: str) -> None:
-    """Print the results of the arms of a comparison."""
+def _over_seeds(key: str, values: Row) -> str:
+    """Mean, deviation, lowest and highest value of a metric, if it has several values."""
+    if values["deviation"] is None or values["low"] == values["high"]:
+        return format.cell(key, int(low) if (low := values["low"]) == int(low) and key == "steps" else low)
+    mean, deviation, low, high = (format.cell(key, values[one]) for one in ("mean", "deviation", "low", "high"))
+    return f"{mean} ± {deviation} ({low} to {high})"
+
+
+def _achieved(key: str, params: Row) -> str:
+    """The name of a measured value next to the parameters, one of which can be the density asked for."""
+    return f"achieved_{key}" if key in params else key
+
+
+def compared(rows: Sequence[Row], name: str) -> None:
+    """Print the results of the rows of a comparison."""
     ends = ("lowest", "highest")
     cells = [
         {**row["params"], "seeds": row["seeds"], "mean": format.cell(name, row["mean"][0])}
         | {end: format.cell(name, value) for end, value in zip(ends, row["spread"][0], strict=True)}
         for row in rows
     ]
-    columns = {"arm": "arm", "extractor.density": "density", "seeds": "seeds", "mean": name}
-    format.table(cells, columns | {end: end for end in ends})
+    columns = {"method": "method", "density": "density", "seeds": "seeds", "mean": name}
+    format.table(cells, columns | {end: end for end in ends}, repeat=2)
 
 
 def trial(record: Row, name: str) -> None:
@@ -115,6 +132,7 @@ def trial(record: Row, name: str) -> None:
         **{key: record[key] for key in ("state", "reason")},
         **{words.get(key, key): format.cell(key, value) for key, value in record["objectives"].items()},
         **by_key(record["params"]),
+        "achieved_density": record["density"] if "density" in record["params"] else None,
         **{
             words.get(key, key): tables.cell(key, value)
             for key, value in record.items()
@@ -219,7 +237,7 @@ def _progress(record: Row) -> str:
 
 def _base_run(record: Row) -> str:
     """Keys of the base run that are set and not searched."""
-    own = [] if record["arms"] else ["extractor"]  # arms have their own method
+    own = [] if record["rows"] else ["extractor"]  # rows have their own method
     keys = (*own, "network", "data", "task", "unit", "round_to", "target")
     parts = {key: record[key] for key in keys if record.get(key) and key not in record["space"]}
     return ", ".join(f"{key} {format.cell(key, value)}" for key, value in parts.items())

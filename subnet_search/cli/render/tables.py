@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 FIRST = ("number", "state")  # columns of every table of trials
-MEASURED = ("density", "feasible", "repeats", "seconds")
+MEASURED = ("density", "achieved_density", "feasible", "repeats", "seconds")
 AT_MOST = 20  # points of a front to print
 GAP = 2  # between columns
 LONGEST = 30  # characters of a reason if columns must fit
@@ -43,7 +43,7 @@ def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     params = dict.fromkeys(key for row in rows for key in by_key(row["params"]))
     seeds = ["seeds"] if any(row["seeds"] > 1 for row in rows) else []
     feasible = ["feasible"] if not all(row.get("feasible", True) for row in rows) else []
-    left_out = table(flat[:AT_MOST], ["number", *names, *seeds, *feasible, *params], format.console.width)
+    left_out = table(flat[:AT_MOST], list(dict.fromkeys(["number", *names, *seeds, *feasible, *params])), format.console.width)
     beyond = f"; showing the first {AT_MOST}" if len(rows) > AT_MOST else ""
     narrow = f"; hidden columns: {', '.join(left_out)} (use --json)" if left_out else ""
     format.say(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")

@@ -15,6 +15,7 @@ class FilterRanking(InRounds):
 
     density: ss.ChannelDensity = 0.5
     scope: ss.Scope = "uniform"
+    isometry: Annotated[ss.Isometry, ss.OneOf("none", "orthogonal")] = "none"
 
     def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(_channels(units), clock)

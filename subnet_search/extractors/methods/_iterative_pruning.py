@@ -24,6 +24,8 @@ class InRounds(ss.Extractor):
     """When they are last dropped, with more than one round."""
     scope: ss.Scope = "global"
     normalise: ss.Normalise = "none"
+    isometry: ss.Isometry = "none"
+    isometry_gain: ss.IsometryGain = 1.0
 
     @abstractmethod
     def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
@@ -31,6 +33,10 @@ class InRounds(ss.Extractor):
 
     def check(self, units: ss.Units, clock: ss.Clock) -> None:
         super().check(units, clock)
+        if self.isometry != "none" and not isinstance(units, ss.Channels):
+            raise ss.UserError(
+                f"{self.name}.isometry: weights can be made orthogonal where whole rows and columns are kept: use unit=channel"
+            )
         if clock.total == 0:
             return
         clock.check_end(f"{self.name}.{'start' if self.rounds == 1 else 'end'}", self.start, self._end)
@@ -58,4 +64,11 @@ class InRounds(ss.Extractor):
         return self.start if self.rounds == 1 else self.end
 
     def _prune(self, net: ss.Network, clock: ss.Clock, density: float) -> ss.Change:
-        return ss.Change(net.units.keep(self.scores(net, clock), density, self.scope, net.masks, self.normalise))
+        return self._change(net, net.units.keep(self.scores(net, clock), density, self.scope, net.masks, self.normalise))
+
+    def _change(self, net: ss.Network, masks: ss.Masks) -> ss.Change:
+        """Prune to `masks`; with `isometry`, the weights that stay become orthogonal, and the optimizer begins anew."""
+        if self.isometry == "none":
+            return ss.Change(masks)
+        kept = ss.orthogonal(net.weights, net.units.expand(masks), self.isometry_gain)
+        return ss.Change(masks, weights=kept, reset_optimizer=True)

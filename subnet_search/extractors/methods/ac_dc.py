@@ -16,7 +16,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("ac_dc")
 class ACDC(ss.Extractor):
-    """Alternate between training the largest weights alone and training all of them."""
+    """Train the largest weights alone and all of them in turn.
+
+    Alternate between training the largest weights alone and training all of them.
+    """
 
     paper = ss.Paper(
         "Peste, Iofinova, Vladu & Alistarh",

@@ -12,7 +12,10 @@ from subnet_search.extractors.methods._channel_ranking import FeatureRanking
 
 @ss.register("apoz")
 class APoZ(FeatureRanking):
-    """Train, drop the channels whose activations are zero most often, and fine-tune."""
+    """Drop the channels that are zero most often.
+
+    Train, drop the channels whose activations are zero most often, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Hu, Peng, Tai & Tang",

@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._top_scores import TopScores
 
 @ss.register("biprop")
 class Biprop(TopScores):
-    """Keep the highest scores of every layer of an untrained network, at one magnitude, and learn the scores."""
+    """Learn scores, keep the highest at one magnitude a layer.
+
+    Keep the highest scores of every layer of an untrained network, at one magnitude, and learn the scores.
+    """
 
     paper = ss.Paper(
         "Diffenderfer & Kailkhura",

@@ -10,7 +10,10 @@ from subnet_search.extractors.methods._batch_norm_scale import NormRanking
 
 @ss.register("bn_scale")
 class BNScale(NormRanking):
-    """Train, drop the channels whose batch norms have the smallest scales, and fine-tune."""
+    """Drop the channels of smallest batch-norm scale.
+
+    Train, drop the channels whose batch norms have the smallest scales, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Liu, Li, Shen, Huang, Yan & Zhang",

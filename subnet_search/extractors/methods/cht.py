@@ -22,7 +22,10 @@ from subnet_search.extractors.methods._drop_and_grow import chances, check_initi
 
 @ss.register("cht")
 class CHT(ss.Extractor):
-    """Draw what to drop by importance and what to grow from the topology's own local communities."""
+    """Drop by importance, grow by the topology's communities.
+
+    Draw what to drop by importance and what to grow from the topology's own local communities.
+    """
 
     paper = ss.Paper(
         "Zhang, Cerretti, Zhao, Liao, Wu, Michieli & Cannistraci",

@@ -26,7 +26,10 @@ SLACK = 1.1  # the cost counts while the expected density is above this times th
 
 @ss.register("concrete")
 class Concrete(ss.RelevanceLearner):
-    """Learn soft gates that keep the dense network's outputs at a cost in density, then train the likeliest weights."""
+    """Learn soft gates, then train what is kept.
+
+    Learn soft gates that keep the dense network's outputs at a cost in density, then train the likeliest weights.
+    """
 
     paper = ss.Paper(
         "Arora & Teuscher",

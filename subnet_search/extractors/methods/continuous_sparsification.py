@@ -28,7 +28,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("continuous_sparsification")
 class ContinuousSparsification(ss.RelevanceLearner):
-    """Train weights and soft gates together while the gates harden, then train the weights that are left."""
+    """Train weights and gates that harden.
+
+    Train weights and soft gates together while the gates harden, then train the weights that are left.
+    """
 
     paper = ss.Paper(
         "Savarese, Silva & Maire",

@@ -18,7 +18,10 @@ from subnet_search.extractors.methods._batch_norm_scale import check_norms, norm
 
 @ss.register("early_bird")
 class EarlyBird(ss.Extractor):
-    """Train with a penalty on batch-norm scales until the channels of largest scale stay the same, and keep those."""
+    """Keep the channels of largest scale, once stable.
+
+    Train with a penalty on batch-norm scales until the channels of largest scale stay the same, and keep those.
+    """
 
     paper = ss.Paper(
         "You, Li, Xu, Fu, Wang, Chen, Baraniuk, Wang & Lin",

@@ -13,7 +13,10 @@ from subnet_search.extractors.methods._top_scores import TopScores
 
 @ss.register("edge_popup")
 class EdgePopup(TopScores):
-    """Keep the highest scores of every layer of an untrained network, and learn the scores."""
+    """Learn scores, keep the highest of every layer.
+
+    Keep the highest scores of every layer of an untrained network, and learn the scores.
+    """
 
     paper = ss.Paper(
         "Ramanujan, Wortsman, Kembhavi, Farhadi & Rastegari",

@@ -21,7 +21,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("fbs")
 class FBS(ss.Extractor):
-    """Train gates that choose, for each input, the filters that are computed."""
+    """Train gates that choose the filters for each input.
+
+    Train gates that choose, for each input, the filters that are computed.
+    """
 
     paper = ss.Paper(
         "Gao, Zhao, Dudziak, Mullins & Xu",

@@ -11,7 +11,10 @@ from subnet_search.extractors.methods._channel_ranking import FilterRanking, cha
 
 @ss.register("fpgm")
 class FPGM(FilterRanking):
-    """Train, drop the filters nearest to the geometric median of their layer, and fine-tune."""
+    """Drop the filters nearest to the median filter.
+
+    Train, drop the filters nearest to the geometric median of their layer, and fine-tune.
+    """
 
     paper = ss.Paper(
         "He, Liu, Wang, Hu & Yang",

@@ -18,7 +18,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("gem_miner")
 class GemMiner(ss.RelevanceLearner):
-    """Learn scores on an untrained network, drop the lowest in rounds, then train what is left."""
+    """Learn scores, drop in rounds, then train.
+
+    Learn scores on an untrained network, drop the lowest in rounds, then train what is left.
+    """
 
     paper = ss.Paper(
         "Sreenivasan, Sohn, Yang, Grinde, Nagle, Wang, Xing, Lee & Papailiopoulos",

@@ -14,7 +14,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("gmp")
 class GMP(ss.Extractor):
-    """Drop the smallest weights a little at a time while the network trains."""
+    """Drop the smallest weights gradually while training.
+
+    Drop the smallest weights a little at a time while the network trains.
+    """
 
     paper = ss.Paper(
         "Zhu & Gupta",

@@ -19,7 +19,10 @@ from subnet_search.extractors.methods._drop_and_grow import chances, check_initi
 
 @ss.register("granet")
 class GraNet(ss.Extractor):
-    """Drop the smallest weights gradually, and at each change swap a part of the rest for those with large gradients."""
+    """Drop the smallest gradually, regrow by the gradient.
+
+    Drop the smallest weights gradually, and at each change swap a part of the rest for those with large gradients.
+    """
 
     paper = ss.Paper(
         "Liu, Chen, Chen, Atashgahi, Yin, Kou, Shen, Pechenizkiy, Wang & Mocanu",

@@ -11,7 +11,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("grasp")
 class Grasp(ss.Extractor):
-    """Keep the weights that preserve the gradient's norm, from one batch before training."""
+    """Keep the weights that preserve the gradient's norm.
+
+    Keep the weights that preserve the gradient's norm, from one batch before training.
+    """
 
     paper = ss.Paper(
         "Wang, Zhang & Grosse",

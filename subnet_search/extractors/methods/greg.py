@@ -15,7 +15,10 @@ from subnet_search.extractors.methods._channel_ranking import channels
 
 @ss.register("greg")
 class GReg(ss.Extractor):
-    """Choose the channels of smallest L1 norm, shrink them by a growing penalty, drop them, and fine-tune."""
+    """Shrink the filters of small L1 norm, drop them.
+
+    Choose the channels of smallest L1 norm, shrink them by a growing penalty, drop them, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Wang, Qin, Zhang & Fu",

@@ -15,7 +15,10 @@ from subnet_search.extractors.methods._channel_ranking import FilterRanking, cha
 
 @ss.register("group_lasso")
 class GroupLasso(FilterRanking):
-    """Train with a penalty on the norm of every filter, drop the filters of smallest norm, and fine-tune."""
+    """Penalise filter norms, drop the smallest.
+
+    Train with a penalty on the norm of every filter, drop the filters of smallest norm, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Wen, Wu, Wang, Chen & Li",

@@ -21,7 +21,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("gumbel")
 class Gumbel(ss.RelevanceLearner):
-    """Learn a keep probability for every weight of an untrained network, with Gumbel-softmax samples."""
+    """Learn keep probabilities with Gumbel-softmax samples.
+
+    Learn a keep probability for every weight of an untrained network, with Gumbel-softmax samples.
+    """
 
     paper = ss.Paper(
         "Dupont, Alaoui, Sahbi & Lebois",

@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._channel_ranking import FeatureRanking, ch
 
 @ss.register("hrank")
 class HRank(FeatureRanking):
-    """Train, drop the channels whose feature maps have the lowest rank, and fine-tune."""
+    """Drop the channels of lowest feature-map rank.
+
+    Train, drop the channels whose feature maps have the lowest rank, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Lin, Ji, Wang, Zhang, Zhang, Tian & Shao",

@@ -20,7 +20,10 @@ from subnet_search.extractors.methods._top_scores import TopScores
 
 @ss.register("iterand")
 class IteRand(TopScores):
-    """Keep the highest scores of every layer of an untrained network, and re-draw pruned weights at intervals."""
+    """Learn scores, re-draw pruned weights at intervals.
+
+    Keep the highest scores of every layer of an untrained network, and re-draw pruned weights at intervals.
+    """
 
     paper = ss.Paper(
         "Chijiwa, Yamaguchi, Ida, Umakoshi & Inoue",

@@ -11,7 +11,10 @@ from subnet_search.extractors.methods._channel_ranking import FilterRanking, cha
 
 @ss.register("l1_filters")
 class L1Filters(FilterRanking):
-    """Train, drop the filters with the smallest sum of absolute weights, and fine-tune."""
+    """Drop the filters of smallest L1 norm.
+
+    Train, drop the filters with the smallest sum of absolute weights, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Li, Kadav, Durdanovic, Samet & Graf",

@@ -9,7 +9,10 @@ from subnet_search.extractors.methods._channel_ranking import FilterRanking, cha
 
 @ss.register("l2_filters")
 class L2Filters(FilterRanking):
-    """Train, drop the filters with the smallest Euclidean norm, and fine-tune."""
+    """Drop the filters of smallest Euclidean norm.
+
+    Train, drop the filters with the smallest Euclidean norm, and fine-tune.
+    """
 
     paper = ss.Paper(
         "He, Kang, Dong, Fu & Yang",

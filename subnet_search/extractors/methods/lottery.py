@@ -14,7 +14,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("lottery")
 class Lottery(ss.Extractor):
-    """Train, drop the smallest weights, rewind, and train again, in rounds."""
+    """Train, drop the smallest, rewind, train again.
+
+    Train, drop the smallest weights, rewind, and train again, in rounds.
+    """
 
     paper = ss.Paper(
         "Frankle & Carbin",

@@ -6,7 +6,10 @@ from subnet_search.extractors.methods._iterative_pruning import InRounds
 
 @ss.register("magnitude")
 class Magnitude(InRounds):
-    """Train, drop the smallest weights at once or in rounds, and fine-tune."""
+    """Train, drop the smallest weights, fine-tune.
+
+    Train, drop the smallest weights at once or in rounds, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Han, Pool, Tran & Dally",

@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 @ss.register("mest")
 class MEST(DropAndGrow):
-    """Drop weights that are small and have small gradients, grow others at random, fewer at each change."""
+    """Drop small weights with small gradients, grow at random.
+
+    Drop weights that are small and have small gradients, grow others at random, fewer at each change.
+    """
 
     paper = ss.Paper(
         "Yuan, Ma, Niu, Li, Kong, Liu, Gong, Zhan, He, Jin, Wang, Qin, Ren, Wang, Liu & Lin",

@@ -14,7 +14,10 @@ from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 @ss.register("rigl")
 class RigL(DropAndGrow):
-    """Drop the smallest weights and grow where the gradient is largest, while the network trains."""
+    """Drop the smallest, grow where the gradient is largest.
+
+    Drop the smallest weights and grow where the gradient is largest, while the network trains.
+    """
 
     paper = ss.Paper(
         "Evci, Gale, Menick, Castro & Elsen",

@@ -13,7 +13,10 @@ from subnet_search.extractors.methods._drop_and_grow import DropAndGrow, growth
 
 @ss.register("set")
 class SET(DropAndGrow):
-    """Drop the smallest weights and grow others at random, while the network trains."""
+    """Drop the smallest weights, grow others at random.
+
+    Drop the smallest weights and grow others at random, while the network trains.
+    """
 
     paper = ss.Paper(
         "Mocanu, Mocanu, Stone, Nguyen, Gibescu & Liotta",

@@ -16,7 +16,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("shuffled")
 class Shuffled(ss.Extractor):
-    """Take another method's topology, permute it within layers or draw new weights, then train: a control."""
+    """Permute another method's mask: a control.
+
+    Take another method's topology, permute it within layers or draw new weights, then train: a control.
+    """
 
     paper = ss.Paper(
         "Frankle, Dziugaite, Roy & Carbin",

@@ -13,7 +13,10 @@ from subnet_search.extractors.methods._batch_norm_scale import NormRanking, norm
 
 @ss.register("slimming")
 class Slimming(NormRanking):
-    """Train with a penalty on batch-norm scales, drop the channels of smallest scale, and fine-tune."""
+    """Penalise batch-norm scales, drop the smallest.
+
+    Train with a penalty on batch-norm scales, drop the channels of smallest scale, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Liu, Li, Shen, Huang, Yan & Zhang",

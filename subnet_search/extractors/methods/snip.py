@@ -9,7 +9,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("snip")
 class Snip(ss.Extractor):
-    """Keep the weights that the loss is most sensitive to, by one batch before training."""
+    """Keep the weights that the loss is most sensitive to.
+
+    Keep the weights that the loss is most sensitive to, by one batch before training.
+    """
 
     paper = ss.Paper(
         "Lee, Ajanthan & Torr",

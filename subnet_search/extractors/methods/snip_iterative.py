@@ -11,7 +11,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("snip_iterative")
 class IterativeSnip(ss.Extractor):
-    """Prune by sensitivity in rounds before training, with new gradients in each."""
+    """Prune by sensitivity in rounds, with new gradients.
+
+    Prune by sensitivity in rounds before training, with new gradients in each.
+    """
 
     paper = ss.Paper(
         "de Jorge, Sanyal, Behl, Torr, Rogez & Dokania",

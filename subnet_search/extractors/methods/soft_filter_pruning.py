@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._channel_ranking import channels
 
 @ss.register("soft_filter_pruning")
 class SoftFilterPruning(ss.Extractor):
-    """Set the smallest filters to zero repeatedly while all are trained, and drop the smallest at the end."""
+    """Set the smallest filters to zero repeatedly.
+
+    Set the smallest filters to zero repeatedly while all are trained, and drop the smallest at the end.
+    """
 
     paper = ss.Paper(
         "He, Kang, Dong, Fu & Yang",

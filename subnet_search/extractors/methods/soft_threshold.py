@@ -23,7 +23,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("str")
 class SoftThreshold(ss.RelevanceLearner):
-    """Train weights through a soft threshold that each layer learns."""
+    """Train through a learned soft threshold.
+
+    Train weights through a soft threshold that each layer learns.
+    """
 
     paper = ss.Paper(
         "Kusupati, Ramanujan, Somani, Wortsman, Jain, Kakade & Farhadi",

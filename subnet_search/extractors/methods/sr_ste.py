@@ -16,7 +16,10 @@ SMALLEST = 1e-30  # |w| that 1 / w can be taken of
 
 @ss.register("sr_ste")
 class SRSTE(ss.RelevanceLearner):
-    """Train all weights by the gradients of a network that computes with the largest n of every m."""
+    """Train all weights through the largest n of every m.
+
+    Train all weights by the gradients of a network that computes with the largest n of every m.
+    """
 
     paper = ss.Paper(
         "Zhou, Ma, Zhu, Liu, Zhang, Yuan, Sun & Li",

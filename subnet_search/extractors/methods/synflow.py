@@ -15,7 +15,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("synflow")
 class SynFlow(ss.Extractor):
-    """Keep the weights that conserve synaptic flow, in rounds, without data."""
+    """Keep the weights that conserve synaptic flow.
+
+    Keep the weights that conserve synaptic flow, in rounds, without data.
+    """
 
     paper = ss.Paper(
         "Tanaka, Kunin, Yamins & Ganguli",

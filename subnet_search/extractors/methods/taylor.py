@@ -17,7 +17,10 @@ from subnet_search.extractors.methods._channel_ranking import MeasuredRanking, c
 
 @ss.register("taylor")
 class Taylor(MeasuredRanking):
-    """Train, drop the channels whose removal changes the loss least to first order, and fine-tune."""
+    """Drop the channels that change the loss least.
+
+    Train, drop the channels whose removal changes the loss least to first order, and fine-tune.
+    """
 
     paper = ss.Paper(
         "Molchanov, Mallya, Tyree, Frosio & Kautz",
@@ -40,7 +43,7 @@ class Taylor(MeasuredRanking):
             return ss.Change()
         found = [importance(net, probe.gradients(net.weights, index)) for index in range(self.batches)]
         scores = {name: sum((one[name] for one in found[1:]), found[0][name]) for name in found[0]}
-        return ss.Change(net.units.keep(scores, self.density, self.scope, normalise=self.normalise))
+        return self._change(net, net.units.keep(scores, self.density, self.scope, normalise=self.normalise))
 
     def measured(self, net: ss.Network) -> ss.Tensors:
         return importance(net, net.gradients)

@@ -16,7 +16,10 @@ from subnet_search.extractors import author as ss
 
 @ss.register("weight_unification")
 class WeightUnification(ss.Extractor):
-    """Bring blocks of weights to one magnitude each, and the smallest to zero, by ADMM; then train the magnitudes."""
+    """Bring each block of weights to one magnitude.
+
+    Bring blocks of weights to one magnitude each, and the smallest to zero, by ADMM; then train the magnitudes.
+    """
 
     paper = ss.Paper(
         "Lin, Jiang, Wang, Xu, Wang, Liu & Li",

@@ -31,14 +31,16 @@ from subnet_search.search.engine.multiobjective_pruner import is_behind, rungs
 from subnet_search.search.engine.scheduler import repeat_seed
 from subnet_search.search.engine.trial_lease import LeaseLost, TrialLease
 from subnet_search.search.engine.trial_log import log_to_file
-from subnet_search.search.spec.metrics import at_epoch, before_training, measure, of_topology
+from subnet_search.search.spec.metrics import at_epoch, before_training, check_isometry, measure, of_topology
 from subnet_search.search.spec.study_spec import StudySpec
 from subnet_search.search.storage.connect import scrub
+from subnet_search.search.storage.ranking import number
 from subnet_search.search.storage.records import REPEATS, last_lines
 from subnet_search.topology.masks import Masks
 from subnet_search.training import Epoch
 
 REPORTS = 20  # most intermediate values of a trial without a pruner
+TIMES = ("seconds", "latency")  # these differ when a seed is run again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger("subnet_search")
@@ -105,6 +107,8 @@ class _Trial:
     def run(self, should_stop: Callable[[], bool]) -> Ending:
         if "bytes" in self.names:
             check_storable(self.config, str(self.config.resolve().network.init))
+        if "isometry" in self.names:
+            check_isometry(self.config, self.data, self.module)
         self._constrain(before_training(self.config, self.data, self.module) if self.spec.bounds else {}, "before training")
         by_seeds = self.pruner == "wilcoxon"
         seeds: list[dict[str, Any]] = list(self.lease.attrs.get("seeds", []))
@@ -112,7 +116,8 @@ class _Trial:
         for index in range(self.spec.repeats if by_seeds else 1):
             if index == len(seeds):
                 values, found = self._run_seed(index, should_stop)
-                seeds.append({"seed": found["seed"], "values": values, "sha256": found["sha256"]})
+                numbers = {key: value for key, value in found.items() if number(value) is not None and key not in TIMES}
+                seeds.append({"values": values, "sha256": found["sha256"], **numbers})
                 record = record or found
             if by_seeds:
                 self.lease.note(seeds=seeds, first=record)

@@ -46,7 +46,7 @@ def to_dataframe(study: optuna.Study | Mapping[str, Any]) -> "pandas.DataFrame":
         rows = flat_rows(seen, named)
         first += [*columns_of(map(named, seen.get_trials())), *objectives(seen)]
     else:
-        rows = [{"number": cell["trial"], "method": cell["arm"], **cell} for cell in study["cells"]]
+        rows = [{"number": cell["trial"], "method": cell.get("arm"), **cell} for cell in study["cells"]]
     present = columns_of(rows)
     ordered = [*first, *(key for key in present if key not in LAST), *(key for key in LAST if key in present)]
     found = pandas.DataFrame(rows, columns=[key for key in dict.fromkeys(ordered) if key not in LEFT_OUT])
@@ -66,7 +66,7 @@ def _named(study: Snapshot) -> Callable[[FrozenTrial], Row]:
         record, params = TrialRecord(trial), by_key(trial.params)
         run = (record.config or {}).get("extractor") or {}
         cell = record.cell
-        method = cell.arm if cell else params.get("extractor", params.get("method", run.get("name")))
+        method = cell.method if cell else params.get("extractor", params.get("method", run.get("name")))
         density = cell.density if cell else params.get(f"{OWN}density", params.get("density", run.get("density")))
         found = {"method": method, "density": density, "seed": params.get("seed", record.seed)}
         for key, value in params.items():

@@ -1,4 +1,4 @@
-"""Optuna's own plots of a study, as HTML pages: the Pareto front over any measures, and the importance of parameters."""
+"""Optuna's own plots of a study: the Pareto front over any measures, and the importance of parameters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState, create_trial
 
-from subnet_search.analysis.plots import PERCENT, look, need_plotly, write_page
+from subnet_search.analysis.plots import PERCENT, accuracy_density, check_path, look, need_plotly, write
 from subnet_search.core.errors import UserError
-from subnet_search.core.task_metrics import is_fraction
+from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
 from subnet_search.search.storage.ranking import direction
 from subnet_search.search.storage.read import Snapshot
 
@@ -39,7 +39,29 @@ def pareto(study: Snapshot, rows: Sequence[dict[str, Any]], names: Sequence[str]
     wide = min(values) > 0 and max(values) / min(values) > 10
     figure.update_xaxes(title=f"{across}{' (log scale)' if wide else ''}", type="log" if wide else "linear", **_format(across))
     figure.update_yaxes(**_format(up))
-    write_page(figure, path, title)
+    write(figure, path, title, rows)
+
+
+def plot_comparison(record: Mapping[str, Any], path: str | Path) -> None:
+    """Plot the leading metric of a comparison over the density, on the test split where there is one.
+
+    record: what `compare` returns. path: its ending is that of a page (.html), a picture (.svg, .pdf, .png), or a table of the
+    numbers (.csv, .tex). Raises UserError for another ending and without the extra `plots`.
+    """
+    path = Path(path)
+    check_path(path)
+    leading = leading_in(record["rows"][0])
+    tested = any(row[f"test_{leading}"] for row in record["rows"])
+    measure = f"{'test' if tested else 'val'}_{leading}"
+    points = [
+        {"label": row["method"], "density": row["achieved_density"]["mean"]}
+        | {key: row[measure][key] for key in ("mean", "low", "high")}
+        for row in record["rows"]
+        if row[measure] is not None and row["achieved_density"]["mean"] > 0
+    ]
+    dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
+    title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
+    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
 
 
 def importance(study: Snapshot, record: Mapping[str, Any], path: Path, title: str) -> None:
@@ -54,7 +76,8 @@ def importance(study: Snapshot, record: Mapping[str, Any], path: Path, title: st
     trials = Snapshot(study, study.get_trials(states=(TrialState.COMPLETE,)))
     figure = optuna.visualization.plot_param_importances(trials, Found(), target=lambda _: 0.0, target_name=name)
     figure.update_xaxes(tickformat=PERCENT)
-    write_page(figure, path, title)
+    shares = [{"parameter": key, "importance": value} for key, value in record["importances"].items()]
+    write(figure, path, title, shares)
 
 
 def _format(name: str) -> dict[str, Any]:

@@ -86,7 +86,10 @@ def _value(trial: FrozenTrial, names: list[str], name: str) -> float:
 
 def _too_few(study: Snapshot, names: list[str], name: str | None, trials: list[FrozenTrial]) -> str | None:
     if any(TrialRecord(trial).cell for trial in study.get_trials()):
-        return "a comparison searches nothing"
+        return (
+            "none, because a comparison does not sample its methods and densities: their results side by side: "
+            f"subnet-search study show {study.study_name}"
+        )
     if len(trials) < LEAST:
         return f"too few: it takes {LEAST} complete trials, and there are {len(trials)}"
     if name and len({_value(trial, names, name) for trial in trials}) == 1:

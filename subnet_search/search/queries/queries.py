@@ -4,9 +4,10 @@ Specifications are read as plain values, so that torch is not imported: that wou
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from statistics import fmean, stdev
 from typing import Any
 
 import optuna
@@ -17,7 +18,7 @@ from subnet_search.core.errors import UserError, guarded
 from subnet_search.core.task_metrics import CLASSIFICATION, TaskMetrics
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, open_storage, safe_url
 from subnet_search.search.storage.connect import load_study as find_study
-from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, objectives, parameters
+from subnet_search.search.storage.ranking import NO_MEASURES, Ranked, best_ranked, measured, number, objectives, parameters
 from subnet_search.search.storage.read import COLD, MOST, Snapshot, read_trials, study_states
 from subnet_search.search.storage.records import IMPORTED, REPEATS, TrialRecord, plain_spec, task_metrics
 
@@ -134,11 +135,35 @@ def need_best(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def ranked_row(ranked: Ranked, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, Any]:
-    """A trial as a row, with mean, lowest and highest value of each objective over its seeds."""
-    seeds = TrialRecord(ranked.trial).seeds
+    """A trial as a row, with the mean, deviation, lowest and highest value of each objective over its seeds.
+
+    `over_seeds` has the same, and the number of seeds, for every other metric that was stored for all of them; the metrics
+    of the row itself are those of the trial, with its own seed.
+    """
+    seeds = TrialRecord(ranked.trial).seeds  # of a trial that ran all of its seeds itself
     ranked = Ranked(ranked.trial, tuple(tuple(seed["values"]) for seed in seeds)) if seeds else ranked
-    spread = [list(ends) for ends in ranked.spread]
-    return {**trial_row(ranked.trial, metrics), "seeds": len(ranked.values), "mean": list(ranked.mean), "spread": spread}
+    records = seeds or [trial.user_attrs for trial in ranked.trials]
+    row = trial_row(ranked.trial, metrics)
+    names = (metrics.val, metrics.test, "density", *row["measured"], "steps", "seconds")
+    found = {name: [value for one in records if (value := number(one.get(name))) is not None] for name in names}
+    return {
+        **row,
+        "seeds": len(ranked.values),
+        "mean": list(ranked.mean),
+        "deviation": [_deviation(column) for column in zip(*ranked.values, strict=True)],
+        "spread": [list(ends) for ends in ranked.spread],
+        "over_seeds": {name: _statistics(values) for name, values in found.items() if values and len(values) == len(records)},
+    }
+
+
+def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    ends = {"low": min(values), "high": max(values)}
+    return {"mean": fmean(values), "deviation": _deviation(values), **ends, "seeds": len(values)}
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; None for one value."""
+    return stdev(values) if len(values) > 1 else None
 
 
 def counted(states: Iterable[TrialState]) -> dict[str, int]:

@@ -63,7 +63,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
         "versions": _versions(trials),
         "files": disk_usage(seen),
         "best": [ranked_row(ranked, metrics) for ranked in best_ranked(seen)],
-        "arms": [ranked_row(arm, metrics) for arm in compared(seen)],
+        "rows": [ranked_row(row, metrics) for row in compared(seen)],
         "importance": None if compares else importance(seen),
     }
 
@@ -111,7 +111,7 @@ def _words(distribution: BaseDistribution) -> str:
 
 
 def _compared(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """Arms, densities and seeds of a comparison's cells."""
+    """Methods, densities and seeds of a comparison's cells."""
     seen: dict[str, dict[str, None]] = {}
     for trial in trials:
         for key, value in parameters(trial).items():

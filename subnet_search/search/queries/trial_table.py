@@ -74,6 +74,7 @@ def _flat_row(trial: FrozenTrial, names: Sequence[str], params: Row) -> Row:
             if isinstance(value, bool | int | float | str) and key not in (*names, IMPORTED)
         },
         **params,
+        **({"achieved_density": record.get("density", float)} if record.cell else {}),
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
         "feasible": is_feasible(trial) if constraints else None,

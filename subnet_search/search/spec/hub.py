@@ -1,6 +1,7 @@
 """Samplers and callbacks of OptunaHub, by the name of their package: `{hub: samplers/auto_sampler, option: value}`."""
 
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from subnet_search.core.errors import UserError, reason, shown, unknown
 
 OWN = ("name", "hub", "folder", "ref", "class")  # keys that are not options of the class
 PACKAGE = re.compile(r"\w[\w-]*/\w[\w-]*")
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+log = logging.getLogger(__name__)
 
 
 def check_hub(kind: str, settings: Mapping[str, Any]) -> None:
@@ -27,6 +31,21 @@ def check_hub(kind: str, settings: Mapping[str, Any]) -> None:
         raise UserError(f"hub: give the package as in {kind}s/NAME, got {settings['hub']!r}")
     if "folder" in settings and "ref" in settings:
         raise UserError("folder and ref exclude each other: ref is the commit, tag or branch to download")
+
+
+def warn_if_moving(key: str, settings: Any) -> None:
+    """Warn of a package whose reference is no commit: it is a branch (by default main) or tag, which can change."""
+    if not isinstance(settings, Mapping) or "hub" not in settings or "folder" in settings:
+        return
+    ref = settings.get("ref", "main")
+    if not COMMIT.fullmatch(ref):
+        log.warning(
+            "%s: %s is downloaded from %r, which can change between workers: write the commit of the registry, as in ref: %s",
+            key,
+            settings["hub"],
+            ref,
+            "3f2a1c9 (github.com/optuna/optunahub-registry/commits)",
+        )
 
 
 def class_from_hub(kind: str, settings: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:

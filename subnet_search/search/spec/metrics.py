@@ -21,17 +21,20 @@ from subnet_search.artifact import Subnetwork
 from subnet_search.artifact.subnetwork import Weights, state_in
 from subnet_search.core.errors import RunError, UserError, unknown
 from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
-from subnet_search.data import Data
+from subnet_search.data import Data, in_order
 from subnet_search.deploy.benchmark import without_dead
+from subnet_search.deploy.rebuild import task_of_run
 from subnet_search.evaluation import Cost, cost
 from subnet_search.evaluation.cost import Whole
+from subnet_search.evaluation.isometry import check_floats, mean_singular_value
 from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.isometry import isometry_inputs
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.nets import NetworkSpec, build, left_whole, opened, own_copy, prunable, put_state
-from subnet_search.tasks import Classification, Task, UserTask, inputs_sent
+from subnet_search.nets import NetworkSpec, build, left_whole, opened, own_copy, prunable
+from subnet_search.tasks import Classification, LanguageModeling, Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
@@ -82,9 +85,8 @@ class Finished:
         origin, spec, net = self.subnetwork.origin, self.subnetwork.origin.network, self.like
         if spec is not None:
             check_dense(spec, None)
-            net = build(spec.without_state, origin.shape, origin.classes or None, origin.seed)
-            if spec.state:
-                put_state(net, state_in(Path(spec.state).expanduser()), spec.name, spec.state, spec.partial)
+            state = state_in(Path(spec.state).expanduser()) if spec.state else None
+            net = build(spec, origin.shape, origin.classes or None, origin.seed, state)
         if net is None or origin.init != "keep":
             raise UserError(NO_DENSE)
         return opened(own_copy(net)).eval().to(origin.recipe["device"])
@@ -96,6 +98,13 @@ class Finished:
         with torch.backends.cudnn.flags(deterministic=True):
             rows = noise_curve(self.net, reference, self.data.val.to(device), mean, std)
         return [row for row in rows if row["level"] > 0]
+
+    def isometry(self) -> float:
+        """Mean singular value of the input-output Jacobian over the first 128 validation items."""
+        device, origin = next(self.net.parameters()).device, self.subnetwork.origin
+        mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
+        batches = in_order(self.data.val.to(device), mean, std)
+        return mean_singular_value(self.net, isometry_inputs(self.net, task_of_run(self.subnetwork), batches))
 
 
 @dataclass(frozen=True)
@@ -135,11 +144,23 @@ MEASURES = {
         "end",
         Finished.functional_distance,
     ),
+    "isometry": Measure(
+        "maximize", "", "mean singular value of the input-output Jacobian on validation data", "end", Finished.isometry
+    ),
     "seconds": Measure("minimize", "s", "training time", "end"),
 }
-"""Metrics of any task, but for those `UNDER_NOISE`. `measures_of` adds the task's own."""
+"""Metrics of any task that `_missing` does not name. `measures_of` adds the task's own."""
 UNDER_NOISE = {"robustness": "the accuracy under noise", "functional_distance": "the distance of two classifiers under noise"}
 """Metrics of classification alone."""
+
+
+def _missing(name: str, task: Task) -> str | None:
+    """Why runs with this task do not have a metric of MEASURES. None: they have it."""
+    if name in UNDER_NOISE and not isinstance(task, Classification):
+        return f"{name} is {UNDER_NOISE[name]}: it needs the task classification, got {task.name}"
+    if name == "isometry" and isinstance(task, LanguageModeling | UserTask):
+        return f"isometry needs float inputs and a built-in task, got {task.name}"
+    return None
 
 
 def measures_of(task: Task) -> dict[str, Measure]:
@@ -149,7 +170,7 @@ def measures_of(task: Task) -> dict[str, Measure]:
         key: Measure(direction, "fraction" if is_fraction(key) else "", f"{in_words(key[4:])} on validation data", "epoch")
         for key, direction in own.items()
     }
-    return found | {name: one for name, one in MEASURES.items() if name not in UNDER_NOISE or isinstance(task, Classification)}
+    return found | {name: one for name, one in MEASURES.items() if _missing(name, task) is None}
 
 
 def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
@@ -158,7 +179,7 @@ def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
     if name in measures:
         return measures[name]
     if name in MEASURES:
-        raise UserError(f"{name} is {UNDER_NOISE[name]}: it needs the task classification, got {task.name}")
+        raise UserError(_missing(name, task) or "")
     if name == "prune_potential":
         raise UserError(f"{kind} prune_potential: it compares several densities, and a trial has one: see `prune-potential -h`")
     own = f"the task {task.name} states its metrics in `directions`" if isinstance(task, UserTask) else ""
@@ -226,6 +247,11 @@ def before_training(config: RunConfig, data: Data, module: nn.Module | None = No
         return {"density": kept / numel, "parameters": float(kept + whole)}
     masks = Masks({name: _first(counts[name], shape) for name, shape in shapes.items()})
     return of_topology(config, data, masks, module)
+
+
+def check_isometry(config: RunConfig, data: Data, module: nn.Module | None = None) -> None:
+    """Raise UserError when the network of a resolved configuration has no float inputs."""
+    check_floats(_blank(config, data, module)[1])
 
 
 def of_topology(config: RunConfig, data: Data, masks: Masks, module: nn.Module | None = None) -> dict[str, float]:

@@ -260,9 +260,11 @@ class StudySpec(Settings):
             flatten(
                 {
                     "run": spec.run.dump(),
-                    "space": {name: words for name, words in spec.searched.words().items() if not _is_layer(name)},
+                    "space": {
+                        **{name: words for name, words in spec.searched.words().items() if not _is_layer(name)},
+                        **spec.searched.pinned(),
+                    },
                     "density_per_layer": bool(spec.space.get(LAYERS)),
-                    "set": spec.searched.pinned(),
                     **spec.model_dump(include=keys),
                 }
             )

@@ -21,6 +21,7 @@ class Ranked:
 
     trial: FrozenTrial
     values: tuple[tuple[float, ...], ...]  # objective values per seed: of the trial, then of its repeats
+    trials: tuple[FrozenTrial, ...] = ()  # the trial and its repeats, or the runs of a row of a comparison
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -94,7 +95,10 @@ def _grouped(found: Iterable[tuple[Any, FrozenTrial, Sequence[float]]]) -> dict[
     groups: dict[Any, list[tuple[FrozenTrial, tuple[float, ...]]]] = {}
     for key, trial, values in found:
         groups.setdefault(key, []).append((trial, tuple(values)))
-    return {key: Ranked(group[0][0], tuple(values for _, values in group)) for key, group in groups.items()}
+    return {
+        key: Ranked(group[0][0], tuple(values for _, values in group), tuple(trial for trial, _ in group))
+        for key, group in groups.items()
+    }
 
 
 def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -136,7 +140,10 @@ def default_names(study: Snapshot) -> list[str]:
     return names if len(names) > 1 else [names[0], "density"]
 
 
-HIGHER_IS_BETTER = ("robustness",)  # of the metrics that any task can have; a test compares them with spec/metrics.py
+HIGHER_IS_BETTER = (
+    "robustness",
+    "isometry",
+)  # of the metrics that any task can have; a test compares them with spec/metrics.py
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
@@ -149,27 +156,27 @@ def objectives(study: optuna.Study) -> list[str]:
 def parameters(trial: FrozenTrial) -> dict[str, Any]:
     """The parameters that Optuna sampled, or the cell of a comparison."""
     cell = TrialRecord(trial).cell
-    return trial.params if cell is None else {"arm": cell.arm, "extractor.density": cell.density, "seed": cell.seed}
+    return trial.params if cell is None else {"method": cell.method, "density": cell.density, "seed": cell.seed}
 
 
 def best_ranked(study: optuna.Study) -> list[Ranked]:
     """The best trial by the mean over its seeds, or the Pareto front; empty if no trial is complete.
 
-    For a comparison, the first trial of the best arm with the values of all its seeds; the dense network is left out.
+    For a comparison, the first trial of the best row with the values of all its seeds; the dense network is left out.
     """
-    arms = compared(study)
-    arms = [arm for arm in arms if (cell := TrialRecord(arm.trial).cell) and cell.density < 1] or arms
-    seeds = max((len(arm.values) for arm in arms), default=0)
-    found = [arm for arm in arms if len(arm.values) == seeds] or rank(study)
+    rows = compared(study)
+    rows = [row for row in rows if (cell := TrialRecord(row.trial).cell) and cell.density < 1] or rows
+    seeds = max((len(row.values) for row in rows), default=0)
+    found = [row for row in rows if len(row.values) == seeds] or rank(study)
     return found if len(study.directions) > 1 else found[:1]
 
 
 def compared(study: optuna.Study) -> list[Ranked]:
-    """The arms of a comparison, best mean first, as their first trial with the values of all seeds; empty for other studies."""
+    """The rows of a comparison, best mean first, as their first trial with the values of all seeds; empty for other studies."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     cells = [(cell, trial) for trial in complete if (cell := TrialRecord(trial).cell)]
-    arms = _grouped(((cell.arm, cell.density), trial, trial.values) for cell, trial in cells)
-    return order(list(arms.values()), study.directions)
+    rows = _grouped(((cell.method, cell.density), trial, trial.values) for cell, trial in cells)
+    return order(list(rows.values()), study.directions)
 
 
 def measured(trial: FrozenTrial, names: Sequence[str], name: str) -> float | None:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from subnet_search.core.redaction import scrub
 from subnet_search.core.task_metrics import TaskMetrics
@@ -61,7 +61,7 @@ class Interruption:
 class Cell:
     """The cell of a comparison that a trial runs."""
 
-    arm: str
+    method: Annotated[str, Field(validation_alias=AliasChoices("method", "arm"))]  # `arm` before 0.1.0
     density: float
     seed: int
     values: dict[str, Any]  # keys of the run that it changes, including the seed

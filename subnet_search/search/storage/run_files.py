@@ -16,17 +16,17 @@ from subnet_search.search.storage.study_folder import folder_of
 def kept_trials(study: optuna.Study, keep: int = 1) -> set[int]:
     """Numbers of the trials whose files are kept: the `keep` best with their repeats, and all that have not finished.
 
-    With several objectives, the whole Pareto front is kept; of a comparison, all seeds of the best arm and of the `keep` best
-    arms with a density below 1, since the best is often the dense network.
+    With several objectives, the whole Pareto front is kept; of a comparison, all seeds of the best row and of the `keep` best
+    rows with a density below 1, since the best is often the dense network.
     """
     trials = study.get_trials(deepcopy=False)
     records = list(map(TrialRecord, trials))
     unfinished = {trial.number for trial in trials if not trial.state.is_finished()}
-    if arms := compared(study):
-        arms.sort(key=lambda arm: -len(arm.values))
-        cells = [(cell.arm, cell.density) for arm in arms if (cell := TrialRecord(arm.trial).cell)]
+    if rows := compared(study):
+        rows.sort(key=lambda row: -len(row.values))
+        cells = [(cell.method, cell.density) for row in rows if (cell := TrialRecord(row.trial).cell)]
         same = {*cells[:1], *[cell for cell in cells if cell[1] < 1][:keep]}
-        return unfinished | {r.trial.number for r in records if (cell := r.cell) and (cell.arm, cell.density) in same}
+        return unfinished | {r.trial.number for r in records if (cell := r.cell) and (cell.method, cell.density) in same}
     best = [ranked.trial.number for ranked in rank(study)]
     if len(study.directions) == 1:
         if len(best) < keep:  # trials with fewer seeds follow, such as those that were not repeated

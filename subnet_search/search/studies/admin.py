@@ -114,7 +114,7 @@ def delete_study(study: optuna.Study, *, force: bool = False, files: bool = True
 def prune_files(study: optuna.Study, keep: int = 1, *, dry_run: bool = False) -> PrunedFiles:
     """Delete the run folders and artifacts of all finished trials but the best; the trials themselves stay.
 
-    keep      how many of the best trials keep their files, with their repeats (of a comparison: arms, with all seeds); of
+    keep      how many of the best trials keep their files, with their repeats (of a comparison: rows, with all seeds); of
               several objectives, the whole Pareto front does
     dry_run   delete nothing, and return what would be deleted
 

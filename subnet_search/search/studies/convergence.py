@@ -53,7 +53,7 @@ def too_short(rows: Sequence[Mapping[str, Any]], epochs: int, metric: str) -> st
         return None
     names: dict[str, list[str]] = {}
     for row in late:
-        names.setdefault(row["label"], []).append(f"{row['density']:g}")
+        names.setdefault(row["method"], []).append(f"{row['density']:g}")
     listed = "; ".join(name if name == "dense" else f"{name} at {', '.join(found)}" for name, found in names.items())
     if epochs == 1:
         return f"one epoch does not show whether a method has converged: {listed}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from subnet_search.core.errors import UserError, shown
 from subnet_search.extraction.config import RunConfig
@@ -21,12 +22,13 @@ from subnet_search.search.engine.multiobjective_pruner import check_options
 from subnet_search.search.engine.sampler_check import check_sampler
 from subnet_search.search.engine.worker import run_worker
 from subnet_search.search.spec.check_measures import check_measures
+from subnet_search.search.spec.hub import warn_if_moving
 from subnet_search.search.spec.samplers import make_pruner, make_sampler
 from subnet_search.search.spec.space_parser import LAYERS, METHOD
 from subnet_search.search.spec.study_spec import StudySpec, check_passed, read_study, spec_of, trusted_spec_of
 from subnet_search.search.storage.connect import DEFAULT_STORAGE, load_study, open_storage, safe_url
 from subnet_search.search.storage.locks import exclusive
-from subnet_search.search.storage.records import PASSED, STOPPED, TASK, task_metrics
+from subnet_search.search.storage.records import PASSED, STOPPED, TASK, TrialRecord, task_metrics
 from subnet_search.search.storage.retry import PATIENCE, guarded, patiently
 from subnet_search.search.storage.study_folder import new_folder
 from subnet_search.search.storage.trust import imports_of_spec
@@ -97,6 +99,8 @@ def run_study(
     if spec.identity():
         allowed += [PLACEHOLDER, spec.run.task.name]
     study = prepare_study(spec, url, wait)
+    for kind, settings in (("sampler", spec.sampler), *spec.callbacks.items()):
+        warn_if_moving(kind, settings)
     common: dict[str, Any] = {"trials": budget, "timeout": limit, "allow_imports": allowed, "should_stop": should_stop}
     with study_progress(study, budget, progress, spec.task_metrics):
         if cluster:
@@ -201,12 +205,12 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
         from subnet_search.search.engine.artifact_store import open_store
 
         open_store(spec)
-    if spec.name not in optuna.get_all_study_names(store):
+    if spec.name not in optuna.get_all_study_names(store) or _is_unused(spec, store):
         spec.searched.check_networks(spec.passed)
         check_measures(spec)
     with exclusive(store, spec.name):
         names = optuna.get_all_study_names(store)
-        if spec.name in names and _is_half_made(load_study(spec.name, store)):
+        if spec.name in names and (_is_half_made(load_study(spec.name, store)) or _is_unused(spec, store)):
             optuna.delete_study(study_name=spec.name, storage=store)
             names.remove(spec.name)
         if spec.name not in names:
@@ -269,6 +273,18 @@ def _note_metrics(study: optuna.Study, spec: StudySpec) -> None:
     """Store the metrics of the task, for commands that do not import it, if they differ from what is stored."""
     if spec.task_metrics != task_metrics(study):
         study.set_user_attr(TASK, spec.task_metrics.plain())
+
+
+def _is_unused(spec: StudySpec, store: optuna.storages.BaseStorage) -> bool:
+    """Whether the stored study has another specification and no results: its trials failed untrained, or never began."""
+    study = load_study(spec.name, store)
+    for trial in study.get_trials(deepcopy=False):
+        never_begun = trial.state == TrialState.WAITING and not TrialRecord(trial).began
+        if not (never_begun or (trial.state == TrialState.FAIL and not trial.intermediate_values)):
+            return False
+    if "spec" not in study.user_attrs:
+        return False
+    return study.user_attrs.get(PASSED, {}) != spec.identity() or bool(spec_of(study, spec).differences(spec))
 
 
 def _is_half_made(study: optuna.Study) -> bool:

@@ -58,52 +58,52 @@ MEASURES = ("achieved_density", "steps", "forward", "backward", "seconds")  # an
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A row of the comparison: label, density, and the keys of the run that it changes."""
+class GridRow:
+    """A row of the comparison: a method (or a control's name) at a density, and the keys of the run that it changes."""
 
-    label: str
+    method: str
     density: float
     changes: Mapping[str, Any]
 
 
-def dense_arm(changes: Mapping[str, Any]) -> Arm:
+def dense_row(changes: Mapping[str, Any]) -> GridRow:
     """The dense network, of which every unit is kept, with further changes."""
     whole = {"extractor": {"name": "random", "density": 1.0}, "unit": "weight", "round_to": None, "target": None}
-    return Arm("dense", 1.0, {**whole, **changes})
+    return GridRow("dense", 1.0, {**whole, **changes})
 
 
-DENSE = dense_arm({})
+DENSE = dense_row({})
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm with a seed: one run. Configurations with equal keys differ at most in device and threads."""
+    """A row with a seed: one run. Configurations with equal keys differ at most in device and threads."""
 
-    arm: Arm
+    row: GridRow
     seed: int
     key: str
 
     @property
     def attribute(self) -> dict[str, Any]:
         """As stored in the trial."""
-        values = {**self.arm.changes, "seed": self.seed}
-        return {"arm": self.arm.label, "density": self.arm.density, "seed": self.seed, "values": values}
+        values = {**self.row.changes, "seed": self.seed}
+        return {"method": self.row.method, "density": self.row.density, "seed": self.seed, "values": values}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells of a comparison, ordered by seed, so that a stopped comparison still covers all arms."""
+    """All cells of a comparison, ordered by seed, so that a stopped comparison still covers all rows."""
 
     spec: Comparison
     cells: tuple[Cell, ...]
     choice: Choice = "shared"
     recipe: Recipe | None = None
-    """The recipe of all arms that train weights; None if it is not the same for all."""
+    """The recipe of all methods that train weights; None if it is not the same for all."""
     masks_alone: tuple[str, ...] = ()
-    """The arms that train no weights."""
+    """The methods that train no weights."""
 
     def recipe_record(self) -> dict[str, Any]:
-        """The recipe for `--json`; `settings` is null if the arms that train weights have different recipes."""
+        """The recipe for `--json`; `settings` is null if the methods that train weights have different recipes."""
         keys = (*WEIGHTS, "batch_size")
         settings = self.recipe and self.recipe.model_dump(mode="json", include=set(keys))
         return {"choice": self.choice, "settings": settings, "masks_alone": list(self.masks_alone), "text": self.recipe_text()}
@@ -139,17 +139,17 @@ def method_grid(
     """
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
-    arms = []
+    rows = []
     for method in dict.fromkeys(methods):
         if not get_extractor(method).has_density():
             raise UserError(f"{method} has no density, so it cannot be compared at {densities[0]:g}: remove it")
         spec, changes = own if own["name"] == method else {"name": method}, recipe_changes(method, given, recipe)
         for density in dict.fromkeys(densities):
             target = {"target": dict.fromkeys(config.target, density)} if config.target else {}
-            arms.append(Arm(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
-    arms.append(dense_arm(recipe_changes("random", given, recipe)))
+            rows.append(GridRow(method, density, {"extractor": {**spec, "density": density}, **target, **changes}))
+    rows.append(dense_row(recipe_changes("random", given, recipe)))
     budget = {"recipe.epochs": config.recipe.epochs, "recipe.batch_size": config.recipe.batch_size}
-    return make_grid(name, config_like(config, with_values(given, budget)), arms, seeds, recipe, passed)
+    return make_grid(name, config_like(config, with_values(given, budget)), rows, seeds, recipe, passed)
 
 
 def recipe_changes(method: str, given: Mapping[str, Any], choice: Choice = "shared") -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _pinned(given: Iterable[str], wanted: Mapping[str, Any], keys: Iterable[str]
 def sanity_grid(name: str, config: RunConfig, seeds: int, passed: Passed = NOTHING) -> Grid:
     """The sanity checks of Frankle et al. 2021 (arXiv:2009.08576) for a method that prunes before training.
 
-    All arms have the method's density and recipe: the configuration's keys, then the method's published settings.
+    All rows have the method's density and recipe: the configuration's keys, then the method's published settings.
     Raises UserError for other methods.
     """
     method, given = config.extractor, config.given()
@@ -204,8 +204,8 @@ def sanity_grid(name: str, config: RunConfig, seeds: int, passed: Passed = NOTHI
     published = method.published.recipe
     keys = [*published, *(key for spec in extractors.values() for key in get_extractor(spec["name"]).published.recipe)]
     recipe = _pinned(given.get("recipe", {}), published, keys)
-    arms = [Arm(label, density, {"extractor": spec, **recipe}) for label, spec in extractors.items()]
-    return make_grid(name, config, [*arms, dense_arm(recipe)], seeds, passed=passed)
+    rows = [GridRow(name, density, {"extractor": spec, **recipe}) for name, spec in extractors.items()]
+    return make_grid(name, config, [*rows, dense_row(recipe)], seeds, passed=passed)
 
 
 def prepare_grid(grid: Grid, url: str) -> optuna.Study:
@@ -243,7 +243,7 @@ def run_grid(
         check_no_objects(grid.spec)
     study = prepare_grid(grid, url)
     budget = spec_of(study, grid.spec).trials  # all cells of the study, including earlier grids
-    imports = sorted(imports_of(grid.spec.run.given(), *(cell.arm.changes for cell in grid.cells)))
+    imports = sorted(imports_of(grid.spec.run.given(), *(cell.row.changes for cell in grid.cells)))
     study = run_study(
         grid.spec,
         storage=url,
@@ -264,38 +264,28 @@ def cell_records(study: optuna.Study, grid: Grid) -> list[dict[str, Any]]:
 
 
 def table_rows(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each arm and density, with mean, lowest, highest and sample standard deviation of each measure."""
+    """A row for each method and density, with mean, lowest, highest and sample standard deviation of each measure."""
     records = list(records)
     leading = leading_in(records[0]) if records else ""
     measures = (f"val_{leading}", f"test_{leading}", *MEASURES)
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for record in records:
-        groups.setdefault((record["arm"], record["density"]), []).append(record)
+        groups.setdefault((record["method"], record["density"]), []).append(record)
     return [
         {
-            "label": label,
+            "method": method,
             "density": density,
             "cells": len(group),
             "complete": sum(record["state"] == "COMPLETE" for record in group),
             **{measure: _spread([record[measure] for record in group]) for measure in measures},
             "converged": converged(group, leading),
         }
-        for (label, density), group in groups.items()
-    ]
-
-
-def plot_points(rows: Iterable[Mapping[str, Any]], measure: str) -> list[dict[str, Any]]:
-    """Points for `plots.accuracy_density`: rows with a result, at the density that was reached."""
-    return [
-        {"label": row["label"], "density": row["achieved_density"]["mean"]}
-        | {key: row[measure][key] for key in ("mean", "low", "high")}
-        for row in rows
-        if row[measure] is not None and row["achieved_density"]["mean"] > 0
+        for (method, density), group in groups.items()
     ]
 
 
 def make_grid(
-    name: str, run: RunConfig, arms: list[Arm], seeds: int, choice: Choice = "shared", passed: Passed = NOTHING
+    name: str, run: RunConfig, rows: list[GridRow], seeds: int, choice: Choice = "shared", passed: Passed = NOTHING
 ) -> Grid:
     """Make a grid and check all its configurations. Raises UserError for an invalid one, and for less than one seed."""
     if type(seeds) is not int or seeds < 1:
@@ -305,16 +295,16 @@ def make_grid(
     recipes: dict[str, Recipe] = {}
     masks_alone: dict[str, None] = {}
     for seed in range(run.seed, run.seed + seeds):
-        for arm in arms:
+        for row in rows:
             try:
-                config = spec.config({**arm.changes, "seed": seed}).resolve()
+                config = spec.config({**row.changes, "seed": seed}).resolve()
             except UserError as error:
-                raise UserError(f"{arm.label} at density {arm.density:g}: {error}") from error
-            cells.append(Cell(arm, seed, configuration_key(config, with_seed=True)))
+                raise UserError(f"{row.method} at density {row.density:g}: {error}") from error
+            cells.append(Cell(row, seed, configuration_key(config, with_seed=True)))
             if trains_weights(type(config.extractor)):
                 recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
             else:
-                masks_alone[arm.label] = None
+                masks_alone[row.method] = None
     recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
     return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
 
@@ -326,7 +316,7 @@ def _write_params(study: optuna.Study) -> None:
     earlier versions have no parameters.
     """
     trials = [(trial, cell) for trial in study.get_trials(deepcopy=False) if (cell := TrialRecord(trial).cell)]
-    wanted = {trial._trial_id: {"method": cell.arm, "density": cell.density, "seed": cell.seed} for trial, cell in trials}
+    wanted = {trial._trial_id: {"method": cell.method, "density": cell.density, "seed": cell.seed} for trial, cell in trials}
     methods, densities, seeds = (list(dict.fromkeys(column)) for column in zip(*map(dict.values, wanted.values()), strict=True))
     distributions: dict[str, BaseDistribution] = {
         "method": CategoricalDistribution(methods),
@@ -364,8 +354,8 @@ def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics, ep
     complete = trial is not None and trial.state == TrialState.COMPLETE
     values = trial.intermediate_values if trial else {}
     return {
-        "arm": cell.arm.label,
-        "density": cell.arm.density,
+        "method": cell.row.method,
+        "density": cell.row.density,
         "seed": cell.seed,
         "state": trial.state.name if trial else None,
         "trial": trial.number if trial else None,
