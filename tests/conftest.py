@@ -23,7 +23,7 @@ def one_thread():
 
 @register("redraw")
 class Redraw(Extractor):
-    """Draw a new random topology every few steps: the least that an extractor which drops and grows must do."""
+    """Draw a new random topology every few steps."""
 
     paper = Paper("Nobody", 2020, "0000.00000", "A test", "mask ~ U")
     paradigm = Paradigm("random, during training", "trained", "fixed", False)

@@ -2,8 +2,8 @@
 
 A page is run in an empty folder that holds `configs/`, `studies/` and `examples/`. A block whose first line is a comment
 with a file's name is written to that file. Commands are the same but for their length (two epochs on 200 items, one seed, four
-trials, no times) and for CIFAR, in place of which they get random images. A block that cannot run here has a comment before it that says why:
-`<!-- skip: next "needs a cluster" -->`.
+trials, no times) and for CIFAR, in place of which they get random images. A block that cannot run here has a comment before it
+that says why: `<!-- skip: next "needs a cluster" -->`.
 """
 
 import contextlib
@@ -29,13 +29,15 @@ from subnet_search.extraction.config_file import check
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|ya?ml))\b")
+# Words in the names of pages that take longer than 10 s.
+LONG = re.compile("move|faster|running|pandas|studies|networks|deploy|across|compare|transformers|extractor|CONTRIB|isometry")
 LANGUAGES = ("python", "yaml", "sh", "text", "json", "sql", "dockerfile")
 FEW = ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"]
 SHORT = {
     "extract": FEW,
     "compare": [*FEW, "--seeds", "1", "--workers", "1"],
     "sanity": [*FEW, "--seeds", "1"],
-    "plasticity": [*FEW, "--epochs", "1"],
+    "plasticity": [*FEW, "--epochs", "1", "-s", "recipe.epochs=10"],
 }
 STUDY = ["--trials", "4", "-s", "run.recipe.epochs=2", "-s", "run.data.limit=200", "-s", "sampler.n_startup_trials=2"]
 DOWNLOADED = re.compile(r"\bdata=(cifar10|cifar100)\b")
@@ -123,8 +125,13 @@ def project(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+def in_turn(page):
+    marks = pytest.mark.long if LONG.search(page.name) else ()
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", map(in_turn, PAGES))
 def test_every_code_block_runs(page, project):
     for block in SYBIL.parse(page).examples():
         with contextlib.suppress(unittest.SkipTest):

@@ -81,7 +81,7 @@ def test_a_study_with_two_workers(here):
 def test_a_comparison_imports_the_methods_that_it_is_given(here):
     config = {"network": "lenet_300_100", "data": {"name": "digits", "limit": 100}, "recipe": RECIPE}
     found = ss.compare(config, ["random", "largest:Largest"], [0.2], seeds=1)
-    assert [(row["label"], row["complete"]) for row in found["rows"]] == [("random", 1), ("largest:Largest", 1), ("dense", 1)]
+    assert [(row["method"], row["complete"]) for row in found["rows"]] == [("random", 1), ("largest:Largest", 1), ("dense", 1)]
 
 
 def test_a_subnetwork_of_a_method_that_is_not_here(here, monkeypatch):

@@ -725,7 +725,9 @@ def test_a_plot_is_refused_under_the_name_of_another_kind_of_file(name, capsys):
 
 def test_no_message_holds_a_placeholder_that_nobody_fills():
     """A text with {name} in it that is no f-string, or a part of one whose braces are doubled, is a slip."""
-    placeholder = re.compile(r"(?<!%)\{(?!task\.)[a-z_][\w.()\[\]]*(![rsa])?(:[^ {}]+)?\}")  # %{x} and {task.x} are others'
+    placeholder = re.compile(
+        r"(?<!%)(?<!\\begin)(?<!\\end)\{(?!task\.)[a-z_][\w.()\[\]]*(![rsa])?(:[^ {}]+)?\}"
+    )  # %{x} and {task.x} are others'
     slips = []
     for path in Path(ss.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text())

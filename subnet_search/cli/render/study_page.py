@@ -101,7 +101,8 @@ def best(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
 def _over_seeds(key: str, values: Row) -> str:
     """Mean, deviation, lowest and highest value of a metric, if it has several values."""
     if values["deviation"] is None or values["low"] == values["high"]:
-        return format.cell(key, int(low) if (low := values["low"]) == int(low) and key == "steps" else low)
+        low = values["low"]
+        return format.cell(key, int(low) if key == "steps" and float(low).is_integer() else low)
     mean, deviation, low, high = (format.cell(key, values[one]) for one in ("mean", "deviation", "low", "high"))
     return f"{mean} ± {deviation} ({low} to {high})"
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
@@ -162,8 +163,8 @@ def _statistics(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation; None for one value."""
-    return stdev(values) if len(values) > 1 else None
+    """The sample standard deviation; None for one value, and where a value is infinite or no number."""
+    return stdev(values) if len(values) > 1 and all(map(isfinite, values)) else None
 
 
 def counted(states: Iterable[TrialState]) -> dict[str, int]:
