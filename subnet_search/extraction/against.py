@@ -87,7 +87,9 @@ def other_network(against: Against, subnetwork: Artifact, network: nn.Module | s
     if not isinstance(against, str | Path):
         raise UserError(f"against is a file, a subnetwork, a module or {DENSE!r}, got {shown(against)}")
     path = Path(against).expanduser()
-    if path.suffix == ".onnx" or not path.is_file() or any(has_header_key(path, key) for key in ("origin", "deployed")):
+    if not path.exists():
+        raise UserError(f"no such file to compare with: {path}")
+    if path.suffix == ".onnx" or path.is_dir() or any(has_header_key(path, key) for key in ("origin", "deployed")):
         return ready(read_artifact(path), network, str(against))
     net, spec = own_copy(opened(dense_of(subnetwork, network))), subnetwork.origin.network
     put_state(net, state_in(path, "against"), spec.name if spec else type(net).__name__, str(path))

@@ -104,6 +104,8 @@ def test_what_cannot_be_compared(tmp_path, monkeypatch):
         ss.evaluate(random, against="dense")
     with pytest.raises(UserError, match="against is a file, a subnetwork, a module or 'dense', got 3"):
         ss.evaluate(random, against=3)
+    with pytest.raises(UserError, match=r"no such file to compare with: nothing\.pt"):
+        ss.evaluate(random, against="nothing.pt")
     with pytest.raises(UserError, match=r"nothing in dense\.pt fits small_conv"):
         ss.evaluate(ss.extract("small_conv", LIMITED, "random", recipe=ONE_SHOT), against="dense.pt")
     subnet = load()
