@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subnet_search.extraction.extract import extract as extract
     from subnet_search.extraction.extract import run as run
     from subnet_search.extraction.predict import predict as predict
+    from subnet_search.extraction.prune_potential import prune_potential as prune_potential
     from subnet_search.extractors import Extractor as Extractor
     from subnet_search.extractors import Paper as Paper
     from subnet_search.extractors import Paradigm as Paradigm
@@ -76,6 +77,7 @@ _NAMES = {
     "extraction.evaluate": "evaluate",
     "extraction.extract": "extract run",
     "extraction.predict": "predict",
+    "extraction.prune_potential": "prune_potential",
     "extractors.author": "Change Extractor Paper Paradigm Published RelevanceLearner register",
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",

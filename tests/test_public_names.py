@@ -31,6 +31,7 @@ PhaseEnd
 plasticity
 plot_comparison
 predict
+prune_potential
 Published
 Real
 Recipe

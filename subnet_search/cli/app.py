@@ -10,6 +10,7 @@ from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.config import config
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
+from subnet_search.cli.commands.prune_potential import prune_potential
 from subnet_search.cli.commands.report import report
 from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
@@ -44,6 +45,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     init: "init my_project",
     extract: "extract configs/gumbel_digits.yaml -s extractor.density=0.3",
     evaluate: "evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise",
+    prune_potential: "prune-potential runs/gumbel_digits --against dense.safetensors --noise",
     predict: "predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/",
     export: "export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors",
     methods: "methods gumbel",
