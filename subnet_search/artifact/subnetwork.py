@@ -71,6 +71,7 @@ class Origin(BaseModel):
     round_to: int | None = None  # of channels; None: the default
     target: dict[str, float] | None = None  # density as a fraction of units, parameters or FLOPs
     dense_layers: tuple[str, ...] = ()  # layers that were not pruned by choice
+    inputs_first: tuple[str, ...] = ()  # weights stored as (inputs, outputs)
     dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int
@@ -183,7 +184,7 @@ class Subnetwork:
 
     masks: Masks
     weights: Mapping[str, Tensor]  # the prunable parameters, dense; dead weights are zero
-    scales: Mapping[str, Tensor]  # rescaling factors: scalars or (out, 1, ...)
+    scales: Mapping[str, Tensor]  # rescaling factors: scalars, (out, 1, ...) or (1, out)
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
@@ -445,4 +446,7 @@ def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _initial_weights(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density) for name, shape in shapes.items()}
+    return {
+        name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density, name in origin.inputs_first)
+        for name, shape in shapes.items()
+    }

@@ -93,7 +93,7 @@ class RunSession:
         check_rows(self.examples, name)
         check_metrics(net, task, self.data.first())
         example = map_tensors(lambda tensor: tensor[:2], self.examples)
-        self.origin = origin_of(config, spec, init, self.data, outputs, self.examples)
+        self.origin = origin_of(config, net, spec, init, self.data, outputs, self.examples)
         teacher = teacher_of(config, net, self.origin.init, teacher)
         check_distance(config, task, net, teacher, example)
         if folder.keeps_subnetwork:
