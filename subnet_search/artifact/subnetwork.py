@@ -120,15 +120,19 @@ class Origin(BaseModel):
         options = self.network.options if self.network else {}
         return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
 
+    @property
+    def import_path(self) -> str:
+        """`package.module:factory` of a function of the user's; these words for a module that was passed from Python."""
+        return self.network.name if self.network and is_own(self.network.name) else "package.module:factory"
+
     def check_named(self) -> None:
         """Raise UserError when the network is not built in or in a library, so that a file cannot build it by name."""
         spec = self.network
         if spec is None or not is_ours(spec.name):
             called = spec.name if spec else "passed from Python"
-            path = spec.name if spec and is_own(spec.name) else "package.module:factory"
             raise UserError(
                 f"the network of this file ({called}) cannot be built by name: pass it, network=... in Python or "
-                f"--network {path}"
+                f"--network {self.import_path}"
             )
 
     def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Commands on single runs, methods and data sets."""
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,22 +143,28 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
+    from subnet_search.deploy.rebuild import NotPassed
     from subnet_search.extraction.evaluate import evaluate as judge
     from subnet_search.extraction.progress import StageProgress
 
+    flags = {"noise": noise, "corruptions": corruptions, "latency": latency, "isometry": isometry}
     with StageProgress(latency and not json) as on_stage:
-        record = judge(
-            read_artifact(subnetwork),
-            "test" if split == "test" else "val",
-            network=network,
-            data=data,
-            task=task,
-            noise=noise,
-            corruptions=corruptions,
-            latency=latency,
-            isometry=isometry,
-            on_stage=on_stage,
-        )
+        try:
+            record = judge(
+                read_artifact(subnetwork),
+                "test" if split == "test" else "val",
+                network=network,
+                data=data,
+                task=task,
+                **flags,
+                on_stage=on_stage,
+            )
+        except NotPassed as missing:
+            given = {"--network": network, "--data": data, "--task": task, "--split": split if split == "test" else None}
+            typed = [word for key, value in given.items() if value for word in (key, value)]
+            typed += [f"--{key}" for key in flags if flags[key]]
+            words = ["subnet-search", "evaluate", str(subnetwork), *typed, *(["--json"] if json else []), *missing.options]
+            raise UserError(f"{missing}. The whole command: {shlex.join(words)}") from missing
     if json:
         format.print_json(record)
         return
