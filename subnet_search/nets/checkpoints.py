@@ -107,7 +107,7 @@ def put_state(
         used = {key for key in shapes if key not in wrong}
         _warn_partial(name, len(own), kept, [key for key in whole if key not in used], len(whole))
     elif missing or more or wrong:
-        problems = [f"{_listed(missing)} of its {len(own)} tensors missing"] if missing else []
+        problems = [f"{_listed(missing)} of its {sum(map(_counts, own))} tensors missing"] if missing else []
         problems += [f"{_listed(more)} in the file that it does not have"] if more else []
         if wrong and not problems:
             key, (here, there) = next(iter(wrong.items()))

@@ -58,7 +58,7 @@ def test_tensors():
     }
     same = ss.predict(subnet, data.val.inputs.double().numpy(), network=mlp())
     assert torch.equal(same.probabilities, found.probabilities)
-    with pytest.raises(UserError, match=r"the inputs have shape \(2, 3\); the subnetwork takes \(N, 10\)"):
+    with pytest.raises(UserError, match=r"the inputs are float32 of shape \(2, 3\); the subnetwork takes float32 \(N, 10\)"):
         ss.predict(subnet, torch.zeros(2, 3), network=mlp())
     assert torch.equal(ss.predict(subnet, data.val.inputs).classes, found.classes)  # the network passed to extract is known
     with pytest.raises(UserError, match="the inputs contain NaN or infinite values"):
