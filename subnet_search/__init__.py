@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subnet_search.extraction.extract import extract as extract
     from subnet_search.extraction.extract import run as run
     from subnet_search.extraction.predict import predict as predict
+    from subnet_search.extraction.prune_potential import prune_potential as prune_potential
     from subnet_search.extractors import Extractor as Extractor
     from subnet_search.extractors import Paper as Paper
     from subnet_search.extractors import Paradigm as Paradigm
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from subnet_search.extractors.fields import Scope as Scope
     from subnet_search.extractors.fields import Strength as Strength
     from subnet_search.extractors.fields import Until as Until
+    from subnet_search.reports.report import report as report
     from subnet_search.search import StudySpec as StudySpec
     from subnet_search.search import run_study as run_study
     from subnet_search.search.engine.user_objective import report_to as report_to
@@ -75,9 +77,11 @@ _NAMES = {
     "extraction.evaluate": "evaluate",
     "extraction.extract": "extract run",
     "extraction.predict": "predict",
+    "extraction.prune_potential": "prune_potential",
     "extractors.author": "Change Extractor Paper Paradigm Published RelevanceLearner register",
     "extractors.fields": "Allocation ChannelDensity Density DropFraction Every Grow Images Invert Normalise PhaseEnd Rounds "
     "Scope Strength Until",
+    "reports.report": "report",
     "search": "StudySpec run_study",
     "search.engine.user_objective": "report_to suggest",
     "search.queries.data_frame": "to_dataframe",

@@ -131,7 +131,7 @@ def in_turn(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", map(in_turn, PAGES))
+@pytest.mark.parametrize("page", [in_turn(page) for page in PAGES])
 def test_every_code_block_runs(page, project):
     for block in SYBIL.parse(page).examples():
         with contextlib.suppress(unittest.SkipTest):

@@ -31,6 +31,7 @@ LAYERS = (  # from the lowest up: a folder may import those before it, and none 
     "search.queries",
     "search.studies",
     "search",
+    "reports",
     "testing",
     "cli",
     "__main__",
@@ -42,7 +43,7 @@ ONLY = {  # folders that may import fewer of those before them
 }
 PRIVATE_OPTUNA = {"search.storage"}
 """The only folder that may import Optuna's private modules."""
-LAZY = {"torchvision", "sklearn", "plotly", "ray", "torchmetrics", "pandas"}  # heavy, and needed by few
+LAZY = {"torchvision", "sklearn", "plotly", "matplotlib", "jinja2", "ray", "torchmetrics", "pandas"}  # heavy, and needed by few
 
 
 def module_name(path):

@@ -31,11 +31,13 @@ PhaseEnd
 plasticity
 plot_comparison
 predict
+prune_potential
 Published
 Real
 Recipe
 register
 RelevanceLearner
+report
 report_to
 retrain_trial
 Rounds

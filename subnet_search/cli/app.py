@@ -10,6 +10,8 @@ from subnet_search.cli.commands.compare import compare, sanity
 from subnet_search.cli.commands.config import config
 from subnet_search.cli.commands.export import export
 from subnet_search.cli.commands.init import init
+from subnet_search.cli.commands.prune_potential import prune_potential
+from subnet_search.cli.commands.report import report
 from subnet_search.cli.commands.run import data, evaluate, extract, methods, predict, tasks
 from subnet_search.cli.commands.study_admin import studies
 
@@ -43,6 +45,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     init: "init my_project",
     extract: "extract configs/gumbel_digits.yaml -s extractor.density=0.3",
     evaluate: "evaluate runs/gumbel_digits/subnetwork.safetensors --split test --noise",
+    prune_potential: "prune-potential runs/gumbel_digits --against dense.safetensors --noise",
     predict: "predict runs/gumbel_digits/subnetwork.safetensors photo.png photos/",
     export: "export runs/channels_digits/subnetwork.safetensors --to compact small.safetensors",
     methods: "methods gumbel",
@@ -52,6 +55,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     compare: "compare configs/random_digits.yaml --extractors gumbel,random --densities 0.2,0.05",
     plasticity: "plasticity configs/random_digits.yaml --epochs 5 --plot",
     masks: "masks runs/extract/subnetwork.safetensors runs/extract-2/subnetwork.safetensors",
+    report: "report quickstart",
     sanity: "sanity configs/random_digits.yaml -s extractor=snip --seeds 5",
 }
 for command, example in EXAMPLES.items():

@@ -29,10 +29,10 @@ class UserError(ValueError):
 
 
 class UnknownKey(UserError):
-    """A dotted key whose last part is unknown, with the nearest and all valid ones."""
+    """A dotted key whose last part is unknown, with the nearest and all valid ones. more: the number of other mistakes."""
 
-    def __init__(self, key: str, valid: Iterable[str]) -> None:
-        self.valid = sorted(valid)
+    def __init__(self, key: str, valid: Iterable[str], more: int = 0) -> None:
+        self.valid, self.more = sorted(valid), more
         near = nearest(key.rpartition(".")[2], self.valid, 1, 0.6)
         hint = f"did you mean {near[0]!r}? " if near else ""
         super().__init__(f"unknown key {key!r}: {hint}valid: {', '.join(self.valid)}", key)
@@ -131,7 +131,7 @@ def invalid(error: "ValidationError") -> UserError:
     text = problem["msg"].removeprefix("Value error, ")
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UnknownKey):
-        return UnknownKey(".".join([*path, cause.key]), cause.valid)
+        return UnknownKey(".".join([*path, cause.key]), cause.valid, cause.more)
     if problem["type"] == "literal_error" and path[-1] == "[key]":  # of a mapping with certain keys
         return UnknownKey(".".join(path[:-1]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
     inner: str = getattr(cause, "key", "")

@@ -49,7 +49,7 @@ class Settings(BaseModel, metaclass=_OneLineErrors):
         except ValidationError as error:
             problem = error.errors()[0]
             if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-                raise UnknownKey(str(problem["loc"][0]), cls.model_fields) from None
+                raise UnknownKey(str(problem["loc"][0]), cls.model_fields, error.error_count() - 1) from None
             raise
         _check(values, "", whole=False)
         return settings

@@ -65,7 +65,14 @@ class TaskMetrics:
 
 CLASSIFICATION = TaskMetrics(
     "accuracy",
-    {"accuracy": "maximize", "nll": "minimize", "brier": "minimize", "ece": "minimize", "balanced_accuracy": "maximize"},
+    {
+        "accuracy": "maximize",
+        "nll": "minimize",
+        "brier": "minimize",
+        "ece": "minimize",
+        "balanced_accuracy": "maximize",
+        "top5_accuracy": "maximize",
+    },
 )
 """As in `tasks.Classification`, which needs torch; a test compares them."""
 

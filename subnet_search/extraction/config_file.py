@@ -127,8 +127,8 @@ def _describe(error: ValidationError, locations: Mapping[str, str]) -> str:
     path = mistake.key.split(".")
     location = next((locations[part] for n in range(len(path), -1, -1) if (part := ".".join(path[:n])) in locations), None)
     where = f" ({location})" if location else ""
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{mistake}{where}{more}"
+    others = error.error_count() - 1 + getattr(mistake, "more", 0)
+    return f"{mistake}{where}{f' (and {others} more)' if others else ''}"
 
 
 def _model_of(kind: Any, values: Any) -> type[BaseModel] | None:

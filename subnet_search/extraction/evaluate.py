@@ -1,8 +1,8 @@
 """Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
@@ -14,8 +14,20 @@ from subnet_search.deploy.formats import Stage, silent
 from subnet_search.deploy.normalised import Normalised, normalised
 from subnet_search.deploy.onnx_file import OnnxFile
 from subnet_search.deploy.rebuild import check_given, dense_of, network_of, split_of, statistics_outside, task_of_run
+from subnet_search.evaluation.corruption_files import benchmark_mean
 from subnet_search.evaluation.cost import on_average
-from subnet_search.evaluation.robustness import check_corruptions, check_noise, corruption_table, noise_curve
+from subnet_search.evaluation.items import interval
+from subnet_search.evaluation.robustness import check_noise, corruption_table, noise_curve
+from subnet_search.extraction.against import (
+    Against,
+    Ready,
+    check_alike,
+    compared,
+    corrupted_files,
+    other_network,
+    passed_module,
+    reference,
+)
 from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.nets import opened
 from subnet_search.tasks import Classification
@@ -29,8 +41,9 @@ def evaluate(
     data: Any = None,
     task: Any = None,
     noise: bool = False,
-    corruptions: bool = False,
+    corruptions: bool | str | Path = False,
     latency: bool = False,
+    against: Against | None = None,
     isometry: bool = False,
     on_stage: Stage = silent,
 ) -> dict[str, Any]:
@@ -41,13 +54,21 @@ def evaluate(
                   split "test" is all of it
     task          the run's task, if it is one of your own: an object, or `package.module:Name`
     noise         add accuracy under uniform noise; for classification
-    corruptions   add accuracy under common corruptions, by kind and severity; for classification
+    corruptions   add accuracy under common corruptions, by kind and severity; for classification. A folder: on the corrupted
+                  images of its files, those of CIFAR-10-C, instead of images of the split
     latency       add medians and quartiles of a forward pass in milliseconds, at batch sizes 1, 16 and 256 on one CPU
                   thread, alternating with the dense network. With `unit: channel`, dead channels are removed first
                   (`compacted`). Not of an ONNX file
+    against       another network to compare with on the same items: a subnetwork or an exported network, the file of one, a
+                  file with a state dict of the dense network, a module, or "dense": the network with the trained weights that
+                  the run started from. Adds `against` (see `extraction.against.compared`), and to the rows of `noise` the
+                  agreement and the functional distance
     isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
                   network before pruning where its weights are known (`dense_isometry`); for float inputs
     on_stage      called with what is timed now
+
+    Under `interval` is the 95 % bootstrap interval of the leading metric of a built-in task, over the items; for
+    classification, `calibration` has the rows of a reliability diagram.
 
     Raises UserError if the split does not exist, or the network and data do not match.
     """
@@ -68,25 +89,35 @@ def evaluate(
     chosen = split_of(subnetwork, net, data, task, split)
     if noise:
         check_noise(chosen)
-    if corruptions:
-        check_corruptions(chosen)
-    inner = net.network if isinstance(net, Normalised) else net  # noise is added to normalised images
-    mean, std = (None if t is None else torch.tensor(t) for t in (origin.mean, origin.std))
+    this = Ready(net, origin, "the subnetwork", statistics_outside(subnetwork))
+    inner, mean, std = this.inner, this.mean, this.std  # noise is added to normalised images
+    files = corrupted_files(corruptions, origin, chosen)
+    other = None if against is None else other_network(against, subnetwork, network)
+    if other:
+        check_alike(task, this, other)
+    compare_with = reference(this, other) if other and noise else None
     more = {}
     if isometry:
         if isinstance(subnetwork, OnnxFile):
             raise UserError("ONNX Runtime gives no gradients: measure the isometry of the subnetwork's own file")
         inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
-        own = isinstance(network, nn.Module) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
+        own = passed_module(subnetwork, network)
         more = isometry_record(subnetwork, inner, dense_of(subnetwork, network), own, inputs)
-    with torch.no_grad(), on_average(net, subnetwork.inputs(2)) as macs:
-        found = task.measure(net, in_order(chosen, *statistics_outside(subnetwork)))
+    with on_average(net, subnetwork.inputs(2)) as macs:
+        found, items = this.measure(task, chosen)
     record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
     if origin.dynamic and not isinstance(subnetwork, OnnxFile):
         record["kept_macs"] = macs()
+    if items is not None:
+        record["interval"] = interval(items)
+    if other:
+        record["against"] = compared(task, (found, items), other.measure(task, chosen), other.name)
     if noise:
-        record["noise"] = noise_curve(inner, None, chosen, mean, std)
-    if corruptions:
+        record["noise"] = noise_curve(inner, compare_with, chosen, mean, std)
+    if files:
+        record["corruptions"] = files.table(inner, mean, std)
+        record["corrupted_accuracy"] = benchmark_mean(record["corruptions"])
+    elif corruptions:
         record["corruptions"] = corruption_table(inner, chosen, mean, std)
     if latency:
         record |= _timed(subnetwork, dense_of(subnetwork, network), net, on_stage)

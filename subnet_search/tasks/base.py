@@ -13,6 +13,7 @@ from subnet_search.core.errors import UserError
 from subnet_search.core.nested import length_of, rows_of
 from subnet_search.core.settings import Settings
 from subnet_search.data import Data, Labels, Values, split_batch
+from subnet_search.evaluation.items import Items
 from subnet_search.nets import call, logits_of, unwrapped
 
 Network = Callable[..., Any]
@@ -84,6 +85,10 @@ class Task(Settings):
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
         """All metrics over the items of all batches; the network is in evaluation mode, without gradients."""
         raise NotImplementedError
+
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items | None]:
+        """`measure`, and what the leading metric is made of, for each item; None: not known."""
+        return self.measure(network, batches), None
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
         """Raise UserError when what the network returned for a batch cannot be trained on.

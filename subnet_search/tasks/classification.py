@@ -11,7 +11,8 @@ from torch import Tensor
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.data import Data
-from subnet_search.evaluation.accuracy import quality
+from subnet_search.evaluation.accuracy import calibration, quality
+from subnet_search.evaluation.items import Items, ratio
 from subnet_search.nets import call, check_logits, logits_of
 from subnet_search.tasks.base import ClassWeights, LogitsTask, Network
 from subnet_search.tasks.predictions import Prediction
@@ -32,6 +33,7 @@ class Classification(LogitsTask):
         "brier": "minimize",
         "ece": "minimize",
         "balanced_accuracy": "maximize",
+        "top5_accuracy": "maximize",
     }
     class_labels: ClassVar[bool] = True
     _weights: Tensor | None = PrivateAttr(default=None)
@@ -80,8 +82,19 @@ class Classification(LogitsTask):
         return F.cross_entropy(logits, labels, padded, label_smoothing=label_smoothing, reduction="none").mean()
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
-        outputs, labels = self.logits(network, batches)
-        return asdict(quality(outputs, labels))
+        return self._metrics(*self.logits(network, batches))
+
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items]:
+        """`measure` with the rows of a reliability diagram under `calibration`, and the items."""
+        logits, labels = (one.cpu() for one in self.logits(network, batches))
+        right = (logits.argmax(1) == labels).double()
+        items = Items(torch.stack([right, torch.ones_like(right)], 1), ratio, logits, labels)
+        return {**self._metrics(logits, labels), "calibration": calibration(logits, labels)}, items
+
+    @staticmethod
+    def _metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        """The metrics that are known: no top5_accuracy of five classes or fewer."""
+        return {name: value for name, value in asdict(quality(logits, labels)).items() if value is not None}
 
     def logits(self, network: Network, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
         """The logits (N, classes) and labels (N,) of all items."""

@@ -1,16 +1,18 @@
 """The next token of a sequence: cross-entropy on logits (batch, tokens, vocabulary)."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.nested import shapes_in
 from subnet_search.data import Data, Values, split_batch
+from subnet_search.evaluation.items import Items, ratio
 from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, cross_entropy, got_output, in_parts, part_name, unfit
 from subnet_search.tasks.predictions import NextTokenPrediction
@@ -84,14 +86,32 @@ class LanguageModeling(LogitsTask):
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
         nats, tokens = 0.0, 0
+        for logits, targets in self._parts(network, batches):
+            total, counted = cross_entropy(logits, targets, IGNORED)
+            nats, tokens = nats + total.item(), tokens + int(counted)
+        return self._metrics(nats, tokens)
+
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items]:
+        found = []
+        for logits, targets in self._parts(network, batches):
+            losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+            found.append(torch.stack([losses.double().sum(1), (targets != IGNORED).double().sum(1)], 1).cpu())
+        rows = torch.cat(found)
+        nats, tokens = rows.sum(0).tolist()
+        return self._metrics(nats, int(tokens)), Items(rows, ratio)
+
+    def _parts(self, network: Network, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (items, tokens, vocabulary) and targets (items, tokens), of few enough items to fit in memory."""
         for batch in batches:
             places = self.split(batch)[1].shape[1]
             for inputs, targets in map(self.split, in_parts([batch], places, self.vocabulary or 2**16)):
                 logits = logits_of(call(network, inputs)).float()
                 if int(targets.max()) >= logits.shape[-1]:
                     raise RunError(f"token {int(targets.max())} is outside the vocabulary, 0 to {logits.shape[-1] - 1}")
-                total, counted = cross_entropy(logits, targets, IGNORED)
-                nats, tokens = nats + total.item(), tokens + int(counted)
+                yield logits, targets
+
+    def _metrics(self, nats: float, tokens: int) -> dict[str, Any]:
+        """The metrics of a loss in nats, summed over this number of tokens."""
         if not tokens:
             raise RunError(f"the items have no token that counts: all targets are {IGNORED}")
         loss = nats / tokens

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr, field_validator
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data
+from subnet_search.evaluation.items import Items
 from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, got_output, label_values, part_name, unfit
 from subnet_search.tasks.predictions import MultiLabelPrediction
@@ -91,11 +93,22 @@ class MultiLabel(LogitsTask):
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self._weights)
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
-        from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
+        return self._metrics(*self._logits(network, batches))
 
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items]:
+        logits, labels = self._logits(network, batches)
+        predicted, there = logits.sigmoid() > self.threshold, labels.bool()
+        return self._metrics(logits, labels), Items(torch.cat([predicted & there, predicted, there], 1).double(), _f1)
+
+    def _logits(self, network: Network, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+        """The logits, float64, and labels of all items (N, labels), on the CPU."""
         parts = [(logits_of(call(network, inputs)), labels) for inputs, labels in map(self.split, batches)]
         logits, labels = (torch.cat([part.cpu() for part in one]) for one in zip(*parts, strict=True))
-        logits, labels = logits.double(), labels.long()
+        return logits.double(), labels.long()
+
+    def _metrics(self, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
+
         probabilities, count = logits.sigmoid(), logits.shape[1]
         found = {}
         for name, metric in (
@@ -132,3 +145,9 @@ class MultiLabel(LogitsTask):
         return MultiLabelPrediction(
             probabilities >= self.threshold, probabilities, names if names and len(names) == probabilities.shape[1] else None
         )
+
+
+def _f1(sums: Any) -> Any:
+    """The mean over labels of F1. sums: of those that are right, predicted and there, one after the other (..., 3 labels)."""
+    right, predicted, there = np.split(sums, 3, -1)
+    return (2 * right / np.maximum(predicted + there, 1)).mean(-1)

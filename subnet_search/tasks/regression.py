@@ -1,7 +1,7 @@
 """One or several numbers for each input: squared, absolute or Huber error of outputs (batch, targets)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data
+from subnet_search.evaluation.items import Items, ratio
 from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, got_output, label_values, part_name, unfit
 from subnet_search.tasks.predictions import RegressionPrediction
@@ -55,16 +56,30 @@ class Regression(LogitsTask):
         return LOSSES[self.error](values, targets)
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
+        return self._metrics(self._pairs(network, batches))
+
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items]:
+        pairs = list(self._pairs(network, batches))
+        errors = torch.cat([(values - targets).square().mean(1) for values, targets in pairs])
+        items = Items(torch.stack([errors, torch.ones_like(errors)], 1), lambda sums: ratio(sums) ** 0.5)
+        return self._metrics(pairs), items
+
+    def _pairs(self, network: Network, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Outputs and labels of each batch (batch, targets), on the CPU."""
+        for inputs, labels in map(self.split, batches):
+            # float64, since r2 is made of sums of squares, whose difference is small where labels are far from 0
+            values, targets = (_columns(one).cpu().double() for one in (logits_of(call(network, inputs)), labels))
+            yield values.contiguous(), targets.contiguous()
+
+    def _metrics(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
         metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
         metrics = {name: metric.set_dtype(torch.float64) for name, metric in metrics.items()}
         items = 0
-        for inputs, labels in map(self.split, batches):
-            # float64, since r2 is made of sums of squares, whose difference is small where labels are far from 0
-            values, targets = (_columns(one).cpu().double() for one in (logits_of(call(network, inputs)), labels))
+        for values, targets in pairs:
             for metric in metrics.values():
-                metric.update(values.contiguous(), targets.contiguous())
+                metric.update(values, targets)
             items += len(targets)
         found = {name: float(metric.compute()) for name, metric in metrics.items() if name != "r2" or items > 1}
         return {"rmse": math.sqrt(found["mse"]), **found}

@@ -1,8 +1,9 @@
 """One class for each pixel: cross-entropy or Dice loss on logits (batch, classes, height, width)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.data import Data
+from subnet_search.evaluation.items import Items
 from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import (
     ClassWeights,
@@ -141,15 +143,34 @@ class Segmentation(LogitsTask):
         return logits.movedim(1, -1)
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
+        return self._metrics(self._predicted(network, batches))
+
+    def measure_items(self, network: Network, batches: Iterable[Any]) -> tuple[dict[str, Any], Items]:
+        rows: list[Tensor] = []
+
+        def counted() -> Iterator[tuple[Tensor, Tensor, int]]:
+            for predicted, labels, classes in self._predicted(network, batches):
+                rows.append(_pixels(predicted, labels, classes, self._ignored))
+                yield predicted, labels, classes
+
+        return self._metrics(counted()), Items(torch.cat(rows), _miou)
+
+    def _predicted(self, network: Network, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Predicted and right classes (items, height, width) of a part of the items, and the number of classes."""
+        for inputs, labels in self._parts(batches):
+            logits = self.scores(call(network, inputs))
+            self._check_range(labels, logits.shape[1])
+            yield logits.argmax(1), labels.long(), logits.shape[1]
+
+    def _metrics(self, parts: Iterable[tuple[Tensor, Tensor, int]]) -> dict[str, Any]:
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 
         metrics = None
-        for inputs, labels in self._parts(batches):
-            logits = self.scores(call(network, inputs))
+        for predicted, labels, classes in parts:
             if metrics is None:
                 settings: dict[str, Any] = {
-                    "num_classes": logits.shape[1],
+                    "num_classes": classes,
                     "ignore_index": self.ignore_index,
                     "validate_args": False,
                 }
@@ -158,9 +179,8 @@ class Segmentation(LogitsTask):
                     "pixel_accuracy": MulticlassAccuracy(average="micro", **settings),
                     "dice": MulticlassF1Score(average="macro", **settings),
                 }
-                metrics = MetricCollection(each, compute_groups=False).to(logits.device)
-            self._check_range(labels, logits.shape[1])
-            metrics.update(logits.argmax(1), labels.long())
+                metrics = MetricCollection(each, compute_groups=False).to(labels.device)
+            metrics.update(predicted, labels)
         assert metrics is not None
         return {name: float(value) for name, value in metrics.compute().items()}
 
@@ -193,3 +213,21 @@ class Segmentation(LogitsTask):
         probabilities = (answers[:, :outputs] if outputs else answers).float().softmax(1)
         known = names if names and len(names) == probabilities.shape[1] else None
         return SegmentationPrediction(probabilities.argmax(1), probabilities, known)
+
+
+def _pixels(predicted: Tensor, labels: Tensor, classes: int, ignored: int) -> Tensor:
+    """For each item the pixels of each class but the ignored one that are right, predicted and there (items, 3 classes)."""
+    counts = labels != ignored
+    masks = (counts & (predicted == labels), counts, counts)
+    found = [
+        torch.stack([(mask & (values == one)).sum((1, 2)) for one in range(classes) if one != ignored], 1)
+        for mask, values in zip(masks, (labels, predicted, labels), strict=True)
+    ]
+    return torch.cat(found, 1).double().cpu()
+
+
+def _miou(sums: Any) -> Any:
+    """The mean over the classes that a label or a prediction has of intersection over union. sums: as in `_pixels`."""
+    right, predicted, there = np.split(sums, 3, -1)
+    union = predicted + there - right
+    return (right / np.maximum(union, 1)).sum(-1) / (union > 0).sum(-1)

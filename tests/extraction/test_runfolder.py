@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -377,8 +378,8 @@ def test_an_export_is_checked_at_the_scale_of_the_data(tmp_path, monkeypatch):
     run(config("magnitude", epochs=1), tmp_path / "run", module=net(), data=data(scale=40.0, shift=100.0))
     loaded = ss.Subnetwork.load(tmp_path / "run" / "subnetwork.safetensors")
     assert difference_between(loaded.on(net()), Wrapped(loaded.on(net())), torch.randn(7, 6)) == 0
-    made = exporting._make
-    monkeypatch.setattr(exporting, "_make", lambda *given: exporting._Made(given[1], Wrapped(made(*given).runs)))
+    make = exporting.make
+    monkeypatch.setattr(exporting, "make", lambda *given: replace(made := make(*given), runs=Wrapped(made.runs)))
     with pytest.raises(RunError, match="not exported: the logits of state-dict differ"):
         exporting.export(loaded, "state-dict", tmp_path / "file", network=net(), seconds=0)
     assert not (tmp_path / "file").exists()

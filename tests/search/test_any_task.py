@@ -204,7 +204,7 @@ def test_a_study_on_two_workers(study, capsys):
 
     page = said(capsys, "study", "show", "toy", "--storage", URL)
     assert "objective     val_rmse (minimize)" in page
-    assert f"task {TASK_NAME}" in page
+    assert f"task {TASK_NAME}" in " ".join(page.split())
     assert re.search(r"validation rmse +\d\.\d+|validation rmse +\d", page)
     assert "test rmse" in page
     assert "accuracy" not in page

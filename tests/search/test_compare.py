@@ -262,8 +262,6 @@ def test_many_failures_in_a_row_do_not_stop_the_rest(flawed):
         (lambda: grid(densities=(1.4,)), "edge_popup at density 1.4: extractor.density: .*less than or equal to 1"),
         (lambda: grid(("undense",)), "undense has no density, so it cannot be compared at 0.3"),
         (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "prune before training, which edge_popup"),
-        (lambda: complete(grid(network="lenet5")), "the study 'toy' .*run.network.name was lenet_300_100, now lenet5"),
-        (lambda: complete(grid(seed=1)), "run.seed was 0, now 1"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(wrong, message, monkeypatch):
@@ -276,6 +274,19 @@ def test_mistakes_are_found_before_anything_runs(wrong, message, monkeypatch):
     with pytest.raises(UserError, match=message):
         wrong()
     assert {t.state.name for t in study.trials} == {"WAITING"}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"network": "lenet5"}, "the study 'toy' .*run.network.name was lenet_300_100, now lenet5"),
+        ({"seed": 1}, "run.seed was 0, now 1"),
+    ],
+)
+def test_another_comparison_under_the_name_of_one_with_results(other, message):
+    complete(grid(("random",)))
+    with pytest.raises(UserError, match=message):
+        complete(grid(**other))
 
 
 # Sanity checks

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import points
+from toys import mlp, points
 
 import subnet_search as ss
 from subnet_search.core import timing
@@ -17,6 +17,7 @@ from subnet_search.data import from_user, load
 from subnet_search.deploy.export import export
 from subnet_search.deploy.exported_network import read_artifact
 from subnet_search.evaluation.latency import latency
+from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.evaluate import evaluate
@@ -33,6 +34,7 @@ from subnet_search.search.spec.metrics import (
     of_topology,
     parse_constraint,
 )
+from subnet_search.search.studies.launcher import run_study
 from subnet_search.tasks import Classification, task_of
 
 DATA = load({"name": "digits", "limit": 200})
@@ -106,7 +108,7 @@ def test_every_measure_of_a_run(gumbel):
     def never():
         raise AssertionError("test data was opened")
 
-    names = list(measures_of(Classification()))
+    names = [name for name in measures_of(Classification()) if name != "functional_distance"]
     values = measure(names, gumbel, replace(DATA, _test=never))
     assert list(values) == names
     judged = evaluate(gumbel, data=DATA, noise=True)
@@ -153,6 +155,40 @@ def test_a_value_that_is_no_number_is_named(gumbel, value):
     assert measure(["val_accuracy"], broken, DATA)
     with pytest.raises(RunError, match=f"^val_nll of this subnetwork is {value}"):
         measure(["val_accuracy", "val_nll"], broken, DATA)
+
+
+def test_the_distance_to_the_dense_network(tmp_path):
+    whole = finished({"name": "magnitude", "density": 1.0})
+    torch.save(whole.state_dict(), tmp_path / "dense.pt")
+    start = {"name": "small_conv", "state": str(tmp_path / "dense.pt")}
+    subnet = run(config({"name": "magnitude", "density": 0.05}, start, epochs=0), data=DATA)
+    found = measure(["functional_distance"], subnet, DATA)["functional_distance"]
+    forward = [net.eval() for net in (subnet.network(), whole.network())]
+    rows = noise_curve(*forward, DATA.val, torch.tensor(subnet.origin.mean), torch.tensor(subnet.origin.std))
+    assert found == pytest.approx(sum(row["distance"] for row in rows[1:]) / 7)
+    less = run(config({"name": "magnitude", "density": 0.9}, start, epochs=0), data=DATA)
+    assert 0 < measure(["functional_distance"], less, DATA)["functional_distance"] < found
+    own = run(config({"name": "magnitude", "density": 0.05, "start": 0}, epochs=0), module=whole.network(), data=DATA)
+    assert measure(["functional_distance"], own, DATA, whole.network())["functional_distance"] == pytest.approx(found)
+    with pytest.raises(UserError, match=r"start from trained weights, network\.state"):
+        measure(["functional_distance"], whole, DATA)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"objective": "functional_distance"}, "start from trained weights, network.state"),
+        ({"constraints": {"functional_distance": "<= 0.1"}}, "start from trained weights"),
+        ({"objective": "prune_potential"}, "it compares several densities, and a trial has one"),
+        ({"objective": "val_top5_accuracy"}, "val_top5_accuracy needs more than 5 classes, and given data has 3"),
+    ],
+)
+def test_metrics_that_no_trial_can_have_are_refused_before_the_first(tmp_path, more, message):
+    run = {"network": "lenet_300_100", "data": {"name": "digits", "limit": 200}, "extractor": "magnitude"}
+    given = {"network": mlp(), "data": points(60)} if "top5" in str(more) else {}
+    spec = {"name": "refused", "run": {} if given else run, "space": {"extractor.density": {"float": [0.1, 0.5]}}, **more}
+    with pytest.raises(UserError, match=message):
+        run_study({**spec, "trials": 1}, storage=f"sqlite:///{tmp_path}/s.db", **given)
 
 
 def test_unknown_measures_are_told_the_nearest(gumbel):

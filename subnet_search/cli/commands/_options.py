@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,6 +34,13 @@ DryRun = Annotated[
     ),
 ]
 Network = Annotated[str | None, typer.Option(help="package.module:factory, if the run's network was your own module.")]
+CorruptionsFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Also measure accuracy on the corrupted images of CIFAR-10-C or a data set like it: labels.npy and KIND.npy.",
+    ),
+]
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...]:

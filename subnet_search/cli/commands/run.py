@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from subnet_search.cli.commands._options import DryRun, Json, Latency, Network, Set, Task, numbers
+from subnet_search.cli.commands._options import CorruptionsFrom, DryRun, Json, Latency, Network, Set, Task, numbers
 from subnet_search.cli.commands.analysis import accuracy_curve
 from subnet_search.cli.commands.export import export_run, print_export, times
-from subnet_search.cli.render import format, plan_page
+from subnet_search.cli.render import evaluation_page, format, plan_page
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words, leading_in
 
@@ -127,9 +127,18 @@ def evaluate(
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also measure accuracy under common image corruptions.")
     ] = False,
+    corruptions_from: CorruptionsFrom = None,
     latency: Annotated[
         bool, typer.Option("--latency", help="Also measure the time of a forward pass and of the dense network's.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also compare with another network on the same items: a subnetwork, an exported network, a state dict of the "
+            "dense network, or dense: the trained weights that the run started from.",
+        ),
+    ] = None,
     isometry: Annotated[
         bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
     ] = False,
@@ -137,8 +146,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
 
-    Prints accuracy, calibration and cost, or the metrics of another task, and with options robustness and speed. Exported
-    networks can be measured too.
+    Prints accuracy with its 95 % interval, calibration and cost, or the metrics of another task, and with options robustness
+    and speed. Exported networks can be measured too. --json has the rows of a reliability diagram, and accuracy by class.
     """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
@@ -147,7 +156,6 @@ def evaluate(
     from subnet_search.extraction.evaluate import evaluate as judge
     from subnet_search.extraction.progress import StageProgress
 
-    flags = {"noise": noise, "corruptions": corruptions, "latency": latency, "isometry": isometry}
     with StageProgress(latency and not json) as on_stage:
         try:
             record = judge(
@@ -156,15 +164,27 @@ def evaluate(
                 network=network,
                 data=data,
                 task=task,
-                **flags,
+                noise=noise,
+                corruptions=corruptions_from or corruptions,
+                latency=latency,
+                against=against,
+                isometry=isometry,
                 on_stage=on_stage,
             )
         except NotPassed as missing:
-            given = {"--network": network, "--data": data, "--task": task, "--split": split if split == "test" else None}
-            typed = [word for key, value in given.items() if value for word in (key, value)]
-            typed += [f"--{key}" for key in flags if flags[key]]
-            words = ["subnet-search", "evaluate", str(subnetwork), *typed, *(["--json"] if json else []), *missing.options]
-            raise UserError(f"{missing}. The whole command: {shlex.join(words)}") from missing
+            given = {
+                "split": split if split == "test" else None,
+                "network": network,
+                "data": data,
+                "task": task,
+                "corruptions-from": corruptions_from,
+                "against": against,
+            }
+            flags = {"noise": noise, "corruptions": corruptions, "latency": latency, "isometry": isometry, "json": json}
+            words = ["subnet-search", "evaluate", str(subnetwork)]
+            words += [word for key, value in given.items() if value for word in (f"--{key}", str(value))]
+            words += [f"--{key}" for key, value in flags.items() if value]
+            raise UserError(f"{missing}. The whole command: {shlex.join([*words, *missing.options])}") from missing
     if json:
         format.print_json(record)
         return
@@ -180,17 +200,7 @@ def evaluate(
     if latency:
         format.console.print()
         times(record)
-    if noise:
-        format.console.print()
-        format.table(record["noise"], {"level": "noise", "accuracy": "accuracy"}, title="Under uniform noise")
-    if corruptions:
-        kinds: dict[str, dict[str, object]] = {}
-        for row in record["corruptions"]:
-            kinds.setdefault(row["corruption"], {})[f"accuracy {row['severity']}"] = row["accuracy"]
-        rows = [{"corruption": kind.replace("_", " "), **row} for kind, row in kinds.items()]
-        format.console.print()
-        headings = {key: key.removeprefix("accuracy ") for key in rows[0]}
-        format.table(rows, headings, title="Accuracy under corruptions, by severity")
+    evaluation_page.more(record)
 
 
 def _isometry(record: dict[str, Any]) -> dict[str, str]:
@@ -205,14 +215,17 @@ def _isometry(record: dict[str, Any]) -> dict[str, str]:
 def _qualities(record: dict[str, Any], split: str) -> dict[str, str]:
     """The metrics that were evaluated, by their words, the leading one first."""
     leading = leading_in(record)
-    first = {f"{in_words(leading)} ({split}, {record['items']:,} items)": format.cell(leading, record[leading])}
+    value = f"{format.cell(leading, record[leading])}{evaluation_page.interval(leading, record.get('interval'))}"
+    first = {f"{in_words(leading)} ({split}, {record['items']:,} items)": value}
     if leading == CLASSIFICATION.leading and "nll" in record:
         return {
             **first,
+            **({"top-5 accuracy": format.percent(record["top5_accuracy"])} if "top5_accuracy" in record else {}),
             "negative log-likelihood": f"{record['nll']:.4f} nats",
             "Brier score": f"{record['brier']:.4f}",
-            "calibration error (15 bins)": format.percent(record["ece"]),
+            "calibration error (15 bins)": evaluation_page.calibration(record),
             "balanced accuracy": format.percent(record["balanced_accuracy"]),
+            "least accurate classes": evaluation_page.worst_classes(record),
         }
     names = [key.removeprefix("val_") for key in record if key.startswith("val_")]
     return first | {in_words(name): format.cell(name, record[name]) for name in names if name in record and name != leading}

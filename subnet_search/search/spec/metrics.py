@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.artifact.subnetwork import Weights
+from subnet_search.artifact.subnetwork import Weights, state_in
 from subnet_search.core.errors import RunError, UserError, unknown
 from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
 from subnet_search.data import Data, in_order
@@ -33,7 +33,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.isometry import isometry_inputs
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
-from subnet_search.nets import NetworkSpec, build, left_whole, own_copy, prunable
+from subnet_search.nets import NetworkSpec, build, left_whole, opened, own_copy, prunable
 from subnet_search.tasks import Classification, LanguageModeling, Task, UserTask, inputs_sent
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
@@ -70,11 +70,34 @@ class Finished:
 
     def robustness(self) -> float:
         """Mean accuracy on validation data under uniform noise, over all noise levels above 0. Needs classification."""
+        return fmean(row["accuracy"] for row in self._under_noise(None))
+
+    def functional_distance(self) -> float:
+        """Mean distance to the dense network with trained weights under uniform noise, over all noise levels above 0.
+
+        The distance of two networks is the mean L2 norm of the difference of their softmax outputs, 0 to 1.41: Liebenwein et
+        al. 2021, arXiv:2103.03014. Needs classification. Raises UserError when the run did not start from trained weights.
+        """
+        return fmean(row["distance"] for row in self._under_noise(self.dense()))
+
+    def dense(self) -> nn.Module:
+        """The network with the trained weights that the run started from, on the run's device."""
+        origin, spec, net = self.subnetwork.origin, self.subnetwork.origin.network, self.like
+        if spec is not None:
+            check_dense(spec, None)
+            state = state_in(Path(spec.state).expanduser()) if spec.state else None
+            net = build(spec, origin.shape, origin.classes or None, origin.seed, state)
+        if net is None or origin.init != "keep":
+            raise UserError(NO_DENSE)
+        return opened(own_copy(net)).eval().to(origin.recipe["device"])
+
+    def _under_noise(self, reference: nn.Module | None) -> list[dict[str, Any]]:
+        """The rows of `noise_curve` on validation data, of the levels above 0."""
         device, origin = next(self.net.parameters()).device, self.subnetwork.origin
         mean, std = (None if t is None else torch.tensor(t, device=device) for t in (origin.mean, origin.std))
         with torch.backends.cudnn.flags(deterministic=True):
-            rows = noise_curve(self.net, None, self.data.val.to(device), mean, std)
-        return fmean(row["accuracy"] for row in rows if row["level"] > 0)
+            rows = noise_curve(self.net, reference, self.data.val.to(device), mean, std)
+        return [row for row in rows if row["level"] > 0]
 
     def isometry(self) -> float:
         """Mean singular value of the input-output Jacobian over the first 128 validation items."""
@@ -99,6 +122,7 @@ class Measure:
     """Tolerance of a constraint, as a fraction of the bound."""
 
 
+NO_DENSE = "functional_distance compares with the dense network: start from trained weights, network.state"
 ONE_WEIGHT = 1e-3  # densities are rounded to whole weights: 0.1 of 268,048 is 26,805, slightly more than 0.1
 
 MEASURES = {
@@ -113,18 +137,27 @@ MEASURES = {
     "robustness": Measure(
         "maximize", "fraction", "mean accuracy on validation data under uniform noise", "end", Finished.robustness
     ),
+    "functional_distance": Measure(
+        "minimize",
+        "",
+        "mean distance of the outputs to those of the dense network with trained weights, under uniform noise",
+        "end",
+        Finished.functional_distance,
+    ),
     "isometry": Measure(
         "maximize", "", "mean singular value of the input-output Jacobian on validation data", "end", Finished.isometry
     ),
     "seconds": Measure("minimize", "s", "training time", "end"),
 }
 """Metrics of any task that `_missing` does not name. `measures_of` adds the task's own."""
+UNDER_NOISE = {"robustness": "the accuracy under noise", "functional_distance": "the distance of two classifiers under noise"}
+"""Metrics of classification alone."""
 
 
 def _missing(name: str, task: Task) -> str | None:
     """Why runs with this task do not have a metric of MEASURES. None: they have it."""
-    if name == "robustness" and not isinstance(task, Classification):
-        return f"robustness is the accuracy under noise: it needs the task classification, got {task.name}"
+    if name in UNDER_NOISE and not isinstance(task, Classification):
+        return f"{name} is {UNDER_NOISE[name]}: it needs the task classification, got {task.name}"
     if name == "isometry" and isinstance(task, LanguageModeling | UserTask):
         return f"isometry needs float inputs and a built-in task, got {task.name}"
     return None
@@ -147,8 +180,18 @@ def find_measure(name: str, task: Task, kind: str = "measure") -> Measure:
         return measures[name]
     if name in MEASURES:
         raise UserError(_missing(name, task) or "")
+    if name == "prune_potential":
+        raise UserError(f"{kind} prune_potential: it compares several densities, and a trial has one: see `prune-potential -h`")
     own = f"the task {task.name} states its metrics in `directions`" if isinstance(task, UserTask) else ""
     raise unknown(kind, name, measures, where=own)
+
+
+def check_dense(network: NetworkSpec, module: nn.Module | None) -> None:
+    """Raise UserError for runs without a dense network with trained weights. module: the network, if passed as an object."""
+    if network.new_head:
+        raise UserError("functional_distance compares with the dense network, and network.new_head replaces its output layer")
+    if (module is None and not network.pretrained) or network.init not in (None, "keep"):
+        raise UserError(NO_DENSE)
 
 
 def measure(
@@ -157,7 +200,8 @@ def measure(
     """The named metrics of a finished run, measured on the run's device and number of threads.
 
     data      the run's data
-    net       a network of the same architecture; needed for latency and robustness if the user's own factory made it
+    net       a network of the same architecture; needed for latency, robustness and functional_distance if the user's own
+              factory made it, with the trained weights for functional_distance if it was passed as an object
     weights   what the file stores, as in the run's configuration; needed for bytes
 
     Raises UserError for an unknown metric, RunError for a value that is not finite.

@@ -13,7 +13,7 @@ A parameter is named by its key. The name of a conditional parameter includes th
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -93,17 +93,21 @@ class Space:
         )
         return [layer_name(name) for name in found.weights if name in found.shapes]
 
+    def networks(self) -> Iterator[RunConfig]:
+        """A run with each network that a trial can have."""
+        first = self._branches[0]
+        others = (entry for entry in self.searched if entry.key.startswith("network") and entry.domain and not entry.when)
+        choices = ({**first, entry.key: value} for entry in others for value in (entry.domain.bounds() if entry.domain else ()))
+        yield from map(self.config, (first, *choices))
+
     def check_networks(self, passed: Passed = NOTHING) -> None:
         """Build each network that a trial can have and that is not built in, and call it with real data.
 
         Raises UserError when one cannot be built, or does not accept the data.
         """
-        first = self._branches[0]
-        others = (entry for entry in self.searched if entry.key.startswith("network") and entry.domain and not entry.when)
-        choices = ({**first, entry.key: value} for entry in others for value in (entry.domain.bounds() if entry.domain else ()))
         loaded: dict[str, Data] = {}
         checked: set[str] = set()
-        for run in map(self.config, (first, *choices)):
+        for run in self.networks():
             key = f"{run.network.model_dump_json()} {run.data.model_dump_json()}"
             key += json.dumps(run.dense_layers)
             if (run.network.name in network_names() and not run.dense_layers) or key in checked:

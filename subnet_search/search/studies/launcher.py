@@ -21,6 +21,7 @@ from subnet_search.search.engine.copies import adopt
 from subnet_search.search.engine.multiobjective_pruner import check_options
 from subnet_search.search.engine.sampler_check import check_sampler
 from subnet_search.search.engine.worker import run_worker
+from subnet_search.search.spec.check_measures import check_measures
 from subnet_search.search.spec.hub import warn_if_moving
 from subnet_search.search.spec.samplers import make_pruner, make_sampler
 from subnet_search.search.spec.space_parser import LAYERS, METHOD
@@ -208,6 +209,7 @@ def _prepare(spec: StudySpec, store: optuna.storages.BaseStorage) -> optuna.Stud
         open_store(spec)
     if spec.name not in optuna.get_all_study_names(store) or _is_unused(spec, store):
         spec.searched.check_networks(spec.passed)
+        check_measures(spec)
     with exclusive(store, spec.name):
         names = optuna.get_all_study_names(store)
         if spec.name in names and (_is_half_made(load_study(spec.name, store)) or _is_unused(spec, store)):
