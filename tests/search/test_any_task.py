@@ -346,8 +346,9 @@ def test_a_run_and_its_file(capsys):
     assert yaml.safe_load(Path("run/config.yaml").read_text())["task"] == {"name": TASK_NAME}
     file = "run/subnetwork.safetensors"
     told = said(capsys, "evaluate", file, "--network", "depth_of_tests:make", code=2)
-    assert told == f"error: the task of this run is not built in: pass it, task=... or --task {TASK_NAME}\n"
     own = ("--network", "depth_of_tests:make", "--task", TASK_NAME)
+    whole = f"The whole command: subnet-search evaluate {file} {' '.join(own)}"
+    assert told == f"error: the task of this run is not built in: pass it, task=... or --task {TASK_NAME}. {whole}\n"
     page = said(capsys, "evaluate", file, *own)
     assert re.search(r"rmse \(val, \d+ items\) +\d", page)
     assert re.search(r"within one +0", page)

@@ -20,7 +20,7 @@ from faults import Killed, Member, account, differences, dying, failing, interru
 from optuna.trial import TrialState
 
 from subnet_search.core import tensor_files
-from subnet_search.core.errors import Interrupted, RunError
+from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.extraction.config_file import check
 from subnet_search.search.engine import scheduler, trial_runner, worker
 from subnet_search.search.engine.scheduler import Scheduler
@@ -114,9 +114,11 @@ def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
 def test_struck_at_random_on_sqlite(tmp_path, undisturbed):
     def kill_a_worker_with_a_trial():
         """At random it may be that every strike meets a process that has no trial."""
-        if not Path("s.db").exists() or "toy" not in optuna.get_all_study_names(URL):
+        try:
+            trials = load_study("toy", open_storage(URL)).get_trials(states=[TrialState.RUNNING])
+        except UserError:  # there is no storage or no study yet
             return False
-        for trial in optuna.load_study(study_name="toy", storage=URL).get_trials(states=[TrialState.RUNNING]):
+        for trial in trials:
             if (pid := trial.user_attrs.get("worker", {}).get("pid")) and is_alive(pid):
                 os.kill(pid, KILL)
                 return True
@@ -208,7 +210,7 @@ def test_killed_before_or_after_any_write(way):
 def test_a_storage_that_fails_again_and_again(way):
     wanted = spec(trials=6, parallel=3, heartbeat=1000.0, **WAYS[way])
     expected = alone(wanted)
-    with failing(random.Random(way), 50) as failed:
+    with failing(random.Random(way), 100) as failed:
         run_study(wanted, storage=URL, wait=60)
     assert differences(account("toy", URL), expected) == []
     assert len(failed) > 10
