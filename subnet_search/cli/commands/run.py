@@ -141,6 +141,9 @@ def evaluate(
     isometry: Annotated[
         bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
     ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Also write the record beside the file, for subnet-search report.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -150,6 +153,8 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
+    if save and data:
+        raise UserError("--save keeps what is measured on the run's own data: leave out --data, or --save")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.extraction.evaluate import evaluate as judge
     from subnet_search.extraction.progress import StageProgress
@@ -168,6 +173,10 @@ def evaluate(
             isometry=isometry,
             on_stage=on_stage,
         )
+    if save:
+        from subnet_search.extraction.saved_evaluation import save_evaluation
+
+        format.note(f"saved: {save_evaluation(subnetwork, record)}")
     if json:
         format.print_json(record)
         return
