@@ -1,16 +1,19 @@
-"""Write a report about runs and studies."""
+"""Write a report about runs and studies. About a study, without importing torch, which takes longer than the report."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from subnet_search.core.errors import UserError
+from subnet_search.core.numbers_as_text import cell
 from subnet_search.reports.page import Column, Section, write
-from subnet_search.reports.run_report import is_run, run_column
 from subnet_search.reports.study_report import study_column
 from subnet_search.search.queries.queries import load_study
 from subnet_search.search.queries.study_diff import diff_studies, differences
+from subnet_search.search.queries.study_figures import words
 from subnet_search.search.storage.read import Snapshot, Study
 from subnet_search.search.storage.study_folder import file_name
+
+RUN = ("config.yaml", "subnetwork.safetensors")  # files of which the folder of a run has one or both
 
 
 def report(
@@ -52,7 +55,9 @@ def _column(what: str | Path | Study, storage: str | None, evaluate: bool) -> Co
     if isinstance(what, Study):
         return study_column(what if isinstance(what, Snapshot) else Snapshot(what))
     path, name = Path(what), str(what)
-    if is_run(path):
+    if path.is_file() or any((path / part).is_file() for part in RUN):
+        from subnet_search.reports.run_report import run_column
+
         return run_column(path, evaluate)
     if "/" in name or path.suffix == ".safetensors":
         raise UserError(f"{name} is no run folder or file" if path.exists() else f"no such run: {name}")
@@ -78,6 +83,7 @@ def _shared(one: Column, other: Column) -> Iterator[Section]:
             yield Section("After equal work", f"Not compared: {error}.")
             return
         if rows := found.get("at_equal_trials", ()):
-            text = f"The best {found['objective'][0]} after equal numbers of finished trials."
-            named = [{"trials": row["trials"], f"1: {one.title}": row["a"], f"2: {other.title}": row["b"]} for row in rows]
+            text = f"The best {words(found['objective'][0])} after equal numbers of finished trials."
+            name, titles = found["objective"][0], {"a": f"1: {one.title}", "b": f"2: {other.title}"}
+            named = [{"trials": row["trials"]} | {titles[key]: cell(name, row[key]) for key in titles} for row in rows]
             yield Section("After equal work", text, rows=named)

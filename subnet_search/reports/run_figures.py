@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from subnet_search.analysis.plots import COLOURS, DASHES, need_plotly
+from subnet_search.analysis.plots import COLOURS, DASHES, PERCENT, need_plotly
 from subnet_search.artifact import Subnetwork
 from subnet_search.core.task_metrics import in_words, is_fraction
 
@@ -19,6 +19,7 @@ FILTERS, ACROSS = 64, 16  # filters of the first layer that are drawn at most, a
 CHANNELS = 4  # inputs of a filter that is drawn as a picture, at most
 PICTURE = (256, 512)  # rows and columns of another mask that are drawn, at most
 LEVELS = 40  # rows of the picture of scores over time
+NO_GRID = {"showgrid": False, "rangemode": "tozero"}
 KEPT = [[0, "#d9d9e0"], [1, "#0B3D91"]]
 PALETTE = (*COLOURS[:-1], "#888888")  # black cannot be seen on a dark page
 
@@ -32,18 +33,16 @@ def line(index: int, dash: str | None = None) -> dict[str, Any]:
     return {"color": PALETTE[place], "width": 2, "dash": dash or DASHES[turn % len(DASHES)]}
 
 
+def _epochs(epochs: Rows) -> dict[str, Any]:
+    return {"title": "epoch", "dtick": 1 if len(epochs) < 16 else None}
+
+
 def curves(epochs: Rows, leading: str) -> Any:
     """The leading metric and the density over the epochs, and on the right axis the training loss."""
     drawn = figure(
-        xaxis={"title": "epoch"},
-        yaxis={"title": in_words(leading), "tickformat": ".0%" if is_fraction(leading) else None},
-        yaxis2={
-            "title": "training loss, density",
-            "overlaying": "y",
-            "side": "right",
-            "showgrid": False,
-            "rangemode": "tozero",
-        },
+        xaxis=_epochs(epochs),
+        yaxis={"title": in_words(leading), "tickformat": PERCENT if is_fraction(leading) else None},
+        yaxis2={"title": "training loss, density", "overlaying": "y", "side": "right", "tickmode": "auto", **NO_GRID},
         margin={"l": 55, "r": 55, "t": 20, "b": 45},
     )
     x = [epoch["epoch"] for epoch in epochs]
@@ -73,7 +72,7 @@ def scores(epochs: Rows) -> Any:
         cumulated = np.concatenate([[0], np.cumsum(own["counts"])]) / sum(own["counts"])
         columns.append(np.diff(np.interp(edges, np.linspace(own["low"], own["high"], len(cumulated)), cumulated)))
     shares = np.stack(columns, axis=1)
-    drawn = figure(xaxis={"title": "epoch"}, yaxis={"title": str(epochs[0]["scores"]["of"])})
+    drawn = figure(xaxis=_epochs(epochs), yaxis={"title": str(epochs[0]["scores"]["of"])})
     drawn.add_heatmap(
         x=[epoch["epoch"] for epoch in epochs],
         y=((edges[1:] + edges[:-1]) / 2).tolist(),
@@ -86,10 +85,11 @@ def scores(epochs: Rows) -> Any:
 
 
 def changes(epochs: Rows) -> Any:
-    drawn = figure(xaxis={"title": "epoch"}, yaxis={"title": "share of the kept units", "tickformat": ".1%"})
+    drawn = figure(xaxis=_epochs(epochs), yaxis={"title": "share of the kept units", "tickformat": PERCENT})
     for index, key in enumerate(("dropped", "grown")):
         x, y = ([epoch[name] for epoch in epochs] for name in ("epoch", key))
-        drawn.add_scatter(x=x, y=y, name=key, mode="lines+markers", line=line(index), hovertemplate="epoch %{x}: %{y:.2%}")
+        style, hover = line(index, ("solid", "dot")[index]), "epoch %{x}: %{y:.2%}"
+        drawn.add_scatter(x=x, y=y, name=key, mode="lines+markers", line=style, hovertemplate=hover)
     return drawn
 
 
@@ -165,7 +165,7 @@ def calibration(bins: Rows) -> Any:
 
 def noise(rows: Rows) -> Any:
     axes = {"title": "noise level, in standard deviations of the data"}
-    drawn = figure(xaxis=axes, yaxis={"title": "accuracy", "tickformat": ".0%"})
+    drawn = figure(xaxis=axes, yaxis={"title": "accuracy", "tickformat": PERCENT})
     names = {"accuracy": "accuracy", "agreement": "agreement with the other network"}
     for index, (key, name) in enumerate(names.items()):
         if rows[0].get(key) is not None:
@@ -175,7 +175,7 @@ def noise(rows: Rows) -> Any:
 
 
 def corruptions(rows: Rows) -> Any:
-    drawn = figure(xaxis={"title": "severity", "dtick": 1}, yaxis={"title": "accuracy", "tickformat": ".0%"}, height=460)
+    drawn = figure(xaxis={"title": "severity", "dtick": 1}, yaxis={"title": "accuracy", "tickformat": PERCENT}, height=460)
     for index, kind in enumerate(dict.fromkeys(row["corruption"] for row in rows)):
         own = [row for row in rows if row["corruption"] == kind]
         x, y = ([row[key] for row in own] for key in ("severity", "accuracy"))

@@ -21,11 +21,6 @@ OLDER = "Not recorded: the run is older than this part of the history, or the fo
 TITLES = {"relevance": "Relevance over time", "weights": "Weights over time"}
 
 
-def is_run(path: Path) -> bool:
-    """Whether this is a file, or the folder of a run, finished or not."""
-    return path.is_file() or (path / "config.yaml").is_file() or (path / "subnetwork.safetensors").is_file()
-
-
 def run_column(path: Path, evaluate: bool) -> Column:
     """The answer, curves, masks and settings of a run. evaluate: measure calibration and robustness now.
 
@@ -101,8 +96,8 @@ def _training(epochs: Sequence[Mapping[str, Any]], leading: str) -> Iterator[Sec
     for kind, title in TITLES.items():
         if own := [epoch for epoch in scored if epoch["scores"]["of"] == kind]:
             what = "the relevance of all units" if kind == "relevance" else "the kept weights"
-            text = f"The distribution of {what} at the end of each epoch: the darker, the more. The first and last row of an "
-            yield Section(title, text + "epoch hold all values beyond them.", run_figures.scores(own))
+            text = f"The distribution of {what} at the end of each epoch: the stronger the colour, the more. "
+            yield Section(title, f"{text}The first and last row of an epoch hold all values beyond.", run_figures.scores(own))
     if not scored:
         yield Section("Scores over time", OLDER)
 

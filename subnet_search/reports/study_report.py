@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, reason
 from subnet_search.core.numbers_as_text import cell, seconds
 from subnet_search.reports.page import Column, Section
 from subnet_search.search.queries import study_figures
@@ -16,11 +16,13 @@ from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord, plain_spec, task_metrics
 
 AT_MOST = 2_000  # trials in the table and the plots
-LEFT_OUT = {"sha256", "folder", "key", "beat", "token", "worker", "last", "reported", "completed", "arm"}
+FIRST, LAST = ("number", "state", "method", "extractor"), ("seed", "steps", "seconds", "reason", "imported")
+LEFT_OUT = {"sha256", "folder", "key", "beat", "token", "worker", "last", "reported", "started", "completed", "arm"}
 DASHBOARD = (
-    "optuna-dashboard shows another evaluator's shares, those of fANOVA: the variance that a parameter explains over all trials, "
-    "the bad ones included, and only of parameters that all trials have; so its numbers differ."
+    "optuna-dashboard shows another evaluator's shares, those of fANOVA: the variance that a parameter explains over all "
+    "trials, the bad ones included, and only of parameters that all trials have; so its numbers differ."
 )
+NO_REASON = {"None": "no reason was stored"}
 NO_RESULT = "No trial of this study is complete, so there are no plots."
 
 
@@ -73,10 +75,14 @@ def _results(study: Snapshot, complete: Snapshot, record: Mapping[str, Any], nam
         title = "Accuracy and density" if "accuracy" in names[0] else f"{words(names[0])} and density".capitalize()
         yield _plot(title, "A click on a point finds its trial.", lambda: study_figures.over_density(complete, rows, names))
     for index, name in enumerate(names):
+        if record["rows"]:  # a comparison does not search
+            break
         title = "Optimisation history" + (f": {words(name)}" if len(names) > 1 else "")
         yield _plot(title, "", lambda index=index: study_figures.history(study, names, index))  # type: ignore[misc]
     if not record["rows"] and any(trial.params for trial in complete.trials):
-        text = "The parameters that all complete trials have; the best trials are orange. Drag along an axis to select."
+        count, most = len(complete.trials), study_figures.LINES
+        some = f" Of {count:,} trials, {most} or fewer are drawn, from the best to the worst." if count > most else ""
+        text = f"The parameters that all complete trials have; the best trials are orange.{some}"
         yield _plot("Parallel coordinates", text, lambda: study_figures.parallel(complete, names))
         yield _importance(record["importance"])
         text = f"The {words(names[0])} over each parameter."
@@ -109,8 +115,11 @@ def _best(study: Snapshot, record: Mapping[str, Any], names: Sequence[str]) -> I
         yield Section(title, text, rows=[{key: row.get(key) for key in keys} for row in rows])
     else:
         row = best[0]
-        values = {**dict(zip(names, row["mean"], strict=True)), **row["measured"], **row["params"]}
-        yield Section("Best trial", rows=[{"name": key, "value": cell(key, value)} for key, value in values.items()])
+        values = {"trial": row["number"], **dict(zip(names, row["mean"], strict=True)), **row["measured"], **row["params"]}
+        yield Section(
+            "Best trial",
+            rows=[{"name": key, "value": value if key == "trial" else cell(key, value)} for key, value in values.items()],
+        )
 
 
 def _over_seeds(row: Mapping[str, Any], names: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:
@@ -136,7 +145,9 @@ def _importance(found: Mapping[str, Any]) -> Section:
 def _trials(newest: Snapshot, record: Mapping[str, Any], count: int) -> Iterator[Section]:
     for title, key in (("Failures", "failures"), ("Stopped early", "stopped_early")):
         if reasons := record[key]:
-            yield Section(title, rows=[{"reason": reason, "trials": number} for reason, number in reasons.items()])
+            yield Section(
+                title, rows=[{"reason": NO_REASON.get(why, why), "trials": number} for why, number in reasons.items()]
+            )
     if timed := [trial for trial in newest.trials if TrialRecord(trial).seconds]:
         yield Section("Time by trial", "A click on a bar finds its trial.", study_figures.times(timed))
     table = flat_rows(newest)
@@ -144,12 +155,13 @@ def _trials(newest: Snapshot, record: Mapping[str, Any], count: int) -> Iterator
         keys = [key for key in columns_of(table) if key not in LEFT_OUT and not _always_zero(table, key)]
         shown = f"The newest {AT_MOST:,} of {count:,} trials. " if count > AT_MOST else ""
         text = shown + "A click on a heading sorts. The filter takes words and comparisons, such as: complete density<0.1"
+        keys.sort(key=lambda key: (*(name == key for name in LAST), *(name != key for name in FIRST)))
         rows = [{key: row.get(key) for key in keys} for row in table]
         yield Section("Trials", text, rows=rows, sortable=True)
-    name = shlex.quote(record["name"])
-    again = f"subnet-search study run {name}" if not record["rows"] else f"subnet-search study show {name}"
-    code = f"{again}\nsubnet-search study extract {name} --best"
-    yield Section("How to continue, and to train the best trial again", code=code, open=True)
+    if plain_spec(newest):  # of a study of this package
+        name = shlex.quote(record["name"])
+        again = "" if not plain_spec(newest)["space"] else f"subnet-search study run {name}\n"
+        yield Section("How to continue", code=f"{again}subnet-search study extract {name} --best", open=True)
 
 
 def _always_zero(table: Sequence[Row], key: str) -> bool:
@@ -160,4 +172,4 @@ def _plot(title: str, text: str, draw: Callable[[], Any]) -> Section:
     try:
         return Section(title, text, draw())
     except (UserError, ValueError, RuntimeError, KeyError) as error:  # Optuna's plots refuse some studies
-        return Section(title, f"Not drawn: {error}.")
+        return Section(title, f"Not drawn: {reason(error)}.")
