@@ -5,7 +5,7 @@ from pathlib import Path
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.numbers_as_text import cell
-from subnet_search.reports.page import Column, Section, write
+from subnet_search.reports.html_page import Column, Section, write
 from subnet_search.reports.study_report import study_column
 from subnet_search.search.queries.queries import load_study
 from subnet_search.search.queries.study_diff import diff_studies, differences
@@ -27,7 +27,7 @@ def report(
     """Write one HTML page about a run or a study, or about two of them side by side, and return its path.
 
     what, other   the folder of a run, the file of a subnetwork, an Optuna study, or the name of a study in `storage`
-    out           the page [default: report.html in the run's folder, or runs/reports/NAME.html]
+    out           the page [default: report.html in the run's folder, FILE.report.html beside a file, or runs/reports/NAME.html]
     storage       an Optuna storage URL [default: sqlite:///runs/studies.db]
     evaluate      measure calibration, and of a classifier the accuracy under noise, of runs, on validation data; otherwise
                   the page shows what `subnet-search evaluate --save` has measured

@@ -14,7 +14,7 @@ from subnet_search.core.numbers_as_text import cell, percent, seconds, size
 from subnet_search.core.task_metrics import in_words, leading_in
 from subnet_search.extraction.saved_evaluation import load_evaluation
 from subnet_search.reports import run_figures
-from subnet_search.reports.page import Column, Section
+from subnet_search.reports.html_page import Column, Section
 
 SPLITS = {"val": "validation", "test": "test"}
 OLDER = "Not recorded: the run is older than this part of the history, or the folder has no metrics.jsonl."

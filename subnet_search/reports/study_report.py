@@ -6,7 +6,7 @@ from typing import Any
 
 from subnet_search.core.errors import UserError, reason
 from subnet_search.core.numbers_as_text import cell, seconds
-from subnet_search.reports.page import Column, Section
+from subnet_search.reports.html_page import Column, Section
 from subnet_search.search.queries import study_figures
 from subnet_search.search.queries.study_figures import words
 from subnet_search.search.queries.study_summary import summarise_study
@@ -27,7 +27,7 @@ NO_RESULT = "No trial of this study is complete, so there are no plots."
 
 
 def study_column(study: Snapshot) -> Column:
-    """Best trials, plots, failures and all trials of a study. A study without a complete trial has a page that says so."""
+    """Best trials, plots, failures and all trials of a study. Without a complete trial, the page has the reasons of failures and the trials."""
     record, names = summarise_study(study), objectives(study)
     newest = Snapshot(study, study.get_trials()[-AT_MOST:])
     complete = Snapshot(study, [trial for trial in newest.get_trials() if trial.state.name == "COMPLETE"])
