@@ -27,7 +27,10 @@ NO_RESULT = "No trial of this study is complete, so there are no plots."
 
 
 def study_column(study: Snapshot) -> Column:
-    """Best trials, plots, failures and all trials of a study. Without a complete trial, the page has the reasons of failures and the trials."""
+    """Best trials, plots, failures and all trials of a study.
+
+    Without a complete trial, the page has the reasons of the failures and the trials.
+    """
     record, names = summarise_study(study), objectives(study)
     newest = Snapshot(study, study.get_trials()[-AT_MOST:])
     complete = Snapshot(study, [trial for trial in newest.get_trials() if trial.state.name == "COMPLETE"])
@@ -139,7 +142,7 @@ def _importance(found: Mapping[str, Any]) -> Section:
         return Section("Importance", f"{found['evaluator']}: {found['note']}.")
     note = f" Note: {found['note']}." if found["note"] else ""
     text = f"{found['evaluator']}, {found['trials']:,} complete trials: {found['meaning']}.{note} {DASHBOARD}"
-    return _plot("Importance", text, lambda: study_figures.shares(found["importances"]))
+    return _plot("Importance", text, lambda: study_figures.bars(found["importances"]))
 
 
 def _trials(newest: Snapshot, record: Mapping[str, Any], count: int) -> Iterator[Section]:

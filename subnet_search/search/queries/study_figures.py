@@ -138,7 +138,7 @@ def over_density(study: Snapshot, rows: Sequence[Row], names: Sequence[str]) -> 
     return figure.update_layout(height=440)
 
 
-def shares(importances: Mapping[str, float]) -> Any:
+def bars(importances: Mapping[str, float]) -> Any:
     """The importance of parameters as bars, the largest on top."""
     names = sorted(importances, key=lambda name: importances[name])
     figure = need_plotly().graph_objects.Figure(layout={"height": max(200, 24 * len(names) + 90), "showlegend": False})
