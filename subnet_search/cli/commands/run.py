@@ -1,5 +1,6 @@
 """Commands on single runs, methods and data sets."""
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,23 +157,46 @@ def evaluate(
     if save and data:
         raise UserError("--save keeps what is measured on the run's own data: leave out --data, or --save")
     from subnet_search.deploy.exported_network import read_artifact
+    from subnet_search.deploy.rebuild import NotPassed
     from subnet_search.extraction.evaluate import evaluate as judge
     from subnet_search.extraction.progress import StageProgress
 
     with StageProgress(latency and not json) as on_stage:
-        record = judge(
-            read_artifact(subnetwork),
-            "test" if split == "test" else "val",
-            network=network,
-            data=data,
-            task=task,
-            noise=noise,
-            corruptions=corruptions_from or corruptions,
-            latency=latency,
-            against=against,
-            isometry=isometry,
-            on_stage=on_stage,
-        )
+        try:
+            record = judge(
+                read_artifact(subnetwork),
+                "test" if split == "test" else "val",
+                network=network,
+                data=data,
+                task=task,
+                noise=noise,
+                corruptions=corruptions_from or corruptions,
+                latency=latency,
+                against=against,
+                isometry=isometry,
+                on_stage=on_stage,
+            )
+        except NotPassed as missing:
+            given = {
+                "split": split if split == "test" else None,
+                "network": network,
+                "data": data,
+                "task": task,
+                "corruptions-from": corruptions_from,
+                "against": against,
+            }
+            flags = {
+                "noise": noise,
+                "corruptions": corruptions,
+                "latency": latency,
+                "isometry": isometry,
+                "save": save,
+                "json": json,
+            }
+            words = ["subnet-search", "evaluate", str(subnetwork)]
+            words += [word for key, value in given.items() if value for word in (f"--{key}", str(value))]
+            words += [f"--{key}" for key, value in flags.items() if value]
+            raise UserError(f"{missing}. The whole command: {shlex.join([*words, *missing.options])}") from missing
     if save:
         from subnet_search.extraction.saved_evaluation import save_evaluation
 
