@@ -28,6 +28,11 @@ def run_column(path: Path, evaluate: bool) -> Column:
     """
     folder = path if path.is_dir() else path.parent
     file = path / "subnetwork.safetensors" if path.is_dir() else path
+    if not file.is_file() and (folder / "masks.safetensors").is_file():
+        raise UserError(
+            f"{path} is the folder of a trial, which has no file of the subnetwork: write it with subnet-search study extract, "
+            "or make a report about the study"
+        )
     if not file.is_file():
         again = f"subnet-search extract --resume --out {shlex.quote(str(path))}"
         raise UserError(f"{path} is a run that is not finished: wait for it, or continue it with {again}")

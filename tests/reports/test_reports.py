@@ -247,14 +247,22 @@ def test_names_are_escaped():
     assert "&lt;b>bold" in json.dumps(figures(path))
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_study_without_a_result(count):
+@pytest.mark.parametrize(
+    ("state", "title"),
+    [(None, None), (TrialState.FAIL, "Failures"), (TrialState.PRUNED, "Stopped early"), (TrialState.RUNNING, None)],
+)
+def test_a_study_without_a_result(state, title):
     study = optuna.create_study(study_name="empty", storage=URL)
-    for _ in range(count):
-        study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"reason": "no memory"}))
-    html = text_of(ss.report("empty", storage=URL))
-    assert "No trial of this study is complete" in html
-    assert ("no memory" in html) == bool(count)
+    if state == TrialState.RUNNING:
+        study.ask()
+    elif state is not None:
+        study.add_trial(create_trial(state=state, user_attrs={"reason": "no memory"}))
+    path = ss.report("empty", storage=URL)
+    assert "No trial of this study is complete" in text_of(path)
+    assert titles(path) == ["No result", *([title] if title else []), *(["Trials"] if state is not None else [])]
+    assert ("no memory" in text_of(path)) == bool(title)
+    assert ("1 running" in text_of(path)) == (state == TrialState.RUNNING)
+    assert ("no trials yet" in text_of(path)) == (state is None)
 
 
 def test_what_is_no_run(finished, tmp_path):
@@ -276,6 +284,9 @@ def test_what_is_no_run(finished, tmp_path):
     (tmp_path / "going").mkdir()
     shutil.copy(finished / "config.yaml", "going")
     with pytest.raises(UserError, match="going is a run that is not finished: wait for it, or continue it with subnet-search"):
+        ss.report("going")
+    (tmp_path / "going" / "masks.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="going is the folder of a trial, which has no file of the subnetwork"):
         ss.report("going")
     with pytest.raises(ss.RunError, match="cannot write"):
         ss.report(finished, out="/proc/none/r.html")
