@@ -11,7 +11,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "subnet-search needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv (PyTorch is a large download: a few minutes, once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,plots]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $(READY)
 
 # The main job: 20 trials over a network that is never trained, then the best one's subnetwork.

@@ -59,7 +59,12 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_what_init_copies(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "subnet_search").rglob("*.py")}
-    wanted = {"subnet_search/py.typed", "subnet_search/reports/page.html", *code, *(f"subnet_search/shipped/{name}" for name in SHIPPED)}
+    wanted = {
+        "subnet_search/py.typed",
+        "subnet_search/reports/page.html",
+        *code,
+        *(f"subnet_search/shipped/{name}" for name in SHIPPED),
+    }
     assert {name for name in names if ".dist-info/" not in name} == wanted
 
 

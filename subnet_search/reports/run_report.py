@@ -1,155 +1,184 @@
 """What a report says about a run: its folder, or the file of its subnetwork."""
 
-import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import yaml
 
-from subnet_search.analysis.plots import COLOURS, need_plotly
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import UserError
-from subnet_search.core.numbers_as_text import size
-from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
+from subnet_search.core.documents import read_json
+from subnet_search.core.errors import UserError, reading
+from subnet_search.core.numbers_as_text import cell, percent, seconds, size
+from subnet_search.core.task_metrics import in_words, leading_in
+from subnet_search.extraction.saved_evaluation import load_evaluation
+from subnet_search.reports import run_figures
 from subnet_search.reports.html_page import Column, Section
 
-FILTERS = 64  # of the first layer, at most so many are drawn
+SPLITS = {"val": "validation", "test": "test"}
+OLDER = "Not recorded: the run is older than this part of the history, or the folder has no metrics.jsonl."
+TITLES = {"relevance": "Relevance over time", "weights": "Weights over time"}
 
 
 def run_column(path: Path, evaluate: bool) -> Column:
-    """The answer, curves, masks and settings of a run. evaluate: measure calibration and robustness too.
+    """The answer, curves, masks and settings of a run. evaluate: measure calibration and robustness now.
 
-    Raises UserError for a path that is no run, and for one that is not finished.
+    Raises UserError for a run that is not finished, and for a file that is no subnetwork.
     """
     folder = path if path.is_dir() else path.parent
     file = path / "subnetwork.safetensors" if path.is_dir() else path
-    if not file.exists():
-        going = (folder / "config.yaml").exists()
+    if not file.is_file() and (folder / "masks.safetensors").is_file():
         raise UserError(
-            f"{path} is a run that is not finished: continue it first" if going else f"{path} is no run folder or file"
+            f"{path} is the folder of a trial, which has no file of the subnetwork: write it with subnet-search study extract, "
+            "or make a report about the study"
         )
+    if not file.is_file():
+        again = f"subnet-search extract --resume --out {shlex.quote(str(path))}"
+        raise UserError(f"{path} is a run that is not finished: wait for it, or continue it with {again}")
     subnet = Subnetwork.load(file)
-    record, leading = subnet.summary(), leading_in(subnet.summary())
-    measured = _evaluated(subnet) if evaluate else {}
-    title = f"{record['extractor']} on {record['network'] or 'a network from Python'}"
+    record = subnet.summary()
+    measured = _evaluated(subnet) if evaluate else load_evaluation(file, subnet.sha256)
+    epochs = read_history(folder)
+    sections = [
+        *_training(epochs, leading_in(record)),
+        *_topology(subnet, record, epochs),
+        *_quality(measured, file),
+        *_reproduction(subnet, record, path, folder),
+    ]
     return Column(
-        title,
+        f"{record['extractor']} on {record['network'] or 'a network from Python'}",
         f"{record['data'] or 'data from Python'}, seed {record['seed']}; {path}",
-        list(_answer(record, leading, subnet, file)),
-        list(_sections(subnet, record, leading, _epochs(folder), measured, folder)),
+        list(_answer(record, subnet, file, measured or {})),
+        sections,
+        subnet.origin.model_dump(mode="json"),
     )
 
 
-def _answer(record: Mapping[str, Any], leading: str, subnet: Subnetwork, file: Path) -> Iterator[tuple[str, str]]:
-    splits: tuple[tuple[str, Literal["test", "validation"]], ...] = (("test", "test"), ("val", "validation"))
-    for before, suffix in (("", ""), ("unpruned_", ", before pruning")):
-        for split, word in splits:
-            if (value := record.get(f"{before}{split}_{leading}")) is not None:
-                yield in_words(leading, word) + suffix, _number(leading, value)
-    yield "density", f"{record['density']:.4g}"
-    yield f"file; dense {size(subnet.dense_bytes())}", size(file.stat().st_size)
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; empty without the file. Raises UserError for a damaged one."""
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    with reading(file, "the history of a run"):
+        return [dict(read_json(line, str(file))) for line in file.read_text().splitlines() if line]
+
+
+def _answer(
+    record: Mapping[str, Any], subnet: Subnetwork, file: Path, measured: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Quality first, each with its split; then density, bytes, operations and times, with those of the dense network."""
+    leading = leading_in(record)
+    for key, split in reversed(SPLITS.items()):
+        value = record.get(f"{key}_{leading}")
+        if value is None:
+            continue
+        name, before = in_words(leading, split), record.get(f"unpruned_{key}_{leading}")  # type: ignore[arg-type]
+        bounds = measured.get("interval") if measured.get("split") == key else None
+        if bounds:
+            name += f" (95 % interval {cell(leading, bounds['low'])} to {cell(leading, bounds['high'])})"
+        yield name + (f"; before pruning {cell(leading, before)}" if before is not None else ""), cell(leading, value)
+    yield f"of the weights kept: {subnet.masks.kept:,} of {subnet.masks.numel:,}", percent(record["density"])
+    dense = subnet.dense_bytes()
+    yield f"file; the dense network has {size(dense)}", size(file.stat().st_size)
     if record.get("macs"):
-        yield "multiply-accumulates, of dense", f"{record['kept_macs'] / record['macs']:.3g}"
-    yield "training", f"{record['steps']} steps, {record['seconds']:.3g} s"
+        kept, macs = record["kept_macs"], record["macs"]
+        yield f"multiply-accumulates with a kept weight, of {macs:,}", f"{kept:,} ({percent(kept / macs)})"
+    for row in measured.get("latency") or ():
+        if row["batch"] == 1:
+            how = f"{'removed channels, ' if measured.get('compacted') else ''}batch 1, {row['threads']} CPU thread"
+            verdict = {"same": "no operation was removed", "unsure": "no clear difference"}.get(row["verdict"], row["verdict"])
+            yield f"a pass; dense {row['dense']['median']:.3g} ms: {verdict} ({how})", f"{row['exported']['median']:.3g} ms"
+    yield f"of training, {record['steps']:,} steps", seconds(record["seconds"])
 
 
-def _sections(
-    subnet: Subnetwork,
-    record: Mapping[str, Any],
-    leading: str,
-    epochs: list[dict[str, Any]],
-    measured: Mapping[str, Any],
-    folder: Path,
-) -> Iterator[Section]:
-    if epochs:
-        yield Section("Learning curves", figure=_curves(epochs, leading))
-    yield Section("Density by layer", figure=_by_layer(record["layer_density"]))
-    yield _first_layer(subnet)
-    yield from _quality(measured)
-    if not measured:
-        yield Section("Calibration and robustness", "Not measured: subnet-search report RUN --evaluate measures them.")
-    left = [{"layer": name, "reason": why} for name, why in (record.get("channels_left_whole") or {}).items()]
-    if left:
+def _training(epochs: Sequence[Mapping[str, Any]], leading: str) -> Iterator[Section]:
+    if not epochs:
+        yield Section("Learning curves", "Not recorded: the folder has no metrics.jsonl, or the run had no epochs.")
+        return
+    yield Section("Learning curves", figure=run_figures.curves(epochs, leading))
+    scored = [epoch for epoch in epochs if epoch.get("scores")]
+    for kind, title in TITLES.items():
+        if own := [epoch for epoch in scored if epoch["scores"]["of"] == kind]:
+            what = "the relevance of all units" if kind == "relevance" else "the kept weights"
+            text = f"The distribution of {what} at the end of each epoch: the stronger the colour, the more. "
+            yield Section(title, f"{text}The first and last row of an epoch hold all values beyond.", run_figures.scores(own))
+    if not scored:
+        yield Section("Scores over time", OLDER)
+
+
+def _topology(subnet: Subnetwork, record: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    changed = [epoch for epoch in epochs if epoch.get("dropped") is not None]
+    title, what = (
+        "Changes of the topology",
+        "Units (weights, channels, ...) dropped and grown since the end of the epoch before",
+    )
+    if any(epoch["dropped"] or epoch["grown"] for epoch in changed):
+        yield Section(title, f"{what}, as fractions of those kept then.", run_figures.changes(changed))
+    elif changed:
+        yield Section(title, "None after the first epoch.")
+    elif len(epochs) != 1:
+        yield Section(title, OLDER)
+    yield Section("Density by layer", figure=run_figures.by_layer(record["layer_density"]))
+    yield Section("First layer", *run_figures.first_layer(subnet))
+    if left := record.get("channels_left_whole"):
         yield Section("Channels that were kept whole", rows=left)
-    config = folder / "config.yaml"
-    if config.exists():
-        yield Section("Configuration", code=config.read_text())
-        command = f"subnet-search extract {config} --out another_folder"
-    else:
-        settings = {key: value for key, value in subnet.origin.model_dump(mode="json").items() if value not in (None, [], {})}
-        yield Section("Settings", code=yaml.safe_dump(settings, sort_keys=False))
-        command = "The run folder has the configuration; the file alone has these settings."
-    yield Section("How to reproduce", f"The same bits have the hash {record['sha256']}.", code=command, open=True)
 
 
-def _curves(epochs: list[dict[str, Any]], leading: str) -> Any:
-    figure = need_plotly().subplots.make_subplots(specs=[[{"secondary_y": True}]])
-    steps = [epoch["step"] for epoch in epochs]
-    lines = (
-        (f"val_{leading}", in_words(leading, "validation"), False),
-        ("train_loss", "training loss", True),
-        ("density", "density", False),
-    )
-    for index, (key, name, second) in enumerate(lines):
-        values = [epoch.get(key) for epoch in epochs]
-        style = {"color": COLOURS[index], "dash": "dot" if key == "density" else "solid"}
-        figure.add_scatter(x=steps, y=values, name=name, mode="lines", line=style, secondary_y=second)
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title=in_words(leading), tickformat=".0%" if is_fraction(leading) else None, secondary_y=False)
-    figure.update_yaxes(title="training loss", showgrid=False, secondary_y=True)
-    return figure
-
-
-def _by_layer(densities: Mapping[str, float]) -> Any:
-    names = list(densities)[::-1]
-    figure = need_plotly().graph_objects.Figure()
-    figure.add_bar(x=[densities[name] for name in names], y=names, orientation="h", marker_color=COLOURS[0])
-    figure.update_xaxes(title="fraction of weights kept", range=[0, 1])
-    figure.update_layout(height=max(260, 22 * len(names) + 110), showlegend=False)
-    return figure
-
-
-def _first_layer(subnet: Subnetwork) -> Section:
-    name, mask = next(iter(subnet.masks.items()))
-    picture = mask.float()
-    text = f"Mask of {name}; dark weights are kept."
-    if picture.dim() == 4:  # filters side by side, the kernels of each input below one another
-        rows = picture[:FILTERS].transpose(1, 2).flatten(1, 2)  # (filters, height * inputs, width)
-        gap = rows.new_full((len(rows), rows.shape[1], 1), float("nan"))
-        picture = torch.cat([rows, gap], 2).permute(1, 0, 2).flatten(1)
-        text = f"Mask of {name}: a column for each of {min(FILTERS, len(mask))} filters, its kernels below one another. "
-        text += "Dark weights are kept."
-    else:
-        picture = picture.flatten(1)[:256, :1024]
-    figure = need_plotly().graph_objects.Figure()
-    figure.add_heatmap(
-        z=picture.flip(0).tolist(), colorscale=[[0, "#d9d9e0"], [1, "#0B3D91"]], showscale=False, hoverinfo="skip"
-    )
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
-    figure.update_layout(height=min(600, 120 + 1000 * picture.shape[0] // max(1, picture.shape[1])))
-    return Section("First layer", text, figure)
-
-
-def _quality(measured: Mapping[str, Any]) -> Iterator[Section]:
-    """Calibration diagram and robustness curve of what `evaluate` has measured."""
+def _quality(measured: Mapping[str, Any] | None, file: Path) -> Iterator[Section]:
+    """Calibration diagram, robustness curves and times of what was evaluated."""
+    if measured is None:
+        text = "Not measured. These commands add calibration, robustness and times to this page:"
+        commands = (
+            f"subnet-search evaluate {shlex.quote(str(file))} --split test --noise --latency --save\n"
+            f"subnet-search report {shlex.quote(str(file.parent))}"
+        )
+        yield Section("Calibration, robustness and times", text, code=commands, open=True)
+        return
+    where = f"{SPLITS[measured['split']]} split, {measured['items']:,} items"
     if bins := [row for row in measured.get("calibration", ()) if row["count"]]:
-        figure = need_plotly().graph_objects.Figure()
-        figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"dash": "dash", "color": "#888888"})
-        x, y = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
-        hover = [f"{row['count']} items" for row in bins]
-        figure.add_scatter(x=x, y=y, text=hover, mode="lines+markers", name="this network", line={"color": COLOURS[0]})
-        figure.update_xaxes(title="confidence", range=[0, 1])
-        figure.update_yaxes(title="accuracy", range=[0, 1])
-        yield Section("Calibration", f"Expected calibration error {measured['ece']:.4f} on validation data.", figure)
+        text = f"Expected calibration error {percent(measured['ece'])}, {where}."
+        yield Section("Calibration", text, run_figures.calibration(bins))
     if noise := measured.get("noise"):
-        figure = need_plotly().graph_objects.Figure()
-        figure.add_scatter(x=[row["level"] for row in noise], y=[row["accuracy"] for row in noise], mode="lines+markers")
-        figure.update_xaxes(title="uniform noise, standard deviations of the data")
-        figure.update_yaxes(title="validation accuracy", tickformat=".0%")
-        yield Section("Robustness", figure=figure)
+        text = f"Uniform noise between plus and minus the level is added to normalised inputs; {where}."
+        yield Section("Robustness to noise", text, run_figures.noise(noise))
+    if corrupted := measured.get("corruptions"):
+        yield Section("Robustness to corruptions", f"{where}.".capitalize(), run_figures.corruptions(corrupted))
+    if timed := measured.get("latency"):
+        rows = [
+            {
+                "batch": row["batch"],
+                "ms": row["exported"]["median"],
+                "ms, dense": row["dense"]["median"],
+                "dense / this": row["speedup"],
+                "verdict": row["verdict"],
+            }
+            for row in timed
+        ]
+        advice = f" {measured['advice']}" if measured.get("advice") else ""
+        yield Section("Times", f"Medians of one pass, alternating with the dense network.{advice}", rows=rows)
+
+
+def _reproduction(subnet: Subnetwork, record: Mapping[str, Any], path: Path, folder: Path) -> Iterator[Section]:
+    """The complete configuration, the command that gives the same bits, the versions, and the hash to compare with."""
+    origin, config = subnet.origin, folder / "config.yaml"
+    passed = [name for name, value in (("network", origin.network), ("data", origin.data)) if value is None]
+    if config.is_file():
+        yield Section("Configuration", f"{config}, with all default values.", code=config.read_text())
+    else:
+        settings = {key: value for key, value in origin.model_dump(mode="json").items() if value not in (None, [], {})}
+        yield Section("Configuration", "From the file of the subnetwork.", code=yaml.safe_dump(settings, sort_keys=False))
+    again = f"subnet-search extract {shlex.quote(str(config))} --out {shlex.quote(f'{folder}-again')}"
+    if passed or not config.is_file():
+        lacking = f"The {' and '.join(passed)} came from Python" if passed else "The file has no run folder beside it"
+        again = f"# {lacking}: call ss.extract(...) with the settings above."
+    versions = "\n".join(f"{name} {version}" for name, version in origin.versions.items())
+    yield Section(
+        "How to reproduce",
+        "With these versions, on a machine of the same kind, the result has the same hash.",
+        code=f"{again}\n\n{versions}\nsha256 {record['sha256']}",
+        open=True,
+    )
 
 
 def _evaluated(subnet: Subnetwork) -> dict[str, Any]:
@@ -157,12 +186,3 @@ def _evaluated(subnet: Subnetwork) -> dict[str, Any]:
 
     classes = (subnet.origin.task or {"name": "classification"})["name"] == "classification"
     return evaluate(subnet, "val", noise=classes)
-
-
-def _epochs(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _number(key: str, value: float) -> str:
-    return f"{value:.2%}" if is_fraction(key) else f"{value:.4g}"

@@ -1,185 +1,178 @@
 """What a report says about a study or a comparison."""
 
-from collections import Counter
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import optuna
-from optuna.trial import TrialState
-
-from subnet_search.analysis.plots import COLOURS, need_plotly
-from subnet_search.core.errors import RunError, UserError
-from subnet_search.core.task_metrics import in_words, is_fraction
+from subnet_search.core.errors import UserError, reason
+from subnet_search.core.numbers_as_text import cell, seconds
 from subnet_search.reports.html_page import Column, Section
-from subnet_search.search.queries.importance import importance
-from subnet_search.search.queries.queries import ranked_row
+from subnet_search.search.queries import study_figures
+from subnet_search.search.queries.study_figures import words
 from subnet_search.search.queries.study_summary import summarise_study
-from subnet_search.search.queries.trial_table import flat_rows
-from subnet_search.search.storage.ranking import best_ranked, objectives
+from subnet_search.search.queries.trial_table import Row, columns_of, flat_rows
+from subnet_search.search.storage.ranking import objectives
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import TrialRecord, task_metrics
+from subnet_search.search.storage.records import TrialRecord, plain_spec, task_metrics
 
-AT_MOST = 2_000  # trials in the table and the plots of parameters
+AT_MOST = 2_000  # trials in the table and the plots
+FIRST, LAST = ("number", "state", "method", "extractor"), ("seed", "steps", "seconds", "reason", "imported")
+LEFT_OUT = {"sha256", "folder", "key", "beat", "token", "worker", "last", "reported", "started", "completed", "arm"}
+DASHBOARD = (
+    "optuna-dashboard shows another evaluator's shares, those of fANOVA: the variance that a parameter explains over all "
+    "trials, the bad ones included, and only of parameters that all trials have; so its numbers differ."
+)
+NO_REASON = {"None": "no reason was stored"}
+NO_RESULT = "No trial of this study is complete, so there are no plots."
 
 
 def study_column(study: Snapshot) -> Column:
-    """Best trials, plots, failures and all trials of a study. Also of a study without a complete trial."""
-    record, trials = summarise_study(study), study.get_trials()
-    names, metrics = objectives(study), task_metrics(study)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    states = ", ".join(f"{count} {state}" for state, count in record["states"].items()) or "no trials yet"
-    best = [ranked_row(ranked, metrics) for ranked in best_ranked(study)] if complete else []
+    """Best trials, plots, failures and all trials of a study.
+
+    Without a complete trial, the page has the reasons of the failures and the trials.
+    """
+    record, names = summarise_study(study), objectives(study)
+    newest = Snapshot(study, study.get_trials()[-AT_MOST:])
+    complete = Snapshot(study, [trial for trial in newest.get_trials() if trial.state.name == "COMPLETE"])
+    states = ", ".join(f"{count:,} {state.lower()}" for state, count in record["states"].items()) or "no trials yet"
+    where = ", ".join(f"{key} {record[key]}" for key in ("network", "data") if record[key])
     return Column(
-        record["name"], f"{record['status']}; {states}", list(_answer(best, names)), list(_sections(study, record, names, best))
+        record["name"],
+        "; ".join(part for part in (where, record["status"], states) if part),
+        list(_answer(record, names)),
+        [*_results(study, complete, record, names), *_trials(newest, record, len(study.get_trials()))],
+        plain_spec(study),
+        study,
     )
 
 
-def _answer(best: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    if len(best) == 1:
-        row = best[0]
-        for name, mean, (low, high) in zip(names, row["mean"], row["spread"], strict=True):
-            over = f", mean of {row['seeds']} seeds ({_number(name, low)} to {_number(name, high)})" if row["seeds"] > 1 else ""
-            yield f"best {_words(name)}{over}", _number(name, mean)
-        yield "trial", str(row["number"])
-    elif best:
+def _answer(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    best = record["best"]
+    if len(names) > 1 and best:
         yield "trials on the Pareto front", str(len(best))
+    elif best:
+        row, name = best[0], names[0]
+        over = ""
+        if row["seeds"] > 1:
+            low, high = (cell(name, value) for value in row["spread"][0])
+            over = f", mean of {row['seeds']} seeds, {low} to {high}"
+        yield f"best {words(name)}{over}", cell(name, row["mean"][0])
+        for key, found in row["over_seeds"].items():
+            if key.startswith("test_"):
+                spread = f", {cell(key, found['low'])} to {cell(key, found['high'])}" if found["seeds"] > 1 else ""
+                yield f"its {words(key)}{spread}", cell(key, found["mean"])
+        if row["density"] is not None:
+            yield "its density", cell("density", row["density"])
+        yield "its number", f"trial {row['number']}"
+    yield "finished trials" + (f" of {record['budget']:,}" if record["budget"] else ""), f"{record['finished']:,}"
+    yield "of training", seconds(record["seconds"])
 
 
-def _sections(
-    study: Snapshot, record: Mapping[str, Any], names: Sequence[str], best: Sequence[Mapping[str, Any]]
-) -> Iterator[Section]:
-    trials = study.get_trials()
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
-        yield Section("No result", "No trial of this study is complete, so there are no plots.")
-    else:
-        rows = [
-            {"number": row["number"], **dict(zip(names, row["mean"], strict=True)), "seeds": row["seeds"], **row["params"]}
-            for row in best
+def _results(study: Snapshot, complete: Snapshot, record: Mapping[str, Any], names: Sequence[str]) -> Iterator[Section]:
+    if not complete.trials:
+        yield Section("No result", NO_RESULT)
+        return
+    yield from _best(study, record, names)
+    rows = [row for row in flat_rows(complete) if row.get("density") and row["density"] > 0 and row[names[0]] is not None]
+    if rows:
+        title = "Accuracy and density" if "accuracy" in names[0] else f"{words(names[0])} and density".capitalize()
+        yield _plot(title, "A click on a point finds its trial.", lambda: study_figures.over_density(complete, rows, names))
+    for index, name in enumerate(names):
+        if record["rows"]:  # a comparison does not search
+            break
+        title = "Optimisation history" + (f": {words(name)}" if len(names) > 1 else "")
+        yield _plot(title, "", lambda index=index: study_figures.history(study, names, index))  # type: ignore[misc]
+    if not record["rows"] and any(trial.params for trial in complete.trials):
+        count, most = len(complete.trials), study_figures.LINES
+        some = f" Of {count:,} trials, {most} or fewer are drawn, from the best to the worst." if count > most else ""
+        text = f"The parameters that all complete trials have; the best trials are orange.{some}"
+        yield _plot("Parallel coordinates", text, lambda: study_figures.parallel(complete, names))
+        yield _importance(record["importance"])
+        text = f"The {words(names[0])} over each parameter."
+        yield _plot("Slices", text, lambda: study_figures.slices(complete, names))
+
+
+def _best(study: Snapshot, record: Mapping[str, Any], names: Sequence[str]) -> Iterator[Section]:
+    """The rows of a comparison, the front of several objectives, or the best trial."""
+    compared, best = record["rows"], record["best"]
+    if not best:
+        bounds = ", ".join(f"{name} {bound}" for name, bound in record["constraints"].items())
+        yield Section("No best trial", f"No complete trial satisfies the constraints ({bounds}).")
+    elif compared or len(names) > 1:
+        shown = [
+            key for key in (*names, task_metrics(study).test) if key in (compared or best)[0]["over_seeds"] or key in names
         ]
-        yield Section("Best" if len(best) == 1 else "Pareto front", rows=[_linked(row) for row in rows])
-        yield _front(study, complete, names)
-        one = len(names) == 1
-        target = None if one else _first
-        seen = Snapshot(study, trials[-AT_MOST:])
-        searched = {key for trial in complete for key in trial.params}
-        draw = optuna.visualization
-        if one:
-            yield _plot("Optimisation history", "", lambda: draw.plot_optimization_history(seen))
-        if searched and not record["rows"]:
-            yield _plot(
-                "Parallel coordinates", "", lambda: draw.plot_parallel_coordinate(seen, target=target, target_name=names[0])
-            )
-            yield _importance(study, names)
-            yield _plot(
-                "Slices", "Each plot has one parameter.", lambda: draw.plot_slice(seen, target=target, target_name=names[0])
-            )
-    if record["failures"]:
-        yield Section("Failures", rows=[{"reason": reason, "trials": count} for reason, count in record["failures"].items()])
-    if timed := [trial for trial in trials if TrialRecord(trial).seconds]:
-        yield Section("Time by trial", figure=_times(timed))
-    table = flat_rows(Snapshot(study, trials[-AT_MOST:]))
-    shown = f"The newest {AT_MOST} of {len(trials)} trials." if len(trials) > AT_MOST else ""
-    keys = list(
-        dict.fromkeys(
-            key for row in table for key, value in row.items() if value is not None and key not in ("sha256", "folder")
+        rows = [
+            {
+                "trial": row["number"],
+                **{key: value for key, value in row["params"].items() if key != "seed"},
+                **_over_seeds(row, names, shown),
+            }
+            for row in compared or best
+        ]
+        keys = columns_of(rows)
+        title = "Methods and densities, best first" if compared else "Pareto front"
+        text = (
+            "Mean over the seeds, and the lowest and the highest." if any(row["seeds"] > 1 for row in compared or best) else ""
         )
-    )
-    if table:
-        yield Section("Trials", shown, rows=[{key: row.get(key) for key in keys} for row in table], sortable=True)
-    yield Section(
-        "How to continue",
-        code=f"subnet-search study run {record['name']}\nsubnet-search study extract {record['name']} --best",
-        open=True,
-    )
-
-
-def _front(study: Snapshot, complete: Sequence[optuna.trial.FrozenTrial], names: Sequence[str]) -> Section:
-    """The first objective over the density, a colour for each method."""
-    figure = need_plotly().graph_objects.Figure()
-    rows = [row for row in flat_rows(Snapshot(study, list(complete))) if row.get("density") is not None]
-    name = names[0]
-    values = {trial.number: trial.values[0] for trial in complete}
-    methods = dict.fromkeys(str(row.get("method") or row.get("extractor") or "") for row in rows)
-    for index, method in enumerate(methods):
-        own = [row for row in rows if str(row.get("method") or row.get("extractor") or "") == method]
-        hover = f"trial %{{customdata[0]}}<br>density %{{x:.4g}}<br>{_words(name)} %{{y:.4g}}<extra>{_escaped(method)}</extra>"
-        figure.add_scatter(
-            x=[row.get("achieved_density") or row["density"] for row in own],
-            y=[values[row["number"]] for row in own],
-            customdata=[[row["number"]] for row in own],
-            mode="markers",
-            name=_escaped(method) or "trials",
-            marker={"color": COLOURS[index % len(COLOURS)], "size": 9},
-            hovertemplate=hover,
+        yield Section(title, text, rows=[{key: row.get(key) for key in keys} for row in rows])
+    else:
+        row = best[0]
+        values = {"trial": row["number"], **dict(zip(names, row["mean"], strict=True)), **row["measured"], **row["params"]}
+        yield Section(
+            "Best trial",
+            rows=[{"name": key, "value": value if key == "trial" else cell(key, value)} for key, value in values.items()],
         )
-    figure.update_xaxes(title="density (fraction of weights kept, log scale)", type="log")
-    figure.update_yaxes(title=_words(name), tickformat=".1%" if is_fraction(name) else None)
-    return Section(
-        "Accuracy and density" if "accuracy" in name else f"{_words(name)} and density",
-        "Click on a point to find its trial in the table.",
-        figure,
-    )
 
 
-def _importance(study: Snapshot, names: Sequence[str]) -> Section:
-    try:
-        found = importance(study)
-    except UserError as error:
-        return Section("Importance", str(error))
+def _over_seeds(row: Mapping[str, Any], names: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in shown:
+        index = names.index(key) if key in names else None
+        values = row["over_seeds"].get(key) or {}
+        found[key] = row["mean"][index] if index is not None else values.get("mean")
+        if row["seeds"] > 1:
+            low, high = row["spread"][index] if index is not None else (values.get("low"), values.get("high"))
+            found[f"{key}: range"] = f"{cell(key, low)} to {cell(key, high)}"
+    return {**found, "seeds": row["seeds"]}
+
+
+def _importance(found: Mapping[str, Any]) -> Section:
     if not found["importances"]:
         return Section("Importance", f"{found['evaluator']}: {found['note']}.")
-    shares = sorted(found["importances"].items(), key=lambda item: item[1])
-    figure = need_plotly().graph_objects.Figure()
-    figure.add_bar(x=[share for _, share in shares], y=[name for name, _ in shares], orientation="h", marker_color=COLOURS[0])
-    figure.update_xaxes(title="share", tickformat=".0%")
-    figure.update_layout(height=max(260, 24 * len(shares) + 110), showlegend=False)
-    text = (
-        f"{found['evaluator']}, {found['trials']} trials: {found['meaning']}. The dashboard "
-        "shows fANOVA's shares of all trials, so its numbers differ."
-    )
-    return Section("Importance", text, figure)
+    note = f" Note: {found['note']}." if found["note"] else ""
+    text = f"{found['evaluator']}, {found['trials']:,} complete trials: {found['meaning']}.{note} {DASHBOARD}"
+    return _plot("Importance", text, lambda: study_figures.bars(found["importances"]))
+
+
+def _trials(newest: Snapshot, record: Mapping[str, Any], count: int) -> Iterator[Section]:
+    for title, key in (("Failures", "failures"), ("Stopped early", "stopped_early")):
+        if reasons := record[key]:
+            yield Section(
+                title, rows=[{"reason": NO_REASON.get(why, why), "trials": number} for why, number in reasons.items()]
+            )
+    if timed := [trial for trial in newest.trials if TrialRecord(trial).seconds]:
+        yield Section("Time by trial", "A click on a bar finds its trial.", study_figures.times(timed))
+    table = flat_rows(newest)
+    if table:
+        keys = [key for key in columns_of(table) if key not in LEFT_OUT and not _always_zero(table, key)]
+        shown = f"The newest {AT_MOST:,} of {count:,} trials. " if count > AT_MOST else ""
+        text = shown + "A click on a heading sorts. The filter takes words and comparisons, such as: complete density<0.1"
+        keys.sort(key=lambda key: (*(name == key for name in LAST), *(name != key for name in FIRST)))
+        rows = [{key: row.get(key) for key in keys} for row in table]
+        yield Section("Trials", text, rows=rows, sortable=True)
+    if plain_spec(newest):  # of a study of this package
+        name = shlex.quote(record["name"])
+        again = "" if not plain_spec(newest)["space"] else f"subnet-search study run {name}\n"
+        yield Section("How to continue", code=f"{again}subnet-search study extract {name} --best", open=True)
+
+
+def _always_zero(table: Sequence[Row], key: str) -> bool:
+    return key == "interruptions" and not any(row.get(key) for row in table)
 
 
 def _plot(title: str, text: str, draw: Callable[[], Any]) -> Section:
     try:
         return Section(title, text, draw())
-    except (ValueError, RuntimeError, KeyError) as error:  # Optuna's plots refuse some studies
-        return Section(title, f"Not drawn: {error}")
-
-
-def _times(trials: Sequence[optuna.trial.FrozenTrial]) -> Any:
-    figure = need_plotly().graph_objects.Figure()
-    states = Counter(trial.state.name for trial in trials)
-    for index, state in enumerate(states):
-        own = [trial for trial in trials if trial.state.name == state]
-        figure.add_bar(
-            x=[t.number for t in own], y=[TrialRecord(t).seconds for t in own], name=state, marker_color=COLOURS[index]
-        )
-    figure.update_xaxes(title="trial")
-    figure.update_yaxes(title="seconds of training")
-    return figure
-
-
-def _first(trial: optuna.trial.FrozenTrial) -> float:
-    if not trial.values:
-        raise RunError(f"trial {trial.number} has no value")
-    return float(trial.values[0])
-
-
-def _linked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose number is not an anchor: the table of all trials has it."""
-    return {"trial" if key == "number" else key: value for key, value in row.items()}
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _words(name: str) -> str:
-    """An objective's name for people."""
-    return in_words(name.removeprefix("val_"), "validation") if name.startswith("val_") else in_words(name)
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.2%}" if is_fraction(name) else f"{value:.4g}"
+    except (UserError, ValueError, RuntimeError, KeyError) as error:  # Optuna's plots refuse some studies
+        return Section(title, f"Not drawn: {reason(error)}.")

@@ -25,6 +25,9 @@ class Epoch:
     lr: float  # at the epoch's last step
     seconds: float  # training time since the start of the run, over all resumes
     reached: bool = True  # whether the target density is reached
+    dropped: float | None = None  # units dropped since the last epoch, as a fraction of those kept then; None in the first
+    grown: float | None = None  # units grown since then, as a fraction of the same
+    scores: dict[str, Any] | None = None  # histogram of relevance or of kept weights, see `history.histogram_of`
 
     @property
     def leading(self) -> float:

@@ -24,7 +24,7 @@ from subnet_search.extractors.base import Change, only_begins, raised_intervals
 from subnet_search.tasks import Recorded, Task, first_inputs, inputs_sent
 from subnet_search.tasks.base import Network
 from subnet_search.topology.channels import Channels
-from subnet_search.topology.masks import Masks
+from subnet_search.topology.masks import Masks, pack
 from subnet_search.topology.select import NotANumber
 from subnet_search.training.check_trainable import check_trainable
 from subnet_search.training.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ from subnet_search.training.distributed import (
     rank_and_world,
     time_to_stop,
 )
+from subnet_search.training.history import changes, histogram_of
 from subnet_search.training.memory import keep_freed_memory
 from subnet_search.training.optimizer import make_optimizer
 from subnet_search.training.probe import Probe
@@ -308,7 +309,10 @@ class Run:
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=time.monotonic() - self.started,
             reached=self.extractor.reached(self.supernet, masks, Clock(self.progress.step, self.total, self.start.seed)),
+            **changes(masks, self.supernet.last_epoch),
+            scores=histogram_of(self.supernet),
         )
+        self.supernet.last_epoch = {name: pack(mask) for name, mask in masks.items()}
         history.append(epoch)
         best = self.progress.best
         searching = self.supernet.relevance and self.extractor.paradigm.trains_after

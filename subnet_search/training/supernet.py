@@ -83,6 +83,7 @@ class Supernet:
         self.features: dict[str, Tensor] = {}  # activations of the step, if the extractor needs them
         self.saliency: dict[str, Tensor] = {}  # of the step's inputs for the filters of dynamic layers
         self.ever_alive: dict[str, Tensor] = {}  # packed bits of the units that were ever alive, with `recipe.explored`
+        self.last_epoch: dict[str, Tensor] = {}  # packed bits of the topology at the end of the last epoch
         self.passes = Passes()
         self.rewind_state: dict[str, Tensor] = {}  # the network's state at the step to rewind to
         self._trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -280,6 +281,7 @@ class Supernet:
             "momentum": self.momentum,
             "rewind_state": self.rewind_state,
             "ever": self.ever_alive,
+            "last_epoch": self.last_epoch,
             "memory": self.memory,
         }
         return state | {f"{kind}.{name}": value for kind, tensors in kept.items() for name, value in tensors.items()}
@@ -291,9 +293,10 @@ class Supernet:
         rewind = _with_prefix("rewind_state.", state) or _with_prefix("anchor.", state)  # the name before 0.1.0
         self.rewind_state = {name: tensor.to(self.device) for name, tensor in rewind.items()}
         self.ever_alive = _with_prefix("ever.", state)
+        self.last_epoch = _with_prefix("last_epoch.", state)
         self.memory = {name: tensor.to(self.device) for name, tensor in _with_prefix("memory.", state).items()}
         for name, value in self.state().items():
-            if name != "learns" and not name.startswith(("mask.", "rewind_state.", "ever.", "memory.")):
+            if name != "learns" and not name.startswith(("mask.", "rewind_state.", "ever.", "last_epoch.", "memory.")):
                 value.copy_(state[name])
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
         self.gates = self.units.gates(self.masks)

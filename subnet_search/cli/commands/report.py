@@ -12,7 +12,7 @@ def report(
     what: Annotated[str, typer.Argument(metavar="RUN|STUDY", help="A run folder, a subnetwork file, or the name of a study.")],
     other: Annotated[str | None, typer.Argument(metavar="RUN|STUDY", help="Another one, to be shown beside it.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page [default: report.html in the run folder, or runs/reports/NAME.html].")
+        Path | None, typer.Option(help="The page [default: report.html in the run's folder, or in runs/reports].")
     ] = None,
     storage: Annotated[
         str | None,
@@ -24,7 +24,7 @@ def report(
 ) -> None:
     """Write an HTML page about a run or a study, or two side by side.
 
-    The page needs no network, and can be printed.
+    The page needs no network, and can be printed. `evaluate --save` adds calibration, robustness and times to that of a run.
     """
     from subnet_search.reports.report import report as write
 

@@ -142,6 +142,9 @@ def evaluate(
     isometry: Annotated[
         bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
     ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Also write the record beside the file, for subnet-search report.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -151,6 +154,8 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
+    if save and data:
+        raise UserError("--save keeps what is measured on the run's own data: leave out --data, or --save")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.deploy.rebuild import NotPassed
     from subnet_search.extraction.evaluate import evaluate as judge
@@ -180,11 +185,22 @@ def evaluate(
                 "corruptions-from": corruptions_from,
                 "against": against,
             }
-            flags = {"noise": noise, "corruptions": corruptions, "latency": latency, "isometry": isometry, "json": json}
+            flags = {
+                "noise": noise,
+                "corruptions": corruptions,
+                "latency": latency,
+                "isometry": isometry,
+                "save": save,
+                "json": json,
+            }
             words = ["subnet-search", "evaluate", str(subnetwork)]
             words += [word for key, value in given.items() if value for word in (f"--{key}", str(value))]
             words += [f"--{key}" for key, value in flags.items() if value]
             raise UserError(f"{missing}. The whole command: {shlex.join([*words, *missing.options])}") from missing
+    if save:
+        from subnet_search.extraction.saved_evaluation import save_evaluation
+
+        format.note(f"saved: {save_evaluation(subnetwork, record)}")
     if json:
         format.print_json(record)
         return

@@ -7,7 +7,7 @@ from collections.abc import Collection, Container, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import json_to_distribution
@@ -160,6 +160,7 @@ def _local(moment: datetime | None) -> datetime | None:
     return moment and moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
+Study: TypeAlias = optuna.Study
 COLD = ("config", "traceback", "log")  # long attributes, shown only for a single trial
 
 
