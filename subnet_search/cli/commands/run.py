@@ -141,6 +141,19 @@ def evaluate(
     isometry: Annotated[
         bool, typer.Option("--isometry", help="Also measure the mean singular value of the input-output Jacobian.")
     ] = False,
+    readout: Annotated[
+        str | None,
+        typer.Option(metavar="ridge", help="First solve the last layer by ridge regression on the training data."),
+    ] = None,
+    readout_penalty: Annotated[
+        float | None, typer.Option(help="Penalty of the readout [default: chosen on held-out training data].")
+    ] = None,
+    readout_layer: Annotated[str | None, typer.Option(help="Layer of the readout [default: the last linear layer].")] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Also draw K networks from stored relevance or weight statistics, and average them."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the networks that are drawn.")] = 0,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -166,6 +179,11 @@ def evaluate(
             latency=latency,
             against=against,
             isometry=isometry,
+            readout=readout,  # type: ignore[arg-type]
+            readout_penalty=readout_penalty,
+            readout_layer=readout_layer,
+            ensemble=ensemble,
+            seed=seed,
             on_stage=on_stage,
         )
     if json:
@@ -175,6 +193,7 @@ def evaluate(
         {
             **_qualities(record, split),
             **(_isometry(record) if isometry else {}),
+            **(evaluation_page.readout(record["readout"]) if readout else {}),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),
