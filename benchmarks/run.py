@@ -42,6 +42,7 @@ NAMES = (
     "short_runs",
     "paradigms",
     "isometry",
+    "readout",
     "compact",
     "compact_families",
     "speed",
