@@ -27,7 +27,7 @@ from subnet_search.extraction.refit import run_over, training_batches
 from subnet_search.extractors import RelevanceLearner, extractor_names, get_extractor
 from subnet_search.extractors.base import trains_weights
 from subnet_search.extractors.registry import REGISTRY, create
-from subnet_search.nets import own_copy, recompute_statistics
+from subnet_search.nets import has_batch_norm, own_copy, recompute_statistics
 from subnet_search.structure.units_of_network import units_of
 from subnet_search.tasks import LogitsTask, Network, Task
 from subnet_search.topology.samplers import uniform_noise
@@ -188,12 +188,19 @@ def ensemble_record(
     members = [drawn.draw(index) for index in range(count)]
     networks = [drawn.network(member) for member in members]
     measured = [task.measure_items(net, in_order(split, data.mean, data.std)) for net in networks]
-    whole = task.measure_items(averaging(task, networks), in_order(split, data.mean, data.std))
-    averaged = None
-    if spread.samples:
-        net = drawn.network(_with_parameters(subnet, spread.mean))
-        averaged = task.measure(net, in_order(split, data.mean, data.std))
+    items = [found for _, found in measured if found is not None and found.logits is not None]
+    if len(items) == count:  # of classifiers: without another pass over the split
+        logits, rows = task.averaged([one.logits for one in items]), torch.arange(len(items[0].rows))
+        whole = task.measure_items(lambda index: logits[index], [(rows, items[0].labels)])
+    else:
+        whole = task.measure_items(averaging(task, networks), in_order(split, data.mean, data.std))
+
+    def of(other: Subnetwork) -> dict[str, Any]:
+        found = task.measure(drawn.network(other), in_order(split, data.mean, data.std))
+        return {name: found[name] for name in names}
+
     names = [name for name in task.directions if name in whole[0]]
+    recomputed = of(subnet) if has_batch_norm(drawn.dense) else None
     difference = compared(task, whole, single, "the subnetwork")
     macs = [cost(drawn.dense, one.masks, subnet.origin.shape, subnet.inputs(2)).kept_macs for one in (subnet, *members)]
     return {
@@ -203,11 +210,12 @@ def ensemble_record(
         "samples": spread.samples or None,
         "metrics": {name: whole[0][name] for name in names},
         "single": {name: single[0][name] for name in names},
-        "mean_weights": None if averaged is None else {name: averaged[name] for name in names},
+        "recomputed": recomputed,
+        "mean_weights": of(_with_parameters(subnet, spread.mean)) if spread.samples else None,
         "each": {name: _range([found[name] for found, _ in measured]) for name in names},
         "difference": difference["difference"],
         "interval": difference.get("interval"),
-        "disagreement": _disagreement([items for _, items in measured]),
+        "disagreement": _disagreement(items) if len(items) == count else None,
         "density": _range([one.density for one in members]),
         "macs": sum(macs[1:]),
         "single_macs": macs[0],
@@ -220,9 +228,7 @@ def _range(values: Sequence[float]) -> dict[str, float]:
     return {"mean": fmean(values), "low": min(values), "high": max(values)}
 
 
-def _disagreement(found: Sequence[ItemMetrics | None]) -> float | None:
-    """The fraction of items that two members classify differently, the mean over all pairs. None: no classifiers."""
-    classes = [items.logits.argmax(1) for items in found if items is not None and items.logits is not None]
-    if len(classes) < len(found):
-        return None
+def _disagreement(found: Sequence[ItemMetrics]) -> float:
+    """The fraction of items that two classifiers predict differently, the mean over all pairs."""
+    classes = [items.logits.argmax(1) for items in found if items.logits is not None]
     return fmean(float((one != other).double().mean()) for one, other in combinations(classes, 2))

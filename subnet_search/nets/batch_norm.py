@@ -47,6 +47,11 @@ def check_batch_norm(net: nn.Module, inputs: Any, batch_size: int) -> None:
         )
 
 
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether the network has batch norm with running statistics."""
+    return bool(_with_statistics(net))
+
+
 def never_trained(net: nn.Module) -> bool:
     """Whether a batch norm layer has running statistics that no batch has changed."""
     return any(int(layer.num_batches_tracked) == 0 for layer in _with_statistics(net) if layer.num_batches_tracked is not None)

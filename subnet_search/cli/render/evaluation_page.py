@@ -86,6 +86,7 @@ def ensemble(found: Mapping[str, Any]) -> None:
     shown = [name for name in dict.fromkeys([leading, "nll", "ece"]) if name in found["metrics"]]
     columns = {
         "the subnetwork": found["single"],
+        **({"its batch norm anew": found["recomputed"]} if found["recomputed"] else {}),
         **({"mean of the weights": found["mean_weights"]} if found["mean_weights"] else {}),
         "members, mean": {name: found["each"][name]["mean"] for name in shown},
         "lowest": {name: found["each"][name]["low"] for name in shown},
