@@ -189,19 +189,17 @@ def ensemble_record(
     networks = [drawn.network(member) for member in members]
     measured = [task.measure_items(net, in_order(split, data.mean, data.std)) for net in networks]
     items = [found for _, found in measured if found is not None and found.logits is not None]
-    if len(items) == count:  # of classifiers: without another pass over the split
-        logits, rows = task.averaged([one.logits for one in items]), torch.arange(len(items[0].rows))
-        whole = task.measure_items(lambda index: logits[index], [(rows, items[0].labels)])
-    else:
-        whole = task.measure_items(averaging(task, networks), in_order(split, data.mean, data.std))
-
-    def of(other: Subnetwork) -> dict[str, Any]:
-        found = task.measure(drawn.network(other), in_order(split, data.mean, data.std))
-        return {name: found[name] for name in names}
-
+    classify = len(items) == count
+    whole = _from_logits(task, items) if classify else None
+    whole = whole or task.measure_items(averaging(task, networks), in_order(split, data.mean, data.std))
     names = [name for name in task.directions if name in whole[0]]
+
+    def of(other: Subnetwork) -> tuple[dict[str, Any], ItemMetrics | None]:
+        return task.measure_items(drawn.network(other), in_order(split, data.mean, data.std))
+
     recomputed = of(subnet) if has_batch_norm(drawn.dense) else None
-    difference = compared(task, whole, single, "the subnetwork")
+    mean_weights = of(_with_parameters(subnet, spread.mean)) if spread.samples else None
+    difference = compared(task, whole, recomputed or single, "the subnetwork")
     macs = [cost(drawn.dense, one.masks, subnet.origin.shape, subnet.inputs(2)).kept_macs for one in (subnet, *members)]
     return {
         "drawn": "weights" if spread.samples else "topologies",
@@ -209,19 +207,26 @@ def ensemble_record(
         "seed": drawn.seed,
         "samples": spread.samples or None,
         "metrics": {name: whole[0][name] for name in names},
-        "single": {name: single[0][name] for name in names},
-        "recomputed": recomputed,
-        "mean_weights": of(_with_parameters(subnet, spread.mean)) if spread.samples else None,
+        **{
+            key: found and {name: found[0][name] for name in names}
+            for key, found in (("single", single), ("recomputed", recomputed), ("mean_weights", mean_weights))
+        },
         "each": {name: _range([found[name] for found, _ in measured]) for name in names},
         "difference": difference["difference"],
         "interval": difference.get("interval"),
-        "disagreement": _disagreement(items) if len(items) == count else None,
+        "disagreement": _disagreement(items) if classify else None,
         "density": _range([one.density for one in members]),
         "macs": sum(macs[1:]),
         "single_macs": macs[0],
         "bytes": sum(one.tensor_bytes for one in members),
         "single_bytes": subnet.tensor_bytes,
     }
+
+
+def _from_logits(task: LogitsTask, members: Sequence[ItemMetrics]) -> tuple[dict[str, Any], ItemMetrics | None]:
+    """The metrics of an ensemble of classifiers from the logits of its members, without another pass over the items."""
+    logits, rows = task.averaged([one.logits for one in members]), torch.arange(len(members[0].rows))
+    return task.measure_items(lambda index: logits[index], [(rows, members[0].labels)])
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:

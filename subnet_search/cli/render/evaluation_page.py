@@ -93,19 +93,23 @@ def ensemble(found: Mapping[str, Any]) -> None:
         "highest": {name: found["each"][name]["high"] for name in shown},
         "the ensemble": found["metrics"],
     }
-    rows = [
+    table = [
         {"metric": in_words(name), **{key: format.cell(name, values[name]) for key, values in columns.items()}}
         for name in shown
     ]
     samples = f", from {found['samples']} samples" if found["samples"] else ""
     title = f"Ensemble of {found['members']} networks with drawn {found['drawn']} (seed {found['seed']}{samples})"
-    format.table(rows, {key: key for key in rows[0]}, title=title)
-    low, high = (_signed(leading, found["interval"][key]) for key in ("low", "high")) if found["interval"] else ("", "")
+    format.table(table, {key: key for key in table[0]}, title=title)
+    difference = _signed(leading, found["difference"])
+    if found["interval"]:
+        low, high = (_signed(leading, found["interval"][key]) for key in ("low", "high"))
+        difference += f" (95 % interval {low} to {high})"
+    rows = {f"difference to {'its batch norm anew' if found['recomputed'] else 'the subnetwork'}": difference}
+    if found["disagreement"] is not None:
+        rows["members disagree on"] = format.percent(found["disagreement"])
     format.pairs(
         {
-            "difference to the subnetwork": _signed(leading, found["difference"])
-            + (f" (95 % interval {low} to {high})" if low else ""),
-            **({"members disagree on": format.percent(found["disagreement"])} if found["disagreement"] is not None else {}),
+            **rows,
             "density of the members": format.cell("density", found["density"]["mean"]),
             "multiply-accumulates": f"{found['macs']:,}, of the subnetwork {found['single_macs']:,}",
             "size": f"{format.size(found['bytes'])}, of the subnetwork {format.size(found['single_bytes'])}",
