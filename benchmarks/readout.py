@@ -10,7 +10,13 @@ digits, two on the others. Seconds of one thread are from the network to its tes
 together.
 
 digits: 1,294 training images, 40 epochs. Fashion-MNIST and CIFAR-10: 5,000 training images, 8 epochs. SUBNET_SEARCH_CIFAR10 is
-an npz file in the layout of MedMNIST; without it CIFAR-10 is left out.
+an npz file in the layout of MedMNIST; without it CIFAR-10 is left out. About ten minutes on one core.
+
+What is seen: solving the last layer is between 1.2 points below (Fashion-MNIST) and 2.1 points above training it, in one pass
+over the data. Without any training, subnetworks of a tenth of the weights are within 1 point of the dense network; they are up
+to 1 point below the trained subnetworks on digits, 4 to 7 on Fashion-MNIST and 8 to 14 on CIFAR-10. The topologies that gumbel
+learns with another last layer are better features than random ones and those of synflow, by 1 to 2, 3 and 6 points; ridge
+regression on them is 2 to 16 points above gumbel's own result in so few epochs.
 """
 
 import os
