@@ -3,7 +3,7 @@
 import pytest
 from fuzz import TARGETS, attempt
 
-COUNTS = {"run": 50, "override": 40, "study": 40, "filter": 20, "file": 60, "data": 60}
+COUNTS = {"run": 50, "override": 120, "study": 40, "filter": 20, "file": 60, "data": 60}
 
 
 @pytest.mark.parametrize("name", TARGETS)

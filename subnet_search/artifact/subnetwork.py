@@ -72,6 +72,7 @@ class Origin(BaseModel):
     round_to: int | None = None  # of channels; None: the default
     target: dict[str, float] | None = None  # density as a fraction of units, parameters or FLOPs
     dense_layers: tuple[str, ...] = ()  # layers that were not pruned by choice
+    inputs_first: tuple[str, ...] = ()  # weights stored as (inputs, outputs)
     dynamic: bool = False  # each input chooses the filters that it computes
     recipe: dict[str, Any]
     seed: int
@@ -120,15 +121,19 @@ class Origin(BaseModel):
         options = self.network.options if self.network else {}
         return {key: value for key, value in options.items() if not key.startswith(DOWNLOADS)}
 
+    @property
+    def import_path(self) -> str:
+        """`package.module:factory` of a function of the user's; these words for a module that was passed from Python."""
+        return self.network.name if self.network and is_own(self.network.name) else "package.module:factory"
+
     def check_named(self) -> None:
         """Raise UserError when the network is not built in or in a library, so that a file cannot build it by name."""
         spec = self.network
         if spec is None or not is_ours(spec.name):
             called = spec.name if spec else "passed from Python"
-            path = spec.name if spec and is_own(spec.name) else "package.module:factory"
             raise UserError(
                 f"the network of this file ({called}) cannot be built by name: pass it, network=... in Python or "
-                f"--network {path}"
+                f"--network {self.import_path}"
             )
 
     def build(self, shapes: Mapping[str, tuple[int, ...]] | None = None, name: str | None = None) -> nn.Module:
@@ -210,7 +215,7 @@ class Subnetwork:
 
     masks: Masks
     weights: Mapping[str, Tensor]  # the prunable parameters, dense; dead weights are zero
-    scales: Mapping[str, Tensor]  # rescaling factors: scalars or (out, 1, ...)
+    scales: Mapping[str, Tensor]  # rescaling factors: scalars, (out, 1, ...) or (1, out)
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
@@ -481,4 +486,7 @@ def _pruned(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def _initial_weights(origin: Origin, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density) for name, shape in shapes.items()}
+    return {
+        name: initial_weight(name, shape, origin.init, origin.seed, origin.init_density, name in origin.inputs_first)
+        for name, shape in shapes.items()
+    }

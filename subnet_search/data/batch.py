@@ -54,6 +54,21 @@ def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def one_hot(labels: Tensor) -> bool:
+def instead(labels: Tensor, whole: bool) -> str:
+    """What to do about labels (N, ...) that are no class indices, to end a message. whole: whether all are whole numbers."""
+    if labels.is_floating_point() and not labels.isfinite().all():
+        return ", some of them NaN or infinite: leave these items out"
+    if labels.dim() == 2 and labels.shape[1] == 1 and whole:
+        return ": pass labels.flatten().long() (in a Dataset, int(label))"
+    if _one_hot(labels):
+        return " of one-hot rows: pass labels.argmax(1) (in a Dataset, label.argmax()), or set task: multi_label"
+    if labels.dim() == 1 and whole:
+        return ": pass labels.long() (in a Dataset, int(label)), or set another task, such as regression"
+    return ": for others set task, such as regression"
+
+
+def _one_hot(labels: Tensor) -> bool:
     """Whether each row of labels (N, classes) has a single 1 and otherwise 0."""
-    return labels.dim() == 2 and bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())
+    return (
+        labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all())
+    )

@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from subnet_search.core.errors import RunError, UserError, guarded, unknown
 from subnet_search.core.nested import length_of, map_tensors, tensors_in
-from subnet_search.data.batch import Labels, one_hot, split_batch
+from subnet_search.data.batch import Labels, instead, split_batch
 from subnet_search.data.items import Items, counted, scan
 from subnet_search.data.rows import Rows, is_mapped, shared_rows
 from subnet_search.data.sources import Data, DataSpec, assemble, load
@@ -101,10 +101,10 @@ def from_user(
 
         def test_split() -> Split | Items | None:
             made = test() if callable(test) else test
-            return None if made is None else _changed(read(made, scanned=False)[0], val_transform)
+            return None if made is None else _changed(read(made, scanned=False, part="the test part")[0], val_transform)
 
-        train_split, sums = read(train)
-        val_split = None if val is None else _changed(read(val)[0], val_transform)
+        train_split, sums = read(train, part="the training part")
+        val_split = None if val is None else _changed(read(val, part="the validation part")[0], val_transform)
         if isinstance(train_split, Split) and isinstance(val_split, Split):
             _warn_of_copies(train_split, val_split)
         groups = None
@@ -299,8 +299,15 @@ def _located(data: Any, indices: Iterable[Any]) -> Iterator[tuple[int, int]]:
             yield id(data), index
 
 
-def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = True) -> tuple[Split | Items, Tensor | None]:
-    """Data that is not in parts, and sums of the pixels of its images if they are read item by item."""
+def _split_of(
+    data: Any, *, kind: Labels, workers: int | None, scanned: bool = True, part: str = "the data set"
+) -> tuple[Split | Items, Tensor | None]:
+    """Data that is not in parts, and sums of the pixels of its images if they are read item by item.
+
+    part: what it is, for messages.
+    """
+    if isinstance(data, Dataset) and isinstance(data, Sized) and not len(data):
+        raise UserError(f"{part} is empty")
     if is_mapped(data):
         return _items(Rows(_flat_labels(data, kind)), kind.key, workers, scanned)
     if isinstance(data, DataLoader | Dataset) or _is_map_style(data):
@@ -311,8 +318,6 @@ def _split_of(data: Any, *, kind: Labels, workers: int | None, scanned: bool = T
         return replace(_checked(inner, kind.classes), weights=weights), None
     if isinstance(data, tuple | list) and len(data) == 2:
         inputs, labels = _tensors(data[0], "the inputs"), _tensors(data[1], "the labels")
-        if isinstance(labels, Tensor) and isinstance(inputs, Tensor) and labels.shape == (len(inputs), 1) and kind.classes:
-            labels = labels.view(-1)
         return _checked(Split(inputs, labels), kind.classes), None
     if _is_batch(data) or (isinstance(data, Tensor | np.ndarray) and not kind.classes):
         return Split(map_tensors(_as_whole, _tensors(data, "the data")), None), None
@@ -334,18 +339,10 @@ def _checked(split: Split, class_labels: bool) -> Split:
     labels = split.labels
     if class_labels and isinstance(labels, Tensor):
         if labels.is_floating_point() or labels.is_complex():
-            raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}{_instead(labels)}")
-        labels = labels.long()
+            whole = not labels.is_complex() and bool((labels == labels.round()).all())
+            raise UserError(f"labels must be whole numbers (class indices), got {labels.dtype}{instead(labels, whole)}")
+        labels = (labels.flatten() if labels.shape[1:] == (1,) else labels).long()
     return Split(map_tensors(_as_input, split.inputs), map_tensors(_as_label, labels), split.weights)
-
-
-def _instead(labels: Tensor) -> str:
-    """What to pass in place of labels that are no class indices."""
-    if one_hot(labels):
-        return " of one-hot rows: pass labels.argmax(1), or set task: multi_label"
-    if labels.dim() == 1 and not labels.is_complex() and bool((labels == labels.round()).all()):
-        return ": pass labels.long(), or set another task, such as regression"
-    return ": for others set task, such as regression"
 
 
 def _as_input(inputs: Tensor) -> Tensor:

@@ -188,15 +188,16 @@ def images_in(folder: Path) -> list[Path]:
         return sorted(path for path in paths if not any(map(_hidden, path.relative_to(folder).parts)))
 
 
-def images(paths: Sequence[str | Path], size: int, channels: int = 3) -> Tensor:
-    """Image files as uint8 (N, channels, size, size), resized and cropped at the centre; 1 channel: grey."""
+def images(files: Sequence["str | Path | Image"], size: int, channels: int = 3) -> Tensor:
+    """Images, or files of them, as uint8 (N, channels, size, size), resized and cropped at the centre; 1 channel: grey."""
     from torchvision.transforms import v2
 
     resize = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    found = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-    for image, path in zip(found, paths, strict=True):
-        with guarded(f"{path} is not a readable image"):
-            colours = _rgb(str(path))
+    found = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    for index, (image, file) in enumerate(zip(found, files, strict=True)):
+        name = str(file) if isinstance(file, str | Path) else f"image {index}"
+        with guarded(f"{name} is not a readable image"):
+            colours = _rgb(name) if isinstance(file, str | Path) else _converted(file, name)
             image.copy_(resize(colours.convert("L") if channels == 1 else colours))
     return found
 
@@ -211,11 +212,17 @@ def _rgb(path: str) -> "Image":
         if image.format == "PNG":
             image.verify()  # all checksums; `open` verifies those of headers only
     with Image.open(path) as image:
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        if image.mode in ("I", "F"):
-            raise UserError(f"{path} has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
-        return image.convert("RGB")
+        return _converted(image, path)
+
+
+def _converted(image: "Image", name: str) -> "Image":
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError(f"{name} has 32-bit pixels (mode {image.mode}) of unknown range: save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def _hidden(name: str) -> bool:

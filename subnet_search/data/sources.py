@@ -23,7 +23,7 @@ from subnet_search.core.rng import generator
 from subnet_search.core.settings import Settings
 from subnet_search.core.tensor_files import digest
 from subnet_search.data import readers
-from subnet_search.data.batch import Labels, one_hot, prepared, split_batch
+from subnet_search.data.batch import Labels, instead, prepared, split_batch
 from subnet_search.data.items import Items, statistics
 from subnet_search.data.normalisation import Mean, Std, check_both, normalisation
 from subnet_search.data.split import Split
@@ -245,6 +245,17 @@ class Data:
         assert found is not None, "the labels are not class indices"
         return found
 
+    def numbering(self) -> str:
+        """What to do about class indices that seem not to be numbered from 0; empty where each of the classes has items."""
+        labels = torch.cat([found for part in (self.train, self.val) if (found := _labels(part, self.label_key)) is not None])
+        different = len(labels.unique())
+        if (late := _late_start(labels, self.classes)) or different == self.classes:
+            return late
+        return (
+            f"only {different} of the labels 0 to {self.classes - 1} occur: leave out items that have no class, and number the "
+            "others from 0, as numpy.unique(labels, return_inverse=True)[1] does"
+        )
+
     def first(self, count: int = 2) -> Any:
         """The prepared batch of the first `count` training items, without augmentation by the recipe."""
         return prepared(self.train.first(count), self.mean, self.std)
@@ -270,6 +281,7 @@ class Data:
 
 Reader = Callable[[DataSpec, Labels, bool], Data]
 READERS: dict[str, Reader] = {}
+NOT_CLASSES = "labels must be one class index for each input"
 
 
 def reads(*kinds: str) -> Callable[[Reader], Reader]:
@@ -331,7 +343,7 @@ def assemble(
         raise UserError(f"{name} is empty")
     labels = _labels(train, kind.key) if kind.classes else None
     if kind.classes and labels is None:
-        raise UserError(f"{name}: labels must be one class index for each input{_shape_of_labels(train, kind.key)}")
+        raise UserError(f"{name}: {NOT_CLASSES}{_shape_of_labels(train, kind.key)}")
     classes = 0
     if labels is not None:
         found = int(labels.max()) + 1 if len(labels) else 0
@@ -353,6 +365,11 @@ def assemble(
         sums = None if sums is None else sums[~held]
     if isinstance(val, Split):
         _check(f"{name} (validation)", val, classes, train)
+    elif labels is not None and not held_out:
+        found_labels = _labels(val, kind.key)
+        if found_labels is None:
+            raise UserError(f"{name} (validation): {NOT_CLASSES}{_shape_of_labels(val, kind.key)}")
+        _check_labels(f"{name} (validation)", found_labels, classes)
     inputs, _ = split_batch(train.first(1), kind.key)
     if isinstance(train, Split) and isinstance(train.inputs, Tensor):
         mean, std = normalisation(name, spec.mean, spec.std, train.inputs)
@@ -379,8 +396,10 @@ def _labels(split: Split | Items, label_key: str | None) -> Tensor | None:
 def _shape_of_labels(split: Split | Items, label_key: str | None) -> str:
     labels = split_batch(split.first(len(split) if isinstance(split, Split) else 1), label_key)[1]
     if isinstance(labels, Tensor):
-        instead = " of one-hot rows: pass labels.argmax(1), or set task: multi_label" if one_hot(labels) else ""
-        return f", got {'numbers' if labels.is_floating_point() else 'an array'} of shape {tuple(labels.shape)}{instead}"
+        values = split.values.get("labels") if isinstance(split, Items) else values_of([(0, labels)]).get("labels")
+        shape = ", ".join(("N", *map(str, labels.shape[1:])))
+        kind = str(labels.dtype).removeprefix("torch.")
+        return f", got {kind} of shape ({shape}){instead(labels, values is None or values.whole)}"
     text = isinstance(labels, list | tuple) and labels and isinstance(labels[0], str)
     return f", got {'text' if text else 'no labels' if labels is None else type(labels).__name__}"
 
@@ -403,7 +422,7 @@ def _check(name: str, split: Split | Items, classes: int, like: Split | Items | 
     labels = split.labels
     if classes and isinstance(labels, Tensor):
         if labels.dim() != 1 or labels.is_floating_point():
-            raise UserError(f"{name}: labels must be one class index for each input, got shape {tuple(labels.shape)}")
+            raise UserError(f"{name}: {NOT_CLASSES}{_shape_of_labels(split, None)}")
         _check_labels(name, labels, classes)
     for _, tensor in tensors_in((split.inputs, split.labels)):
         _check_finite(name, tensor)
@@ -413,19 +432,26 @@ def _check_labels(name: str, labels: Tensor, classes: int) -> None:
     """Raise UserError for a label that is no class."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}")
+        hint = ": leave out items that have no class" if low < 0 else ""
+        raise UserError(f"{name}: label {low if low < 0 else high} is outside the classes 0 to {classes - 1}{hint}")
 
 
 def _check_classes(name: str, labels: Tensor, classes: int) -> None:
     """Raise UserError for a label so large that it must be an error; warn of labels that seem to start above 0."""
-    lowest = int(labels.min()) if len(labels) else 0
-    if lowest and len(labels.unique()) == classes - lowest:
-        log.warning("%s: no item has a label below %d: class indices start at 0, so subtract %d", name, lowest, lowest)
+    if hint := _late_start(labels, classes):
+        log.warning("%s: %s", name, hint)
     if classes > max(MANY, len(labels)):
         raise UserError(
             f"{name}: label {classes - 1} needs {classes} outputs, but there are {len(labels)} items with "
             f"{len(labels.unique())} different labels: number the classes from 0"
         )
+
+
+def _late_start(labels: Tensor, classes: int) -> str:
+    """What to do about labels (N,) that seem to start above 0; empty for others."""
+    lowest = int(labels.min())
+    late = lowest and len(labels.unique()) == classes - lowest
+    return f"labels start at {lowest}, and class indices at 0: subtract {lowest}" if late else ""
 
 
 def _check_finite(name: str, inputs: Tensor, chunk: int = 2**22) -> None:

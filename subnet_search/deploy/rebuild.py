@@ -1,6 +1,6 @@
 """Rebuild the network and data of a subnetwork."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -79,29 +79,48 @@ def dense_of(subnetwork: Artifact, network: nn.Module | str | None) -> nn.Module
     return subnetwork.origin.build(name=network)
 
 
+class NotPassed(UserError):
+    """What a file does not import was not passed. options: those of the command line that pass it."""
+
+    def __init__(self, problems: Sequence[str], options: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.options = options
+
+
 def check_given(subnetwork: Artifact, network: Any, data: Any, task: Any) -> None:
-    """Raise UserError for all that a file does not import and that was not passed: network, data and task, in one line."""
+    """Raise NotPassed for all that a file does not import and that was not passed: network, data and task, in one line."""
+    origin = subnetwork.origin
     known = isinstance(subnetwork, OnnxFile) or (isinstance(subnetwork, Subnetwork) and subnetwork.module is not None)
-    checks: list[Callable[[], object]] = []
-    checks += [subnetwork.origin.check_named] if network is None and not known else []
-    checks += [partial(_check_data_named, subnetwork.origin)] if data is None else []
-    checks += [partial(task_of_run, subnetwork)] if task is None else []
-    problems = []
-    for check in checks:
+    checks: list[tuple[str, str, Callable[[], object]]] = []
+    if network is None and not known:
+        checks += [("--network", origin.import_path, origin.check_named)]
+    if data is None:
+        checks += [("--data", (origin.data or {}).get("name", "NAME"), partial(_check_data_named, origin))]
+    if task is None:
+        checks += [("--task", (origin.task or {}).get("name", ""), partial(task_of_run, subnetwork))]
+    problems, options = list[str](), list[str]()
+    for option, value, check in checks:
         try:
             check()
         except UserError as error:
             problems.append(str(error))
+            options += [option, value]
     if problems:
-        raise UserError("; ".join(problems))
+        raise NotPassed(problems, options)
 
 
 def _check_data_named(origin: Origin) -> None:
+    """Raise UserError where a file must not decide on the data: its `root`, other folders, downloads, imports."""
     if origin.data is None:
         raise UserError("the data of this run was passed from Python: name a data set, --data NAME")
-    name = DataSpec.of({**origin.data, "root": None})
-    if name.kind == IMPORTED:
-        raise UserError(f"the data of this run is made by your function: to import it, pass --data {name.name}")
+    spec = DataSpec.of({**origin.data, "root": None})
+    if spec.kind == IMPORTED:
+        raise UserError(f"the data of this run is made by your function: to import it, pass --data {spec.name}")
+    kind, _, path = spec.name.partition(":")
+    if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
+        raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")
+    if not path and any(row["name"] == kind and not row["state"].startswith("here") for row in catalogue()):
+        raise UserError(f"{spec.name} is not on this machine: to download it, pass --data {spec.name}")
 
 
 def task_of_run(subnetwork: Artifact, task: Any = None) -> Task:
@@ -132,11 +151,6 @@ def data_of(subnetwork: Artifact, data: Any, task: Task | None = None, all_is_te
     spec = DataSpec.of({**(origin.data or {}), "root": None})
     if same:
         return load(spec, task.kind_of_labels)
-    kind, _, path = spec.name.partition(":")
-    if path and not Path(path).expanduser().resolve().is_relative_to(Path.cwd()):
-        raise UserError(f"the file names data outside the current folder: to read it, pass --data {spec.name}")
-    if not path and any(row["name"] == kind and not row["state"].startswith("here") for row in catalogue()):
-        raise UserError(f"{spec.name} is not on this machine: to download it, pass --data {spec.name}")
     found = load(spec, task.kind_of_labels)
     for name in ("mean", "std"):
         stored, now = getattr(origin, name), getattr(found, name)

@@ -36,7 +36,7 @@ def interval(items: Items, other: Items | None = None, seed: int = 0) -> dict[st
     """The 95 % bootstrap interval of the metric, or of its difference to that of `other` on the same items.
 
     Keys: `low`, `high`, `confidence` and `resamples`; of a difference also `p_value`, two-sided: twice the share of
-    resamples on the rarer side of 0.
+    resamples on the rarer side of 0. A single item gives its value, with 0 resamples.
     """
     from scipy.stats import bootstrap
 
@@ -45,6 +45,10 @@ def interval(items: Items, other: Items | None = None, seed: int = 0) -> dict[st
         return found if other is None else found - other.resampled(index)
 
     count, columns = items.rows.shape
+    if count < 2:
+        value = float(statistic(np.arange(count)))
+        only = {"low": value, "high": value, "confidence": CONFIDENCE, "resamples": 0}
+        return only if other is None else {**only, "p_value": 1.0}
     found = bootstrap(
         (np.arange(count),),
         statistic,

@@ -15,7 +15,7 @@ from subnet_search.core.errors import UserError, shown
 from subnet_search.data import Data, DataSpec, from_user
 from subnet_search.data.given import batch_size_of
 from subnet_search.extraction.config import RunConfig
-from subnet_search.extraction.config_file import check, read_values
+from subnet_search.extraction.config_file import DEFAULTS, check, read_values
 from subnet_search.extraction.provenance import identity_of
 from subnet_search.nets import NetworkSpec
 from subnet_search.tasks import Task, UserTask
@@ -63,13 +63,14 @@ def values_of(run: RunConfig) -> dict[str, Any]:
 
 
 def put_objects(
-    run: Mapping[str, Any], network: Any = None, data: Any = None, task: Any = None
+    run: Mapping[str, Any], network: Any = None, data: Any = None, task: Any = None, trained: bool | None = None
 ) -> tuple[dict[str, Any], Passed]:
     """Values of a run in which `network`, `data` and `task` replace those that it has, and the objects among them.
 
     network   a module, whose weights are kept unless the run sets `network.init`; or a name or settings
     data      anything that `extract` takes as data
     task      an object, a name or settings
+    trained   whether the weights of the network are trained: `network.trained`; None: as the run has it
 
     Raises UserError for anything else.
     """
@@ -84,6 +85,10 @@ def put_objects(
     elif network is not None:
         hint = f": pass an instance, {network.__name__}(...)" if isinstance(network, type) else ""
         raise UserError(f"network must be a torch.nn.Module or the name of one, got {shown(network)}{hint}")
+    if trained is not None:
+        before = run.get("network", DEFAULTS["network"])
+        before = before.model_dump(exclude_unset=True) if isinstance(before, NetworkSpec) else before
+        run["network"] = {**({"name": before} if isinstance(before, str) else before), "trained": trained}
     if task is not None:
         run["task"] = task if isinstance(task, str | Mapping) else task_of(task)
     if isinstance(data, str | DataSpec) or (isinstance(data, Mapping) and "name" in data):
@@ -101,7 +106,11 @@ def put_objects(
 
 
 def read_run(
-    config: RunConfig | Mapping[str, Any] | str | Path, network: Any = None, data: Any = None, task: Any = None
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    network: Any = None,
+    data: Any = None,
+    task: Any = None,
+    trained: bool | None = None,
 ) -> tuple[RunConfig, Passed]:
     """A configuration from a YAML file, its values or itself, with `put_objects`."""
     places: dict[str, str] = {}
@@ -113,5 +122,5 @@ def read_run(
         values, places = read_values(RunConfig, config)
     else:
         raise UserError(f"a configuration is a path, a mapping or a RunConfig, got {shown(config)}")
-    values, passed = put_objects(values, network, data, task)
+    values, passed = put_objects(values, network, data, task, trained)
     return check(RunConfig, values, places), passed

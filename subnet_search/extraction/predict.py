@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from subnet_search.artifact.subnetwork import Origin
-from subnet_search.core.errors import UserError, guarded
+from subnet_search.core.errors import UserError, guarded, reason
 from subnet_search.core.nested import joined, length_of, rows_of, tensors_in
 from subnet_search.data import DataSpec, prepare, readers, split_batch
 from subnet_search.data.split import PER_BATCH
@@ -19,7 +19,6 @@ from subnet_search.data.tables import encode
 from subnet_search.deploy.exported_network import Artifact
 from subnet_search.deploy.rebuild import network_of, statistics_outside, task_of_run
 from subnet_search.nets import call
-from subnet_search.nets.outputs import channels_last
 from subnet_search.tasks import Prediction, Task, task_names
 
 __all__ = ["Prediction", "predict"]
@@ -42,10 +41,11 @@ def predict(
     language_modeling    NextTokenPrediction: the likeliest next tokens (N,), probabilities (N, vocabulary)
     a task of your own   what the network returns
 
-    inputs    a tensor or array (N, ...): uint8 images (N, C, H, W), which are normalised as in the run, or other inputs as
-              they were in training; a Dataset or DataLoader, whose labels are left out; or image files, or a folder of them, or
-              an .npy or .npz file, or of a run on a table a .csv or .parquet file with its columns. A tuple or mapping of
-              tensors or arrays, if the network takes several inputs. For language_modeling, tokens (N, any length)
+    inputs    a tensor or array (N, ...), a list of them without N, or one: uint8 images (N, C, H, W), which are normalised as
+              in the run, or other inputs as they were in training; a Dataset, or a DataLoader that does not shuffle, whose
+              labels are left out; images of Pillow, image files, or a folder of them, which are resized and cropped to the
+              run's size; an .npy or .npz file; of a run on a table a .csv or .parquet file with its columns. A tuple or
+              mapping of tensors or arrays, if the network takes several inputs. For language_modeling, tokens (N, any length)
     network   a module or `package.module:factory`; needed if the network is neither built in nor from torchvision
 
     Raises UserError for inputs of another shape or type than the run's, and for files that cannot be read.
@@ -70,10 +70,27 @@ def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
     if origin.input_spec is None:
         if not isinstance(values, Tensor):
             raise UserError(f"the inputs are a {type(values).__name__}; the subnetwork takes one tensor of {origin.shape}")
+        values = values[None] if tuple(values.shape) == origin.shape else values
         if tuple(values.shape[1:]) != origin.shape and not (any_length and values.dim() == 1 + len(origin.shape)):
-            raise UserError(f"the inputs have shape {tuple(values.shape)}; the subnetwork takes {_wanted(values, origin)}")
+            got = f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+            raise UserError(f"the inputs are {got}; the subnetwork takes {_wanted(values, origin)}")
+        if not len(values):
+            raise UserError("the inputs are empty")
         if origin.mean is not None and values.dtype != torch.uint8:
-            raise UserError(f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}")
+            raise UserError(
+                f"the subnetwork takes uint8 images, which are normalised as in its run; got {values.dtype}: if these are "
+                "0 to 1, pass (255 * inputs).round().byte()"
+            )
+        if (
+            origin.mean is None
+            and values.dtype == torch.uint8
+            and origin.high is not None
+            and (high := int(values.max())) > origin.high
+        ):
+            raise UserError(
+                f"the inputs are uint8 up to {high}, and those of the run were {origin.dtype} from {origin.low:g} to "
+                f"{origin.high:g}: scale them in the same way, such as inputs / 255"
+            )
         if origin.mean is not None:
             return values
     wanted, given = (dict(tensors_in(one)) for one in (origin.inputs(1), values))
@@ -94,10 +111,16 @@ def _checked(values: Any, origin: Origin, any_length: bool) -> Any:
 
 
 def _wanted(values: Tensor, origin: Origin) -> str:
-    """The shape that a subnetwork takes, and how to get there from the shape of these inputs, if that is clear."""
-    shape = ", ".join(("N", *map(str, origin.shape)))
-    one = "; for one input, inputs[None]" if tuple(values.shape) == origin.shape else ""
-    return f"({shape}){one or channels_last(values)}"
+    """What a subnetwork takes, and how to get there from the shape of these inputs, if that is clear."""
+    kind = "uint8" if origin.mean is not None else origin.dtype
+    shape, given = ", ".join(("N", *map(str, origin.shape))), tuple(values.shape)
+    hint = ""
+    if len(origin.shape) == len(given[-3:]) == 3 and (given[-1], *given[-3:-1]) == origin.shape:
+        order = "0, 3, 1, 2" if len(given) == 4 else "2, 0, 1"
+        hint = f"; images are (N, channels, height, width): pass inputs.permute({order})"
+    elif len(given) == len(origin.shape) and origin.shape[0] == 1 and given[1:] == origin.shape[1:]:
+        hint = "; pass inputs[:, None]"
+    return f"{kind} ({shape}){hint}"
 
 
 def _like(values: Any, example: Any) -> Any:
@@ -111,20 +134,27 @@ def _like(values: Any, example: Any) -> Any:
 
 def _values(inputs: Any, origin: Origin, label_key: str | None) -> Any:
     """The inputs as a tensor (N, ...), or as nested tensors if the network takes several."""
-    if isinstance(inputs, str | Path):
+    if isinstance(inputs, str | Path | Image.Image):
         inputs = [inputs]
     if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], str | Path):
         return _from_files([Path(path) for path in inputs], origin)
     if isinstance(inputs, DataLoader | Dataset):
         inputs = _of_items(inputs, label_key)
-    elif isinstance(inputs, Image.Image) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], Image.Image)):
-        raise UserError("the inputs are PIL images: pass the names of the files, or uint8 arrays (N, channels, height, width)")
+    elif isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], Image.Image):
+        return _images(inputs, origin)
+    elif origin.input_spec is None and isinstance(inputs, tuple):
+        raise UserError(f"the inputs are a tuple; the subnetwork takes one tensor (N, {str(origin.shape)[1:]}, without labels")
+    elif origin.input_spec is None and isinstance(inputs, list) and inputs and isinstance(inputs[0], Tensor | np.ndarray):
+        with guarded("the inputs cannot be put together in one tensor"):
+            inputs = torch.stack([torch.as_tensor(one) for one in inputs])
     return _tensors(inputs, nested=origin.input_spec is not None)
 
 
 def _of_items(data: Any, label_key: str | None) -> Any:
     """The inputs of all items of a Dataset, or of all batches of a DataLoader, in their order."""
     loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size=PER_BATCH)
+    if isinstance(loader.sampler, RandomSampler):
+        raise UserError("the DataLoader shuffles, so the order of the predictions would not be known: pass its dataset")
     with guarded("the data cannot be read"):
         batches = [batch[0] if _single(batch) else split_batch(batch, label_key)[0] for batch in loader]
     if not batches:
@@ -145,9 +175,9 @@ def _tensors(inputs: Any, nested: bool) -> Any:
     if nested and (inputs is None or isinstance(inputs, bool | int | float | str)):
         return inputs
     try:
-        values = torch.as_tensor(inputs).detach().cpu()
+        values = torch.as_tensor(np.asarray(inputs) if hasattr(inputs, "iloc") else inputs).detach().cpu()
     except Exception as error:  # arrays of any library
-        raise UserError(f"the inputs cannot be converted to a tensor: {error}") from error
+        raise UserError(f"the inputs cannot be converted to a tensor: {type(inputs).__name__}, {reason(error)}") from error
     return values.float() if values.dtype == torch.float64 else values
 
 
@@ -175,9 +205,14 @@ def _from_files(paths: list[Path], origin: Origin) -> Any:
         if channels_last and values.dim() == 4 and tuple(values.shape[1:]) != origin.shape:
             values = values.permute(0, 3, 1, 2).contiguous()
         return values
-    if origin.mean is None or len(origin.shape) != 3 or origin.shape[1] != origin.shape[2]:
-        raise UserError(f"the subnetwork takes inputs of shape {origin.shape}, and no images: pass an .npy or .npz file")
     files = [file for path in paths for file in (readers.images_in(path) if path.is_dir() else [path])]
     if not files:
         raise UserError(f"{first} has no images")
+    return _images(files, origin)
+
+
+def _images(files: Sequence[Any], origin: Origin) -> Tensor:
+    """Image files, or images of Pillow, as uint8 (N, channels, height, width) of the run's size."""
+    if origin.mean is None or len(origin.shape) != 3 or origin.shape[1] != origin.shape[2]:
+        raise UserError(f"the subnetwork takes inputs of shape {origin.shape}, and no images: pass an .npy or .npz file")
     return readers.images(files, origin.shape[1], origin.shape[0])

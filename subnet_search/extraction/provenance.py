@@ -17,7 +17,7 @@ from subnet_search.core.tensor_files import digest
 from subnet_search.data import Data
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extractors import Extractor
-from subnet_search.nets import NetworkSpec
+from subnet_search.nets import NetworkSpec, inputs_first
 
 
 def versions() -> dict[str, str]:
@@ -69,7 +69,9 @@ def _range(data: Data) -> tuple[float | None, float | None]:
     return float((-data.mean / data.std).min()), float(((1 - data.mean) / data.std).max())
 
 
-def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data, outputs: int | None, example: Any) -> Origin:
+def origin_of(
+    config: RunConfig, net: nn.Module, spec: NetworkSpec | None, init: str, data: Data, outputs: int | None, example: Any
+) -> Origin:
     """The origin record that a subnetwork file stores.
 
     outputs: the number that the task needs. example: inputs of a few items, as passed to the network.
@@ -99,6 +101,7 @@ def origin_of(config: RunConfig, spec: NetworkSpec | None, init: str, data: Data
         round_to=config.round_to,
         target=None if config.target is None else {str(key): value for key, value in config.target.items()},
         dense_layers=tuple(config.dense_layers),
+        inputs_first=tuple(sorted(inputs_first(net))),
         dynamic=config.extractor.dynamic,
         recipe=config.recipe.model_dump(mode="json"),
         seed=config.seed,

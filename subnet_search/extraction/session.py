@@ -15,7 +15,7 @@ from subnet_search.artifact.input_spec import check_rows
 from subnet_search.artifact.subnetwork import state_in
 from subnet_search.core.errors import UserError, invalid
 from subnet_search.core.nested import map_tensors, moved
-from subnet_search.data import Data, Split, in_order, load
+from subnet_search.data import Data, in_order, load
 from subnet_search.deploy.formats import check_exportable
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.ensemble import check_stored
@@ -95,7 +95,7 @@ class RunSession:
         check_rows(self.examples, name)
         check_metrics(net, task, self.data.first())
         example = map_tensors(lambda tensor: tensor[:2], self.examples)
-        self.origin = origin_of(config, spec, init, self.data, outputs, self.examples)
+        self.origin = origin_of(config, net, spec, init, self.data, outputs, self.examples)
         teacher = teacher_of(config, net, self.origin.init, teacher)
         check_distance(config, task, net, teacher, example)
         check_stored(config.recipe, type(config.extractor))
@@ -200,14 +200,18 @@ class RunSession:
 
 @torch.no_grad()
 def _warn_if_trained(net: nn.Module, task: Task, data: Data) -> None:
-    """Warn when a classifier is more than half as good as it can be over always predicting one class, on some items."""
-    if not (isinstance(task, Classification) and isinstance(data.val, Split) and isinstance(data.val.labels, Tensor)):
+    """Warn when the accuracy of a classifier on some validation items is far above that of always predicting one class.
+
+    That is half of the way from there to 1, or three times as high and above 0.3.
+    """
+    if not (isinstance(task, Classification) and isinstance(data.val.labels, Tensor)):
         return
     some, was_training = data.val.take(torch.arange(len(data.val)) < TRIED), net.training
     accuracy = task.measure(net.eval(), in_order(some, data.mean, data.std))["accuracy"]
     net.train(was_training)
+    assert isinstance(some.labels, Tensor)
     one_class = int(some.labels.bincount().max()) / len(some)
-    if len(some) >= FEW and accuracy > (1 + one_class) / 2:
+    if len(some) >= FEW and accuracy > min((1 + one_class) / 2, max(0.3, 3 * one_class)):
         log.warning(
             "the network seems to be trained (accuracy %.2f): pass trained=True, or trained=False if it is not", accuracy
         )

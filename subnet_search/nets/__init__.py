@@ -20,9 +20,9 @@ from subnet_search.nets.outputs import (
     unwrapped,
     without_fused_attention,
 )
-from subnet_search.nets.sources import is_ours, is_own, network_names
+from subnet_search.nets.sources import is_ours, is_own, network_names, outputs_hint
 from subnet_search.nets.spec import NetworkSpec, build, file_sha256
-from subnet_search.nets.weights import left_whole, prunable
+from subnet_search.nets.weights import inputs_first, left_whole, prunable
 
 __all__ = [
     "INITS",
@@ -44,6 +44,7 @@ __all__ = [
     "head_of",
     "initial_weight",
     "initialise",
+    "inputs_first",
     "is_ours",
     "is_own",
     "left_whole",
@@ -54,6 +55,7 @@ __all__ = [
     "not_accepted",
     "noting_saliency",
     "opened",
+    "outputs_hint",
     "outputs_in",
     "own_copy",
     "prunable",

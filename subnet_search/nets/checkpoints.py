@@ -86,6 +86,7 @@ def put_state(
     namings = [*({public_name(key, called): key for key in own} for called in layers), *shorter]
     pairs = [(found, naming) for found in _prefixes_off(state) for naming in namings]
     found, naming = min(pairs, key=lambda pair: sum(map(len, _different(*pair))))  # the first of equally good matches
+    whole = found
     if head:
         of_head = {key for key, target in naming.items() if target.rpartition(".")[0] == head}
         naming = {key: target for key, target in naming.items() if key not in of_head}
@@ -96,11 +97,15 @@ def put_state(
     shapes = {key: (tuple(value.shape), tuple(own[naming[key]].shape)) for key, value in found.items() if key in naming}
     wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
     fitting = {naming[key]: found[key] for key in shapes if key not in wrong}
-    if own and not any(map(_counts, fitting)):
-        theirs, ours = (_listed([*filter(_counts, names)]) for names in (state, own))
-        raise UserError(f"nothing in {file} fits {name}: the file has the tensors {theirs}, the network {ours}")
+    parameters = {key for key, _ in net.named_parameters(remove_duplicate=False)}
+    if parameters and parameters.isdisjoint(fitting):
+        theirs, ours = (f"{len(names)} tensors ({_some([*filter(_counts, names)])})" for names in (state, own))
+        raise UserError(f"nothing in {file} fits {name}: the file has {theirs}, the network {ours}")
     if partial:
-        _warn_partial(name, sum(map(_counts, fitting)), missing + list(wrong), [*more, *wrong])
+        same = {own[key].data_ptr() for key in fitting}  # also of tied tensors, which a file may have under one name
+        kept = [key for key in own if key not in fitting and own[key].data_ptr() not in same]
+        used = {key for key in shapes if key not in wrong}
+        _warn_partial(name, len(own), kept, [key for key in whole if key not in used], len(whole))
     elif missing or more or wrong:
         problems = [f"{_listed(missing)} of its {sum(map(_counts, own))} tensors missing"] if missing else []
         problems += [f"{_listed(more)} in the file that it does not have"] if more else []
@@ -119,14 +124,14 @@ def _what_to_do(
     one_layer = not names and len({key.rpartition(".")[0] for key in wrong}) == 1
     if one_layer and all(here[1:] == there[1:] for here, there in wrong.values()):  # of another number of outputs
         return "; network.new_head: true replaces the last layer"
-    return f"; network.partial: true loads the {sum(map(_counts, fitting))} tensors that fit"
+    return f"; network.partial: true loads the {len(fitting)} tensors that fit"
 
 
-def _warn_partial(name: str, loaded: int, kept: list[str], unused: list[str]) -> None:
-    """loaded + kept are all tensors of the network, loaded + unused all of the file."""
+def _warn_partial(name: str, own: int, kept: list[str], unused: list[str], stored: int) -> None:
+    """Log what was loaded. own, stored: all tensors of the network and of the file, parameters and buffers."""
     parts = {"initial values are kept in": kept, "not used of the file are": unused}
     rest = "".join(f"; {what} {_listed(names)}" for what, names in parts.items() if names)
-    log.warning("%s: %d tensors are loaded%s", name, loaded, rest)
+    log.warning("%s: %d of its %d tensors are loaded, of the file's %d%s", name, own - len(kept), own, stored, rest)
 
 
 def _counts(name: str) -> bool:
@@ -149,4 +154,8 @@ def _different(state: Mapping[str, Tensor], naming: Mapping[str, str]) -> tuple[
 
 
 def _listed(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(map(repr, names[:SHOWN]))}{', ...' if names[SHOWN:] else ''})"
+    return f"{len(names)} ({_some(names)})"
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names[:SHOWN]))}{', ...' if names[SHOWN:] else ''}"

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.rng import derive
-from subnet_search.nets.weights import prunable
+from subnet_search.nets.weights import inputs_first, prunable
 
 InitName = Literal["kaiming_normal", "kaiming_uniform", "signed_constant", "scaled", "glorot_normal", "glorot_constant", "keep"]
 INITS: tuple[str, ...] = get_args(InitName)
 
 
-def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, density: float | None = None) -> Tensor:
-    """The initial value of one weight tensor: float32, `shape` = (out, in, ...).
+def initial_weight(
+    name: str, shape: tuple[int, ...], init: str, seed: int, density: float | None = None, inputs_first: bool = False
+) -> Tensor:
+    """The initial value of one weight tensor: float32, `shape` = (out, in, ...), or (in, out) with `inputs_first`.
 
     kaiming_normal   N(0, 2 / fan_in)
     kaiming_uniform  U(-b, b), b = sqrt(6 / fan_in)
@@ -37,6 +39,8 @@ def initial_weight(name: str, shape: tuple[int, ...], init: str, seed: int, dens
     1 / sqrt(2 numel)): a sum over the sample could change with the order of summation.
     Raises UserError for an unknown name, and for `scaled` without a density.
     """
+    if inputs_first:
+        return initial_weight(name, shape[::-1], init, seed, density).T.contiguous()
     fan_in = math.prod(shape[1:])
     fan_out = fan_in * shape[0] // shape[1]
     deviation = math.sqrt(2 / (fan_in + fan_out if init.startswith("glorot") else fan_in))
@@ -68,8 +72,9 @@ def initialise(net: nn.Module, init: str, seed: int, density: float | None = Non
     if init == "keep":
         return
     everything = not any(parameter.requires_grad for parameter in net.parameters())
+    transposed = inputs_first(net)
     for name, weight in prunable(net).items():
-        weight.copy_(initial_weight(name, tuple(weight.shape), init, seed, density))
+        weight.copy_(initial_weight(name, tuple(weight.shape), init, seed, density, name in transposed))
     for name, parameter in net.named_parameters():
         if name.endswith("bias") and (everything or parameter.requires_grad):
             parameter.zero_()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.nested import moved, shapes_in, tensors_in
+from subnet_search.nets.sources import outputs_hint
 
 
 def call(net: Callable[..., Any], inputs: Any) -> Any:
@@ -92,8 +93,11 @@ def _content(output: Any) -> str:
     return f"a {type(output).__name__}" + (f" of {inner}" if inner else "")
 
 
-def check_logits(output: Any, classes: int, name: str, when: str = "") -> Tensor:
-    """The logits of an output. Raises UserError unless their shape is (batch, at least `classes`); `when` is added to it."""
+def check_logits(output: Any, classes: int, name: str, when: str = "", hint: str = "") -> Tensor:
+    """The logits of an output. Raises UserError unless their shape is (batch, at least `classes`).
+
+    when: is added to the message. hint: what to do about the number of classes, where it is probably wrong.
+    """
     out = logits_of(output)
     if not isinstance(out, Tensor) or out.dim() != 2:
         several = f" of {len(output)}" if isinstance(output, tuple | list | Mapping) else ""
@@ -101,8 +105,8 @@ def check_logits(output: Any, classes: int, name: str, when: str = "") -> Tensor
         got = tuple(out.shape) if isinstance(out, Tensor) else f"{type(output).__name__}{several}{keys}"
         raise UserError(f"{name} must return logits of shape (batch, classes){when}, got {got}")
     if out.shape[1] < classes:
-        own = "; a function gets their number as num_classes, and other arguments from network.options" if ":" in name else ""
-        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes{own}")
+        hint = f": {hint}" if hint else outputs_hint(name, classes)
+        raise UserError(f"{name} has {out.shape[1]} outputs{when}, but the data has {classes} classes{hint}")
     return out
 
 

@@ -1,6 +1,7 @@
 """Networks by name: built-in, of torchvision, timm and transformers, or made by a function of the user's."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -52,6 +53,10 @@ NOT_OPTIONS = (
     "transformers_version",
 )
 """Keys in the config.json of a folder that are not passed on: the network decides them, or the data."""
+
+
+SOUNDS_LIKE_OUTPUTS = re.compile(r"class|cls|label|categor|target|(^|_)out")
+"""In the name of an argument that is probably the number of outputs."""
 
 
 def network_names() -> list[str]:
@@ -128,12 +133,9 @@ def _check_keys(name: str, options: Mapping[str, Any], valid: list[str]) -> None
 def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes: int | None) -> Call:
     """A function of the user's, to be called with `options`, and with `num_classes` and `shape` if its signature has them."""
     factory = import_function(name, "network")
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of some functions that are not written in Python
-        parameters = {}  # type: ignore[assignment]
+    parameters = _parameters(factory)
     more = {"num_classes": classes, "shape": tuple(shape) or None}
-    any_key = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    any_key = _takes_any_key(parameters)
     known = {
         key for key, value in more.items() if value is not None and (key in parameters or (any_key and key == "num_classes"))
     }
@@ -150,9 +152,34 @@ def _own(name: str, options: Mapping[str, Any], shape: tuple[int, ...], classes:
         why = (
             f", and this data has no {'number of classes' if absent[0] == 'num_classes' else 'single shape'}" if absent else ""
         )
-        why = why or "; the number of classes is passed as num_classes, if the function has that argument"
-        raise UserError(f"{name} needs the argument {needed[0]!r}: set network.options.{needed[0]}{why}")
+        value = f"={classes}" if classes and SOUNDS_LIKE_OUTPUTS.search(needed[0]) else ""
+        why = why or "; the number of classes is passed only to an argument called num_classes"
+        raise UserError(f"{name} needs the argument {needed[0]!r}: set network.options.{needed[0]}{value}{why}")
     return factory, given
+
+
+def outputs_hint(name: str, outputs: int | None) -> str:
+    """How a function of the user's gets the number of outputs, to end a message; empty for other networks."""
+    if not outputs or not is_own(name):
+        return ""
+    parameters = _parameters(import_function(name, "network"))
+    if "num_classes" in parameters or _takes_any_key(parameters):
+        return "; the function gets this number as num_classes, unless network.options sets another"
+    similar = next(filter(SOUNDS_LIKE_OUTPUTS.search, parameters), None)
+    if similar is None:
+        return "; give the function an argument called num_classes, to which this number is passed"
+    return f"; the number is passed only to an argument called num_classes: set network.options.{similar}={outputs}"
+
+
+def _parameters(factory: Factory) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of some functions that are not written in Python
+        return {}
+
+
+def _takes_any_key(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
 
 
 def _torchvision(name: str, options: Mapping[str, Any], classes: int | None) -> Call:

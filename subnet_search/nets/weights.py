@@ -18,6 +18,7 @@ EMBEDDING = "an embedding"
 FROZEN = "frozen, requires_grad=False"
 DENSE = "in dense_layers"
 OWN = "a parameter that is not a layer's weight"
+CONV1D = ("transformers.pytorch_utils", "Conv1D")
 _UNCOUNTED = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, Gate)
 
 
@@ -54,6 +55,19 @@ def left_whole(net: nn.Module, pruned: Iterable[str]) -> dict[str, str]:
         for name, parameter, why in _counted(net)
         if name not in pruned
     }
+
+
+def inputs_first(net: nn.Module) -> set[str]:
+    """The weights that are stored as (inputs, outputs), by name: of the `Conv1D` of transformers, as in GPT-2.
+
+    All others are (outputs, inputs, ...).
+    """
+    return {f"{path}.weight" if path else "weight" for path, module in net.named_modules() if _is_conv1d(module)}
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is a `Conv1D` of transformers, which is a linear layer; the library is not imported for this."""
+    return any((kind.__module__, kind.__name__) == CONV1D for kind in type(module).__mro__)
 
 
 def matching(net: nn.Module, patterns: Sequence[str]) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import optuna
 
 from subnet_search.core.errors import UserError
-from subnet_search.reports.page import Column, write
+from subnet_search.reports.html_page import Column, write
 from subnet_search.reports.run_report import run_column
 from subnet_search.reports.study_report import study_column
 from subnet_search.search.queries.queries import load_study

@@ -13,7 +13,7 @@ from subnet_search.artifact import Subnetwork
 from subnet_search.core.errors import UserError
 from subnet_search.core.numbers_as_text import size
 from subnet_search.core.task_metrics import in_words, is_fraction, leading_in
-from subnet_search.reports.page import Column, Section
+from subnet_search.reports.html_page import Column, Section
 
 FILTERS = 64  # of the first layer, at most so many are drawn
 

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from subnet_search.analysis.plots import COLOURS, need_plotly
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.task_metrics import in_words, is_fraction
-from subnet_search.reports.page import Column, Section
+from subnet_search.reports.html_page import Column, Section
 from subnet_search.search.queries.importance import importance
 from subnet_search.search.queries.queries import ranked_row
 from subnet_search.search.queries.study_summary import summarise_study
@@ -23,7 +23,7 @@ AT_MOST = 2_000  # trials in the table and the plots of parameters
 
 
 def study_column(study: Snapshot) -> Column:
-    """Best trials, plots, failures and all trials of a study. A study without a complete trial has a page that says so."""
+    """Best trials, plots, failures and all trials of a study. Also of a study without a complete trial."""
     record, trials = summarise_study(study), study.get_trials()
     names, metrics = objectives(study), task_metrics(study)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]

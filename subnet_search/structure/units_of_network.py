@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from subnet_search.core.errors import UserError
 from subnet_search.core.nested import moved
 from subnet_search.evaluation import layer_macs
-from subnet_search.nets import left_whole, prunable
+from subnet_search.nets import inputs_first, left_whole, prunable
 from subnet_search.nets.weights import EMBEDDING, matching
 from subnet_search.structure.channel_flow import ALONE, OUTPUTS
 from subnet_search.structure.channel_groups import couple
@@ -53,7 +53,7 @@ def units_of(
             groups, reasons = _groups(net, shapes, shape, example, every, kept_whole)
             return Channels(shapes, groups, step, prices, whole, reasons)
         case "n:m", (n, m):
-            return NM(shapes, n, m, prices, whole)
+            return NM(shapes, n, m, prices, whole, inputs_first(net))
         case "block", (size,):
             return Blocks(shapes, size, prices, whole)
     return Units(shapes, prices, whole)
@@ -154,9 +154,9 @@ def watched(net: nn.Module, units: Units, features: dict[str, Tensor]) -> Iterat
 
 
 def _record_inputs(name: str, index: Tensor, features: dict[str, Tensor], module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook. Inputs are (images, channels, ...), or (images, ..., channels) of a linear layer."""
+    """Forward pre-hook. Inputs are (images, channels, ...) of a convolution, otherwise (images, ..., channels)."""
     inputs = args[0].detach()
-    channels = inputs.movedim(-1, 1) if isinstance(module, nn.Linear) else inputs
+    channels = inputs if isinstance(module, _ConvNd) else inputs.movedim(-1, 1)
     if isinstance(module, _ConvNd) and module.groups > 1 and not module.transposed:  # the index is within a group
         size = channels.shape[1] // module.groups
         index = torch.cat([index + group * size for group in range(module.groups)], 1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import RunError, UserError
 from subnet_search.data import Data
 from subnet_search.evaluation.accuracy import calibration, quality
 from subnet_search.evaluation.items import Items, ratio
@@ -37,6 +37,7 @@ class Classification(LogitsTask):
     }
     class_labels: ClassVar[bool] = True
     _weights: Tensor | None = PrivateAttr(default=None)
+    _numbering: str = PrivateAttr(default="")  # as `Data.numbering`, for messages
 
     def check_data(self, data: Data) -> None:
         if not data.classes:
@@ -47,6 +48,7 @@ class Classification(LogitsTask):
         weights = self.weights(data)
         found = self.model_copy()
         found._weights = None if weights is None else weights.to(device)
+        found._numbering = data.numbering()
         return found
 
     def outputs(self, data: Data) -> int:
@@ -97,11 +99,14 @@ class Classification(LogitsTask):
     def logits(self, network: Network, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
         """The logits (N, classes) and labels (N,) of all items."""
         found = [(logits_of(call(network, inputs)), labels) for inputs, labels in map(self.split, batches)]
-        outputs, labels = zip(*found, strict=True)
-        return torch.cat(outputs), torch.cat(labels)
+        parts = zip(*found, strict=True)
+        outputs, labels = map(torch.cat, parts)
+        if labels.is_floating_point() or not 0 <= int(labels.min()) <= int(labels.max()) < outputs.shape[1]:
+            raise RunError(f"the labels are not class indices from 0 to {outputs.shape[1] - 1}")
+        return outputs, labels
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
-        check_logits(output, outputs or 1, name, when)
+        check_logits(output, outputs or 1, name, when, self._numbering)
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> Prediction:
         probabilities = answers[:, :outputs].float().softmax(1)

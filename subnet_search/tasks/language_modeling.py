@@ -13,7 +13,7 @@ from subnet_search.core.errors import RunError, UserError
 from subnet_search.core.nested import shapes_in
 from subnet_search.data import Data, Values, split_batch
 from subnet_search.evaluation.items import Items, ratio
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, cross_entropy, got_output, in_parts, part_name, unfit
 from subnet_search.tasks.predictions import NextTokenPrediction
 
@@ -124,7 +124,10 @@ class LanguageModeling(LogitsTask):
             wanted = f"(batch, tokens, vocabulary) = {(*targets.shape, outputs or 2)}"
             raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}")
         if logits.shape[2] < (outputs or 1):
-            raise UserError(f"{name} has {logits.shape[2]} outputs for each token{when}, but the vocabulary has {outputs}")
+            raise UserError(
+                f"{name} has {logits.shape[2]} outputs for each token{when}, but the vocabulary has {outputs}"
+                f"{outputs_hint(name, outputs)}"
+            )
 
     def answer(self, output: Any, inputs: Any) -> Tensor:
         """The logits of the last token (N, vocabulary): the last that is not masked."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data
 from subnet_search.evaluation.items import Items
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, got_output, label_values, part_name, unfit
 from subnet_search.tasks.predictions import MultiLabelPrediction
 
@@ -128,7 +128,8 @@ class MultiLabel(LogitsTask):
         logits, (_, labels) = logits_of(output), self.split(batch)
         if not isinstance(logits, Tensor) or logits.shape != labels.shape:
             wanted = f"(batch, labels) = {tuple(labels.shape)}"
-            raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}")
+            hint = outputs_hint(name, outputs)
+            raise UserError(f"{name} must return logits of shape {wanted}{when}, got {got_output(output)}{hint}")
 
     def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:
         """Kullback-Leibler divergence of softened probabilities, times temperature squared: the mean over inputs and labels."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from subnet_search.core.errors import UserError
 from subnet_search.data import Data
 from subnet_search.evaluation.items import Items, ratio
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import LogitsTask, Network, got_output, label_values, part_name, unfit
 from subnet_search.tasks.predictions import RegressionPrediction
 
@@ -91,6 +91,7 @@ class Regression(LogitsTask):
             one = f" or ({wanted[0]},)" if wanted[1] == 1 else ""
             raise UserError(
                 f"{name} must return values of shape (batch, targets) = {wanted}{one}{when}, got {got_output(output)}"
+                f"{outputs_hint(name, outputs)}"
             )
 
     def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.data import Data
 from subnet_search.evaluation.items import Items
-from subnet_search.nets import call, logits_of
+from subnet_search.nets import call, logits_of, outputs_hint
 from subnet_search.tasks.base import (
     ClassWeights,
     LogitsTask,
@@ -209,7 +209,7 @@ class Segmentation(LogitsTask):
         if logits.shape[1] < (outputs or 1):
             raise UserError(
                 f"{name} has {logits.shape[1]} outputs for each pixel{when}, but there are {outputs} classes: if the largest "
-                "label does not count, set task.ignore_index"
+                f"label does not count, set task.ignore_index{outputs_hint(name, outputs)}"
             )
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> SegmentationPrediction:

@@ -49,7 +49,7 @@ class _MaskedWeight(torch.autograd.Function):
         weight, topology, scale = ctx.saved_tensors
         if scale.dim():
             to_topology = torch.mul(grads[0], weight)
-            to_scale = (to_topology * topology).flatten(1).sum(1).view_as(scale)
+            to_scale = (to_topology * topology).sum_to_size(scale.shape)
             return None, to_topology.mul_(scale), to_scale
         to_topology, to_scale = torch.empty_like(weight), torch.zeros_like(scale)
         for g, w, z, out in chunks(grads[0], weight, topology, to_topology):
@@ -62,7 +62,7 @@ class _MaskedWeight(torch.autograd.Function):
 def masked_weight(weight: Tensor, topology: Tensor, scale: Tensor | None) -> Tensor:
     """The effective weight s * w * z, differentiable in z and s; w is a constant.
 
-    weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...), or None for 1.
+    weight, topology: (out, in, ...). scale: a scalar, (out, 1, ...), (1, out) of a weight (in, out), or None for 1.
     """
     if scale is None:
         return weight * topology

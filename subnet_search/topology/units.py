@@ -6,7 +6,7 @@ Kinds: `weight` (single weights), `n:m` (at most n of every m neighbours), `bloc
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -195,15 +195,26 @@ class Units:
 
 
 class NM(Units):
-    """At most `n` of every `m` neighbouring weights along the inputs (the second dimension) are kept.
+    """At most `n` of every `m` neighbouring weights along the inputs are kept.
+
+    The inputs are the second dimension, and the first of the weights in `inputs_first`.
 
     A remainder shorter than m is a group too. Source: Zhou et al. 2021, arXiv:2102.04010; Mishra et al. 2021,
     arXiv:2104.08378, for 2:4 on sparse tensor cores.
     """
 
-    def __init__(self, weights: Shapes, n: int, m: int, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
+    def __init__(
+        self,
+        weights: Shapes,
+        n: int,
+        m: int,
+        prices: Mapping[str, float] | None = None,
+        whole: float = 0.0,
+        inputs_first: Container[str] = (),
+    ) -> None:
         super().__init__(weights, prices, whole)
         self.n, self.m = n, m
+        self.along = {name: int(name not in inputs_first) for name in self.weights}  # the dimension of the inputs
 
     def check(self, density: float | None, scope: str | LayerDensities = "global") -> None:
         most = self._cost(self._most)
@@ -213,7 +224,7 @@ class NM(Units):
         super().check(density, scope)
 
     def _likely(self, relevance: Tensors) -> Masks:
-        first = {name: self._first(m.detach()) for name, m in relevance.items()}
+        first = {name: self._first(m.detach(), self.along[name]) for name, m in relevance.items()}
         return Masks({name: (m.detach() >= 0) & first[name] for name, m in relevance.items()})
 
     def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
@@ -221,7 +232,7 @@ class NM(Units):
         for name, mask in masks.items():
             _check_numbers(by[name])
             missing = alive(like[name]) - alive(mask)
-            open_ = self._first(by[name].abs().masked_fill(mask, math.inf)) & ~mask  # where a group has room
+            open_ = self._first(by[name].abs().masked_fill(mask, math.inf), self.along[name]) & ~mask  # where a group has room
             chosen = top_k(by[name], min(missing, alive(open_)), among=open_, magnitude=True)
             grown[name] = mask | chosen
             if rest := missing - alive(chosen):  # a layer denser than n of m
@@ -236,13 +247,13 @@ class NM(Units):
             living = score > -math.inf
             level = score.detach() - score.detach()[living].min() if bool(living.any()) else score.detach()
             behind = -1 / (level + torch.finfo(level.dtype).tiny)
-            found[name] = torch.where(self._first(score), level, behind).masked_fill(~living, -math.inf)
+            found[name] = torch.where(self._first(score, self.along[name]), level, behind).masked_fill(~living, -math.inf)
         return found
 
     def _chosen(self, ordered: Tensors, density: float, scope: str | LayerDensities, room: Mapping[str, int] | None) -> Masks:
         """Up to the n:m maximum, groups keep at most n; above it (a dense phase of a schedule), n first and then more."""
         total = sum(math.prod(shape) for shape in self.shapes.values())
-        fits = {name: alive(self._first(score) & (score > -math.inf)) for name, score in ordered.items()}
+        fits = {name: alive(self._first(score, self.along[name]) & (score > -math.inf)) for name, score in ordered.items()}
         if count(density, total) <= sum(fits.values()):
             room, fits = fits, dict.fromkeys(fits, 1)
         if scope == "global":
@@ -254,16 +265,17 @@ class NM(Units):
         """The maximum number of kept weights of each layer."""
         found = {}
         for name, shape in self.shapes.items():
-            whole, rest = divmod(shape[1], self.m)
-            found[name] = math.prod(shape) // shape[1] * (whole * self.n + min(self.n, rest))
+            inputs = shape[self.along[name]]
+            whole, rest = divmod(inputs, self.m)
+            found[name] = math.prod(shape) // inputs * (whole * self.n + min(self.n, rest))
         return found
 
-    def _first(self, scores: Tensor) -> Tensor:
+    def _first(self, scores: Tensor, along: int = 1) -> Tensor:
         """The n highest of each group, the first of equal ones: bool, of the scores' shape."""
-        lined = scores.detach().transpose(1, -1)  # inputs side by side
+        lined = scores.detach().transpose(along, -1)  # inputs side by side
         padded = F.pad(lined, (0, -lined.shape[-1] % self.m), value=-math.inf)
         groups = padded.reshape(*padded.shape[:-1], -1, self.m)
-        return _highest(groups, self.n).reshape(padded.shape)[..., : lined.shape[-1]].transpose(1, -1)
+        return _highest(groups, self.n).reshape(padded.shape)[..., : lined.shape[-1]].transpose(along, -1)
 
 
 class Blocks(Units):

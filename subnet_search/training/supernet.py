@@ -16,7 +16,7 @@ from subnet_search.core.nested import map_tensors
 from subnet_search.core.rng import generator
 from subnet_search.extractors import Clock, Extractor, RelevanceLearner
 from subnet_search.extractors.base import Change, Learned, trains_weights
-from subnet_search.nets import call, left_whole, noting_saliency, opened, own_copy, prunable, set_winners
+from subnet_search.nets import call, inputs_first, left_whole, noting_saliency, opened, own_copy, prunable, set_winners
 from subnet_search.structure.units_of_network import norms, watched
 from subnet_search.tasks import Classification, Network, Task
 from subnet_search.topology import rescale
@@ -66,6 +66,7 @@ class Supernet:
             self.teacher = own.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         parameters = dict(net.named_parameters())
         self.weights: dict[str, Tensor] = {name: parameters[name] for name in (units.weights if units else prunable(net))}
+        self._inputs_first = inputs_first(net)
         self.left_whole = left_whole(net, self.weights)  # by name why, before `learn` freezes weights
         if trains_weights(type(extractor)) and not any(weight.requires_grad for weight in self.weights.values()):
             raise UserError(
@@ -169,7 +170,7 @@ class Supernet:
 
     @torch.no_grad()
     def factors(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The rescaling factors under `masks` of units: a scalar or (out, 1, ...) for each layer; empty without rescaling."""
+        """The rescaling factors under `masks` of units: scalars, (out, 1, ...) or (1, out); empty without rescaling."""
         found = {name: self._factor(name, mask.float()) for name, mask in self.units.gates(masks).items()}
         return {name: factor.detach() for name, factor in found.items() if factor is not None}
 
@@ -203,7 +204,8 @@ class Supernet:
             learner = self._learner()
             for name, unit in self.units.pool_magnitude(self.weights).items():
                 rng = generator(self.seed, "relevance", name, device=unit.device)
-                self.relevance[name] = learner.initial(unit.detach(), rng).requires_grad_()
+                initial = self._outputs_first(name, learner.initial(self._outputs_first(name, unit.detach()), rng))
+                self.relevance[name] = initial.requires_grad_()
             if learner.rescale == "learned":
                 self.scales = {name: torch.ones((), device=w.device, requires_grad=True) for name, w in self.weights.items()}
 
@@ -344,8 +346,13 @@ class Supernet:
             return self.scales[name]
         if isinstance(self.extractor, RelevanceLearner) and self.relevance and self.extractor.rescale in FACTORS:
             constant = self.extractor.keeps_count and self.extractor.rescale == "dynamic"
-            return FACTORS[self.extractor.rescale](gate.detach() if constant else gate)
+            gate = self._outputs_first(name, gate.detach() if constant else gate)
+            return self._outputs_first(name, FACTORS[self.extractor.rescale](gate))
         return None
+
+    def _outputs_first(self, name: str, tensor: Tensor) -> Tensor:
+        """A weight that is stored as (inputs, outputs), transposed; all others unchanged."""
+        return tensor.T.contiguous() if tensor.dim() == 2 and name in self._inputs_first else tensor
 
     @torch.no_grad()
     def _set(self, masks: Masks) -> None:

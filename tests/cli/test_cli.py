@@ -283,7 +283,7 @@ def test_a_network_with_too_few_classes():
     done = process("extract", "-s", "network=nets:small", check=False, env={**os.environ, "PYTHONPATH": "."})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
-        "error: nets:small has 3 outputs, but the data has 10 classes; a function gets their number as "
+        "error: nets:small has 3 outputs, but the data has 10 classes; the function gets this number as num_classes"
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from test_data import rng
 from torch import nn
@@ -327,6 +328,19 @@ class Broken(Dataset):
         raise KeyError("picture") if index == 3 else AssertionError
 
 
+class Pairs(Dataset):
+    """Items with these labels."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return X[index], self.labels[index]
+
+
 IMAGE = Image.fromarray(np.zeros((8, 8), np.uint8))
 WORDS = ["cat", "dog"] * 20
 NAN, HUGE = X.clone(), X.double()
@@ -345,7 +359,21 @@ HUGE[7, 2] = 1e300
         (Items(X[0], "cat"), "given data: labels must be one class index for each input, got text"),
         ((np.array([*X, 1], object)[:40], Y), r"the inputs .*: it holds objects \(Tensor\); .*arrays of one numeric type"),
         ((list(X), Y), "the inputs cannot be converted to a tensor"),
-        ((X, Y.double()), "labels must be whole numbers .*float64"),
+        ((X, Y.double()), r"labels must be whole numbers .*float64: pass labels\.long\(\)"),
+        ((X, Y + 0.5), "labels must be whole numbers .*float32: for others set task"),
+        ((X, torch.where(Y == 0, torch.nan, Y)), "float32, some of them NaN or infinite: leave these items out"),
+        ((X, Y[:, None].float()), r"labels must be whole numbers .*: pass labels\.flatten\(\)\.long\(\)"),
+        ((X, F.one_hot(Y)), r"got int64 of shape \(N, 4\) of one-hot rows: pass labels\.argmax\(1\)"),
+        ((X, F.one_hot(Y).float()), r"got torch\.float32 of one-hot rows: pass labels\.argmax\(1\)"),
+        (Pairs(Y.float()), r"got float32 of shape \(N\): pass labels\.long\(\) \(in a Dataset, int\(label\)\)"),
+        (Pairs(Y + 0.5), r"got float32 of shape \(N\): for others set task"),
+        (Pairs(Y[:, None]), r"got int64 of shape \(N, 1\): pass labels\.flatten\(\).*in a Dataset, int\(label\)"),
+        (Pairs(F.one_hot(Y)), r"got int64 of shape \(N, 4\) of one-hot rows: .*in a Dataset, label\.argmax\(\)"),
+        ((X, Y - 100), "label -100 is outside the classes .*: leave out items that have no class"),
+        ((Pairs(Y), Pairs(Y + 1)), r"given data \(validation\): label 4 is outside the classes 0 to 3"),
+        ((Pairs(Y), Pairs(Y.float())), r"given data \(validation\): labels must be one class index .*: pass labels\.long\(\)"),
+        ((Pairs(Y), Pairs(Y[:0])), "the validation part is empty"),
+        ((Pairs(Y[:0]), Pairs(Y)), "the training part is empty"),
         ((X.to_sparse(), Y), "the inputs are sparse or nested: pass a dense tensor"),
         ((X.to("meta"), Y), "the inputs are on the meta device, which has no values"),
         ((torch.complex(X, X), Y), "inputs must be real numbers, got torch.complex64"),
@@ -365,6 +393,23 @@ def test_what_cannot_be_read_is_said_in_one_line(data, message):
     with pytest.raises(UserError, match=message) as caught:
         from_user(data)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [
+        (Y + 1, "3 outputs, but the data has 5 classes: labels start at 1, and class indices at 0: subtract 1"),
+        (Y * 2, "7 classes: only 4 of the labels 0 to 6 occur: .*number the others from 0"),
+        (Y, "has 3 outputs, but the data has 4 classes$"),
+    ],
+)
+def test_classes_that_are_not_numbered_from_0(labels, hint):
+    with pytest.raises(UserError, match=hint):
+        ss.extract(nn.Linear(6, 3), (X, labels), "random", recipe=ss.Recipe(epochs=1, threads=1))
+
+
+def test_labels_of_a_tensor_dataset_may_be_a_column():
+    assert torch.equal(from_user(TensorDataset(X, Y[:, None])).labels(), from_user(TensorDataset(X, Y)).labels())
 
 
 def test_the_training_and_validation_items_are_found_in_chunks():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import subnet_search as ss
+from subnet_search.cli import main
 from subnet_search.core.errors import UserError
 from subnet_search.data import DataSpec, Items, Split, describe, load
 from subnet_search.search.studies.launcher import run_study
@@ -176,7 +177,7 @@ def test_what_cannot_be_imported_or_set():
 
 
 @pytest.mark.slow
-def test_a_killed_run_with_two_workers_resumes_to_the_same_bits(network, tmp_path):
+def test_a_killed_run_with_two_workers_resumes_to_the_same_bits(network, tmp_path, capsys):
     data = {"name": f"{network}:parts", "workers": 2}
     whole = ss.run(run_config(**data), tmp_path / "whole")
     other = ss.run(run_config(**{**data, "workers": 0}), tmp_path / "none")
@@ -194,6 +195,10 @@ def test_a_killed_run_with_two_workers_resumes_to_the_same_bits(network, tmp_pat
     assert ss.evaluate(resumed, "test", network="their_net:make", data="their_data:parts")["items"] == 10
     with pytest.raises(UserError, match="is made by your function: to import it, pass --data their_data:parts"):
         ss.evaluate(resumed, "test", network="their_net:make")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "cut/subnetwork.safetensors", "--split", "test"])
+    ends = "evaluate cut/subnetwork.safetensors --split test --network their_net:make --data their_data:parts"
+    assert capsys.readouterr().err.endswith(f"The whole command: subnet-search {ends}\n")
 
 
 def study(name, data):

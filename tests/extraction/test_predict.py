@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 from toys import mlp, points
 
 import subnet_search as ss
@@ -58,7 +59,7 @@ def test_tensors():
     }
     same = ss.predict(subnet, data.val.inputs.double().numpy(), network=mlp())
     assert torch.equal(same.probabilities, found.probabilities)
-    with pytest.raises(UserError, match=r"the inputs have shape \(2, 3\); the subnetwork takes \(N, 10\)"):
+    with pytest.raises(UserError, match=r"the inputs are float32 of shape \(2, 3\); the subnetwork takes float32 \(N, 10\)"):
         ss.predict(subnet, torch.zeros(2, 3), network=mlp())
     assert torch.equal(ss.predict(subnet, data.val.inputs).classes, found.classes)  # the network passed to extract is known
     with pytest.raises(UserError, match="the inputs contain NaN or infinite values"):
@@ -82,6 +83,38 @@ def test_token_ids():
         ss.predict(subnet, ids.float())
     with pytest.raises(UserError, match=r"the network fails on these inputs: .*out of range"):
         ss.predict(subnet, ids + 1000)
+
+
+def test_one_input_and_lists():
+    data = points(60)
+    subnet, inputs = ss.extract(mlp(), data, "random", density=0.5, recipe=RECIPE), data.val.inputs
+    whole = ss.predict(subnet, inputs).probabilities
+    assert torch.equal(ss.predict(subnet, list(inputs)).probabilities, whole)
+    for one in (inputs[0], inputs[0].numpy(), inputs[0].tolist()):
+        torch.testing.assert_close(ss.predict(subnet, one).probabilities, whole[:1])
+    with pytest.raises(UserError, match=r"the inputs are a tuple; the subnetwork takes one tensor \(N, 10,?\), without labels"):
+        ss.predict(subnet, (inputs, data.val.labels))
+    with pytest.raises(UserError, match="the inputs are empty"):
+        ss.predict(subnet, inputs[:0])
+    with pytest.raises(UserError, match=r"uint8 up to 255, and those of the run were float32 from .* such as inputs / 255"):
+        ss.predict(subnet, torch.full((2, 10), 255, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"the DataLoader shuffles, .*: pass its dataset"):
+        ss.predict(subnet, DataLoader(TensorDataset(inputs), 4, shuffle=True))
+
+
+def test_images_of_pillow_and_channels_that_are_last(folder):
+    subnet, files = ss.Subnetwork.load(folder / "s.safetensors"), sorted((folder / "images" / "red").iterdir())
+    images, wanted = [Image.open(file) for file in files], ss.predict(subnet, files).probabilities
+    assert torch.equal(ss.predict(subnet, images).probabilities, wanted)
+    torch.testing.assert_close(ss.predict(subnet, images[0]).probabilities, wanted[:1])
+    with pytest.raises(
+        UserError, match=r"of shape \(2, 8, 8, 3\); the subnetwork takes uint8 \(N, 3, 8, 8\); .*\(0, 3, 1, 2\)"
+    ):
+        ss.predict(subnet, torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"uint8 of shape \(8, 8, 3\); .* pass inputs\.permute\(2, 0, 1\)"):
+        ss.predict(subnet, np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="image 0 has 32-bit pixels"):
+        ss.predict(subnet, Image.new("F", (8, 8)))
 
 
 def test_images(folder):

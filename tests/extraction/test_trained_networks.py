@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import subnet_search as ss
 from subnet_search.cli import main
@@ -112,6 +113,10 @@ def test_a_module_is_trained_if_the_caller_says_so(caplog):
     assert found.summary()["unpruned_val_accuracy"] == 1
     assert (found.origin.extractor["start"], found.origin.recipe["lr"]) == (0, 0.01)
     assert caplog.text == ""
+    items = [(one, int(label)) for one, label in zip(x, y, strict=True)]
+    ss.extract(net, DataLoader(items, 50), "magnitude", density=0.5, recipe=recipe)
+    assert "the network seems to be trained" in caplog.text
+    caplog.clear()
     other = ss.extract(net, (x, y), "magnitude", density=0.5, recipe=recipe)
     assert "the network seems to be trained (accuracy 1.00): pass trained=True" in caplog.text
     assert "unpruned_val_accuracy" not in other.summary()

@@ -127,10 +127,45 @@ def test_a_checkpoint_of_which_a_part_fits(tmp_path, caplog):
     assert made("resnet32", classes=10, partial=True, **state)[3].conv1.weight.equal(
         torch.load(state["state"])["3.conv1.weight"]
     )
-    loaded, kept, unused = map(
-        int, re.search(r"(\d+) tensors are .* kept in (\d+) .* the file are (\d+)", caplog.text).groups()
-    )
-    assert (loaded + kept, loaded + unused) == (157, 97)  # all of the network, and all of the file
+    numbers = re.search(r"(\d+) of its (\d+) .* file's (\d+); .* kept in (\d+) .* the file are (\d+)", caplog.text).groups()
+    loaded, own, stored, kept, unused = map(int, numbers)
+    assert (own, stored) == tuple(len(made(name, classes=10).state_dict()) for name in ("resnet32", "resnet20"))
+    assert (loaded + kept, loaded + unused) == (own, stored)
+
+
+def test_a_file_of_which_only_a_buffer_fits_is_of_another_network(tmp_path):
+    torch.save({"1.running_mean": torch.ones(16), "x.weight": torch.ones(2, 2)}, tmp_path / "a.pt")
+    message = refused("resnet20", classes=10, state=str(tmp_path / "a.pt"), partial=True)
+    assert "fits resnet20: the file has 2 tensors ('1.running_mean', 'x.weight'), the network 116 tensors ('0." in message
+
+
+@pytest.mark.parametrize(
+    ("function", "hint"),
+    [
+        ("a(classes=3)", "set network.options.classes=10"),
+        ("a(width=8, n_out=3)", "set network.options.n_out=10"),
+        ("a(dropout=0.0)", "give the function an argument called num_classes, to which this number is passed"),
+        ("a()", "give the function an argument called num_classes"),
+        ("a(num_classes)", "gets this number as num_classes, unless network.options sets another"),
+        ("a(**settings)", "gets this number as num_classes, unless"),
+    ],
+)
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+def test_how_a_function_gets_the_number_of_outputs(tmp_path, monkeypatch, function, hint, task):
+    name = f"outputs_{abs(hash((function, task)))}"
+    (tmp_path / f"{name}.py").write_text(f"from torch import nn\ndef {function}: return nn.Linear(4, 3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    labels = torch.arange(40) % 10
+    labels = labels if task == "classification" else nn.functional.one_hot(labels)
+    with pytest.raises(UserError) as caught:
+        ss.extract(f"{name}:a", (torch.randn(40, 4), labels), "random", task=task, recipe=RECIPE)
+    assert hint in str(caught.value)
+
+
+def test_a_needed_argument_that_is_the_number_of_classes(tmp_path, monkeypatch):
+    (tmp_path / "needs_labels.py").write_text("from torch import nn\ndef a(num_labels): return nn.Linear(4, num_labels)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "set network.options.num_labels=7; the number of classes is passed only to" in refused("needs_labels:a")
 
 
 def test_timm():

@@ -127,6 +127,7 @@ def test_a_file_and_a_loader(net, xy, tmp_path):
         "state": None,
         "state_sha256": None,
         "partial": False,
+        "trained": None,
         "new_head": False,
     }
     assert config["recipe"]["batch_size"] == 50

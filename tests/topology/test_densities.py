@@ -195,7 +195,7 @@ def test_on_the_command_line(command):
 def test_without_plotly_all_but_the_plot_is_there(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
     done = command(*FAST)
-    assert re.search(r"0\.2 .* % .* 10,040 .* runs/extract/subnetwork-0\.2\.safetensors", done.out)
+    assert re.search(r"0\.2 .* % .* 10,040 .* subnetwork-0\.2\.safetensors", done.out)
     assert done.err.endswith("no plot: plots need plotly: pip install 'subnet-search[plots]'\n")
     assert Path("runs/extract/curve.json").exists()
     assert not Path("runs/extract/curve.html").exists()

@@ -115,7 +115,10 @@ def accuracy_curve(rows: Sequence[dict[str, Any]], folder: Path, title: str, qui
     if not quiet:
         format.console.print()
         columns = {"density": "density", **named, "kept": "weights"}
-        format.table(rows, {**columns, "bytes": "size", "subnetwork": "file"}, title="One training, several densities")
+        named_files = [{**row, "subnetwork": Path(row["subnetwork"]).name} for row in rows]
+        format.table(
+            named_files, {**columns, "bytes": "size", "subnetwork": "file"}, title=f"One training, several densities: {folder}"
+        )
         for row in rows:
             if row["collapsed"]:
                 text = f"density {row['asked']:g}: no weight is left in {', '.join(row['collapsed'])}"

@@ -1,5 +1,6 @@
 """Commands on single runs, methods and data sets."""
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,28 +165,49 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split must be val or test, got {split!r}")
     from subnet_search.deploy.exported_network import read_artifact
+    from subnet_search.deploy.rebuild import NotPassed
     from subnet_search.extraction.evaluate import evaluate as judge
     from subnet_search.extraction.progress import StageProgress
 
     with StageProgress(latency and not json) as on_stage:
-        record = judge(
-            read_artifact(subnetwork),
-            "test" if split == "test" else "val",
-            network=network,
-            data=data,
-            task=task,
-            noise=noise,
-            corruptions=corruptions_from or corruptions,
-            latency=latency,
-            against=against,
-            isometry=isometry,
-            readout=readout,  # type: ignore[arg-type]
-            readout_penalty=readout_penalty,
-            readout_layer=readout_layer,
-            ensemble=ensemble,
-            seed=seed,
-            on_stage=on_stage,
-        )
+        try:
+            record = judge(
+                read_artifact(subnetwork),
+                "test" if split == "test" else "val",
+                network=network,
+                data=data,
+                task=task,
+                noise=noise,
+                corruptions=corruptions_from or corruptions,
+                latency=latency,
+                against=against,
+                isometry=isometry,
+                readout=readout,  # type: ignore[arg-type]
+                readout_penalty=readout_penalty,
+                readout_layer=readout_layer,
+                ensemble=ensemble,
+                seed=seed,
+                on_stage=on_stage,
+            )
+        except NotPassed as missing:
+            given = {
+                "split": split if split == "test" else None,
+                "network": network,
+                "data": data,
+                "task": task,
+                "corruptions-from": corruptions_from,
+                "against": against,
+                "readout": readout,
+                "readout-penalty": readout_penalty,
+                "readout-layer": readout_layer,
+                "ensemble": ensemble,
+                "seed": seed,
+            }
+            flags = {"noise": noise, "corruptions": corruptions, "latency": latency, "isometry": isometry, "json": json}
+            words = ["subnet-search", "evaluate", str(subnetwork)]
+            words += [word for key, value in given.items() if value for word in (f"--{key}", str(value))]
+            words += [f"--{key}" for key, value in flags.items() if value]
+            raise UserError(f"{missing}. The whole command: {shlex.join([*words, *missing.options])}") from missing
     if json:
         format.print_json(record)
         return

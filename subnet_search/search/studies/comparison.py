@@ -19,6 +19,7 @@ def compare(
     network: Any = None,
     data: Any = None,
     task: Any = None,
+    trained: bool | None = None,
     seeds: int = 3,
     name: str = "compare",
     storage: str | None = None,
@@ -34,6 +35,7 @@ def compare(
     densities   fractions of the weights (or of what the configuration's target counts) that are kept
     network, data, task
                 in place of those of the configuration: names, or objects as for `run_study`, which need one worker
+    trained     whether the weights of the network are trained, as for `extract`
     seeds       runs of each method and density, with the configuration's seed and those after it
     name        of the study; called again, it runs only what is new, and what has failed
     storage     an Optuna storage URL; default: sqlite:///runs/studies.db
@@ -56,7 +58,7 @@ def compare(
         raise UserError(
             f"recipe is 'shared' or 'published', got {shown(recipe)}: epochs and lr are in the configuration's recipe"
         )
-    read, passed = read_run(config, network, data, task)
+    read, passed = read_run(config, network, data, task, trained)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
@@ -67,6 +69,7 @@ def sanity(
     network: Any = None,
     data: Any = None,
     task: Any = None,
+    trained: bool | None = None,
     seeds: int = 3,
     name: str = "sanity",
     storage: str | None = None,
@@ -82,7 +85,7 @@ def sanity(
 
     The arguments, the result and the errors are those of `compare`.
     """
-    read, passed = read_run(config, network, data, task)
+    read, passed = read_run(config, network, data, task, trained)
     grid = sanity_grid(name, read, seeds, passed)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 

@@ -53,6 +53,7 @@ def run_study(
     network: Any = None,
     data: Any = None,
     task: Any = None,
+    trained: bool | None = None,
     on_epoch: Callable[..., Any] | str | None = None,
     on_trial: Callable[..., Any] | str | None = None,
     storage: str | None = None,
@@ -72,6 +73,7 @@ def run_study(
                     in place of those of the spec's `run`: names or settings, or the objects that `extract` takes. A module
                     keeps its weights unless `network.init` is set or searched. Objects need one worker, in this process, and
                     are passed again to continue the study: another network or other data is refused
+    trained         whether the weights of the network are trained, as for `extract`
     on_epoch        function(study, trial, epoch), called after each epoch of a trial; an object (one worker) or its name,
                     `package.module:function`, in place of that in the spec's `callbacks`
     on_trial        function(study, trial), called after each trial, as Optuna's callbacks are. An error in either is a warning
@@ -89,7 +91,7 @@ def run_study(
     Raises UserError if the stored study has another spec, and names the difference; Interrupted when stopped; RunError
     when five trials in a row fail, or the workers fail.
     """
-    spec = _with_callbacks(_with_objects(spec, network, data, task), on_epoch, on_trial)
+    spec = _with_callbacks(_with_objects(spec, network, data, task, trained), on_epoch, on_trial)
     url = storage or spec.storage
     count, budget, limit = workers or spec.workers, trials or spec.trials, timeout or spec.timeout
     if count > 1 or cluster:
@@ -121,10 +123,10 @@ def run_study(
 
 
 def _with_objects(
-    spec: StudySpec | Mapping[str, Any] | str | os.PathLike[str], network: Any, data: Any, task: Any
+    spec: StudySpec | Mapping[str, Any] | str | os.PathLike[str], network: Any, data: Any, task: Any, trained: bool | None
 ) -> StudySpec:
     """The checked spec, with the network, data and task in place of those of its run."""
-    nothing = network is None and data is None and task is None
+    nothing = network is None and data is None and task is None and trained is None
     if isinstance(spec, StudySpec):
         if nothing:
             return spec
@@ -141,7 +143,7 @@ def _with_objects(
     run = values_of(run) if isinstance(run, RunConfig) else run
     if not isinstance(run, Mapping):
         raise UserError(f"run: give keys and values, got {shown(run)}")
-    values["run"], passed = put_objects(run, network, data, task)
+    values["run"], passed = put_objects(run, network, data, task, trained)
     return check(StudySpec, values, places).with_passed(passed)
 
 
