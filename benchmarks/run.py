@@ -43,6 +43,7 @@ NAMES = (
     "paradigms",
     "isometry",
     "readout",
+    "ensembles",
     "compact",
     "compact_families",
     "speed",
