@@ -42,6 +42,8 @@ NAMES = (
     "short_runs",
     "paradigms",
     "isometry",
+    "readout",
+    "ensembles",
     "compact",
     "compact_families",
     "speed",

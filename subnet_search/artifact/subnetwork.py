@@ -40,7 +40,8 @@ from subnet_search.nets import (
 from subnet_search.structure.compact import compact
 from subnet_search.topology.masks import Masks, alive, pack
 
-FORMAT = 2  # 1: without a hash over the header
+FORMAT = 3  # 1: without a hash over the header; 2: without a distribution, as files that have none are still written
+KINDS = ("mask", "scale", "state", "kept", "relevance", "mean", "variance")  # prefixes of the names of tensors
 INPUTS = "inputs.safetensors"  # in the run folder, next to the subnetwork: a few inputs of the run, as passed to the network
 DOWNLOADS = ("weights", "pretrained")  # prefixes of factory options that download weights
 SPLITS: dict[str, Literal["validation", "test"]] = {"val": "validation", "test": "test"}
@@ -182,6 +183,32 @@ def _check_shapes(own: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[
         raise UserError(f"this subnetwork is of another network: {wrong[0]} differs ({len(wrong)} tensors in all)")
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """What other networks can be drawn from: learned relevance of the units, or mean and variance of the parameters."""
+
+    relevance: Mapping[str, Tensor] = field(default_factory=dict)  # of the shapes of the units
+    mean: Mapping[str, Tensor] = field(default_factory=dict)  # of the trained parameters; dead weights 0
+    variance: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: int = 0  # that mean and variance are of
+
+    def tensors(self, masks: Masks) -> dict[str, Tensor]:
+        """As stored in a file: of prunable weights, only those that are kept."""
+        found = {f"relevance.{name}": value for name, value in self.relevance.items()}
+        for kind, values in (("mean", self.mean), ("variance", self.variance)):
+            found |= {f"{kind}.{name}": value[masks[name]] if name in masks else value for name, value in values.items()}
+        return found
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Mapping[str, Tensor]], masks: Masks, samples: int) -> "Distribution":
+        """From the tensors of a file, by kind and name."""
+        dense = {
+            kind: {name: _filled(masks[name], value) if name in masks else value for name, value in groups[kind].items()}
+            for kind in ("mean", "variance")
+        }
+        return cls(groups["relevance"], dense["mean"], dense["variance"], samples)
+
+
 @dataclass(frozen=True, repr=False)
 class Subnetwork:
     """A topology with its weights, rescaling factors, and all other tensors of the network."""
@@ -192,6 +219,7 @@ class Subnetwork:
     state: Mapping[str, Tensor]  # all other parameters and buffers
     origin: Origin
     metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
+    distribution: Distribution | None = None  # with `recipe.store_relevance` or `recipe.weight_statistics`
     examples: Any = field(default=None, compare=False)  # a few inputs of the run; not in the file
     module: nn.Module | None = field(default=None, compare=False)  # as passed to `extract`; not in the file
 
@@ -216,11 +244,8 @@ class Subnetwork:
         return f"<table>{cells}</table>"
 
     def _rows(self) -> dict[str, str]:
-        """What is shown of a subnetwork. The size is that of masks, kept weights and all other tensors."""
+        """What is shown of a subnetwork."""
         origin, kept = self.origin, self.masks.kept
-        packed = sum(-(-mask.numel() // 8) for mask in self.masks.values())
-        weights = sum(weight.element_size() * alive(self.masks[name]) for name, weight in self.weights.items())
-        others = sum(tensor.nbytes for tensor in (*self.scales.values(), *self.state.values()))
         leading = leading_in(self.metrics)
         measured = {in_words(leading, part): self.metrics.get(f"{key}_{leading}") for key, part in SPLITS.items()}
         return {
@@ -228,8 +253,15 @@ class Subnetwork:
             f"{origin.data['name'] if origin.data else 'data from Python'}",
             "density": f"{self.density:.4f} ({kept:,} of {self.masks.numel:,} weights)",
             **{name: cell(leading, value) for name, value in measured.items() if value is not None},
-            "size": size(packed + weights + others),
+            "size": size(self.tensor_bytes),
         }
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of masks, kept weights and all other tensors of the network."""
+        packed = sum(-(-mask.numel() // 8) for mask in self.masks.values())
+        weights = sum(weight.element_size() * alive(self.masks[name]) for name, weight in self.weights.items())
+        return packed + weights + sum(tensor.nbytes for tensor in (*self.scales.values(), *self.state.values()))
 
     @property
     def density(self) -> float:
@@ -334,8 +366,11 @@ class Subnetwork:
             initial = self.initial_weights()
             if any(not torch.equal(_pruned(initial[n], self.masks[n]), w) for n, w in self.weights.items()):
                 raise UserError("trained weights cannot be generated from a seed: save them with weights='values'")
+        spread = self.distribution
+        tensors |= spread.tensors(self.masks) if spread else {}
         header = {
-            "format": FORMAT,
+            "format": FORMAT if spread else 2,
+            **({"samples": spread.samples} if spread else {}),
             "weights": weights,
             "shapes": {name: list(mask.shape) for name, mask in self.masks.items()},
             "origin": self.origin.model_dump(mode="json"),
@@ -393,7 +428,7 @@ class Subnetwork:
             )
         masks = Masks(unpack_masks(path, tensors, header, "mask."))
         with guarded(damaged(path, "subnetwork file")):
-            groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("mask", "scale", "state", "kept")}
+            groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
             for name, tensor in tensors.items():
                 kind, _, rest = name.partition(".")
                 groups[kind][rest] = tensor
@@ -404,7 +439,8 @@ class Subnetwork:
             else:
                 weights = {name: _filled(mask, groups["kept"][name]) for name, mask in masks.items()}
             examples = _examples(path.with_name(INPUTS), origin)
-            found = cls(masks, weights, groups["scale"], groups["state"], origin, dict(header["metrics"]), examples)
+            spread = Distribution.of(groups, masks, int(header["samples"])) if "samples" in header else None
+            found = cls(masks, weights, groups["scale"], groups["state"], origin, dict(header["metrics"]), spread, examples)
             same = found.sha256 == header["sha256"]
         if not same:
             raise UserError(

@@ -59,6 +59,17 @@ def split_of(subnetwork: Artifact, net: nn.Module, data: Any, task: Task, split:
     return chosen
 
 
+def training_data_of(subnetwork: Artifact, data: Any, task: Task, split: Literal["val", "test"]) -> Data:
+    """The given data, or the run's, whose training items are not part of `split`.
+
+    Raises UserError for data without parts, all of which is the split "test".
+    """
+    found = data_of(subnetwork, data, task)
+    if split == "test" and found.test() is None:
+        raise UserError(f"{found.name} is one part, all of it for testing: pass it in parts, with the training data of the run")
+    return found
+
+
 def dense_of(subnetwork: Artifact, network: nn.Module | str | None) -> nn.Module:
     """The dense network of a file; `network` if it is a module, otherwise newly built."""
     if isinstance(network, nn.Module):

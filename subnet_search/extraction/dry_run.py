@@ -23,6 +23,7 @@ from subnet_search.topology.select import count
 from subnet_search.topology.units import parse
 from subnet_search.training import Recipe, Supernet
 from subnet_search.training.check_trainable import check_trainable
+from subnet_search.training.weight_statistics import first_sample
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 UNITS = {"weight": "prunable weights", "channel": "channels", "n:m": "prunable weights", "block": "blocks"}
@@ -44,6 +45,8 @@ def dry_run(config: RunConfig, exports: Sequence[str] = ()) -> dict[str, Any]:
     if recipe.epochs:
         supernet.extractor.check(supernet.units, clock)
         check_trainable(supernet, data.to(supernet.device))
+    if recipe.weight_statistics:
+        first_sample(recipe, steps)
     layers, biases = layers_of(supernet.net, supernet.weights)
     return {
         "config": config.dump(),
@@ -110,6 +113,7 @@ def memory_of(supernet: Supernet, data: Data, recipe: Recipe, clock: Clock) -> d
         "parameters": sum(tensor.nbytes for tensor in network),
         "gradients": learned,
         "optimizer": copies * learned,
+        **({"weight_statistics": 2 * learned} if recipe.weight_statistics else {}),
         "masks": sum(tensor.nbytes for tensors in own for tensor in tensors.values()),
         "activations": activations(supernet, data, recipe, clock) if recipe.epochs else 0,
         "data": data.bytes_in_memory,

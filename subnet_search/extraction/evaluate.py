@@ -13,7 +13,15 @@ from subnet_search.deploy.exported_network import Artifact
 from subnet_search.deploy.formats import Stage, silent
 from subnet_search.deploy.normalised import Normalised, normalised
 from subnet_search.deploy.onnx_file import OnnxFile
-from subnet_search.deploy.rebuild import check_given, dense_of, network_of, split_of, statistics_outside, task_of_run
+from subnet_search.deploy.rebuild import (
+    check_given,
+    dense_of,
+    network_of,
+    split_of,
+    statistics_outside,
+    task_of_run,
+    training_data_of,
+)
 from subnet_search.evaluation.corruption_files import benchmark_mean
 from subnet_search.evaluation.cost import on_average
 from subnet_search.evaluation.items import interval
@@ -28,9 +36,11 @@ from subnet_search.extraction.against import (
     passed_module,
     reference,
 )
+from subnet_search.extraction.ensemble import Drawn, check_drawable, ensemble_record
 from subnet_search.extraction.isometry import isometry_inputs, isometry_record
+from subnet_search.extraction.refit import with_readout
 from subnet_search.nets import opened
-from subnet_search.tasks import Classification
+from subnet_search.tasks import Classification, Task
 
 
 def evaluate(
@@ -45,6 +55,11 @@ def evaluate(
     latency: bool = False,
     against: Against | None = None,
     isometry: bool = False,
+    readout: Literal["ridge"] | None = None,
+    readout_penalty: float | None = None,
+    readout_layer: str | None = None,
+    ensemble: int | None = None,
+    seed: int = 0,
     on_stage: Stage = silent,
 ) -> dict[str, Any]:
     """Evaluate on one split of the data; returns the record of the run with the new measurements.
@@ -65,6 +80,11 @@ def evaluate(
                   agreement and the functional distance
     isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
                   network before pruning where its weights are known (`dense_isometry`); for float inputs
+    readout       "ridge": first solve the last layer by ridge regression on the training items of the data; adds `readout`.
+                  The file is not changed. readout_penalty, readout_layer: as in a recipe
+    ensemble      also draw this many networks, from relevance or weight statistics in the file, and average their predictions:
+                  adds `ensemble` (see docs/ensembles.md)
+    seed          of the draws
     on_stage      called with what is timed now
 
     Under `interval` is the 95 % bootstrap interval of the leading metric of a built-in task, over the items; for
@@ -80,8 +100,15 @@ def evaluate(
     if latency and isinstance(subnetwork, OnnxFile):
         raise UserError("export measures the latency of an ONNX file, beside that of the dense network in ONNX Runtime")
     check_given(subnetwork, network, data, task)
-    net = network_of(subnetwork, network).eval()
     task = task_of_run(subnetwork, task)
+    how: dict[str, Any] = {}
+    if ensemble is not None and readout is not None:
+        raise UserError("members of an ensemble have the last layer that they were drawn with: leave readout out")
+    if ensemble is not None:
+        check_drawable(subnetwork, ensemble, task)
+    if readout is not None:
+        subnetwork, how = _refitted(subnetwork, network, data, task, split, readout, readout_layer, readout_penalty)
+    net = network_of(subnetwork, network).eval()
     if (noise or corruptions) and not isinstance(task, Classification):
         raise UserError(f"accuracy under noise and corruptions needs the task classification, got {task.name}")
     if (noise or corruptions) and isinstance(subnetwork, OnnxFile) and subnetwork.normalise:
@@ -103,15 +130,21 @@ def evaluate(
         inputs = isometry_inputs(inner, task, in_order(chosen, mean, std))
         own = passed_module(subnetwork, network)
         more = isometry_record(subnetwork, inner, dense_of(subnetwork, network), own, inputs)
+    drawn = None
+    if ensemble is not None and isinstance(subnetwork, Subnetwork):
+        own, given = passed_module(subnetwork, network), training_data_of(subnetwork, data, task, split)
+        drawn = Drawn.of(subnetwork, dense_of(subnetwork, network), own, task, given, seed)
     with on_average(net, subnetwork.inputs(2)) as macs:
         found, items = this.measure(task, chosen)
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more}
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more, **how}
     if origin.dynamic and not isinstance(subnetwork, OnnxFile):
         record["kept_macs"] = macs()
     if items is not None:
         record["interval"] = interval(items)
     if other:
         record["against"] = compared(task, (found, items), other.measure(task, chosen), other.name)
+    if drawn and ensemble:
+        record["ensemble"] = ensemble_record(drawn, (found, items), chosen, ensemble)
     if noise:
         record["noise"] = noise_curve(inner, compare_with, chosen, mean, std)
     if files:
@@ -122,6 +155,28 @@ def evaluate(
     if latency:
         record |= _timed(subnetwork, dense_of(subnetwork, network), net, on_stage)
     return record
+
+
+def _refitted(
+    subnetwork: Artifact,
+    network: nn.Module | str | None,
+    data: Any,
+    task: Task,
+    split: Literal["val", "test"],
+    readout: str,
+    layer: str | None,
+    penalty: float | None,
+) -> tuple[Subnetwork, dict[str, Any]]:
+    """The subnetwork with a readout, and the record of it under `readout`."""
+    if readout != "ridge":
+        raise UserError(f"readout must be ridge, got {shown(readout)}")
+    if penalty is not None and not penalty > 0:
+        raise UserError(f"readout_penalty must be above 0, got {penalty:g}")
+    if not isinstance(subnetwork, Subnetwork):
+        raise UserError("an exported network keeps its last layer: evaluate the readout of the subnetwork's own file")
+    given, net = training_data_of(subnetwork, data, task, split), network_of(subnetwork, network)
+    found, record = with_readout(subnetwork, net, given, task, layer=layer, penalty=penalty)
+    return found, {"readout": record}
 
 
 def _timed(subnetwork: Artifact, dense: nn.Module, net: nn.Module, on_stage: Stage) -> dict[str, Any]:

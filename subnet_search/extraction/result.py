@@ -9,15 +9,19 @@ import torch
 from torch import nn
 
 from subnet_search.artifact import Origin, Subnetwork
+from subnet_search.artifact.subnetwork import Distribution
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.data import Data, Items, Split
 from subnet_search.evaluation.cost import cost, on_average
 from subnet_search.extraction.provenance import named
+from subnet_search.extraction.refit import with_readout
 from subnet_search.extractors import Extractor
+from subnet_search.tasks import Network
 from subnet_search.topology.channels import Channels
 from subnet_search.training import Outcome, Supernet
 from subnet_search.training.distributed import any_rank, rank_and_world
 from subnet_search.training.loop import evaluate, measured
+from subnet_search.training.weight_statistics import COUNT, LEAST, mean_and_variance
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +52,30 @@ def subnetworks(
     for method, record in zip(methods, records, strict=True):
         supernet.extractor = method
         record |= {"test_error": problem, **before}
+        subnet = _subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record)
+        network: Network = supernet.evaluator()
+        if supernet.recipe.readout:
+            subnet, network = _refitted(supernet, subnet, here, record)
         if test is not None:
             try:
-                record[f"test_{supernet.task.leading}"] = evaluate(supernet, here, test)[supernet.task.leading]
+                record[f"test_{supernet.task.leading}"] = measured(supernet.task, network, here, test)[supernet.task.leading]
             except Interrupted:
                 raise
             except RunError as error:  # items of a test split are not checked before
                 record["test_error"] = str(error)
                 log.warning("the test split was not measured: %s", error)
-        found.append(_subnetwork(supernet, origin.model_copy(update={"extractor": named(method)}), record))
+        found.append(replace(subnet, metrics=record))
     return found
+
+
+def _refitted(supernet: Supernet, subnet: Subnetwork, data: Data, record: dict[str, Any]) -> tuple[Subnetwork, nn.Module]:
+    """The subnetwork with the recipe's readout, and its network; puts the validation metrics of these into `record`."""
+    recipe, task = supernet.recipe, supernet.task
+    net = subnet.on(supernet.net).to(supernet.device).eval()
+    subnet, how = with_readout(subnet, net, data, task, layer=recipe.readout_layer, penalty=recipe.readout_penalty)
+    val = measured(task, net, data, data.val)
+    record |= {f"val_{name}": val[name] for name in task.directions if name in val} | {"readout": how}
+    return subnet, net
 
 
 def _unpruned_test(supernet: Supernet, net: nn.Module, data: Data, test: Split | Items) -> dict[str, float]:
@@ -135,4 +153,24 @@ def _subnetwork(supernet: Supernet, origin: Origin, record: dict[str, Any]) -> S
     with torch.no_grad():
         for name, weight in supernet.weights.items():
             weight.copy_(before[name])
-    return subnet
+    return replace(subnet, distribution=_distribution(supernet))
+
+
+def _distribution(supernet: Supernet) -> Distribution | None:
+    """What the recipe stores for ensembles, on the CPU."""
+    sums = supernet.weight_sums
+    if supernet.recipe.store_relevance:
+        return Distribution({name: value.detach().cpu().clone() for name, value in supernet.relevance.items()})
+    if not supernet.recipe.weight_statistics:
+        return None
+    if (samples := int(sums.get(COUNT, 0))) < LEAST:
+        log.warning(
+            "weight_statistics are not stored: %d sample%s since the last change of the topology; let %s end earlier, or set "
+            "recipe.statistics_every",
+            samples,
+            "" if samples == 1 else "s",
+            supernet.extractor.name,
+        )
+        return None
+    mean, variance = ({name: value.cpu() for name, value in one.items()} for one in mean_and_variance(sums))
+    return Distribution({}, mean, variance, samples)

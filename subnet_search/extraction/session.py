@@ -18,7 +18,9 @@ from subnet_search.core.nested import map_tensors, moved
 from subnet_search.data import Data, in_order, load
 from subnet_search.deploy.formats import check_exportable
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.ensemble import check_stored
 from subnet_search.extraction.provenance import identity_of, origin_of
+from subnet_search.extraction.refit import check_refit
 from subnet_search.extraction.result import subnetworks
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.teacher import check_distance, teacher_of
@@ -96,6 +98,7 @@ class RunSession:
         self.origin = origin_of(config, net, spec, init, self.data, outputs, self.examples)
         teacher = teacher_of(config, net, self.origin.init, teacher)
         check_distance(config, task, net, teacher, example)
+        check_stored(config.recipe, type(config.extractor))
         if folder.keeps_subnetwork:
             check_storable(config, self.origin.init)
         images = getattr(config.extractor, "images", None)  # batch size for gradients before training
@@ -112,6 +115,7 @@ class RunSession:
             every=self.origin.every_output,
             dense_layers=config.dense_layers,
         )
+        check_refit(config, net, self.data, units.weights)
         if self.origin.init == "keep" and not trains_weights(type(config.extractor)) and not config.network.pretrained:
             log.warning(
                 "%s trains no weights, and this network keeps its own: if they are untrained, set the initialisation "

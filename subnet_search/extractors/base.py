@@ -237,6 +237,9 @@ class RelevanceLearner(Extractor):
     keeps_count: ClassVar[bool] = False
     """Whether every sample keeps the same number of units of a layer, so that numel/nnz is a constant."""
 
+    draws_topologies: ClassVar[bool] = False
+    """Whether relevance is, to the end of the run, the log-odds that a unit is kept, independently of all others."""
+
     rescale: Rescaling = "none"
 
     @abstractmethod

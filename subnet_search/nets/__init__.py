@@ -1,6 +1,6 @@
 """Reference networks, weight initialisation, and the weights that can be pruned."""
 
-from subnet_search.nets.batch_norm import check_batch_norm
+from subnet_search.nets.batch_norm import check_batch_norm, has_batch_norm, never_trained, recompute_statistics
 from subnet_search.nets.checkpoints import put_state, read_state
 from subnet_search.nets.copying import detached_copy, own_copy
 from subnet_search.nets.dynamic import gated_layers, make_dynamic, noting_saliency, opened, set_winners
@@ -40,6 +40,7 @@ __all__ = [
     "detached_copy",
     "file_sha256",
     "gated_layers",
+    "has_batch_norm",
     "head_of",
     "initial_weight",
     "initialise",
@@ -50,6 +51,7 @@ __all__ = [
     "logits_of",
     "make_dynamic",
     "network_names",
+    "never_trained",
     "not_accepted",
     "noting_saliency",
     "opened",
@@ -59,6 +61,7 @@ __all__ = [
     "prunable",
     "put_state",
     "read_state",
+    "recompute_statistics",
     "replace_head",
     "set_winners",
     "unwrapped",

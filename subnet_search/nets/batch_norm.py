@@ -1,5 +1,6 @@
 """Batch norm needs more than one value a channel in a training batch."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,3 +45,39 @@ def check_batch_norm(net: nn.Module, inputs: Any, batch_size: int) -> None:
             f"batch norm ({single[0]}) needs two or more values a channel, and a training batch of one item gives one: set a "
             "larger recipe.batch_size (or extractor.images), or use more training data or fewer processes"
         )
+
+
+def has_batch_norm(net: nn.Module) -> bool:
+    """Whether the network has batch norm with running statistics."""
+    return bool(_with_statistics(net))
+
+
+def never_trained(net: nn.Module) -> bool:
+    """Whether a batch norm layer has running statistics that no batch has changed."""
+    return any(int(layer.num_batches_tracked) == 0 for layer in _with_statistics(net) if layer.num_batches_tracked is not None)
+
+
+@torch.no_grad()
+def recompute_statistics(net: nn.Module, passes: Callable[[], None]) -> None:
+    """Replace the running statistics of batch norm by their means over the batches of `passes`, which calls the network.
+
+    All other layers are in evaluation mode, in which the network is left. Without batch norm, `passes` is not called. Source:
+    Maddox et al. 2019, arXiv:1902.02476, section 3.2 (there for weights that were drawn).
+    """
+    layers = _with_statistics(net.eval())
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+            layer.train()
+        if layers:
+            passes()
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        net.eval()
+
+
+def _with_statistics(net: nn.Module) -> list[_BatchNorm]:
+    return [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -1,6 +1,7 @@
 """What a task is: how a batch goes into the network, the loss, and the metrics."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -108,6 +109,13 @@ class Task(Settings):
         """
         raise UserError(f"the task {self.name} has no distance between the outputs of two networks")
 
+    def averaged(self, outputs: Sequence[Any]) -> Any:
+        """An output for the mean of what several networks predict: of their probabilities, or of their values.
+
+        Raises UserError when the task does not define it.
+        """
+        raise UserError(f"the task {self.name} has no mean of the outputs of several networks, so it has no ensembles")
+
     def answer(self, output: Any, inputs: Any) -> Any:
         """What a prediction keeps of the output for a batch of inputs."""
         return unwrapped(output)
@@ -147,6 +155,11 @@ class LogitsTask(Task):
         logits, target = (self.class_last(self.scores(one).float()) / temperature for one in (output, teacher))
         logits, target = logits.log_softmax(-1), target.log_softmax(-1)
         return (target.exp() * (target - logits)).sum(-1).mean() * temperature**2
+
+    def averaged(self, outputs: Sequence[Any]) -> Tensor:
+        """The logarithm of the mean probabilities, float64."""
+        logits = torch.stack([self.class_last(self.scores(one).double()).log_softmax(-1) for one in outputs])
+        return logits.logsumexp(0) - math.log(len(outputs))
 
     def class_last(self, logits: Tensor) -> Tensor:
         """Logits with the classes in the last dimension."""

@@ -1,7 +1,7 @@
 """Any number of labels for each input: binary cross-entropy on logits (batch, labels)."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -139,6 +139,10 @@ class MultiLabel(LogitsTask):
             here, there = F.logsigmoid(sign * logits), F.logsigmoid(sign * target)
             found = found + there.exp() * (there - here)
         return found.mean() * temperature**2
+
+    def averaged(self, outputs: Sequence[Any]) -> Tensor:
+        """The logit of the mean probabilities, float64."""
+        return torch.stack([logits_of(one).double().sigmoid() for one in outputs]).mean(0).logit(eps=1e-15)
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> MultiLabelPrediction:
         probabilities = answers.float().sigmoid()

@@ -1,7 +1,7 @@
 """One or several numbers for each input: squared, absolute or Huber error of outputs (batch, targets)."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -98,6 +98,10 @@ class Regression(LogitsTask):
         """The mean squared difference. The temperature changes nothing."""
         values, target = (_columns(logits_of(one).float()) for one in (output, teacher))
         return (values - target).square().mean()
+
+    def averaged(self, outputs: Sequence[Any]) -> Tensor:
+        """The mean of the values, float64."""
+        return torch.stack([logits_of(one).double() for one in outputs]).mean(0)
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> RegressionPrediction:
         values = answers.float()

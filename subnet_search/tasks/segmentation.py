@@ -1,6 +1,6 @@
 """One class for each pixel: cross-entropy or Dice loss on logits (batch, classes, height, width)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -138,6 +138,9 @@ class Segmentation(LogitsTask):
         """The logits: also "out" of a mapping, as torchvision's segmentation networks return it."""
         found = logits_of(output)
         return found.get("out", found) if isinstance(found, Mapping) else found
+
+    def averaged(self, outputs: Sequence[Any]) -> Tensor:
+        return super().averaged(outputs).movedim(-1, 1)
 
     def class_last(self, logits: Tensor) -> Tensor:
         return logits.movedim(1, -1)

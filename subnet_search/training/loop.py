@@ -42,6 +42,7 @@ from subnet_search.training.memory import keep_freed_memory
 from subnet_search.training.optimizer import make_optimizer
 from subnet_search.training.probe import Probe
 from subnet_search.training.supernet import Passes, Supernet
+from subnet_search.training.weight_statistics import first_sample
 
 log = logging.getLogger(__name__)
 DENSITY_TOLERANCE = 0.01  # relative; a larger deviation from the density asked for is logged
@@ -229,6 +230,7 @@ class Run:
         for name, steps in self.raised.items():
             _warn_once(f"{name} is raised to {steps} steps, the minimum in a run of {self.total} steps")
         self._warn_left_whole()
+        self.samples = first_sample(supernet.recipe, self.per_epoch) if supernet.recipe.weight_statistics else None
         self.isometry_inputs = self._isometry_inputs() if supernet.recipe.record_isometry else []
         self.rewind_at = self.extractor.rewinds_to(self.start)
         self.rate_steps = self.extractor.schedule_steps(self.start)
@@ -282,6 +284,8 @@ class Run:
         self._record(loss)
         if change:
             self.make(change)
+        if self.samples and self.progress.step > self.samples[0] and self.progress.step % self.samples[1] == 0:
+            self.supernet.add_weight_sample()
 
     def restore(self, path: Path) -> None:
         self.progress, self.best = load_checkpoint(path, self.supernet, self._make_optimizer, self.losses, self.name)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from subnet_search.core.errors import UserError, unknown
 from subnet_search.core.settings import Settings
@@ -83,6 +83,20 @@ class Recipe(Settings):
     """Record the in-time exploration rate, the fraction of weights that were ever alive (ITOP, arXiv:2102.02887)."""
     record_isometry: bool = False
     """Record the mean singular value of the Jacobian around each pruning, on 128 validation items (arXiv:2105.05916)."""
+    weight_statistics: float | None = Field(default=None, gt=0, le=1)
+    """Store mean and variance of every trained parameter over this fraction of the run, at its end, for `evaluate --ensemble`
+    (SWAG-diagonal, arXiv:1902.02476): the file has three times the bytes. A change of the topology starts them anew."""
+    statistics_every: int | None = Field(default=None, ge=1)
+    """Steps between two samples of `weight_statistics`. Default: an epoch."""
+    store_relevance: bool = False
+    """Store the learned relevance, four bytes a unit, for `evaluate --ensemble` (gumbel and supermask)."""
+    readout: Literal["ridge"] | None = None
+    """ridge: at the end, solve the last layer by ridge regression on the training data (classification, regression)."""
+    readout_penalty: Positive | None = None
+    """Penalty on the squared weights of the readout beside the mean squared error. Default: chosen on a tenth of the training
+    data."""
+    readout_layer: str | None = None
+    """Name of the linear layer that `readout` solves. Default: the last one."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
     threads: int | None = Field(default=None, ge=1)
@@ -113,6 +127,15 @@ class Recipe(Settings):
         if list(value) != sorted(value) or any(not 0 < point < 1 for point in value):
             raise UserError(f"milestones must be increasing fractions of the run between 0 and 1, got {list(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _drawn_as_trained(self) -> "Recipe":
+        stored = "weight_statistics" if self.weight_statistics else "store_relevance" if self.store_relevance else None
+        if stored and self.readout:
+            raise UserError(f"{stored} is of the trained last layer, which readout replaces: set one of the two")
+        if self.weight_statistics and self.patience:
+            raise UserError("weight_statistics are of the end of the run, and patience returns to an earlier epoch: set one")
+        return self
 
     def resolve(self, published: Mapping[str, Any]) -> "Recipe":
         """The complete recipe: the user's settings, then `published`, then defaults; device, threads and processes are set.

@@ -23,6 +23,7 @@ from subnet_search.topology import rescale
 from subnet_search.topology.masks import Masks, pack, unpack
 from subnet_search.topology.units import Units
 from subnet_search.training.recipe import Recipe
+from subnet_search.training.weight_statistics import add_sample
 
 FACTORS: Mapping[str, Callable[[Tensor], Tensor]] = {"dynamic": rescale.dynamic, "fan_in": rescale.fan_in}
 MOMENTUM = 0.9  # of the running mean of gradients, which some extractors grow weights by
@@ -84,6 +85,7 @@ class Supernet:
         self.saliency: dict[str, Tensor] = {}  # of the step's inputs for the filters of dynamic layers
         self.ever_alive: dict[str, Tensor] = {}  # packed bits of the units that were ever alive, with `recipe.explored`
         self.last_epoch: dict[str, Tensor] = {}  # packed bits of the topology at the end of the last epoch
+        self.weight_sums: dict[str, Tensor] = {}  # of samples since the last change, with `recipe.weight_statistics`
         self.passes = Passes()
         self.rewind_state: dict[str, Tensor] = {}  # the network's state at the step to rewind to
         self._trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -211,6 +213,8 @@ class Supernet:
     @torch.no_grad()
     def apply(self, change: Change) -> None:
         """Apply a change, except its effects on the optimizer. Dropped weights become zero; grown weights start at zero."""
+        if change.masks is not None or change.weights or change.learn or change.rewind != "none":
+            self.weight_sums = {}
         if change.rewind in ("weights", "both"):
             for name, value in self.net.state_dict().items():
                 value.copy_(self.rewind_state[name])
@@ -248,6 +252,12 @@ class Supernet:
         for name, mean in self.momentum.items():
             mean.lerp_(gradients[name], 1 - MOMENTUM)
 
+    def add_weight_sample(self) -> None:
+        """Add the parameters to the weight statistics, unless relevance is learned."""
+        if not self.relevance:
+            named = self.net.named_parameters(remove_duplicate=False)
+            add_sample(self.weight_sums, {name: parameter.detach() for name, parameter in named if parameter.requires_grad})
+
     @torch.no_grad()
     def mask_weights(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero dead weights and their optimizer state, after a step with dense gradients or a change."""
@@ -283,6 +293,7 @@ class Supernet:
             "ever": self.ever_alive,
             "last_epoch": self.last_epoch,
             "memory": self.memory,
+            "weight_sums": self.weight_sums,
         }
         return state | {f"{kind}.{name}": value for kind, tensors in kept.items() for name, value in tensors.items()}
 
@@ -290,13 +301,15 @@ class Supernet:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore tensors that `state` returned. Raises KeyError or RuntimeError when they are of another network."""
         self.learn(get_args(Learned)[int(state["learns"])])
+        restored = ("rewind_state.", "ever.", "last_epoch.", "memory.", "weight_sums.")
         rewind = _with_prefix("rewind_state.", state) or _with_prefix("anchor.", state)  # the name before 0.1.0
         self.rewind_state = {name: tensor.to(self.device) for name, tensor in rewind.items()}
         self.ever_alive = _with_prefix("ever.", state)
         self.last_epoch = _with_prefix("last_epoch.", state)
         self.memory = {name: tensor.to(self.device) for name, tensor in _with_prefix("memory.", state).items()}
+        self.weight_sums = {name: tensor.to(self.device) for name, tensor in _with_prefix("weight_sums.", state).items()}
         for name, value in self.state().items():
-            if name != "learns" and not name.startswith(("mask.", "rewind_state.", "ever.", "last_epoch.", "memory.")):
+            if name != "learns" and not name.startswith(("mask.", *restored)):
                 value.copy_(state[name])
         self.masks = Masks({name: state[f"mask.{name}"].to(self.device) for name in self.masks})
         self.gates = self.units.gates(self.masks)

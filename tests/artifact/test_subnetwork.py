@@ -239,8 +239,8 @@ def test_files_of_earlier_versions():
 
 
 def test_a_newer_format(found, tmp_path):
-    path = rewritten(found, tmp_path / "net.safetensors", format=3)
-    with pytest.raises(UserError, match=f"{path} has format 3, newer than the 2 this version reads: update subnet-search"):
+    path = rewritten(found, tmp_path / "net.safetensors", format=4)
+    with pytest.raises(UserError, match=f"{path} has format 4, newer than the 3 this version reads: update subnet-search"):
         ss.Subnetwork.load(path)
 
 

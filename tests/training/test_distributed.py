@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 def learn(name):
-    net = supernet(name, mlp(), epochs=3, batch_size=40, lr=1.0)
+    more = {"weight_statistics": 0.5, "statistics_every": 2} if name == "redraw" else {}
+    net = supernet(name, mlp(), epochs=3, batch_size=40, lr=1.0, **more)
     outcome = train(net, points(), 0)
     return {
         "masks": dict(net.masks),
@@ -64,6 +65,15 @@ def patient(rank, folder):
     net = supernet("redraw", mlp(), epochs=30, batch_size=40, lr=0.5, patience=2)
     outcome = train(net, points(), 0)
     return {"epoch": outcome.epoch, "epochs": len(outcome.history), "state": net.state()}
+
+
+def solved(rank, folder):
+    """The last layer in closed form, after batch norm has got its statistics on rank 0."""
+    torch.manual_seed(0)
+    recipe = {"epochs": 0, "threads": 1, "device": "cpu", "readout": "ridge", "batch_size": 20}
+    config = check(RunConfig, {"extractor": {"name": "random", "density": 0.5}, "recipe": recipe})
+    subnet = run(config, module=conv_bn(), data=pictures(), init="kaiming_normal")
+    return {"state": subnet.state_dict(), "val": subnet.metrics["val_accuracy"]}
 
 
 def whole(rank, folder):
@@ -132,6 +142,7 @@ SCENES = {
     "stopped": stopped,
     "broken": broken,
     "patient": patient,
+    "solved": solved,
     "whole": whole,
     "mean": mean,
     "probes": lambda rank, folder: {key: scored(extractor) for key, extractor in PROBING.items()},
@@ -193,6 +204,14 @@ def test_two_ranks_agree(name, seen):
     assert torch.allclose(alone["loss"], first["loss"], atol=1e-4)  # of the whole batch, not of a rank's half
     for key, value in alone["state"].items():
         assert torch.allclose(value.float(), first["state"][key].float(), atol=1e-4), key
+
+
+def test_two_ranks_have_one_readout(seen):
+    first, second = seen["solved"]
+    assert_same(first["state"], second["state"])
+    alone = solved(0, None)
+    assert_same(alone["state"], first["state"])
+    assert alone["val"] == first["val"] == second["val"]
 
 
 def test_two_ranks_find_the_gradients_of_one(seen):

@@ -145,6 +145,19 @@ def evaluate(
     save: Annotated[
         bool, typer.Option("--save", help="Also write the record beside the file, for subnet-search report.")
     ] = False,
+    readout: Annotated[
+        str | None,
+        typer.Option(metavar="ridge", help="First solve the last layer by ridge regression on the training data."),
+    ] = None,
+    readout_penalty: Annotated[
+        float | None, typer.Option(help="Penalty of the readout [default: chosen on held-out training data].")
+    ] = None,
+    readout_layer: Annotated[str | None, typer.Option(help="Layer of the readout [default: the last linear layer].")] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Also draw K networks from stored relevance or weight statistics, and average them."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the networks that are drawn.")] = 0,
     json: Json = False,
 ) -> None:
     """Measure accuracy and cost of a subnetwork file.
@@ -156,6 +169,8 @@ def evaluate(
         raise UserError(f"--split must be val or test, got {split!r}")
     if save and data:
         raise UserError("--save keeps what is measured on the run's own data: leave out --data, or --save")
+    if save and readout:
+        raise UserError("--save keeps what is measured of the file's own weights: leave out --readout, or --save")
     from subnet_search.deploy.exported_network import read_artifact
     from subnet_search.deploy.rebuild import NotPassed
     from subnet_search.extraction.evaluate import evaluate as judge
@@ -174,6 +189,11 @@ def evaluate(
                 latency=latency,
                 against=against,
                 isometry=isometry,
+                readout=readout,  # type: ignore[arg-type]
+                readout_penalty=readout_penalty,
+                readout_layer=readout_layer,
+                ensemble=ensemble,
+                seed=seed,
                 on_stage=on_stage,
             )
         except NotPassed as missing:
@@ -184,6 +204,11 @@ def evaluate(
                 "task": task,
                 "corruptions-from": corruptions_from,
                 "against": against,
+                "readout": readout,
+                "readout-penalty": readout_penalty,
+                "readout-layer": readout_layer,
+                "ensemble": ensemble,
+                "seed": seed,
             }
             flags = {
                 "noise": noise,
@@ -208,6 +233,7 @@ def evaluate(
         {
             **_qualities(record, split),
             **(_isometry(record) if isometry else {}),
+            **(evaluation_page.readout(record["readout"]) if readout else {}),
             "density": format.cell("density", record["density"]),
             "multiply-accumulates": format.macs(record),
             "file": format.size(subnetwork.stat().st_size),

@@ -36,6 +36,9 @@ def more(record: Mapping[str, Any]) -> None:
     if "against" in record:
         format.console.print()
         against(record)
+    if "ensemble" in record:
+        format.console.print()
+        ensemble(record["ensemble"])
     if "noise" in record:
         format.console.print()
         known = [key for key in ("agreement", "distance") if record["noise"][0][key] is not None]
@@ -67,6 +70,51 @@ def against(record: Mapping[str, Any]) -> None:
             ", ".join(f"{row['class']}: {_signed(leading, row['difference'])}" for row in lost) or "none"
         )
     format.pairs(rows, title=f"Against {other['name']}, on the same items")
+
+
+def readout(found: Mapping[str, Any]) -> dict[str, str]:
+    """How the last layer was solved."""
+    chosen = ", chosen on held-out training data" if found["chosen"] else ""
+    return {
+        "readout": f"{found['layer']} by ridge regression on {found['items']:,} items, penalty {found['penalty']:.3g}{chosen}"
+    }
+
+
+def ensemble(found: Mapping[str, Any]) -> None:
+    """Print the metrics of an ensemble beside those of one network, and what it costs."""
+    leading = next(iter(found["metrics"]))
+    shown = [name for name in dict.fromkeys([leading, "nll", "ece"]) if name in found["metrics"]]
+    columns = {
+        "the subnetwork": found["single"],
+        **({"its batch norm anew": found["recomputed"]} if found["recomputed"] else {}),
+        **({"mean of the weights": found["mean_weights"]} if found["mean_weights"] else {}),
+        "members, mean": {name: found["each"][name]["mean"] for name in shown},
+        "lowest": {name: found["each"][name]["low"] for name in shown},
+        "highest": {name: found["each"][name]["high"] for name in shown},
+        "the ensemble": found["metrics"],
+    }
+    table = [
+        {"metric": in_words(name), **{key: format.cell(name, values[name]) for key, values in columns.items()}}
+        for name in shown
+    ]
+    samples = f", from {found['samples']} samples" if found["samples"] else ""
+    title = f"Ensemble of {found['members']} networks with drawn {found['drawn']} (seed {found['seed']}{samples})"
+    format.table(table, {key: key for key in table[0]}, title=title)
+    difference = _signed(leading, found["difference"])
+    if found["interval"]:
+        low, high = (_signed(leading, found["interval"][key]) for key in ("low", "high"))
+        difference += f" (95 % interval {low} to {high})"
+    rows = {f"difference to {'its batch norm anew' if found['recomputed'] else 'the subnetwork'}": difference}
+    if found["disagreement"] is not None:
+        rows["members disagree on"] = format.percent(found["disagreement"])
+    format.pairs(
+        {
+            **rows,
+            "density of the members": format.cell("density", found["density"]["mean"]),
+            "multiply-accumulates": f"{found['macs']:,}, of the subnetwork {found['single_macs']:,}",
+            "size": f"{format.size(found['bytes'])}, of the subnetwork {format.size(found['single_bytes'])}",
+        }
+    )
 
 
 def corruptions(record: Mapping[str, Any]) -> None:

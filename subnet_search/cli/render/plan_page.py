@@ -11,6 +11,7 @@ MEMORY = {
     "parameters": "parameters and buffers",
     "gradients": "gradients",
     "optimizer": "optimizer",
+    "weight_statistics": "mean and variance of weights",
     "masks": "masks and what the method learns",
     "activations": "activations of a batch",
     "data": "data",
@@ -35,7 +36,7 @@ def plan(record: Mapping[str, Any]) -> None:
     format.console.print()
     format.pairs(values, width=WIDTH)
     format.console.print()
-    rows = {label: format.size(memory[key]) for key, label in MEMORY.items()}
+    rows = {label: format.size(memory[key]) for key, label in MEMORY.items() if key in memory}
     if memory["activations"]:
         rows["activations of a batch"] += f" (measured in a forward pass of {memory['batch']} items)"
     format.pairs({**rows, "together": format.size(memory["total"])}, title="Memory at the start of training", width=WIDTH)

@@ -43,6 +43,8 @@ class Gumbel(ss.RelevanceLearner):
         note="At most 1000 epochs: the authors stop after 100 without a better validation accuracy (patience).",
     )
 
+    draws_topologies = True
+
     density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published; near one half."""
     scope: ss.PlainScope = "global"

@@ -40,6 +40,8 @@ class Supermask(ss.RelevanceLearner):
         note="The settings of the convolutional networks were not verified.",
     )
 
+    draws_topologies = True
+
     density: Annotated[ss.Density | None, ss.Real(0.05, 0.5, log=True)] = None
     """Fraction of prunable weights kept. None: those with P(keep) >= 1/2, as published."""
     scope: ss.PlainScope = "global"

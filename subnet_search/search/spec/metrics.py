@@ -30,6 +30,7 @@ from subnet_search.evaluation.isometry import check_floats, mean_singular_value
 from subnet_search.evaluation.latency import latency, on_threads
 from subnet_search.evaluation.robustness import noise_curve
 from subnet_search.extraction.config import RunConfig
+from subnet_search.extraction.ensemble import Drawn, averaging, check_drawable
 from subnet_search.extraction.isometry import isometry_inputs
 from subnet_search.extractors import Extractor
 from subnet_search.extractors.base import layer_field
@@ -38,6 +39,7 @@ from subnet_search.tasks import Classification, LanguageModeling, Task, UserTask
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import Shapes, allocate, count
 from subnet_search.training import Epoch
+from subnet_search.training.loop import measured
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ class Finished:
         batches = in_order(self.data.val.to(device), mean, std)
         return mean_singular_value(self.net, isometry_inputs(self.net, task_of_run(self.subnetwork), batches))
 
+    def ensemble_accuracy(self) -> float:
+        """Accuracy on validation data of MEMBERS networks that are drawn from what the run has stored; needs classification."""
+        subnet, task = self.subnetwork, task_of_run(self.subnetwork)
+        check_drawable(subnet, MEMBERS, task)
+        device = subnet.origin.recipe["device"]
+        dense = (own_copy(self.like) if self.like is not None else subnet.origin.build()).to(device)
+        here = self.data.to(device)
+        drawn = Drawn.of(subnet, dense, self.like is not None and subnet.origin.network is None, task, here, 0)
+        networks = [drawn.network(drawn.draw(index)) for index in range(MEMBERS)]
+        return float(measured(task, averaging(drawn.task, networks), here, here.val)["accuracy"])
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -122,6 +135,7 @@ class Measure:
     """Tolerance of a constraint, as a fraction of the bound."""
 
 
+ENSEMBLE, MEMBERS = "ensemble_accuracy", 10
 NO_DENSE = "functional_distance compares with the dense network: start from trained weights, network.state"
 ONE_WEIGHT = 1e-3  # densities are rounded to whole weights: 0.1 of 268,048 is 26,805, slightly more than 0.1
 
@@ -147,6 +161,13 @@ MEASURES = {
     "isometry": Measure(
         "maximize", "", "mean singular value of the input-output Jacobian on validation data", "end", Finished.isometry
     ),
+    "ensemble_accuracy": Measure(
+        "maximize",
+        "fraction",
+        "accuracy on validation data of ten networks drawn from relevance or weight statistics",
+        "end",
+        Finished.ensemble_accuracy,
+    ),
     "seconds": Measure("minimize", "s", "training time", "end"),
 }
 """Metrics of any task that `_missing` does not name. `measures_of` adds the task's own."""
@@ -158,6 +179,8 @@ def _missing(name: str, task: Task) -> str | None:
     """Why runs with this task do not have a metric of MEASURES. None: they have it."""
     if name in UNDER_NOISE and not isinstance(task, Classification):
         return f"{name} is {UNDER_NOISE[name]}: it needs the task classification, got {task.name}"
+    if name == ENSEMBLE and not isinstance(task, Classification):
+        return f"{ENSEMBLE} is of classifiers: it needs the task classification, got {task.name}"
     if name == "isometry" and isinstance(task, LanguageModeling | UserTask):
         return f"isometry needs float inputs and a built-in task, got {task.name}"
     return None

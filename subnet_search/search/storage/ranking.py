@@ -140,7 +140,11 @@ def default_names(study: Snapshot) -> list[str]:
     return names if len(names) > 1 else [names[0], "density"]
 
 
-HIGHER_IS_BETTER = ("robustness", "isometry")  # of the metrics that any task can have; a test compares with spec/metrics.py
+HIGHER_IS_BETTER = (
+    "robustness",
+    "isometry",
+    "ensemble_accuracy",
+)  # of the metrics that any task can have; a test compares with spec/metrics.py
 NO_MEASURES = ("seed", "beat", REPEATS, RETRIES, "reuses")  # numeric attributes that are not metrics
 
 
