@@ -42,7 +42,7 @@ def read_state(path: Path, key: str = "network.state") -> dict[str, Tensor]:
         raise UserError(f"{path} is not a state dict: {_refused(error)}") from error
     except Exception as error:  # a damaged file can raise anything
         if "TorchScript" in str(error):
-            raise UserError(f"{path} is not a state dict but a TorchScript file: load it with torch.jit.load; {SAVE}") from error
+            raise UserError(f"{path} is not a state dict but a file of TorchScript: torch.jit.load reads it; {SAVE}") from error
         raise UserError(
             f"{path} is not a readable state dict: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error

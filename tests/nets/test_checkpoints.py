@@ -65,7 +65,9 @@ def test_of_two_state_dicts_none_is_chosen(tmp_path):
 def test_a_file_of_torchscript(tmp_path, recwarn):
     torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2)).save(tmp_path / "a.pt")
     recwarn.clear()  # of torch.jit itself
-    with pytest.raises(UserError, match=r"a\.pt is not a state dict but a TorchScript file: .*save only net\.state_dict\(\)$"):
+    with pytest.raises(
+        UserError, match=r"a\.pt is not a state dict but a file of TorchScript: .*save only net\.state_dict\(\)$"
+    ):
         read_state(tmp_path / "a.pt")
     assert not recwarn.list
 
