@@ -1,5 +1,6 @@
 """Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from subnet_search.deploy.rebuild import (
     training_data_of,
 )
 from subnet_search.evaluation.corruption_files import benchmark_mean
-from subnet_search.evaluation.cost import on_average
+from subnet_search.evaluation.cost import chosen_macs
 from subnet_search.evaluation.items import interval
 from subnet_search.evaluation.robustness import check_noise, corruption_table, noise_curve
 from subnet_search.extraction.against import (
@@ -134,11 +135,10 @@ def evaluate(
     if ensemble is not None and isinstance(subnetwork, Subnetwork):
         own, given = passed_module(subnetwork, network), training_data_of(subnetwork, data, task, split)
         drawn = Drawn.of(subnetwork, dense_of(subnetwork, network), own, task, given, seed)
-    with on_average(net, subnetwork.inputs(2)) as macs:
-        found, items = this.measure(task, chosen)
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more, **how}
-    if origin.dynamic and not isinstance(subnetwork, OnnxFile):
-        record["kept_macs"] = macs()
+    measure = cache(partial(this.measure, task, chosen))  # once
+    macs = chosen_macs(net, subnetwork.inputs(2), measure)
+    found, items = measure()
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more, **how, **macs}
     if items is not None:
         record["interval"] = interval(items)
     if other:
