@@ -186,9 +186,10 @@ def _by_operation(net: nn.Module, names: Sequence[str], inputs: Any) -> dict[str
 
 
 def chosen_macs(net: nn.Module, example: Any, run: Callable[[], object]) -> dict[str, int]:
-    """`kept_macs` of a dynamic network: the mean MACs of the inputs that `run` passes. Others are not run, and have none.
+    """`kept_macs` of a dynamic network: the mean MACs of one of the inputs that `run` passes through it.
 
     Those of the filters that win, on channels that are not zero, and those of the gates; layers without one in full.
+    Empty for a network without gates; `run` is then not called.
     """
     layers, chosen = gated_layers(net), dict[str, list[Tensor]]()
     if not layers:
