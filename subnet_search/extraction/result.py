@@ -72,7 +72,9 @@ def _refitted(supernet: Supernet, subnet: Subnetwork, data: Data, record: dict[s
     """The subnetwork with the recipe's readout, and its network; puts the validation metrics of these into `record`."""
     recipe, task = supernet.recipe, supernet.task
     net = subnet.on(supernet.net).to(supernet.device).eval()
-    subnet, how = with_readout(subnet, net, data, task, layer=recipe.readout_layer, penalty=recipe.readout_penalty)
+    assert recipe.readout is not None
+    layer, penalty = recipe.readout_layer, recipe.readout_penalty
+    subnet, how = with_readout(subnet, net, data, task, kind=recipe.readout, layer=layer, penalty=penalty)
     val = measured(task, net, data, data.val)
     record |= {f"val_{name}": val[name] for name in task.directions if name in val} | {"readout": how}
     return subnet, net
