@@ -71,6 +71,11 @@ def test_what_cannot_be_opened_is_said_in_one_line(url, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_storage_object_is_refused_with_what_to_give():
+    with pytest.raises(UserError, match=r"given by its URL, such as sqlite:///runs/studies.db, got an object: InMemoryStorage"):
+        open_storage(InMemoryStorage())
+
+
 def test_postgresql_without_its_driver_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UserError, match=r"pip install 'subnet-search\[postgres\]'"):
