@@ -6,7 +6,7 @@ the numbers that are plotted. Plotly and matplotlib are optional.
 
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ PERCENT = ".4~%"
 MISSING = "plots need plotly: pip install 'subnet-search[plots]'"
 ENDINGS = (".html", ".htm", *static_figures.STATIC, *table_files.TABLES)  # of the files that plots are written to
 BESIDE = 1.012  # the ratio of the densities at which two lines show the same density, so that error bars can be told apart
+FEW_DENSITIES = 8  # distinct ones in a comparison
 TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are both named on the axis
 
 Rows = Sequence[dict[str, Any]]
@@ -55,9 +56,7 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
             hovertemplate=f"density %{{customdata:{PERCENT}}}<br>{shown}<extra>{label}</extra>",
             **look(index),
         )
-    ticks = _apart({row["density"] for row in rows})
-    text = [f"{100 * density:.3g}%" for density in ticks]
-    figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
+    density_axis(figure, {row["density"] for row in rows})
     figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
     write(figure, path, title, rows)
 
@@ -143,6 +142,16 @@ def look(index: int, hollow: bool = False) -> dict[str, Any]:
         "line": {"color": COLOURS[place], "width": 2, "dash": "dot" if hollow else DASHES[turn % len(DASHES)]},
         "marker": {"symbol": symbol, "size": 9, "line": {"width": 2 if hollow else 0}},
     }
+
+
+def density_axis(figure: Any, densities: Collection[float]) -> None:
+    """Make the x axis of a figure a log scale of densities, with the densities themselves as ticks if they are few."""
+    if len(densities) > FEW_DENSITIES:
+        round_ones = (factor * 10.0**power for power in range(-5, 1) for factor in (1, 2, 5))
+        densities = [one for one in round_ones if min(densities) <= one <= max(densities)] or densities
+    ticks = _apart(densities)
+    text = [f"{100 * density:.3g}%" for density in ticks]
+    figure.update_xaxes(title="density (weights kept, log scale)", type="log", tickvals=ticks, ticktext=text)
 
 
 def _apart(densities: Iterable[float]) -> list[float]:

@@ -310,9 +310,10 @@ class Subnetwork:
 
         Raises UserError when `net` has other parameters or other shapes.
         """
-        if any(map(is_lazy, net.parameters())):
+        copy = own_copy(net)
+        if any(map(is_lazy, copy.parameters())):
             raise UserError("this network has uninitialised lazy layers: run it once on an example")
-        out = self.origin.with_gates(own_copy(net))
+        out = self.origin.with_gates(copy)
         state, own = self.state_dict(), out.state_dict()
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # keeps the version metadata of `state_dict`, which some modules read

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from subnet_search.core.errors import UserError, reason
+from subnet_search.core.rng import own_random_state
 
 IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """`package.module:function`."""
@@ -19,7 +20,8 @@ def import_function(name: str, kind: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     try:
-        imported = importlib.import_module(module)
+        with own_random_state():  # else the first network made in a process depends on what the module draws or seeds
+            imported = importlib.import_module(module)
     except Exception as error:  # anything that a user's module raises when imported
         why = error if isinstance(error, ImportError) else reason(error)
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]

@@ -5,7 +5,11 @@ streams of different names are independent.
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -18,3 +22,15 @@ def derive(seed: int, *names: int | str) -> int:
 def generator(seed: int, *names: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on `device`, seeded by `derive`."""
     return torch.Generator(device).manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Restore the random states of torch (CPU), numpy and random afterwards."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])

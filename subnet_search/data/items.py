@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, defau
 
 from subnet_search.core.errors import RunError, UserError, reason
 from subnet_search.core.nested import Brief, length_of, moved, tensors_in
-from subnet_search.core.rng import derive
+from subnet_search.core.rng import derive, own_random_state
 from subnet_search.data.batch import split_batch
 from subnet_search.data.rows import Rows
 from subnet_search.data.values import Tally, Values
@@ -101,7 +101,7 @@ class Items(Brief):
             raise RunError(f"the data set has {now} items, and had {self.length} when the run began")
 
     def _here(self, keys: Sequence[Key]) -> Any:
-        with _own_random_state():
+        with own_random_state():
             return _Collate(self.collate)(_Reader(self.dataset, self.places, self.seed).__getitems__(keys))
 
     def _from_workers(self, keys: Iterable[Sequence[Key]]) -> Iterator[Any]:
@@ -122,7 +122,7 @@ class Items(Brief):
         position = 0
         for batch in keys:
             epoch, start = batch[0]
-            with _own_random_state():  # left before the batch is given away: this generator may never be resumed
+            with own_random_state():  # left before the batch is given away: this generator may never be resumed
                 if epoch != now or start < position:
                     now, position = epoch, 0
                     _seed(self.seed, epoch, -1)
@@ -244,21 +244,9 @@ def _seed(seed: int, epoch: int | str, index: int) -> None:
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Restore the random states of torch (CPU), numpy and random afterwards."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
-
-
-@contextmanager
 def fixed_random_state(name: str) -> Iterator[None]:
     """Random numbers of torch (CPU), numpy and random that depend on `name` only; restored afterwards."""
-    with _own_random_state():
+    with own_random_state():
         _seed(0, name, 0)
         yield
 
@@ -336,5 +324,5 @@ def counted(dataset: Any) -> int:
     """The number of items of an iterable dataset: its length if it has one, otherwise it is read once."""
     if hasattr(dataset, "__len__"):
         return len(dataset)
-    with _own_random_state():
+    with own_random_state():
         return sum(1 for _ in dataset)

@@ -22,6 +22,7 @@ from subnet_search.deploy.formats import CHECKED, Made, Options, Stage, check_dy
 from subnet_search.deploy.normalised import how_to_prepare, normalised, statistics
 from subnet_search.deploy.onnx import input_names
 from subnet_search.deploy.rebuild import data_of, network_of, split_of, statistics_outside, task_of_run
+from subnet_search.nets import opened
 from subnet_search.tasks import inputs_sent
 
 TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit
@@ -110,7 +111,8 @@ def export(
     if origin.dynamic:
         record["kept_macs"] = subnetwork.metrics["kept_macs"]
     if latency:
-        nets, same = {"dense": front(masked), **made.beside, "exported": runs}, same_operations(masked, made.plain, made.runs)
+        nets = {"dense": front(masked), **made.beside, "exported": runs}
+        same = same_operations(opened(masked), made.plain, made.runs)
         record["latency"] = measured(nets, subnetwork.inputs, batch, threads, seconds, same=same, on_stage=on_stage)
     record["faster"] = any(row["faster"] for row in record["latency"]) if latency else None
     record["advice"] = None if record["faster"] is not False else advice(origin.unit, to, masked, example)

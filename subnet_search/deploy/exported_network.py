@@ -175,6 +175,8 @@ def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) ->
 
     Raises UserError for a damaged file, and for another network.
     """
+    if Path(path).suffix == ".onnx":
+        raise UserError(f"{path} is an ONNX model: open it with onnxruntime.InferenceSession")
     found = Deployed.load(path)
     return found.network() if net is None else found.on(net)
 

@@ -24,6 +24,7 @@ from subnet_search.topology.masks import Masks
 from subnet_search.topology.units import Units, parse
 
 FORMATS = ("compact", "csr", "bsr", "2:4", "onnx", "state-dict")
+KEEP_ALL = ("onnx", "state-dict")  # formats that need no zero weights, and can have gates
 CHECKED = 7  # inputs that the outputs of both networks are compared on
 Stage = Callable[[str], None]
 """Called with what is done now, in a few words."""
@@ -68,7 +69,7 @@ def check_format(to: str) -> None:
 
 def check_dynamic(origin: Origin, to: str) -> None:
     """Raise UserError when each input chooses its filters and the format cannot do that."""
-    if origin.dynamic and to not in ("state-dict", "onnx"):
+    if origin.dynamic and to not in KEEP_ALL:
         raise UserError(
             f"each input of this network chooses its filters ({origin.extractor['name']}), so none can go: "
             "--to state-dict keeps the gates; with another method, unit=channel and --to compact drop filters for all inputs"
@@ -86,7 +87,7 @@ def check_exportable(net: nn.Module, units: Units, density: float | None, origin
     """
     check_format(to)
     check_dynamic(origin, to)
-    if density == 1 and to not in ("state-dict", "onnx"):
+    if density == 1 and to not in KEEP_ALL:
         raise UserError(f"{to} needs zero weights, and density 1 prunes none: set a lower density")
     masked = own_copy(net).cpu().eval()
     half = units.relevant({name: torch.linspace(-1, 1, _size(shape)).view(shape) for name, shape in units.shapes.items()}, None)
@@ -100,7 +101,7 @@ def check_exportable(net: nn.Module, units: Units, density: float | None, origin
     with suppress(RunError):  # differences of the outputs depend on the weights
         made = make(tried, masked, to, Options(measure=False, latency=False))
         check_runs(tried, masked, made.runs, to)
-        if to in ("compact", "csr", "bsr", "2:4"):
+        if to not in KEEP_ALL:
             Deployed.of(made.runs, masked, origin, to, {}).on(masked.cpu())
 
 
@@ -141,7 +142,8 @@ def make(subnetwork: Subnetwork, masked: nn.Module, to: str, options: Options) -
 
 def _onnx(subnetwork: Subnetwork, masked: nn.Module, options: Options) -> Made:
     example, every, threads = subnetwork.inputs(2), subnetwork.origin.every_output, options.threads
-    (small, whole), plain = _smaller(subnetwork, masked), opened(masked)
+    plain = opened(masked)
+    small, whole = _smaller(subnetwork, masked) if plain is masked else (masked, None)  # gates need all filters
 
     def front(net: nn.Module) -> nn.Module:
         return normalised(net, subnetwork.origin) if options.normalise else net
@@ -169,9 +171,7 @@ def _sparse(subnetwork: Subnetwork, plain: nn.Module, whole: str | None, kind: K
 
 
 def _smaller(subnetwork: Subnetwork, masked: nn.Module) -> tuple[nn.Module, str | None]:
-    """The compact network and None; or the masked network and the reason (None for dynamic networks, which keep all)."""
-    if subnetwork.origin.dynamic:
-        return masked, None
+    """The compact network and None; or the masked network and the reason."""
     try:
         return compact(masked, subnetwork.inputs(2), every=subnetwork.origin.every_output), None
     except (UserError, RunError) as error:

@@ -1,8 +1,7 @@
 """Cost of a network: number of weights and of multiply-accumulates, with and without zeros."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,13 +185,15 @@ def _by_operation(net: nn.Module, names: Sequence[str], inputs: Any) -> dict[str
     return found
 
 
-@contextmanager
-def on_average(net: nn.Module, example: Any) -> Iterator[Callable[[], int]]:
-    """Count what the inputs of a dynamic network choose, as they pass; gives a function that returns the mean MACs of one.
+def chosen_macs(net: nn.Module, example: Any, run: Callable[[], object]) -> dict[str, int]:
+    """`kept_macs` of a dynamic network: the mean MACs of one of the inputs that `run` passes through it.
 
     Those of the filters that win, on channels that are not zero, and those of the gates; layers without one in full.
+    Empty for a network without gates; `run` is then not called.
     """
-    chosen: dict[str, list[Tensor]] = {}
+    layers, chosen = gated_layers(net), dict[str, list[Tensor]]()
+    if not layers:
+        return {}
 
     def count(name: str) -> Any:
         def hook(gate: Gate, inputs: tuple[Tensor], saliency: Tensor) -> None:
@@ -201,18 +202,15 @@ def on_average(net: nn.Module, example: Any) -> Iterator[Callable[[], int]]:
 
         return hook
 
-    def mean() -> int:
-        shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
-        gates = sum(gated.gate.phi.numel() for gated in layers.values())
-        return gates + round(sum(shares.get(name, 1.0) * count for name, count in all_macs(net, example).items()))
-
-    layers = gated_layers(net)
     handles = [gated.gate.register_forward_hook(count(name)) for name, gated in layers.items()]
     try:
-        yield mean
+        run()
     finally:
         for handle in handles:
             handle.remove()
+    shares = {f"{name}.layer.weight": float(torch.cat(rows).double().mean()) for name, rows in chosen.items()}
+    gates = sum(gated.gate.phi.numel() for gated in layers.values())
+    return {"kept_macs": gates + round(sum(shares.get(name, 1.0) * macs for name, macs in all_macs(net, example).items()))}
 
 
 def all_macs(net: nn.Module, example: Any) -> dict[str, int]:

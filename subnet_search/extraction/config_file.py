@@ -52,7 +52,7 @@ def check(model: type[M], values: Mapping[str, Any], locations: Mapping[str, str
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            raise UserError(_describe(error, locations)) from error
+            raise UserError(_describe(error, locations)) from None  # pydantic's own text says no more
 
 
 def typed(value: Any, kind: Any = None) -> Any:

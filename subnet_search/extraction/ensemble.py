@@ -99,8 +99,6 @@ def check_stored(recipe: Recipe, method: type[Any]) -> None:
     relevance = issubclass(method, RelevanceLearner) and not method.paradigm.trains_after
     if recipe.weight_statistics and (relevance or not trains_weights(method)):
         raise UserError(f"weight_statistics: {method.name} ends without training the weights of one topology")
-    if method.dynamic and (recipe.weight_statistics or recipe.readout):
-        raise UserError(f"weight_statistics and readout are not for networks whose inputs choose filters ({method.name})")
 
 
 def _weights(subnetwork: Subnetwork, spread: Distribution, seed: int) -> Callable[[int], Subnetwork]:

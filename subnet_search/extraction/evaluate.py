@@ -1,7 +1,8 @@
 """Evaluate a subnetwork or an exported network: accuracy, calibration, robustness, isometry, cost, latency."""
 
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -23,7 +24,7 @@ from subnet_search.deploy.rebuild import (
     training_data_of,
 )
 from subnet_search.evaluation.corruption_files import benchmark_mean
-from subnet_search.evaluation.cost import on_average
+from subnet_search.evaluation.cost import chosen_macs
 from subnet_search.evaluation.items import interval
 from subnet_search.evaluation.robustness import check_noise, corruption_table, noise_curve
 from subnet_search.extraction.against import (
@@ -41,6 +42,7 @@ from subnet_search.extraction.isometry import isometry_inputs, isometry_record
 from subnet_search.extraction.refit import with_readout
 from subnet_search.nets import opened
 from subnet_search.tasks import Classification, Task
+from subnet_search.training.readout import Readout
 
 
 def evaluate(
@@ -55,7 +57,7 @@ def evaluate(
     latency: bool = False,
     against: Against | None = None,
     isometry: bool = False,
-    readout: Literal["ridge"] | None = None,
+    readout: Readout | None = None,
     readout_penalty: float | None = None,
     readout_layer: str | None = None,
     ensemble: int | None = None,
@@ -80,8 +82,9 @@ def evaluate(
                   agreement and the functional distance
     isometry      add the mean singular value of the input-output Jacobian over the first 128 items, also of the trained
                   network before pruning where its weights are known (`dense_isometry`); for float inputs
-    readout       "ridge": first solve the last layer by ridge regression on the training items of the data; adds `readout`.
-                  The file is not changed. readout_penalty, readout_layer: as in a recipe
+    readout       "ridge": first solve the last layer by ridge regression on the training items of the data;
+                  "forward_ridge": one linear layer after another. Adds `readout`; the file is not changed. readout_penalty,
+                  readout_layer: as in a recipe
     ensemble      also draw this many networks, from relevance or weight statistics in the file, and average their predictions:
                   adds `ensemble` (see docs/ensembles.md)
     seed          of the draws
@@ -134,11 +137,10 @@ def evaluate(
     if ensemble is not None and isinstance(subnetwork, Subnetwork):
         own, given = passed_module(subnetwork, network), training_data_of(subnetwork, data, task, split)
         drawn = Drawn.of(subnetwork, dense_of(subnetwork, network), own, task, given, seed)
-    with on_average(net, subnetwork.inputs(2)) as macs:
-        found, items = this.measure(task, chosen)
-    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more, **how}
-    if origin.dynamic and not isinstance(subnetwork, OnnxFile):
-        record["kept_macs"] = macs()
+    measure = cache(partial(this.measure, task, chosen))  # once
+    macs = chosen_macs(net, subnetwork.inputs(2), measure)
+    found, items = measure()
+    record = {**subnetwork.summary(), "split": split, "items": len(chosen), **found, **more, **how, **macs}
     if items is not None:
         record["interval"] = interval(items)
     if other:
@@ -163,19 +165,19 @@ def _refitted(
     data: Any,
     task: Task,
     split: Literal["val", "test"],
-    readout: str,
+    readout: Readout,
     layer: str | None,
     penalty: float | None,
 ) -> tuple[Subnetwork, dict[str, Any]]:
     """The subnetwork with a readout, and the record of it under `readout`."""
-    if readout != "ridge":
-        raise UserError(f"readout must be ridge, got {shown(readout)}")
+    if readout not in get_args(Readout):
+        raise UserError(f"readout must be {' or '.join(get_args(Readout))}, got {shown(readout)}")
     if penalty is not None and not penalty > 0:
         raise UserError(f"readout_penalty must be above 0, got {penalty:g}")
     if not isinstance(subnetwork, Subnetwork):
         raise UserError("an exported network keeps its last layer: evaluate the readout of the subnetwork's own file")
     given, net = training_data_of(subnetwork, data, task, split), network_of(subnetwork, network)
-    found, record = with_readout(subnetwork, net, given, task, layer=layer, penalty=penalty)
+    found, record = with_readout(subnetwork, net, given, task, kind=readout, layer=layer, penalty=penalty)
     return found, {"readout": record}
 
 

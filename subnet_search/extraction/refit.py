@@ -13,7 +13,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.nets import call, never_trained, recompute_statistics
 from subnet_search.tasks import LogitsTask, Task
 from subnet_search.training.distributed import from_first
-from subnet_search.training.readout import Readout, check_readout, solve_readout
+from subnet_search.training.readout import Readout, Solved, check_readout, solve_readout
 
 
 def training_batches(data: Data, batch_size: int, seed: int) -> Iterator[Any]:
@@ -28,39 +28,54 @@ def with_readout(
     data: Data,
     task: Task,
     *,
+    kind: Readout = "ridge",
     layer: str | None = None,
     penalty: float | None = None,
 ) -> tuple[Subnetwork, dict[str, Any]]:
-    """The subnetwork with its last layer solved on the training items, and a record of that.
+    """The subnetwork with its last layer, or its linear layers, solved on the training items, and a record of that.
 
     net     the masked network, which is changed; on the device of `data`. Batch norm that no batch has been through gets
             the statistics of the training items first
-    layer, penalty   as for `check_readout` and `solve_readout`
+    kind, layer, penalty   as for `check_readout` and `solve_readout`
 
     Must be called on every rank; rank 0 solves.
     """
     origin = subnet.origin
-    layer = check_readout(net.eval(), task, data.first(), layer)
+    layers = check_readout(net.eval(), task, data.first(), kind, layer)
 
     assert isinstance(task, LogitsTask)
 
-    def solve() -> tuple[dict[str, Tensor], Readout]:
-        if never_trained(net):
-            batches = training_batches(data, origin.recipe["batch_size"], origin.seed)
-            recompute_statistics(net, lambda: run_over(net, task, batches))
-        mask = subnet.masks.get(f"{layer}.weight")
-        found = solve_readout(net, task, in_order(data.train, data.mean, data.std), layer, penalty=penalty, mask=mask)
+    def solve() -> tuple[dict[str, Tensor], list[Solved]]:
+        untrained = never_trained(net)
+
+        def recompute() -> None:
+            if untrained:
+                batches = training_batches(data, origin.recipe["batch_size"], origin.seed)
+                recompute_statistics(net, lambda: run_over(net, task, batches))
+
+        recompute()
+        found = solve_readout(
+            net,
+            task,
+            lambda: in_order(data.train, data.mean, data.std),
+            layers,
+            penalty=penalty,
+            masks={name.removesuffix(".weight"): mask for name, mask in subnet.masks.items()},
+            seed=origin.seed,
+            solved=recompute,
+        )
         return {name: value.cpu() for name, value in net.state_dict().items() if name in subnet.state}, found
 
     state, found = from_first(solve)
-    solved = {f"{layer}.weight": found.weight} | ({} if found.bias is None else {f"{layer}.bias": found.bias})
+    solved = {f"{one.layer}.weight": one.weight for one in found}
+    solved |= {f"{one.layer}.bias": one.bias for one in found if one.bias is not None}
     weights, scales = dict(subnet.weights), {name: one for name, one in subnet.scales.items() if name not in solved}
     for name, value in solved.items():
         values = weights if name in weights else state
         values[name] = value.to(values[name].dtype).cpu()
     refitted = replace(subnet, weights=weights, scales=scales, state=state)
     net.load_state_dict({**net.state_dict(), **refitted.state_dict()})
-    return refitted, found.plain()
+    return refitted, {"kind": kind, **found[-1].plain(), **({"layers": layers} if len(layers) > 1 else {})}
 
 
 def run_over(net: nn.Module, task: LogitsTask, batches: Iterable[Any]) -> None:
@@ -74,8 +89,8 @@ def check_refit(config: RunConfig, net: nn.Module, data: Data, prunable: Contain
     recipe = config.recipe
     if recipe.readout is None:
         return
-    layer = check_readout(net, config.task, data.first(), recipe.readout_layer)
-    if config.weights == "seed" and f"{layer}.weight" in prunable:
-        raise UserError(
-            f"readout changes {layer}, so a seed cannot generate it: use weights='values', or add {layer} to dense_layers"
-        )
+    for layer in check_readout(net, config.task, data.first(), recipe.readout, recipe.readout_layer):
+        if config.weights == "seed" and f"{layer}.weight" in prunable:
+            raise UserError(
+                f"readout changes {layer}, so a seed cannot generate it: use weights='values', or add {layer} to dense_layers"
+            )

@@ -12,7 +12,7 @@ from subnet_search.artifact import Origin, Subnetwork
 from subnet_search.artifact.subnetwork import Distribution
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.data import Data, Items, Split
-from subnet_search.evaluation.cost import cost, on_average
+from subnet_search.evaluation.cost import chosen_macs, cost
 from subnet_search.extraction.provenance import named
 from subnet_search.extraction.refit import with_readout
 from subnet_search.extractors import Extractor
@@ -72,7 +72,9 @@ def _refitted(supernet: Supernet, subnet: Subnetwork, data: Data, record: dict[s
     """The subnetwork with the recipe's readout, and its network; puts the validation metrics of these into `record`."""
     recipe, task = supernet.recipe, supernet.task
     net = subnet.on(supernet.net).to(supernet.device).eval()
-    subnet, how = with_readout(subnet, net, data, task, layer=recipe.readout_layer, penalty=recipe.readout_penalty)
+    assert recipe.readout is not None
+    layer, penalty = recipe.readout_layer, recipe.readout_penalty
+    subnet, how = with_readout(subnet, net, data, task, kind=recipe.readout, layer=layer, penalty=penalty)
     val = measured(task, net, data, data.val)
     record |= {f"val_{name}": val[name] for name in task.directions if name in val} | {"readout": how}
     return subnet, net
@@ -110,10 +112,6 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any
     units = supernet.final()
     masks = supernet.weight_masks(units)
     counted = cost(supernet.net, masks, data.shape, example, supernet.left_whole)
-    if supernet.extractor.dynamic:
-        with on_average(supernet.net, example) as macs:
-            evaluate(supernet, data, data.val)
-        counted = replace(counted, kept_macs=macs())
     task = supernet.task
     return {
         f"test_{task.leading}": None,
@@ -129,6 +127,7 @@ def _record(supernet: Supernet, data: Data, outcome: Outcome, val: dict[str, Any
         "kept": counted.kept,
         "macs": counted.macs,
         "kept_macs": counted.kept_macs,
+        **chosen_macs(supernet.net, example, lambda: evaluate(supernet, data, data.val)),
         "left_whole": [asdict(one) for one in counted.left_whole],
         "channels_left_whole": [
             {"name": name.removesuffix(".weight"), "why": why} for name, why in supernet.units.left_whole.items()

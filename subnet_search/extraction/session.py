@@ -266,27 +266,34 @@ def make_network(
     """The initialised network of a resolved configuration and its spec; or a copy of `module` and None."""
     if torch.is_inference_mode_enabled():
         raise UserError("training is not possible inside torch.inference_mode(): call this outside of it")
+    outputs = task.outputs(data)
     if module is None:
         state = state_in(Path(config.network.state).expanduser()) if config.network.state else None
-        net = build(config.network, data.shape, task.outputs(data), config.seed, state)
-        check_types(net, config.network.name, data.first(1))
-        if config.extractor.dynamic:
-            _gated(net, config, inputs_sent(net, task, data.first(), config.network.name, task.outputs(data)))
-        return net, config.network
-    net = own_copy(module)
-    check_types(net, type(net).__name__, data.first(1))
+        net, spec = build(config.network, data.shape, outputs, config.seed, state), config.network
+    else:
+        net, spec = own_copy(module), None
+    name = spec.name if spec else type(net).__name__
+    check_types(net, name, data.first(1))
     net = net if all(parameter.device.type == "cpu" for parameter in net.parameters()) else net.cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # lazy layers draw their weights here
-        sent = inputs_sent(net, task, data.first(), outputs=task.outputs(data))
-    density = config.extractor.target_density
-    initialise(net, init, config.seed, density if init == "scaled" else None)
+        sent = inputs_sent(net, task, data.first(), name, outputs)
+    if module is not None:
+        initialise(net, init, config.seed, config.extractor.target_density if init == "scaled" else None)
     if config.extractor.dynamic:
-        _gated(net, config, sent)
-    return net, None
+        _add_gates(net, config, sent)
+    return net, spec
 
 
-def _gated(net: nn.Module, config: RunConfig, sent: Any) -> None:
-    """Add the gates of a dynamic method in place. sent: inputs, as the task passes them."""
+def _add_gates(net: nn.Module, config: RunConfig, sent: Any) -> None:
+    """Add the gates of a dynamic method in place. sent: inputs, as the task passes them.
+
+    Raises UserError for a network that cannot have them, and for settings of the recipe that are not for such networks.
+    """
+    recipe, method = config.recipe, config.extractor.name
+    if recipe.compile:
+        raise UserError(f"recipe.compile: a network whose inputs choose their filters is not compiled ({method})")
+    if recipe.weight_statistics or recipe.readout:
+        raise UserError(f"weight_statistics and readout are not for networks whose inputs choose filters ({method})")
     one = isinstance(sent, Tensor) and sent.is_floating_point()
     make_dynamic(net, tuple(sent.shape[1:]) if one else (), config.seed)

@@ -41,9 +41,10 @@ def _epochs(epochs: Rows) -> dict[str, Any]:
 
 def curves(epochs: Rows, leading: str) -> Any:
     """The leading metric and the density over the epochs, and on the right axis the training loss."""
+    whole = [0, 1] if is_fraction(leading) and len(epochs) == 1 else None  # around one point the axis would pass 100 %
     drawn = figure(
         xaxis=_epochs(epochs),
-        yaxis={"title": in_words(leading), "tickformat": PERCENT if is_fraction(leading) else None},
+        yaxis={"title": in_words(leading), "tickformat": PERCENT if is_fraction(leading) else None, "range": whole},
         yaxis2={"title": "training loss, density", "overlaying": "y", "side": "right", "tickmode": "auto", **NO_GRID},
         margin={"l": 55, "r": 55, "t": 20, "b": 45},
     )

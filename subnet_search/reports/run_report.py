@@ -127,12 +127,12 @@ def _topology(subnet: Subnetwork, record: Mapping[str, Any], epochs: Sequence[Ma
 
 def _quality(measured: Mapping[str, Any] | None, file: Path) -> Iterator[Section]:
     """Calibration diagram, robustness curves and times of what was evaluated."""
+    commands = (
+        f"subnet-search evaluate {shlex.quote(str(file))} --split test --noise --latency --save\n"
+        f"subnet-search report {shlex.quote(str(file.parent))}"
+    )
     if measured is None:
         text = "Not measured. These commands add calibration, robustness and times to this page:"
-        commands = (
-            f"subnet-search evaluate {shlex.quote(str(file))} --split test --noise --latency --save\n"
-            f"subnet-search report {shlex.quote(str(file.parent))}"
-        )
         yield Section("Calibration, robustness and times", text, code=commands, open=True)
         return
     where = f"{SPLITS[measured['split']]} split, {measured['items']:,} items"
@@ -157,6 +157,8 @@ def _quality(measured: Mapping[str, Any] | None, file: Path) -> Iterator[Section
         ]
         advice = f" {measured['advice']}" if measured.get("advice") else ""
         yield Section("Times", f"Medians of one pass, alternating with the dense network.{advice}", rows=rows)
+    else:
+        yield Section("Times", "Not measured. These commands add them to this page:", code=commands, open=True)
 
 
 def _reproduction(subnet: Subnetwork, record: Mapping[str, Any], path: Path, folder: Path) -> Iterator[Section]:

@@ -1,6 +1,5 @@
 """A method under test, with the networks, data and configurations of the small runs that it is tested by."""
 
-import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from subnet_search.data import Data
 from subnet_search.extraction.config import DEFAULT_UNITS, RunConfig
 from subnet_search.extraction.config_file import check
 from subnet_search.extraction.extract import run
+from subnet_search.extraction.session import make_network
 from subnet_search.extractors import get_extractor
-from subnet_search.nets import make_dynamic
+from subnet_search.tasks import Classification
 from subnet_search.testing.toys import conv_bn, mlp, pictures, points
 from subnet_search.topology.masks import Masks
 from subnet_search.topology.units import Units, parse
@@ -105,9 +105,9 @@ class Method:
                 return nn.Sequential(nn.Unflatten(1, (1, inputs)), *layers, nn.Linear(inputs * hidden, classes))
         return nn.Sequential(first, nn.BatchNorm1d(hidden), *net[1:]) if self.unit == "channel" else net
 
-    def begun(self, net: nn.Module, shape: tuple[int, ...] = (10,)) -> nn.Module:
+    def begun(self, net: nn.Module, data: Data) -> nn.Module:
         """The network as a run begins with it: that of a dynamic method has gates."""
-        return make_dynamic(copy.deepcopy(net), shape) if self.cls.dynamic else net
+        return make_network(self.config(**self.half), net, "keep", data, Classification())[0]
 
     def with_density(self, *values: float) -> list[float]:
         """Those of the densities that it can be asked for; none where density is its outcome."""

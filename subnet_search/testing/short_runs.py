@@ -88,7 +88,7 @@ def keeps_dead_weights_at_zero(method: Method) -> None:
     """Keeps dead weights and their optimizer state at zero, and moves no weights while relevance alone is learned."""
     for optimizer in ("sgd", "adam", "adamw"):
         recipe = Recipe(epochs=2, batch_size=32, optimizer=optimizer, lr=0.05, weight_decay=1e-2, threads=1, device="cpu")
-        net = method.begun(method.network())
+        net = method.begun(method.network(), points(400))
         units = units_of(method.unit, net, (10,), round_to=1)
         supernet = _Watched(net, create(method.name), recipe.resolve({}), 0, units)
         handle = register_optimizer_step_pre_hook(supernet.check_state)
@@ -252,7 +252,7 @@ def finds_a_planted_subnetwork(method: Method) -> None:
     start = method.network(net)
     found = method.train(method.config(epochs=12, **method.half), module=start, data=data)
     rng = torch.Generator().manual_seed(0)
-    begun, luck = method.begun(start, data.shape), []
+    begun, luck = method.begun(start, data), []
     for _ in range(20):
         masks = Masks({name: torch.rand(w.shape, generator=rng) < found.density for name, w in prunable(begun).items()})
         drawn = Subnetwork.of(begun, masks, {}, found.origin, {})

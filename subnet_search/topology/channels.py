@@ -99,7 +99,8 @@ class Channels(Units):
         least = self.cost(Masks({name: torch.arange(size) < self.steps[name] for name, (size,) in self.shapes.items()}))
         if density is not None and density < 0.999 * least:
             raise UserError(
-                f"density {density:g} would empty a layer: the minimum with some channels in each layer is {least:.3g}"
+                f"density {density:g} would empty a layer: the minimum with some channels in each layer is {least:.3g}; "
+                "set extractor.density or target"
             )
 
     def pool(self, scores: Tensors) -> Tensors:

@@ -424,8 +424,9 @@ class Run:
         reached = units.cost(masks)
         if abs(reached - asked) > max(DENSITY_TOLERANCE * asked, 1 / masks.numel if units.exact else 0.0):
             log.warning(
-                "%s: the density is %.4g instead of %g, since its units are too large for a closer value%s",
+                "%s: %s is %.4g instead of %g, since its units are too large for a closer value%s",
                 self.extractor.name,
+                "the density" if units.prices is None else "what is left of the target's operations or parameters",
                 reached,
                 asked,
                 "; a smaller round_to is closer" if isinstance(units, Channels) else "",

@@ -4,11 +4,15 @@ With features x and targets y of n training items, W and b minimise 1/n sum |W x
 are one-hot minus 1 / classes, as usual for networks with random features (Huang, Zhu & Siew 2006, "Extreme learning machine:
 theory and applications"; Rahimi & Recht 2008, "Weighted sums of random kitchen sinks"). One pass over the data sums the normal
 equations in float64, in memory of the order of features^2. Of a pruned layer only the kept weights are solved for.
+
+`forward_ridge` first solves the linear layers before it in the same way, in the order of the forward pass, each with a pass of
+its own: the targets of a hidden layer with inputs a are sign(a Q) + sign(y U), with Q and U normal (O'Shea et al. 2025,
+"Closed-form feedback-free learning with forward projection", arXiv:2501.16476; y is centred here).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ from subnet_search.core.errors import RunError, UserError, unknown
 from subnet_search.nets import call, logits_of
 from subnet_search.tasks import Classification, Regression, Task
 
+Readout: TypeAlias = Literal["ridge", "forward_ridge"]
 PENALTIES = tuple(10.0**power for power in range(-8, 2))  # tried, times the mean variance of the features
 HELD_OUT = 10  # one of so many training items is held out to choose the penalty
 
@@ -90,8 +95,8 @@ def _solved(left: Tensor, right: Tensor, penalty: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Readout:
-    """A solved last layer."""
+class Solved:
+    """A solved layer."""
 
     layer: str
     weight: Tensor  # (outputs, features) float64, dead weights 0
@@ -102,56 +107,113 @@ class Readout:
 
     def plain(self) -> dict[str, Any]:
         """What a record has of it."""
-        names = ("layer", "penalty", "chosen", "items")
-        return {"kind": "ridge", **{name: getattr(self, name) for name in names}}
+        return {name: getattr(self, name) for name in ("layer", "penalty", "chosen", "items")}
 
 
-def check_readout(net: nn.Module, task: Task, batch: Any, layer: str | None = None) -> str:
-    """The name of the layer that a readout of `net` solves. Raises UserError when the task or the network has none.
+def check_readout(net: nn.Module, task: Task, batch: Any, kind: Readout = "ridge", layer: str | None = None) -> list[str]:
+    """The names of the layers that a readout of `net` solves, in the order of the forward pass; the last gives the outputs.
 
-    layer: its name; default: the last linear layer. batch: prepared items.
+    layer: its name; default: the last linear layer. batch: prepared items. Raises UserError when the task or the network has
+    none.
     """
     if not isinstance(task, Classification | Regression):
         raise UserError(f"readout: ridge regression is for the tasks classification and regression, got {task.name}")
     if isinstance(task, Classification) and task.class_weights is not None:
         raise UserError("readout: ridge regression has no class weights: leave task.class_weights out")
-    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear) and name]
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, nn.Linear) and name}
     if layer is not None and layer not in layers:
-        raise unknown(f"linear layer of {type(net).__name__}", layer, layers, "readout_layer")
+        raise unknown(f"linear layer of {type(net).__name__}", layer, list(layers), "readout_layer")
     if not layers:
         raise UserError(f"readout: {type(net).__name__} has no linear layer")
-    found = layer or layers[-1]
-    was_training = net.training
+    last, was_training = layer or list(layers)[-1], net.training
+    called: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, args, output: called.append(name if args[0].dim() == 2 else "")
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in layers.items()]
     try:
-        next(_features(net.eval(), found, task, [batch]))
+        next(_features(net.eval(), last, task, [batch]))
     finally:
         net.train(was_training)
-    return found
+        for hook in hooks:
+            hook.remove()
+    before = called[: called.index(last)] if kind == "forward_ridge" else []
+    return [*(name for name in before if name and called.count(name) == 1), last]
 
 
 def solve_readout(
     net: nn.Module,
     task: Task,
-    batches: Iterable[Any],
-    layer: str,
+    batches: Callable[[], Iterable[Any]],
+    layers: Iterable[str],
     *,
     penalty: float | None = None,
-    mask: Tensor | None = None,
-) -> Readout:
-    """Solve a layer of `net`, in evaluation mode, on prepared batches of training items.
+    masks: Mapping[str, Tensor] = {},
+    seed: int = 0,
+    solved: Callable[[], None] = lambda: None,
+) -> list[Solved]:
+    """Solve layers of `net`, in evaluation mode, on prepared batches of training items, and put the weights into it.
 
-    penalty: None: of PENALTIES, the one with the smallest squared error on every tenth item when fitted to the others; then all
-    items are used. mask: bool (outputs, features), the kept weights of the layer. Raises UserError for too few items.
+    batches   one pass over the items
+    layers    of `check_readout`
+    penalty   None: of PENALTIES, the one with the smallest squared error on every tenth item when fitted to the others; then
+              all items are used
+    masks     bool (outputs, features) by layer: the weights that it keeps
+    seed      of the targets of hidden layers
+    solved    called after each hidden layer
+
+    Raises UserError for too few items, RunError for a penalty that is too small.
     """
+    assert isinstance(task, Classification | Regression)
+    *hidden, last = layers
+    reads: Any = net.get_submodule(last)
+    outputs: int = reads.out_features
+    rng, found = torch.Generator().manual_seed(seed), list[Solved]()
+
+    def wanted(features: Tensor, labels: Any) -> Tensor:
+        return _targets(task, labels, outputs)
+
+    if hidden:
+        center, count = torch.zeros(outputs, dtype=torch.float64), 0
+        for _, labels in map(task.split, batches()):
+            targets = _targets(task, labels, outputs).cpu()
+            center, count = center + targets.sum(0), count + len(targets)
+        center /= count
+    for name in hidden:
+        owner: Any = net.get_submodule(name)
+        from_inputs = torch.randn(owner.in_features, owner.out_features, generator=rng, dtype=torch.float64)
+        from_labels = torch.randn(outputs, owner.out_features, generator=rng, dtype=torch.float64)
+
+        def projected(features: Tensor, labels: Any, q: Tensor = from_inputs, u: Tensor = from_labels) -> Tensor:
+            y = wanted(features, labels) - center.to(features.device)
+            return (features.double() @ q.to(y.device)).sign() + (y @ u.to(y.device)).sign()
+
+        found.append(_solve(net, task, batches(), name, projected, penalty, masks.get(name), last=False))
+        solved()
+    return [*found, _solve(net, task, batches(), last, wanted, penalty, masks.get(last))]
+
+
+def _solve(
+    net: nn.Module,
+    task: Task,
+    batches: Iterable[Any],
+    layer: str,
+    targets: Callable[[Tensor, Any], Tensor],
+    penalty: float | None,
+    mask: Tensor | None,
+    last: bool = True,
+) -> Solved:
+    """Solve one layer for `targets` of its inputs and the labels."""
     owner: Any = net.get_submodule(layer)
     device, bias = owner.weight.device, owner.bias is not None
     fit, held = (NormalEquations(owner.in_features, owner.out_features, device) for _ in range(2))
     mask = None if mask is None else mask.to(device)
-    for features, labels in _features(net, layer, task, batches):
+    for features, labels in _features(net, layer, task, batches, last):
         out = (fit.count + held.count + torch.arange(len(features), device=device)) % HELD_OUT == HELD_OUT - 1
-        targets = _targets(task, labels, owner.out_features)
+        wanted = targets(features, labels)
         for sums, chosen in ((fit, ~out), (held, out)):
-            sums.add(features[chosen], targets[chosen])
+            sums.add(features[chosen], wanted[chosen])
     whole, given = fit + held, penalty is not None
     if penalty is None:
         if not held.count:
@@ -159,14 +221,20 @@ def solve_readout(
         tried = [one * fit.variance for one in PENALTIES]
         penalty = min(tried, key=lambda one: held.error(*fit.solve(one, mask, bias)))
     weight, offset = whole.solve(penalty, mask, bias)
-    return Readout(layer, weight, offset if bias else None, penalty, not given, whole.count)
+    with torch.no_grad():
+        owner.weight.copy_(weight)
+        if bias:
+            owner.bias.copy_(offset)
+    return Solved(layer, weight, offset if bias else None, penalty, not given, whole.count)
 
 
 @torch.no_grad()
-def _features(net: nn.Module, layer: str, task: Task, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+def _features(
+    net: nn.Module, layer: str, task: Task, batches: Iterable[Any], last: bool = True
+) -> Iterator[tuple[Tensor, Any]]:
     """What the layer reads, (N, features), and the labels of each batch.
 
-    Raises UserError when the output of the network is not that of the layer.
+    last: raise UserError when the output of the network is not that of the layer.
     """
     assert isinstance(task, Classification | Regression)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -180,7 +248,7 @@ def _features(net: nn.Module, layer: str, task: Task, batches: Iterable[Any]) ->
             seen.clear()
             output = logits_of(call(net, inputs))
             alone = len(seen) == 1 and seen[0][0].dim() == 2 and isinstance(output, Tensor)
-            if not alone or not torch.equal(output.reshape(-1), seen[0][1].reshape(-1)):
+            if last and not (alone and torch.equal(output.reshape(-1), seen[0][1].reshape(-1))):
                 raise UserError(
                     f"readout: the outputs of {type(net).__name__} are not those of its linear layer {layer} for one vector an "
                     "item: name the layer that computes them, readout_layer"

@@ -13,6 +13,7 @@ from subnet_search.data import AUGMENTATIONS
 from subnet_search.topology.schedules import cosine, linear
 from subnet_search.training.distributed import rank_and_world
 from subnet_search.training.processors import default_threads
+from subnet_search.training.readout import Readout
 
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
@@ -90,8 +91,9 @@ class Recipe(Settings):
     """Steps between two samples of `weight_statistics`. Default: an epoch."""
     store_relevance: bool = False
     """Store the learned relevance, four bytes a unit, for `evaluate --ensemble` (gumbel and supermask)."""
-    readout: Literal["ridge"] | None = None
-    """ridge: at the end, solve the last layer by ridge regression on the training data (classification, regression)."""
+    readout: Readout | None = None
+    """ridge: at the end, solve the last layer by ridge regression on the training data (classification, regression).
+    forward_ridge: first solve the linear layers before it, for targets from inputs and labels (arXiv:2501.16476)."""
     readout_penalty: Positive | None = None
     """Penalty on the squared weights of the readout beside the mean squared error. Default: chosen on a tenth of the training
     data."""

@@ -95,8 +95,6 @@ class Supernet:
         if extractor.needs_momentum:
             self.momentum = {name: torch.zeros_like(weight, requires_grad=False) for name, weight in self.weights.items()}
         self._call: Callable[..., Any] = self._plain_call
-        if recipe.compile and extractor.dynamic:
-            raise UserError(f"recipe.compile: a network whose inputs choose their filters is not compiled ({extractor.name})")
         if recipe.compile:
             self._call = torch.compile(self._plain_call)
 
@@ -132,13 +130,11 @@ class Supernet:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self.passes += Passes(forward=1)
-            if self.extractor.dynamic:
-                with noting_saliency(self.net, self.saliency):
-                    return self._forward(effective, args, kwargs)
-            if self.extractor.looks_at(clock):
-                with watched(self.net, self.units, self.features):
-                    return self._forward(effective, args, kwargs, self._plain_call)  # a compiled network would skip the hooks
-            return self._forward(effective, args, kwargs)
+            with noting_saliency(self.net, self.saliency):
+                if self.extractor.looks_at(clock):
+                    with watched(self.net, self.units, self.features):
+                        return self._forward(effective, args, kwargs, self._plain_call)  # a compiled one would skip the hooks
+                return self._forward(effective, args, kwargs)
 
         return forward
 

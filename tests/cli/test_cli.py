@@ -179,6 +179,12 @@ def study_file(**more):
 
 
 @pytest.mark.slow
+def test_printed_commands_name_the_storage_of_the_file():
+    done = command("study", "run", study_file(storage="sqlite:///other.db", trials=1))
+    assert done.stdout.splitlines()[-1] == "Extract it with: subnet-search study extract toy --storage sqlite:///other.db"
+
+
+@pytest.mark.slow
 def test_a_study_from_the_command_line():
     done = command("study", "run", study_file())
     assert "[3/3] trial 2 complete" in done.stderr

@@ -441,6 +441,13 @@ def test_other_networks_and_other_files(channels, weights, tmp_path):
         load_deployed(path, nn.Sequential(*conv_bn(), nn.Linear(3, 3)))
     with pytest.raises(UserError, match="passed from Python"):
         load_deployed(path)
+    for load in (subnet.on, lambda other: load_deployed(path, other)):
+        with pytest.raises(UserError, match=r"^pass a network: ReLU\(\), not its class$"):
+            load(nn.ReLU)
+        with pytest.raises(UserError, match=r"^pass a network: an nn\.Module, got str$"):
+            load("conv2")
+    with pytest.raises(UserError, match=r"small\.onnx is an ONNX model: open it with onnxruntime"):
+        load_deployed(tmp_path / "small.onnx")
     subnet.save(tmp_path / "subnetwork")
     assert isinstance(read_artifact(path), Deployed)
     assert isinstance(read_artifact(tmp_path / "subnetwork"), ss.Subnetwork)

@@ -11,7 +11,7 @@ from toys import conv_bn, pictures
 import subnet_search as ss
 from subnet_search.core.errors import UserError
 from subnet_search.data import prepare
-from subnet_search.evaluation.cost import layer_macs, on_average
+from subnet_search.evaluation.cost import chosen_macs, layer_macs
 from subnet_search.extractors import Clock, create
 from subnet_search.nets import NetworkSpec, build, gated_layers, make_dynamic, noting_saliency, opened, set_winners
 from subnet_search.nets.dynamic import Gate, Gated
@@ -152,10 +152,11 @@ def test_macs_that_inputs_choose_by_hand():
             gated.gate.phi.zero_()
             gated.gate.rho.copy_(torch.arange(len(gated.gate.rho)))  # the last half wins
         assert layer_macs(net, {"0.layer.weight": (4, 1, 3, 3)}, (1, 8, 8)) == {"0.layer.weight": 36 * 9 * 4}
-        with on_average(net, torch.zeros(2, 1, 8, 8)) as macs:
-            net(torch.randn(5, 1, 8, 8)), net(torch.randn(1, 1, 8, 8))
+        inputs = torch.randn(5, 1, 8, 8), torch.randn(1, 1, 8, 8)
+        macs = chosen_macs(net, torch.zeros(2, 1, 8, 8), lambda: [net(some) for some in inputs])
     gates = 1 * 4 + 4 * 8
-    assert macs() == 36 * 9 * 2 + 36 * 4 * 2 + 8 * 3 + gates
+    assert macs == {"kept_macs": 36 * 9 * 2 + 36 * 4 * 2 + 8 * 3 + gates}
+    assert chosen_macs(opened(net), torch.zeros(2, 1, 8, 8), pytest.fail) == {}  # nor is it run
     noted = {}
     with noting_saliency(net, noted):
         net(torch.randn(5, 1, 8, 8))
@@ -182,6 +183,19 @@ def test_a_run_from_gates_to_file(tmp_path):
     torch.testing.assert_close(alone, loaded(data.val.inputs.float()), rtol=1e-4, atol=1e-3)
     assert not gated_layers(net)
     assert loaded(prepare(data.val.inputs, data.mean, data.std)).shape == (len(data.val), 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"compile": True}, r"^recipe.compile: a network whose inputs choose their filters is not compiled \(fbs\)$"),
+        ({"weight_statistics": True}, r"^weight_statistics and readout are not for .* whose inputs choose filters \(fbs\)$"),
+        ({"readout": "ridge"}, r"^weight_statistics and readout are not for .* whose inputs choose filters \(fbs\)$"),
+    ],
+)
+def test_settings_that_are_not_for_such_networks(setting, said):
+    with pytest.raises(UserError, match=said):
+        ss.extract(conv_bn(), pictures(), "fbs", recipe=ss.Recipe(device="cpu", **setting))
 
 
 def test_the_penalty_makes_filters_less_salient():

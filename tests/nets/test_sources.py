@@ -1,9 +1,11 @@
 """Networks by name: options of built-in ones, libraries, functions of the user's, trained weights, and a new last layer."""
 
 import json
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,17 @@ def factories(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+
+
+def test_random_numbers_of_a_module_do_not_change_the_network_that_is_made_when_it_is_imported(tmp_path, monkeypatch):
+    drawing = "import random\nimport numpy\nimport torch\n"
+    drawing += "torch.manual_seed(3)\ntorch.randn(2)\nnumpy.random.seed(3)\nrandom.seed(3)\n"
+    (tmp_path / "nets_seeding.py").write_text(f"{drawing}def net(): return torch.nn.Linear(4, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first, again = (made("nets_seeding:net", shape=(4,), classes=2, init="keep") for _ in range(2))
+    assert torch.equal(first.weight, again.weight)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 @pytest.mark.parametrize("name", network_names())

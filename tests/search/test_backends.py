@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import InMemoryStorage
 from sqlalchemy import create_engine, event
@@ -19,10 +20,10 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.search.storage import connect
-from subnet_search.search.storage.connect import open_storage, safe_url, scrub
+from subnet_search.search.storage.connect import database_of, open_storage, safe_url, scrub
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.retry import patiently
-from subnet_search.search.storage.write import set_attrs
+from subnet_search.search.storage.write import replace_params, set_attrs
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,11 @@ def test_what_cannot_be_opened_is_said_in_one_line(url, said):
     with pytest.raises(UserError, match=said) as caught:
         open_storage(url, create=True)
     assert "\n" not in str(caught.value)
+
+
+def test_a_storage_object_is_refused_with_what_to_give():
+    with pytest.raises(UserError, match=r"given by its URL, such as sqlite:///runs/studies.db, got an object: InMemoryStorage"):
+        open_storage(InMemoryStorage())
 
 
 def test_postgresql_without_its_driver_names_the_extra(monkeypatch):
@@ -270,6 +276,17 @@ def test_attributes_are_written_all_or_none(study):
     with pytest.raises(UpdateFinishedTrialError):
         set_attrs(study._storage, trial._trial_id, {"good": 1})
     assert study.get_trials()[0].user_attrs == {}
+
+
+def test_parameters_of_finished_trials_are_replaced(study, url):
+    for _ in range(3):
+        study.tell(study.ask({"method": CategoricalDistribution(["snip"])}), 0.5)
+    wider = {"method": CategoricalDistribution(["snip", "rigl"]), "density": FloatDistribution(0.1, 0.5, log=True)}
+    wanted = {trial._trial_id: {"method": "snip", "density": 0.1 * (1 + trial.number)} for trial in study.trials[:2]}
+    replace_params(database_of(study), wanted, wider)
+    trials = optuna.load_study(study_name="s", storage=open_storage(url)).trials
+    assert [trial.params for trial in trials] == [*wanted.values(), {"method": "snip"}]
+    assert [trial.distributions == wider for trial in trials] == [True, True, False]
 
 
 def test_attributes_of_a_storage_without_a_database():

@@ -410,6 +410,14 @@ def test_trials_as_a_table_as_csv_and_as_json(capsys, monkeypatch):
     assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no trial matches the filters\n"
 
 
+def test_the_searched_method_is_among_the_first_columns(capsys, monkeypatch):
+    searched = {"extractor": "rigl", "extractor.every @rigl": 5.0, "recipe.lr": 0.1}
+    study_of(trial(value=0.8, params=searched, beyond=0.0, density=0.1, val_accuracy=0.8, steps=30, seconds=2.0, seed=1))
+    monkeypatch.setattr(format.console, "width", 60)
+    header = said(capsys, "study", "trials", "toy").splitlines()[0].split()
+    assert header[:4] == ["number", "state", "val_accuracy", "extractor"]
+
+
 # Fronts
 
 

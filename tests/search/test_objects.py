@@ -2,6 +2,7 @@
 
 import copy
 import json
+import traceback
 
 import pytest
 import torch
@@ -204,12 +205,16 @@ def test_another_network_or_other_data_is_refused(net, xy, capsys):
         ({"space": {"network": {"choice": ["conv2", "lenet5"]}}}, {}, "the network was passed as a Python object, so network"),
         ({"run": 3}, {}, "run: give keys and values, got 3"),
         ({"nam": 3}, {}, "unknown key 'nam': did you mean 'name'"),
+        ({"n_trials": 3}, {}, "unknown key 'n_trials': write trials"),
+        ({"study_name": "a"}, {}, "unknown key 'study_name': write name"),
+        ({"direction": "maximize"}, {}, "unknown key 'direction': each metric has its own direction"),
     ],
 )
 def test_mistakes_are_one_line_before_training(net, xy, more, given, message, tmp_path):
     with pytest.raises(UserError, match=message) as refused:
         ss.run_study({**SPEC, **more}, **{"network": net, "data": xy, **given})
     assert "\n" not in str(refused.value)
+    assert "validation error" not in "".join(traceback.format_exception(refused.value))  # pydantic's
     assert list(tmp_path.rglob("metrics.jsonl")) == []
 
 

@@ -198,6 +198,12 @@ def test_values_by_key_become_parameters_by_name():
             "a condition takes `when: {key: value}`",
         ),
         ({"recipe.lr": 0.1}, "nothing is searched"),
+        ({"extractor": "snip"}, "one method is set in run.extractor"),
+        ({"extractor": {"categorical": ["snip"]}}, r"space.extractor: a domain is \{float: \[low, high\]"),
+        ({"recipe.lr": {"low": 0.1, "high": 1, "log": True}}, "space.recipe.lr: a domain is"),
+        ({"recipe.lr": {"suggest_float": [0.1, 1]}}, "space.recipe.lr: a domain is"),
+        ({"recipe.lr": optuna.distributions.FloatDistribution(0.1, 1)}, "a domain is .*, got FloatDistribution"),
+        ({"lr": {"float": [0.1, 1]}}, r"unknown key of a run 'lr' \(space\): .*valid: recipe.lr$"),
         ({"density_per_layer": "yes", "recipe.lr": {"float": [1, 2]}}, "takes true, or a list of layers"),
         (
             {"extractor": {"choice": ["gumbel", "granet"]}, "extractor.density": {"float": [0.1, 1.5]}},

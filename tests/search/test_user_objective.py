@@ -1,5 +1,7 @@
 """Extractors and reports in an objective of one's own: the parameters that Optuna would suggest itself, and its pruning."""
 
+from dataclasses import replace
+
 import optuna
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_an_epoch_before_the_density_is_reached_is_not_reported():
     report = ss.report_to(trial := ours.ask())
     report(epoch(1, 0.1, reached=False))
     report(epoch(2, 0.5))
-    ss.report_to(trial, "val_nll")(epoch(3, 0.5))
+    ss.report_to(trial, "val_of_mine")(replace(epoch(3, 0.5), metrics={"val_of_mine": 1.0}))
     assert ours.trials[0].intermediate_values == {2: 0.5, 3: 1.0}
     with pytest.raises(optuna.TrialPruned, match="after epoch 4"):
         report(epoch(4, 0.3))
@@ -112,6 +114,11 @@ def test_an_epoch_before_the_density_is_reached_is_not_reported():
         ss.report_to(trial, "val_f1")(epoch(5, 0.5))
     with pytest.raises(UserError, match="one objective only"):
         ss.report_to(optuna.create_study(directions=["minimize"] * 2).ask())
+    with pytest.raises(UserError, match=r"val_accuracy is to maximize, but the study is to minimize, .*direction='maximize'"):
+        ss.report_to(optuna.create_study().ask())(epoch(1, 0.5))
+    with pytest.raises(UserError, match="val_nll is to minimize, but the study is to maximize"):
+        ss.report_to(study().ask(), "val_nll")(epoch(1, 0.5))
+    ss.report_to(optuna.create_study().ask(), "val_nll")(epoch(1, 0.5))
 
 
 def test_the_leading_metric_of_a_task_of_ones_own_is_reported():

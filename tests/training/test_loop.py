@@ -130,11 +130,6 @@ def test_who_looks_at_features_sees_them_in_a_compiled_network():
     assert found[0].masks.same(found[1].masks)
 
 
-def test_a_network_whose_inputs_choose_is_not_compiled():
-    with pytest.raises(UserError, match=r"^recipe.compile: a network whose inputs choose their filters .* \(fbs\)$"):
-        supernet("fbs", compile=True)
-
-
 def test_evaluation_uses_the_finish_topology_and_training_a_sample():
     net = supernet("gumbel")
     x = torch.randn(4, 10)

@@ -15,7 +15,7 @@ from subnet_search.cli import main
 from subnet_search.core.errors import RunError
 from subnet_search.data import from_user
 from subnet_search.tasks import create_task
-from subnet_search.training.readout import HELD_OUT, NormalEquations, solve_readout
+from subnet_search.training.readout import HELD_OUT, NormalEquations, check_readout, solve_readout
 
 NONE = {"epochs": 0, "threads": 1, "device": "cpu"}
 
@@ -99,7 +99,7 @@ def regression(count=200):
 def test_the_penalty_is_chosen_on_held_out_training_items():
     data, task = regression(), create_task("regression")
     x, y = data.train.inputs, data.train.labels
-    found = solve_readout(linear(), task, [(x, y)], "2")
+    found = solve_readout(linear(), task, lambda: [(x, y)], ["2"])[0]
     assert (found.chosen, found.items) == (True, len(x))
     features = linear()[:2](x).detach().double().numpy()
     held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
@@ -107,18 +107,66 @@ def test_the_penalty_is_chosen_on_held_out_training_items():
     errors = {power: out.error(*fit.solve(10.0**power * fit.variance)) for power in range(-8, 2)}
     assert found.penalty == pytest.approx(10.0 ** min(errors, key=errors.get) * fit.variance)
     np.testing.assert_allclose(found.weight, closed_form(features, y.double().numpy(), found.penalty)[0], atol=1e-8)
-    given = solve_readout(linear(), task, [(x, y)], "2", penalty=0.5)
+    given = solve_readout(linear(), task, lambda: [(x, y)], ["2"], penalty=0.5)[0]
     assert (given.penalty, given.chosen) == (0.5, False)
 
 
 def test_targets_of_classes_are_one_hot_minus_a_constant():
     data, net = points(), mlp()
-    found = solve_readout(net, create_task("classification"), [(data.train.inputs, data.train.labels)], "2", penalty=0.1)
+    batches = [(data.train.inputs, data.train.labels)]
+    (found,) = solve_readout(net, create_task("classification"), lambda: batches, ["2"], penalty=0.1)
     features = net[:2](data.train.inputs).detach().double().numpy()
     targets = np.eye(3)[data.train.labels] - 1 / 3
     weight, bias = closed_form(features, targets, 0.1)
     np.testing.assert_allclose(found.weight, weight, atol=1e-8)
     np.testing.assert_allclose(found.bias, bias, atol=1e-8)
+
+
+def test_hidden_layers_are_solved_in_their_order_for_targets_of_inputs_and_labels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    data, task = regression(), create_task("regression")
+    x, y = data.train.inputs, data.train.labels
+    assert check_readout(net, task, (x[:2], y[:2])) == ["4"]
+    layers = check_readout(net, task, (x[:2], y[:2]), "forward_ridge")
+    assert layers == ["0", "2", "4"]
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    mask[:, 1] = False
+    found = solve_readout(net, task, lambda: [(x, y)], layers, penalty=0.1, masks={"2": mask}, seed=3)
+
+    rng, inputs, targets = torch.Generator().manual_seed(3), x.double().numpy(), y.double().numpy()
+    centred = targets - targets.mean(0)
+    for one, size in zip(found[:2], (6, 5), strict=True):
+        q = torch.randn(inputs.shape[1], size, generator=rng, dtype=torch.float64).numpy()
+        u = torch.randn(2, size, generator=rng, dtype=torch.float64).numpy()
+        wanted = np.sign(inputs @ q) + np.sign(centred @ u)
+        kept = [0, 2, 3, 4, 5] if size == 5 else range(inputs.shape[1])
+        weight, bias = closed_form(inputs[:, kept], wanted, 0.1)
+        np.testing.assert_allclose(one.weight[:, kept], weight, atol=1e-5)
+        np.testing.assert_allclose(net.get_submodule(one.layer).weight.detach(), one.weight, atol=1e-6)
+        inputs = np.maximum(inputs[:, kept] @ weight.T + bias, 0)
+    assert not found[1].weight[:, 1].any()
+    np.testing.assert_allclose(found[2].weight, closed_form(inputs, targets, 0.1)[0], atol=1e-4)
+
+
+def test_forward_ridge_of_an_untrained_subnetwork(tmp_path):
+    data = ss.load_data("digits") if hasattr(ss, "load_data") else "digits"
+    accuracy = {}
+    for readout in ("ridge", "forward_ridge"):
+        recipe = ss.Recipe(**NONE, readout=readout)
+        subnet = ss.extract("lenet_300_100", data, "random", density=0.5, recipe=recipe, progress=False)
+        accuracy[readout] = subnet.metrics["val_accuracy"]
+    assert subnet.metrics["readout"]["layers"] == ["1", "3", "5"]
+    assert subnet.density == pytest.approx(0.5, abs=1e-3)
+    assert accuracy["forward_ridge"] > accuracy["ridge"]
+    path = tmp_path / "subnet.safetensors"
+    subnet.save(path)
+    assert ss.evaluate(ss.Subnetwork.load(path))["accuracy"] == accuracy["forward_ridge"]
+
+
+def test_forward_ridge_leaves_layers_that_do_not_read_one_vector_an_item():
+    found = check_readout(conv_bn(), create_task("classification"), pictures().first(), "forward_ridge")
+    assert len(found) == 1
 
 
 def test_a_run_without_training_has_a_readout(tmp_path):
@@ -218,7 +266,7 @@ def test_what_has_no_readout_is_refused_before_training():
     with pytest.raises(UserError, match="set one of the two"):
         ss.Recipe(readout="ridge", store_relevance=True)
     with pytest.raises(UserError, match="5 training items are too few to choose the penalty: set readout_penalty"):
-        solve_readout(mlp(), create_task("classification"), [points().train.first(5)], "2")
+        solve_readout(mlp(), create_task("classification"), lambda: [points().train.first(5)], ["2"])
 
 
 def test_a_seed_cannot_store_a_readout_unless_the_layer_is_dense(tmp_path):
@@ -258,7 +306,7 @@ def test_evaluate_solves_the_readout_of_a_file(tmp_path, monkeypatch, capsys):
     assert record["readout"] == {"kind": "ridge", "layer": "5", "penalty": 1, "chosen": False, "items": 360}
     assert record["accuracy"] > ss.evaluate(subnet)["accuracy"]
     for words, message in (
-        (["--readout", "svm"], "readout must be ridge, got 'svm'"),
+        (["--readout", "svm"], "readout must be ridge or forward_ridge, got 'svm'"),
         (["--readout", "ridge", "--readout-penalty", "0"], "readout_penalty must be above 0, got 0"),
     ):
         with pytest.raises(SystemExit):

@@ -147,7 +147,10 @@ def evaluate(
     ] = False,
     readout: Annotated[
         str | None,
-        typer.Option(metavar="ridge", help="First solve the last layer by ridge regression on the training data."),
+        typer.Option(
+            metavar="ridge|forward_ridge",
+            help="First solve the last layer, or one linear layer after another, by ridge regression on the training data.",
+        ),
     ] = None,
     readout_penalty: Annotated[
         float | None, typer.Option(help="Penalty of the readout [default: chosen on held-out training data].")

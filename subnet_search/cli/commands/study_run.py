@@ -63,6 +63,7 @@ def run(
     """
     from subnet_search.cli.render.signals import stop_on_signal
     from subnet_search.search.queries.study_summary import summarise_study
+    from subnet_search.search.storage.connect import DEFAULT_STORAGE
     from subnet_search.search.storage.retry import PATIENCE, patiently
     from subnet_search.search.studies.launcher import Cluster, find_spec, prepare_study, run_study
 
@@ -97,7 +98,8 @@ def run(
             progress=not json,
             should_stop=should_stop,
         )
-    format.report(patiently(summarise_study, study), json, study_page.summarise_study, storage)
+    elsewhere = storage or (None if url == DEFAULT_STORAGE else url)  # also where the YAML file names it
+    format.report(patiently(summarise_study, study), json, study_page.summarise_study, elsewhere)
 
 
 @studies.command(epilog="Example: subnet-search study worker quickstart --storage postgresql://me@host/studies")

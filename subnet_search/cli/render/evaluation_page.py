@@ -73,11 +73,10 @@ def against(record: Mapping[str, Any]) -> None:
 
 
 def readout(found: Mapping[str, Any]) -> dict[str, str]:
-    """How the last layer was solved."""
+    """How the last layer, or the linear layers, were solved."""
     chosen = ", chosen on held-out training data" if found["chosen"] else ""
-    return {
-        "readout": f"{found['layer']} by ridge regression on {found['items']:,} items, penalty {found['penalty']:.3g}{chosen}"
-    }
+    layers = ", ".join(found.get("layers", [found["layer"]]))
+    return {"readout": f"{layers} by ridge regression on {found['items']:,} items, penalty {found['penalty']:.3g}{chosen}"}
 
 
 def ensemble(found: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
         return
     params = by_key(dict.fromkeys(key for trial in study.get_trials() for key in parameters(trial)))
     bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
-    usual = dict.fromkeys((*FIRST, *objectives(study), *bounds, *MEASURED, *params, "reason"))
+    usual = dict.fromkeys((*FIRST, *objectives(study), "extractor", *bounds, *MEASURED, *params, "reason"))
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else format.console.width)
     if left_out:

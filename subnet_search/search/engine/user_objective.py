@@ -16,6 +16,7 @@ from subnet_search.extraction.config import RunConfig
 from subnet_search.extractors import Extractor, create
 from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.space_parser import METHOD
+from subnet_search.tasks.registry import TASKS
 from subnet_search.training import Epoch
 
 AnyTrial = optuna.Trial | FixedTrial | FrozenTrial
@@ -48,7 +49,8 @@ def report_to(trial: AnyTrial, metric: str | None = None) -> Callable[[Epoch], N
 
     Epochs before the method has reached its density are not reported: their values cannot be compared with those of other
     trials. Raises UserError for a trial with several objectives, which Optuna cannot prune. The function raises
-    optuna.TrialPruned, and UserError for a metric that the task does not have.
+    optuna.TrialPruned, and UserError for a metric that the task does not have, or one of a built-in task whose direction is
+    not the study's.
     """
     if isinstance(trial, optuna.Trial) and len(trial.study.directions) > 1:
         raise UserError("Optuna prunes trials with one objective only: leave out report_to, or return one value")
@@ -56,9 +58,20 @@ def report_to(trial: AnyTrial, metric: str | None = None) -> Callable[[Epoch], N
     def report(epoch: Epoch) -> None:
         if metric is not None and metric not in epoch.metrics:
             raise unknown("metric", metric, epoch.metrics)
+        _check_direction(trial, metric or next(iter(epoch.metrics)))
         if epoch.reached:
             trial.report(epoch.leading if metric is None else epoch.metrics[metric], epoch.epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned(f"pruned after epoch {epoch.epoch}")
 
     return report
+
+
+def _check_direction(trial: AnyTrial, metric: str) -> None:
+    """Raise UserError for a metric of a built-in task that the study takes the other way: a pruner would stop the best."""
+    right = next((way for task in TASKS.values() for name, way in task.directions.items() if metric == f"val_{name}"), None)
+    if right and isinstance(trial, optuna.Trial) and (given := trial.study.direction.name.lower()) != right:
+        raise UserError(
+            f"{metric} is to {right}, but the study is to {given}, so its pruner would stop the best trials: "
+            f"optuna.create_study(direction={right!r}), or report another metric"
+        )

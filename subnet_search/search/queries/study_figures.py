@@ -8,7 +8,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from subnet_search.analysis.plots import COLOURS, PERCENT, need_plotly
+from subnet_search.analysis.plots import COLOURS, PERCENT, density_axis, need_plotly
 from subnet_search.core.errors import UserError
 from subnet_search.core.task_metrics import in_words, is_fraction
 from subnet_search.search.queries.trial_table import Row
@@ -133,7 +133,7 @@ def over_density(study: Snapshot, rows: Sequence[Row], names: Sequence[str]) -> 
         x, y = ([row[key] for row in best] for key in ("density", name))
         step = {"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv"}
         figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front of all", line=step, hoverinfo="skip")
-    figure.update_xaxes(title="density (log scale)", type="log", dtick="D2")
+    density_axis(figure, {float(row["density"]) for row in rows})
     figure.update_yaxes(title=words(name), tickformat=_percent(name))
     return figure.update_layout(height=440)
 

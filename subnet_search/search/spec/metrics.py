@@ -258,7 +258,7 @@ def before_training(config: RunConfig, data: Data, module: nn.Module | None = No
     Raises UserError when the density cannot be allocated.
     """
     density = config.extractor.target_density
-    if density is None or config.unit != "weight" or config.target or config.extractor.dynamic:
+    if density is None or config.unit != "weight" or config.target:
         return {}
     net, _ = _blank(config, data, module)
     shapes = {name: tuple(weight.shape) for name, weight in prunable(net, config.dense_layers).items()}

@@ -121,7 +121,6 @@ class Space:
             network = run.network.resolve(run.extractor.target_density or 1.0, run.task.name)
             run, task = run.model_copy(update={"network": network}), run.task.fitted(data, "cpu")
             net, _ = make_network(run, passed.network, str(network.init), data, task)
-            inputs_sent(net, task, data.first(2), network.name, task.outputs(data))
             prunable(net, run.dense_layers)
 
     @property

@@ -17,6 +17,8 @@ from subnet_search.extractors.base import layer_field
 from subnet_search.tasks import Task, UserTask
 from subnet_search.topology.units import Measure
 
+DOMAINS = "{float: [low, high], log: true}, {int: [low, high]} or {choice: [a, b]}, in ss.suggest ss.Real, ss.Int or ss.OneOf"
+OPTUNA_WORDS = {"uniform", "loguniform", "categorical", "choices"}
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
 LAYER_DENSITY = Real(0.1, 10.0, log=True)  # relative: 1 is the average density
 
@@ -84,6 +86,8 @@ def method_entries(given: Mapping[str, Any], run: RunConfig) -> Iterator[Entry]:
         return
     spec_key = f"space.{METHOD}"
     if not (isinstance(wanted, Mapping) and "choice" in wanted):
+        with blaming(spec_key):
+            _check_not_optunas(METHOD, wanted)
         yield from _hyperparameters(type(run.extractor), wanted, {}, shared, targeted, spec_key)
         return
     choice = wanted["choice"]
@@ -117,7 +121,11 @@ def _hyperparameters(
     elif isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
         wanted = dict.fromkeys(wanted)
     elif not isinstance(wanted, Mapping):
-        raise UserError("space.extractor takes `all`, a list of hyperparameters, or hyperparameters with domains", spec_key)
+        raise UserError(
+            "space.extractor takes {choice: [methods]}, `all`, a list of hyperparameters, or hyperparameters with domains; "
+            "one method is set in run.extractor",
+            spec_key,
+        )
     for name, value in wanted.items():
         with blaming(f"{spec_key}.{name}"):
             if name not in method.model_fields:
@@ -161,6 +169,7 @@ def _domain(key: str, value: Any) -> Domain | None:
         return value
     kinds = [kind for kind in ("float", "int", "choice") if isinstance(value, Mapping) and kind in value]
     if not kinds:
+        _check_not_optunas(key, value)
         return None
     extra = set(value) - {kinds[0], "log"}
     if extra or (kinds[0] == "choice" and len(value) > 1):
@@ -178,6 +187,14 @@ def _domain(key: str, value: Any) -> Domain | None:
         return Real(low, high, log) if kinds[0] == "float" else Int(int(low), int(high), log)
     except UserError as error:
         raise UserError(f"space.{key}: {error}") from error
+
+
+def _check_not_optunas(key: str, value: Any) -> None:
+    """Raise UserError for a distribution of Optuna, or a mapping with the words of one or of a `suggest_` function."""
+    words = set(map(str, value)) if isinstance(value, Mapping) else set()
+    in_words = {"low", "high"} <= words or words & OPTUNA_WORDS or any(word.startswith("suggest_") for word in words)
+    if in_words or isinstance(value, BaseDistribution):
+        raise UserError(f"space.{key}: a domain is {DOMAINS}, got {shown(value)}")
 
 
 def _bound(key: str, kind: str, given: Any) -> float:
@@ -210,4 +227,5 @@ def check_key(key: str, method: type[Extractor], task: Task) -> None:
         return
     if key.startswith(f"{METHOD}."):
         raise unknown(f"hyperparameter of {method.name}", key.partition(".")[2], method.model_fields, where="space")
-    raise unknown("key of a run", key, valid, where="space")
+    ends = [name for name in valid if name.rpartition(".")[2] == key]
+    raise unknown("key of a run", key, ends or valid, where="space")

@@ -34,6 +34,17 @@ PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
 Options: TypeAlias = dict[str, Any]
 
+OPTUNA_WORDS = {
+    "study_name": "write name",
+    "n_trials": "write trials",
+    "n_jobs": "write workers",
+    "search_space": "write space",
+    **dict.fromkeys(
+        ("direction", "directions"), "each metric has its own direction (subnet-search tasks); name it in objective"
+    ),
+}
+"""Arguments of Optuna, and what to write in a study."""
+
 
 class StudySpec(Settings):
     """The specification of a study. Every key but `name` has a default."""
@@ -98,6 +109,14 @@ class StudySpec(Settings):
     one machine needs only its run folders."""
 
     _passed: Passed = PrivateAttr(default_factory=Passed)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_optunas_words(cls, values: Any) -> Any:
+        for word, ours in OPTUNA_WORDS.items() if isinstance(values, Mapping) else ():
+            if word in values:
+                raise UserError(f"unknown key {word!r}: {ours}", word)
+        return values
 
     @field_validator("storage", mode="before")
     @classmethod

@@ -76,6 +76,10 @@ def open_storage(url: str, create: bool = False, wait: float = 0) -> BaseStorage
 
 
 def _parse(url: str) -> URL:
+    if not isinstance(url, str):  # from Python
+        raise UserError(
+            f"a storage is given by its URL, such as sqlite:///runs/studies.db, got an object: {type(url).__name__}"
+        )
     try:
         parsed = make_url(re.sub("^postgres:", "postgresql:", url))
         parsed.get_dialect()  # raises ArgumentError for a database that SQLAlchemy does not know
