@@ -28,6 +28,7 @@ class _Range(Generic[N]):
             raise UserError(f"a logarithmic range must start above 0, got {self.low:g}")
 
     def bounds(self) -> tuple[N, ...]:
+        """The lowest and the highest value."""
         return self.low, self.high
 
 
@@ -60,6 +61,7 @@ class OneOf:
         return " | ".join("none" if choice is None else str(choice) for choice in self.choices)
 
     def bounds(self) -> tuple[Any, ...]:
+        """All choices."""
         return self.choices
 
 

@@ -25,10 +25,12 @@ PALETTE = (*COLOURS[:-1], "#888888")  # black cannot be seen on a dark page
 
 
 def figure(**axes: Any) -> Any:
+    """An empty figure of Plotly with this layout. Raises UserError when Plotly is not installed."""
     return need_plotly().graph_objects.Figure(layout={"colorway": PALETTE, **axes})
 
 
 def line(index: int, dash: str | None = None) -> dict[str, Any]:
+    """Plotly's style of the line number `index`: its colour, and a dash that changes when the colours repeat."""
     turn, place = divmod(index, len(PALETTE))
     return {"color": PALETTE[place], "width": 2, "dash": dash or DASHES[turn % len(DASHES)]}
 
@@ -86,6 +88,7 @@ def scores(epochs: Rows) -> Any:
 
 
 def changes(epochs: Rows) -> Any:
+    """The share of the kept units that each epoch dropped and grew."""
     drawn = figure(xaxis=_epochs(epochs), yaxis={"title": "share of the kept units", "tickformat": PERCENT})
     for index, key in enumerate(("dropped", "grown")):
         x, y = ([epoch[name] for epoch in epochs] for name in ("epoch", key))
@@ -95,6 +98,7 @@ def changes(epochs: Rows) -> Any:
 
 
 def by_layer(densities: Mapping[str, float]) -> Any:
+    """A bar for each layer: the fraction of its weights that are kept. densities: by name, the first layer on top."""
     names = [name.removesuffix(".weight") for name in densities][::-1]
     drawn = figure(
         xaxis={"title": "fraction of weights kept", "range": [0, 1]},
@@ -144,6 +148,7 @@ def _tiles(filters: Tensor) -> Tensor:
 
 
 def calibration(bins: Rows) -> Any:
+    """A reliability diagram. bins: rows with confidence, accuracy and the number of items, as `evaluate` measures them."""
     drawn = figure(
         xaxis={"title": "confidence", "range": [0, 1.02], "tickformat": ".0%"},
         yaxis={"title": "accuracy", "range": [0, 1.02], "tickformat": ".0%"},
@@ -165,6 +170,7 @@ def calibration(bins: Rows) -> Any:
 
 
 def noise(rows: Rows) -> Any:
+    """Accuracy, and agreement with another network where it was measured, over the level of uniform noise."""
     axes = {"title": "noise level, in standard deviations of the data"}
     drawn = figure(xaxis=axes, yaxis={"title": "accuracy", "tickformat": PERCENT})
     names = {"accuracy": "accuracy", "agreement": "agreement with the other network"}
@@ -176,6 +182,7 @@ def noise(rows: Rows) -> Any:
 
 
 def corruptions(rows: Rows) -> Any:
+    """Accuracy over the severity, a line for each corruption."""
     drawn = figure(xaxis={"title": "severity", "dtick": 1}, yaxis={"title": "accuracy", "tickformat": PERCENT}, height=460)
     for index, kind in enumerate(dict.fromkeys(row["corruption"] for row in rows)):
         own = [row for row in rows if row["corruption"] == kind]
