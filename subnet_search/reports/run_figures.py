@@ -120,13 +120,13 @@ def first_layer(subnet: Subnetwork) -> tuple[str, Any]:
     if mask.dim() == 4 and mask.shape[1] <= CHANNELS:
         picture, count = _tiles(mask[:FILTERS]), min(FILTERS, len(mask))
         inputs = ", its input channels below one another" if mask.shape[1] > 1 else ""
-        text = f"Mask of {name}: {count} of {len(mask)} filters or neurons{inputs}. Dark weights are kept."
+        text = f"Masks of the first {count} of {len(mask)} filters or neurons of {name}{inputs}. Blue weights are kept."
     else:
         matrix = mask.flatten(1) if mask.dim() > 1 else mask[None]
         whole = tuple(matrix.shape)
         picture = matrix[: PICTURE[0], : PICTURE[1]].float()
         text = f"Mask of {name}: {' x '.join(map(str, picture.shape))} of {whole[0]} x {whole[1]} weights, a row for each "
-        text += "output. Dark weights are kept."
+        text += "output. Blue weights are kept."
     tall, wide = picture.shape
     drawn = figure(
         xaxis={"visible": False, "constrain": "domain"},

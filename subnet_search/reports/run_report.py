@@ -40,8 +40,9 @@ def run_column(path: Path, evaluate: bool) -> Column:
         raise UserError(f"{path} is a run that is not finished: wait for it, or continue it with {again}")
     subnet = Subnetwork.load(file)
     record = subnet.summary()
-    saved = load_record(file, "evaluation") or {}
-    measured = _evaluated(subnet) if evaluate else saved if saved.get("sha256") == subnet.sha256 else {}
+    measured = _evaluated(subnet) if evaluate else load_record(file, "evaluation") or {}
+    if measured.get("sha256") != subnet.sha256:  # of an earlier run with the same name
+        measured = {}
     exports = exports_in(folder) if path.is_dir() else {}
     epochs = read_history(folder)
     sections = [
@@ -143,10 +144,8 @@ def _exports(exports: Mapping[str, Mapping[str, Any]]) -> Iterator[Section]:
     """The files that the run exported: what was removed, and times."""
     for name, record in exports.items():
         text = f"{size(record['bytes'])}; the dense network has {size(record['dense_bytes'])}. "
-        if record["channels"]:
-            text += "Channels kept: " + ", ".join(
-                f"{key} {kept} of {dense}" for key, (kept, dense) in record["channels"].items()
-            )
+        if kept := [f"{key}: {left} of {dense}" for key, (left, dense) in record["channels"].items()]:
+            text += f"Channels kept: {', '.join(kept)}."
         text += f" {(record['whole'] or '').capitalize()}"
         yield Section(f"Exported: {name}", text.strip(), rows=_times(record["latency"]))
 

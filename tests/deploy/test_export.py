@@ -260,6 +260,7 @@ def test_what_is_counted():
         net[0].weight.view(-1)[10:] = 0
     out, _ = sparsify(net, "csr", x, measure=False)
     assert counts(net, net, out, torch.zeros(2, 8)) == {
+        "channels": {},
         "dense_weights": 88,
         "weights": 34,
         "kept": 34,
@@ -317,6 +318,7 @@ def test_a_compact_file(channels, tmp_path):
     record = export(subnet, "compact", tmp_path / "small", network=net, seconds=0)
     assert record["difference"] < 1e-5
     assert record["weights"] == record["kept"] == subnet.masks.kept  # of each channel both sides are gone
+    assert record["channels"] == {"0": [8, 16], "3": [4, 8]}
     assert record["macs"] == record["kept_macs"] == record["dense_kept_macs"] < record["dense_macs"]
     assert record["bytes"] == (tmp_path / "small").stat().st_size
     assert [row["batch"] for row in record["latency"]] == [1, 16, 256]

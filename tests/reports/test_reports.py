@@ -128,6 +128,22 @@ def test_what_was_evaluated_and_saved(finished, tmp_path, capsys):
     assert "leave out --data, or --save" in capsys.readouterr().err
 
 
+def test_files_that_the_run_exported(capsys):
+    words = ["-s", "network=lenet5", "-s", "data=digits", "-s", "data.limit=200", "-s", "extractor=l1_filters"]
+    words += ["-s", "unit=channel", "-s", "target={flops: 0.5}", "-s", "recipe.epochs=1", "-s", "recipe.device=cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", *words, "--export", "compact", "--out", "r"])
+    assert ended.value.code == 0
+    (kept,) = re.findall(r"channels kept: (0: 16 of 20, 3: \d+ of 50, 7: \d+ of 500)", capsys.readouterr().out)
+    path = ss.report("r")
+    assert "Exported: compact.safetensors" in titles(path)
+    assert f"Channels kept: {kept}." in text_of(path)
+    assert re.search(r"a pass; dense [\d.]+ ms: .*\(compact.safetensors, batch 1, 1 CPU thread\)", text_of(path))
+    with open("r/compact.safetensors", "ab") as file:  # another file since
+        file.write(b" ")
+    assert "Exported: compact.safetensors" not in titles(ss.report("r"))
+
+
 def test_the_axis_of_one_epoch_ends_at_100_percent():
     epochs = [{"epoch": one, "step": one, "val_accuracy": 0.8, "val_rmse": 3.0} for one in (1, 2)]
     assert run_figures.curves(epochs[:1], "accuracy").layout.yaxis.range == (0, 1)

@@ -124,7 +124,7 @@ def print_export(record: dict[str, Any]) -> None:
         columns = {"layer": "layer", "density": "density", "dense": "ms dense", "sparse": f"ms {record['to']}", "kept": "now"}
         format.table(record["layers"], columns, title="Layer by layer")
     if record["channels"]:
-        kept = ", ".join(f"{name} {left} of {dense}" for name, (left, dense) in record["channels"].items())
+        kept = ", ".join(f"{name}: {left} of {dense}" for name, (left, dense) in record["channels"].items())
         format.say(f"\nchannels kept: {kept}")
     if record["whole"]:
         format.say(f"\nnot compacted: {record['whole']}")
