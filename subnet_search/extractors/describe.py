@@ -1,6 +1,7 @@
 """The catalogue of methods, as plain values and as a page, read from their classes."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import NoneType, UnionType
@@ -41,6 +42,23 @@ def describe(name: str) -> dict[str, Any]:
         },
         "hyperparameters": _hyperparameters(cls),
     }
+
+
+def find(words: str) -> list[str]:
+    """The names of the methods that are called `words`, or else whose paper has them in its title, authors or arXiv number.
+
+    Capitals, spaces and punctuation do not count. Without any, `words` itself.
+    """
+    wanted, methods = _plain(words), catalogue()
+    if words in extractor_names() or ":" in words or not wanted:
+        return [words]
+    named = [method["name"] for method in methods if _plain(method["name"]) == wanted]
+    papers = [method["name"] for method in methods if wanted in _plain(f"{method['title']} {method['paper']}")]
+    return named or papers or [words]
+
+
+def _plain(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
 
 
 FAMILIES = (

@@ -237,6 +237,15 @@ def test_methods_and_data(monkeypatch):
     for row in rows:  # one line each
         assert any(line.split()[0] == row["name"] and row["summary"] in line for line in lines if line.startswith("  "))
     assert {"gumbel", "supermask", "edge_popup", "random"} <= set(names)
+    for words, name in {
+        "Rigging the Lottery": "rigl",
+        "SR-STE": "sr_ste",
+        "1911.13299": "edge_popup",
+        "GraNet": "granet",
+    }.items():
+        assert from_json("methods", words)["name"] == name
+    slimming = command("methods", "network slimming").stdout  # a paper of two methods
+    assert [line.split()[0] for line in slimming.splitlines() if line.startswith("  ")] == ["bn_scale", "slimming"]
     gumbel = from_json("methods", "gumbel")
     density = next(field for field in gumbel["hyperparameters"] if field["name"] == "density")
     assert density == {

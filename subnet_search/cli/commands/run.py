@@ -325,7 +325,9 @@ def _shown(key: str, value: Any) -> Any:
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Method to describe [default: list all].")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Method to describe, or words of its paper's title or authors [default: list all].")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all methods as Markdown.")] = False,
     json: Json = False,
 ) -> None:
@@ -334,19 +336,21 @@ def methods(
     A description has the paper, formula, hyperparameters and their search domains.
     """
     from subnet_search.extractors import describe as registry
-    from subnet_search.extractors.describe import catalogue, describe, published_lines
+    from subnet_search.extractors.describe import catalogue, describe, find, published_lines
 
     if markdown:
         typer.echo(registry.markdown(), nl=False)
         return
 
-    if name is None:
-        rows = catalogue()
+    names = [] if name is None else find(name)
+    if len(names) != 1:
+        rows = [row for row in catalogue() if name is None or row["name"] in names]
         if json:
             format.print_json(rows)
             return
         _list_methods(rows)
         return
+    name = names[0]
     method = describe(name)
     if json:
         format.print_json(method)
@@ -377,11 +381,14 @@ def methods(
 def _list_methods(rows: list[dict[str, Any]]) -> None:
     """A line for each method, by family: name, what it does (as much as fits), units."""
     from subnet_search.extractors.describe import FAMILIES
+    from subnet_search.topology.units import EVERY_KIND
 
-    every = max((row["units"] for row in rows), key=len)
+    every = list(EVERY_KIND)
     units = {row["name"]: "any" if row["units"] == every else ", ".join(row["units"]) for row in rows}
     for family in FAMILIES:
         found = [row for row in rows if row["family"] == family]
+        if not found:
+            continue
         first, last = max(len(row["name"]) for row in found), max(len(units[row["name"]]) for row in found)
         left = min(format.console.width, 140) - first - last - 6
         format.console.print(f"[bold]{family}[/bold]")
