@@ -175,8 +175,8 @@ class Clock:
         return generator(self.seed, "step", self.step, *names, device=device)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
-        """Uniform random numbers in (0, 1), of the shape, type and device of `like`.
+        """Uniform random numbers in (0, 1), of the shape, type and device of `like`; float32 where it is a mask.
 
         name: of what is drawn; another name gives other numbers at the same step.
         """
-        return uniform_noise(like, derive(self.seed, "step", self.step, name))
+        return uniform_noise(like.float() if like.dtype == torch.bool else like, derive(self.seed, "step", self.step, name))

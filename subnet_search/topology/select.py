@@ -40,8 +40,14 @@ def top_k(scores: Tensor, k: int, among: Tensor | None = None, magnitude: bool =
 
     among: bool; only these units may be chosen (None: all). magnitude: rank |scores|, without a copy of all scores.
     The threshold is found by partial selection, in linear time.
-    Raises ValueError for a k outside 0..numel, and NotANumber for NaN among scores that are compared.
+    Raises ValueError for a k outside 0..numel and for scores of another shape than `among`, and NotANumber for NaN among
+    scores that are compared.
     """
+    if among is not None and among.shape != scores.shape:
+        raise ValueError(
+            f"scores of shape {tuple(scores.shape)} cannot rank units of shape {tuple(among.shape)}: "
+            "net.units.pool makes scores of units from scores of weights"
+        )
     flat = scores.detach().reshape(-1)
     eligible = flat.numel() if among is None else alive(among)
     if not 0 <= k <= eligible:

@@ -355,7 +355,15 @@ class Run:
         )
 
     def make(self, change: Change) -> None:
-        """Apply a change to network, optimizer and schedule. Raises UserError or RunError for forbidden layer collapse."""
+        """Apply a change to network, optimizer and schedule.
+
+        Raises UserError for what is no Change, and UserError or RunError for forbidden layer collapse.
+        """
+        if not isinstance(change, Change):
+            raise UserError(
+                f"{self.extractor.name} must return a Change (step: or None), got {type(change).__name__}: "
+                "new masks are returned as Change(masks)"
+            )
         learned, recording = self.supernet.learns, bool(self.isometry_inputs) and not self.supernet.relevance
         if recording and change.masks is not None:
             self._record_isometry(change.masks)

@@ -69,6 +69,11 @@ class Watching(Extractor):
         self.seen.append((clock.step, net.weights["0.weight"].clone(), net.gradients["0.weight"].clone()))
 
 
+def test_random_numbers_for_a_mask_are_floats():
+    clock, mask = Clock(3, 10, 0), torch.tensor([True, False, True])
+    assert clock.uniform("grow", mask).equal(clock.uniform("grow", torch.zeros(3)))
+
+
 class Replacing(Watching):
     replaces_step = True
 
@@ -204,6 +209,8 @@ def test_units_that_do_not_survive_begin_at_zero_with_fresh_state():
     assert net[0].weight.tolist() == [[1, 0, 3, 0]]
     assert state["momentum_buffer"].tolist() == [[5, 0, 7, 0]]
     assert whole.masks["0.weight"].equal(masks)
+    with pytest.raises(UserError, match=r"random must return a Change .*, got Masks: .* Change\(masks\)"):
+        run.make(whole.masks)
 
 
 # --- rescaling ---

@@ -39,6 +39,11 @@ MASK = bits("11110000")
 KEEP = torch.tensor([0.9, 0.1, 0.5, 0.2, 0.0, 0.0, 0.0, 0.0])
 
 
+def test_scores_of_weights_for_masks_of_channels_say_what_to_do():
+    with pytest.raises(ValueError, match=r"scores of shape \(8, 3\) cannot rank units of shape \(8,\): net.units.pool"):
+        regrow(Masks({"w": MASK}), {"w": torch.ones(8, 3)}, {"w": torch.ones(8)}, 0.5)
+
+
 def test_a_layer_drops_its_lowest_and_grows_the_highest():
     # Half of 4 drop: positions 1 (0.1) and 3 (0.2). All but 0 and 2, which stay, may grow: 6 (5) and 4 (4) are highest.
     grow = torch.tensor([9.0, 3.0, 9.0, 1.0, 4.0, 2.0, 5.0, 0.0])
