@@ -60,7 +60,8 @@ def get_extractor(name: str) -> type[Extractor]:
             return found
         if ":" in name:
             return _imported(name)
-    raise unknown("extractor", name, [*extractor_names(), "package.module:Class"])
+    own = "; a method in a file of your own is module:Class, as in my_method:MyMethod"
+    raise UserError(f"{unknown('extractor', name, extractor_names())}{own}")
 
 
 def is_extractor(name: Any) -> bool:

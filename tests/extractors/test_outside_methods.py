@@ -105,6 +105,19 @@ def test_it_is_described_like_the_others(here, capsys):
     assert [field["name"] for field in method["hyperparameters"]] == ["density"]
 
 
+def test_a_file_in_place_of_a_class_is_told_how_to_name_it():
+    with pytest.raises(UserError, match=r"valid: ac_dc, .*; a method in a file of your own is module:Class, as in my_method:"):
+        get_extractor("./largest.py")
+
+
+def test_the_printed_command_allows_the_import(here, capsys):
+    run = {"network": "lenet_300_100", "data": {"name": "digits", "limit": 100}, "recipe": {"epochs": 1, "threads": 1}}
+    ss.run_study({"name": "mine", "run": run, "space": {"extractor": {"choice": ["largest:Largest"]}}, "trials": 1})
+    with pytest.raises(SystemExit):
+        main(["study", "show", "mine"])
+    assert "subnet-search study extract mine --allow-import largest:Largest" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_entry_point_gives_a_short_name(here, monkeypatch):
     point = EntryPoint("largest", "largest:Largest", registry.GROUP)
     monkeypatch.setattr(registry, "_entry_points", lambda: {"largest": point})

@@ -72,7 +72,7 @@ def summarise_study(record: Row, storage: str | None = None) -> None:
     if record["best"] and record["budget"]:  # only studies of subnet-search have trials to train again
         several = len(record["best"]) > 1  # one trial of the front must be chosen
         which = [record["best"][0]["number"]] if several else []
-        command = format.command("study extract", record["name"], *which, storage=storage)
+        command = format.command("study extract", record["name"], *which, storage=storage, allow_import=record["imports"])
         format.say(f"\nExtract {'one' if several else 'it'} with: {command}")
 
 

@@ -19,6 +19,7 @@ from subnet_search.search.storage.ranking import best_ranked, compared, objectiv
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord, plain_spec, steps_spent, task_metrics
 from subnet_search.search.storage.run_files import disk_usage
+from subnet_search.search.storage.trust import imports_of_spec
 
 NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
 
@@ -46,6 +47,7 @@ def summarise_study(study: optuna.Study) -> dict[str, Any]:
         **{key: _name(run.get(key)) for key in ("network", "data", "extractor")},
         **({"task": _name(run.get("task"))} if metrics != CLASSIFICATION else {}),
         **{key: run.get(key) for key in ("unit", "round_to", "target")},
+        "imports": sorted(imports_of_spec(spec)),
         "budget": spec.get("trials"),
         "budget_steps": spec.get("steps"),
         "finished": _finished(trials, compares),
