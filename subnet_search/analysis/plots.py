@@ -31,18 +31,18 @@ TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are bot
 Rows = Sequence[dict[str, Any]]
 
 
-def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = None, metric: str = "accuracy") -> None:
-    """Accuracy or another metric over density, one line a label; `dense` is that of the dense network.
+def accuracy_density(rows: Rows, path: Path, title: str, dense: dict[str, Any] | None = None, metric: str = "accuracy") -> None:
+    """Accuracy or another metric over density, one line a label; `dense` is the row of the dense network, a level.
 
-    rows hold `label`, `density`, and `mean`, `low`, `high` of the metric.
+    rows hold `label`, `density`, and `mean`, `low`, `high` of the metric. Files of numbers have the dense row last.
     Raises UserError without plotly, RunError when the file cannot be written.
     """
     figure = need_plotly().graph_objects.Figure()
     shown = f"{in_words(metric)} %{{y{_decimals(metric)}}}"
     labels = list(dict.fromkeys(row["label"] for row in rows))
     if dense is not None:
-        named = f"dense {dense:.2%}" if is_fraction(metric) else f"dense {dense:.4g}"
-        figure.add_hline(y=dense, line=REFERENCE, annotation_text=named, annotation_position="top left")
+        named = f"dense {dense['mean']:.2%}" if is_fraction(metric) else f"dense {dense['mean']:.4g}"
+        figure.add_hline(y=dense["mean"], line=REFERENCE, annotation_text=named, annotation_position="top left")
     for index, label in enumerate(labels):
         points = sorted((row for row in rows if row["label"] == label), key=lambda row: float(row["density"]))
         above = [row["high"] - row["mean"] for row in points]
@@ -58,7 +58,7 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: float | None = N
         )
     density_axis(figure, {row["density"] for row in rows})
     figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
-    write(figure, path, title, rows)
+    write(figure, path, title, [*rows, dense] if dense else rows)
 
 
 def plasticity(rows: Rows, path: Path, title: str) -> None:

@@ -333,6 +333,9 @@ def test_rows_are_means_and_spreads(tmp_path):
     assert (a["complete"], b["complete"], b["cells"]) == (3, 0, 1)
     ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.csv")
     assert (tmp_path / "c.csv").read_text() == "label,density,mean,low,high\na,0.5,0.65,0.5,0.75\n"
+    dense = {**a, "method": "dense", "achieved_density": {"mean": 1.0}}
+    ss.plot_comparison({"name": "c", "rows": [dense, a, b]}, tmp_path / "d.csv")
+    assert (tmp_path / "d.csv").read_text().splitlines()[1:] == ["a,0.5,0.65,0.5,0.75", "dense,1.0,0.65,0.5,0.75"]
     ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.tex")
     assert (tmp_path / "c.tex").read_text().splitlines()[4] == r"a & 0.5 & 0.65 & 0.5 & 0.75 \\"
 

@@ -59,7 +59,7 @@ def plot_comparison(record: Mapping[str, Any], path: str | Path) -> None:
         for row in record["rows"]
         if row[measure] is not None and row["achieved_density"]["mean"] > 0
     ]
-    dense = next((point["mean"] for point in points if point["label"] == "dense"), None)
+    dense = next((point for point in points if point["label"] == "dense"), None)
     title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
     accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
 
