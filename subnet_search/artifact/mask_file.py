@@ -21,6 +21,8 @@ def save_masks(path: Path, masks: Masks) -> None:
 def load_masks(path: Path) -> Masks:
     """The masks in a file of `save_masks` or `Subnetwork.save`. Raises UserError when it is missing or damaged."""
     tensors, header = load_tensors(path, "mask file")
+    if "shapes" not in header:
+        raise UserError(f"{path} is no file of a subnetwork or of masks")
     return Masks(unpack_masks(path, tensors, header, "mask." if "origin" in header else ""))
 
 

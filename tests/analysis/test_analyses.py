@@ -13,6 +13,7 @@ from subnet_search.analysis.compare_masks import chance_overlap, compare_topolog
 from subnet_search.artifact.mask_file import load_masks, save_masks
 from subnet_search.cli import main
 from subnet_search.core.errors import UserError
+from subnet_search.core.tensor_files import save_tensors
 from subnet_search.topology.units import Units
 
 
@@ -130,6 +131,8 @@ def test_json_is_the_record(files, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     assert command(capsys, path) == (2, "", f"error: no such mask file: {path}\n")
+    save_tensors(path, {"x": torch.zeros(2)}, {})
+    assert command(capsys, path) == (2, "", f"error: {path} is no file of a subnetwork or of masks\n")
     path.write_text("no masks")
     code, out, err = command(capsys, path)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -140,6 +143,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 POINTS = [
     {"label": label, "density": d, "mean": d, "low": d / 2, "high": 0.9} for label in ("this", "that") for d in (0.1, 0.5)
 ]
+DENSE = {"label": "dense", "density": 1.0, "mean": 0.95, "low": 0.9, "high": 1.0}
 BRANCH = {"at": 0.5, "rate": 0.9, "regrow": 0.0, "epochs": 3}
 BRANCH |= {"accuracy_before": 0.9, "accuracy_pruned": 0.2, "accuracy_difference": -0.1}
 
@@ -148,7 +152,7 @@ def drawings(path):
     from subnet_search.analysis import plots
 
     return {
-        "accuracy": lambda: plots.accuracy_density(POINTS, path, "A title", dense=0.95),
+        "accuracy": lambda: plots.accuracy_density(POINTS, path, "A title", dense=DENSE),
         "plasticity": lambda: plots.plasticity([BRANCH, {**BRANCH, "regrow": 0.5}], path, "A title"),
     }
 

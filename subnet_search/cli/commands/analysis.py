@@ -53,7 +53,7 @@ def plasticity(
         columns = {"at": "at", "step": "step", "rate": "pruned", "regrow": "regrown"}
         moments = {"before": "before", "pruned": "after", "after": f"+{epochs} epochs", "won_back": "won back"}
         moments |= {"unpruned": "unpruned", "difference": "difference"}
-        format.table(records, columns | {f"{leading}_{key}": heading for key, heading in moments.items()})
+        format.table(records, columns | {f"{leading}_{key}": heading for key, heading in moments.items()}, repeat=4)
         name = in_words(leading, "validation").capitalize()
         format.say(f"\n{name}; in {folder}/plasticity.json")
     if plot:
