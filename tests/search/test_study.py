@@ -137,7 +137,7 @@ def test_inspection():
     assert json.loads(json.dumps(summarise_study(study)))["states"] == {"COMPLETE": 3}
     with pytest.raises(UserError, match="has no trial 7"):
         find_trial(study, 7)
-    with pytest.raises(UserError, match="unknown study 'toi': did you mean 'toy'"):
+    with pytest.raises(UserError, match="unknown study 'toi' .in sqlite:///.*: did you mean 'toy'"):
         load_study("toi", storage)
 
 
