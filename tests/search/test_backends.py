@@ -78,7 +78,7 @@ def test_an_unknown_study_is_said_with_its_storage_and_where_else_it_can_be(tmp_
 
 @pytest.mark.filterwarnings("ignore:Query string")
 def test_an_unknown_study_is_said_without_the_password_of_its_storage():
-    with pytest.raises(UserError, match="no study 'mine': there are no studies yet in sqlite:///.*[?]password=[*]{3} "):
+    with pytest.raises(UserError, match=r"no study 'mine': there are no studies yet in sqlite:///.*[?]password=[*]{3} "):
         load_study("mine", open_storage("sqlite:///:memory:?password=hushhush"))
 
 

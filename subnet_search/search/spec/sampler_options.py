@@ -65,14 +65,15 @@ def check_options(kind: str, given: Mapping[str, Any]) -> None:
     for key, value in given.items():  # Optuna checks most of them only when it draws a trial
         with blaming(f"{kind}.{key}"):
             if key not in parameters and key != "name":
-                raise unknown("option", key, parameters, where=f"{kind} {name}")
+                valid = [option for option, parameter in parameters.items() if _types(parameter).keys() - {"None"}]
+                raise unknown("option", key, valid, where=f"{kind} {name}")
             if key in parameters:
                 _check_option(f"{kind}.{key} of {name!r}", value, parameters[key])
 
 
 def _check_not_optunas(kind: str, given: Any) -> None:
     """Raise UserError for an object of Optuna, or the name of its class."""
-    own = given if isinstance(given, str) else type(given).__name__
+    own = given.rpartition(".")[2] if isinstance(given, str) else type(given).__name__
     name = next((name for name, theirs in CLASSES[kind][1].items() if theirs == own), None)
     if name or isinstance(given, optuna.samplers.BaseSampler | optuna.pruners.BasePruner):
         raise UserError(
@@ -83,9 +84,14 @@ def _check_not_optunas(kind: str, given: Any) -> None:
 
 def _check_option(where: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise UserError for a value of another type than Optuna's signature has, or one below both 0 and the default."""
-    stated = getattr(parameter.annotation, "__name__", parameter.annotation).split(" | ")
-    kinds = {kind: types for kind, types in KINDS.items() if kind in stated}
+    kinds = _types(parameter)
     if not any(type(value) in types for types in kinds.values()):
         raise UserError(f"{where} takes {' or '.join(kinds) or 'no value that YAML can hold'}, got {shown(value)}")
     if type(value) in (int, float) and value < min(0, parameter.default if type(parameter.default) in (int, float) else 0):
         raise UserError(f"{where} cannot be below 0, got {shown(value)}")
+
+
+def _types(parameter: inspect.Parameter) -> dict[str, tuple[type, ...]]:
+    """The items of KINDS that an argument takes."""
+    stated = getattr(parameter.annotation, "__name__", parameter.annotation).split(" | ")
+    return {kind: types for kind, types in KINDS.items() if kind in stated}
