@@ -47,7 +47,7 @@ def test_study_run(said):
     assert "threads: 1\n" in text
     config, _, plan = text[text.index("# complete configuration") :].partition("\n\n")
     assert yaml.safe_load(config)["extractor"]["density"] == "searched: 0.1 | 0.2"
-    assert "density  searched: 0.1 | 0.2\n" in plan
+    assert "density  searched: 0.1 | 0.2 " in plan
     assert json.loads(said("study", "run", "study.yaml", "--json"))["study"]["trials"] == 2
 
 

@@ -102,9 +102,10 @@ def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 def _words(distribution: BaseDistribution) -> str:
     match distribution:
         case FloatDistribution():
-            return str(Real(distribution.low, distribution.high, distribution.log))
+            return str(Real(distribution.low, distribution.high, distribution.log, distribution.step))
         case IntDistribution():
-            return str(Int(distribution.low, distribution.high, distribution.log))
+            step = distribution.step if distribution.step > 1 else None
+            return str(Int(distribution.low, distribution.high, distribution.log, step))
         case CategoricalDistribution():
             return str(OneOf(*distribution.choices))
     return str(distribution)

@@ -54,7 +54,7 @@ def check_options(kind: str, given: Mapping[str, Any]) -> None:
     kind: "sampler" or "pruner". given: the options, with the name.
     """
     _, classes = CLASSES[kind]
-    name = given.get("name")
+    name: Any = given.get("name")
     with blaming(f"{kind}.name"):
         _check_not_optunas(kind, name)
         if name not in classes:

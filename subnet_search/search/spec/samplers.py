@@ -23,13 +23,15 @@ def make_sampler(spec: StudySpec, number: int = 0) -> BaseSampler:
     Raises UserError for an invalid option or a missing package.
     """
     seed = derive(spec.seed, "sampler", number) % 2**32
+    made: BaseSampler
     if spec.sampler["name"] == "hub":
-        made: BaseSampler = make_from_hub("sampler", spec.sampler, seed)
+        made = make_from_hub("sampler", spec.sampler, seed)
         return made
     defaults: dict[str, Any] = {"seed": seed}
     if spec.sampler["name"] == "tpe" and spec.searched.conditional:  # parameters of one branch are modelled together
         defaults |= {"multivariate": True, "group": True}
-    return _made("sampler", spec.sampler, class_of("sampler", spec.sampler["name"]), defaults)
+    made = _made("sampler", spec.sampler, class_of("sampler", spec.sampler["name"]), defaults)
+    return made
 
 
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
