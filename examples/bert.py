@@ -1,7 +1,7 @@
-"""Batches of a BERT from a configuration, with random weights (needs the package transformers).
+r"""Batches of a BERT from a configuration, with random weights (needs the package transformers).
 
     cd examples
-    subnet-search extract -s network.name=hf:bert -s data=bert:make -s extractor=magnitude \\
+    subnet-search extract -s network.name=hf:bert -s data=bert:make -s extractor=magnitude \
         -s "network.options={vocab_size: 50, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
 
 `hf:./FOLDER` starts from a folder that `save_pretrained` of transformers has written, with its weights. Batches are mappings

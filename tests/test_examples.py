@@ -1,5 +1,9 @@
-"""The examples of networks, data and tasks of one's own, in short form: extract, stop and resume, evaluate, export, a study."""
+"""The examples in short form: networks, data and tasks of one's own (extract, resume, evaluate, export, a study), notebooks.
 
+The notebooks are stored with the output of `jupyter execute --inplace` (of the package nbclient), without standard error.
+"""
+
+import json
 import sys
 from pathlib import Path
 
@@ -180,3 +184,25 @@ def test_a_study_with_two_workers(name, here, tmp_path):
     leading = objective.removeprefix("val_")
     wanted = optuna.study.StudyDirection[task.directions[leading].upper()]
     assert study.direction == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "values"), [("untrained_subnetwork", {"epochs": 1}), ("study", {"trials": 3, "epochs": 1})])
+def test_a_notebook_runs_and_is_stored_with_small_outputs(name, values, here, monkeypatch, capsys):
+    """The cells are run from the top, with other values after the cell that is tagged `parameters`."""
+    path = EXAMPLES / f"{name}.ipynb"
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "show", lambda: None)
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+        names |= values if "parameters" in cell["metadata"].get("tags", []) else {}
+    names["plt"].close("all")
+    assert {"untrained_subnetwork": "the same predictions: True", "study": "bit for bit"}[name] in capsys.readouterr().out
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {(output.get("name"), output["output_type"]) for output in outputs} == {
+        ("stdout", "stream"),
+        (None, "execute_result"),
+        (None, "display_data"),
+    }

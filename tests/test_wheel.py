@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
 SHIPPED = {
     str(path.relative_to(ROOT))
-    for name, files in {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.py"}.items()
+    for name, files in {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.[pi]*"}.items()
     for path in (ROOT / name).glob(files)
 }
 FAST = ["-s", "network=lenet_300_100", "-s", "recipe.threads=1", "-s", "recipe.device=cpu"]

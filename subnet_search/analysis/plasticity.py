@@ -154,6 +154,7 @@ def plasticity(
                 configuration, continues from these files. Default: runs/plasticity, runs/plasticity-2, ...
     on_step     called with the number of steps done and of all steps
     on_branch   called with every new record
+    should_stop when it returns True, the run writes a checkpoint and raises Interrupted
 
     Records: `at`, `step`, `rate`, `regrow`, `epochs`, `density`; validation accuracies `accuracy_before` pruning,
     `accuracy_pruned` right after it, `accuracy_after` the epochs, `accuracy_won_back` (after - pruned; pruned - after for a

@@ -124,6 +124,7 @@ def _branches(figure: Any, rows: Rows, metric: str) -> None:
 
 
 def need_plotly() -> ModuleType:
+    """The module plotly. Raises UserError when it is not installed."""
     try:
         import plotly.graph_objects
         import plotly.subplots

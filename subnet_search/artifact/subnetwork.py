@@ -214,20 +214,29 @@ class Subnetwork:
     """A topology with its weights, rescaling factors, and all other tensors of the network."""
 
     masks: Masks
-    weights: Mapping[str, Tensor]  # the prunable parameters, dense; dead weights are zero
-    scales: Mapping[str, Tensor]  # rescaling factors: scalars, (out, 1, ...) or (1, out)
-    state: Mapping[str, Tensor]  # all other parameters and buffers
+    """Which weights are kept, of the weights' shapes, by parameter name."""
+    weights: Mapping[str, Tensor]
+    """The prunable parameters, dense; dead weights are zero."""
+    scales: Mapping[str, Tensor]
+    """Rescaling factors of the weights: scalars, (out, 1, ...) or (1, out)."""
+    state: Mapping[str, Tensor]
+    """All other parameters and buffers."""
     origin: Origin
-    metrics: Mapping[str, Any]  # metrics of the run: accuracies, steps, seconds ...
-    distribution: Distribution | None = None  # with `recipe.store_relevance` or `recipe.weight_statistics`
-    examples: Any = field(default=None, compare=False)  # a few inputs of the run; not in the file
-    module: nn.Module | None = field(default=None, compare=False)  # as passed to `extract`; not in the file
+    """The settings of the run."""
+    metrics: Mapping[str, Any]
+    """Metrics of the run: accuracies (0 to 1), steps, seconds, and others."""
+    distribution: Distribution | None = None
+    """Learned relevance or weight statistics, with `recipe.store_relevance` or `recipe.weight_statistics`."""
+    examples: Any = field(default=None, compare=False)
+    """A few inputs of the run; not in the file."""
+    module: nn.Module | None = field(default=None, compare=False)
+    """The network as passed to `extract`; not in the file."""
 
     @classmethod
     def of(
         cls, net: nn.Module, masks: Masks, scales: Mapping[str, Tensor], origin: Origin, metrics: Mapping[str, Any]
     ) -> "Subnetwork":
-        """The subnetwork of `net` under `masks`, copied to the CPU."""
+        """The subnetwork of `net` under `masks`, copied to the CPU, with its `scales`, `origin` and `metrics`."""
         masks = masks.to("cpu")
         everything = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
         weights = {name: _pruned(everything.pop(name), mask) for name, mask in masks.items()}
@@ -301,9 +310,10 @@ class Subnetwork:
 
         Raises UserError when `net` has other parameters or other shapes.
         """
-        if any(map(is_lazy, net.parameters())):
+        copy = own_copy(net)
+        if any(map(is_lazy, copy.parameters())):
             raise UserError("this network has uninitialised lazy layers: run it once on an example")
-        out = self.origin.with_gates(own_copy(net))
+        out = self.origin.with_gates(copy)
         state, own = self.state_dict(), out.state_dict()
         _check_shapes(_shapes(out), {name: tuple(value.shape) for name, value in state.items()})
         own.update(state)  # keeps the version metadata of `state_dict`, which some modules read
@@ -353,7 +363,7 @@ class Subnetwork:
         return _initial_weights(self.origin, {name: tuple(mask.shape) for name, mask in self.masks.items()})
 
     def save(self, path: str | os.PathLike[str], weights: Weights = "values") -> int:
-        """Write the file, atomically, and return its size in bytes.
+        """Write the file `path`, atomically, and return its size in bytes.
 
         weights="seed" stores no prunable weights. Raises UserError when these were trained or not generated from a seed,
         RunError when the file cannot be written.
@@ -418,7 +428,7 @@ class Subnetwork:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Subnetwork":
-        """Read a file. Raises UserError when it is damaged, of a newer format, or does not match its hash."""
+        """Read the file `path`. Raises UserError when it is damaged, of a newer format, or does not match its hash."""
         path = Path(path)
         tensors, header = load_tensors(path, "subnetwork file")
         if type(header.get("format")) is not int or not isinstance(header.get("shapes"), dict) or "origin" not in header:

@@ -125,7 +125,7 @@ def cut(text: str, longest: int = LONGEST_VALUE) -> str:
 
 
 def invalid(error: "ValidationError") -> UserError:
-    """The first mistake that pydantic found, in one line."""
+    """The first mistake in `error`, which pydantic raised, in one line with its key."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     text = problem["msg"].removeprefix("Value error, ")

@@ -36,6 +36,7 @@ def cell(key: str, value: Any) -> str:
 
 
 def percent(fraction: float) -> str:
+    """A fraction as a percentage with two decimals: "98.61 %" for 0.9861."""
     return f"{100 * fraction:.2f} %"
 
 

@@ -41,6 +41,7 @@ class _Range(Generic[N]):
             raise UserError(f"the high end of a range must be a whole number of steps above the low end, got {self}")
 
     def bounds(self) -> tuple[N, ...]:
+        """The lowest and the highest value."""
         return self.low, self.high
 
     def _scale(self) -> str:
@@ -82,6 +83,7 @@ class OneOf:
         return " | ".join("none" if choice is None else str(choice) for choice in self.choices)
 
     def bounds(self) -> tuple[Any, ...]:
+        """All choices."""
         return self.choices
 
 

@@ -83,9 +83,10 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", header: Mapping[st
 
 
 def load_tensors(path: Path, kind: str) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """The tensors (on the CPU) and header of a file that `save_tensors` wrote.
+    """The tensors (on the CPU) and header of the file `path` that `save_tensors` wrote.
 
-    Raises UserError when the file is missing, damaged or of another kind.
+    kind: what the file should be, for the message, as "subnetwork file". Raises UserError when the file is missing, damaged
+    or of another kind.
     """
     if not path.is_file():
         raise UserError(f"no such {kind}: {path}")

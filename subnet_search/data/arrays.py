@@ -45,6 +45,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array in memory."""
         return math.prod(self.shape) * self.kind.itemsize
 
 

@@ -321,9 +321,10 @@ def _split_of(
         return _checked(Split(inputs, labels), kind.classes), None
     if _is_batch(data) or (isinstance(data, Tensor | np.ndarray) and not kind.classes):
         return Split(map_tensors(_as_whole, _tensors(data, "the data")), None), None
+    several = "; a network of several inputs: ((a, b), labels)" if isinstance(data, tuple | list) and len(data) > 2 else ""
     raise UserError(
         "data must be a name, a pair (inputs, labels), a Dataset or DataLoader, (train, val, test) of these, "
-        f"or the result of subnet_search.load_data, got {type(data).__name__}"
+        f"or the result of subnet_search.load_data, got {type(data).__name__}{several}"
     )
 
 

@@ -61,6 +61,7 @@ class Items(Brief):
         return len(self.places)
 
     def to(self, device: torch.device | str) -> "Items":
+        """The same items, to be read onto `device`."""
         return replace(self, device=device)
 
     def take(self, index: Tensor) -> "Items":

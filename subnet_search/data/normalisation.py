@@ -1,5 +1,6 @@
 """Normalisation of images by the mean and standard deviation of each channel, given or of the training images."""
 
+import logging
 import math
 from typing import Annotated, Any
 
@@ -8,6 +9,10 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
 from subnet_search.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 64  # items
 
 
 def _list(value: Any) -> Any:
@@ -55,6 +60,7 @@ def normalisation(
     """
     images = inputs.dtype == torch.uint8 and inputs.dim() == 4
     if mean is None or std is None:
+        _warn_of_pixels(name, inputs)
         return _statistics(inputs) if images else (None, None)
     if not images:
         raise UserError(
@@ -64,6 +70,19 @@ def normalisation(
     if len(mean) != inputs.shape[1]:
         raise UserError(f"data.mean and data.std have length {len(mean)}; the images of {name} have {inputs.shape[1]} channels")
     return torch.tensor(mean), torch.tensor(std)
+
+
+def _warn_of_pixels(name: str, inputs: Tensor) -> None:
+    """Warn of pixels from 0 to 255 that are floats, since floats are taken as they are."""
+    some = inputs[:LOOKED_AT]
+    if not (inputs.is_floating_point() and inputs.dim() == 4 and some.numel()):
+        return
+    if some.min() >= 0 and 2 < some.max() <= 255 and torch.equal(some, some.round()):
+        log.warning(
+            "%s: the images are whole numbers from 0 to 255 as %s, and floats are not scaled: pass uint8, or scaled images",
+            name,
+            inputs.dtype,
+        )
 
 
 def prepare(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:

@@ -165,16 +165,27 @@ class Data:
     """A loaded data set: splits, classes, and the statistics to normalise images by."""
 
     name: str
+    """For messages, records and reports."""
     train: Split | Items
+    """The training items: inputs (N, ...) and labels in memory, or items that are read one by one."""
     val: Split | Items
-    classes: int  # 0: the labels are not class indices
-    mean: Tensor | None = None  # (channels,), of images scaled to 0..1; None: inputs are not normalised
+    """The validation items."""
+    classes: int
+    """The number of classes. 0: the labels are not class indices."""
+    mean: Tensor | None = None
+    """Of each channel of images scaled to 0..1, (channels,). None: inputs are not normalised."""
     std: Tensor | None = None
-    spec: DataSpec | None = None  # None: passed from Python
+    """The standard deviation, as `mean`."""
+    spec: DataSpec | None = None
+    """The settings that the data was loaded by. None: passed from Python."""
     class_names: tuple[str, ...] | None = None
-    label_key: str | None = None  # of the labels in items that are mappings
+    """In the order of the class indices. None: not known."""
+    label_key: str | None = None
+    """The key of the labels in items that are mappings."""
     _test: Callable[[], Split | Items | None] = field(default=lambda: None, repr=False)
-    held_out: bool = False  # whether the validation items were held out of those that were given for training
+    """Reads the test split, for `test`."""
+    held_out: bool = False
+    """Whether the validation items were held out of those that were given for training."""
 
     def __repr__(self) -> str:
         parts = f"{len(self.train):,} training and {len(self.val):,} validation items"
@@ -261,7 +272,7 @@ class Data:
         return prepared(self.train.first(count), self.mean, self.std)
 
     def examples(self, count: int = 2) -> Any:
-        """The inputs of `first`: normalised images, other inputs as float32 or indices, or nested tensors."""
+        """The inputs of `first` (`count` items): normalised images, other inputs as float32 or indices, or nested tensors."""
         return split_batch(self.first(count), self.label_key)[0]
 
     def to(self, device: torch.device | str) -> "Data":

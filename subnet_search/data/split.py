@@ -29,9 +29,11 @@ class Split(Brief):
 
     @property
     def device(self) -> torch.device:
+        """The device of the inputs."""
         return next(tensor for _, tensor in tensors_in(self.inputs)).device
 
     def to(self, device: torch.device | str) -> "Split":
+        """The same items on `device`; sampling weights stay where they are."""
         return Split(moved(self.inputs, device), moved(self.labels, device), self.weights)
 
     def take(self, index: Tensor) -> "Split":

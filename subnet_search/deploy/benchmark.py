@@ -15,24 +15,32 @@ from subnet_search.deploy.sparse_layers import Sparse
 from subnet_search.evaluation import cost
 from subnet_search.evaluation.cost import all_macs
 from subnet_search.evaluation.latency import latencies
-from subnet_search.nets import gated_layers, prunable
+from subnet_search.nets import gated_layers, inputs_first, prunable
 from subnet_search.structure.compact import compact
 
 BATCHES = (1, 16, 256)  # measured batch sizes
 FASTER = 1.05  # minimum ratio of medians for `faster` or `slower`
 
 
-def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, example: Any) -> dict[str, int]:
+def counts(masked: nn.Module, plain: nn.Module, runs: nn.Module, example: Any) -> dict[str, Any]:
     """Prunable weights and multiply-accumulates (MACs) for one input, of the dense and the exported network.
 
     masked: the dense network with zeros. plain: the exported network with dense layers. runs: the exported network.
-    `weights` and `macs` are stored and computed; `kept` and `kept_macs` are those of nonzero weights.
+    `weights` and `macs` are stored and computed; `kept` and `kept_macs` are those of nonzero weights. `channels` has the
+    numbers of outputs of the layers that lost some: (kept, dense).
     """
     before, after = (cost(net, {name: w.ne(0) for name, w in prunable(net).items()}, (), example) for net in (masked, plain))
     stored = {f"{name}.weight": module.multiplied for name, module in runs.named_modules() if isinstance(module, Sparse)}
+    dense, left, swapped = prunable(masked), prunable(plain), inputs_first(masked)
+    outputs = {
+        name: (left[name].shape[name in swapped], weight.shape[name in swapped])
+        for name, weight in dense.items()
+        if name in left
+    }
     return {
+        "channels": {name.removesuffix(".weight"): [kept, all_] for name, (kept, all_) in outputs.items() if kept != all_},
         "dense_weights": before.weights,
-        "weights": sum(round(stored.get(name, 1) * weight.numel()) for name, weight in prunable(plain).items()),
+        "weights": sum(round(stored.get(name, 1) * weight.numel()) for name, weight in left.items()),
         "kept": after.kept,
         "dense_macs": before.macs,
         "dense_kept_macs": before.kept_macs,

@@ -170,10 +170,13 @@ class Deployed:
 def load_deployed(path: str | os.PathLike[str], net: nn.Module | None = None) -> nn.Module:
     """The exported network in a file, on the CPU, in evaluation mode; with its normalisation if that is built in.
 
-    net   the dense network, needed if it is not one of ours or torchvision's; its weights are not used
+    path   a file of `export` in one of the formats compact, csr, bsr or 2:4
+    net    the dense network, needed if it is not one of ours or torchvision's; its weights are not used
 
     Raises UserError for a damaged file, and for another network.
     """
+    if Path(path).suffix == ".onnx":
+        raise UserError(f"{path} is an ONNX model: open it with onnxruntime.InferenceSession")
     found = Deployed.load(path)
     return found.network() if net is None else found.on(net)
 

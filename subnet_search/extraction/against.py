@@ -36,10 +36,12 @@ class Ready:
 
     @property
     def mean(self) -> Tensor | None:
+        """Mean of each channel of images scaled to 0..1: (channels,). None: inputs are not normalised."""
         return None if self.origin.mean is None else torch.tensor(self.origin.mean)
 
     @property
     def std(self) -> Tensor | None:
+        """Standard deviation, as `mean`."""
         return None if self.origin.std is None else torch.tensor(self.origin.std)
 
     @property
@@ -48,6 +50,7 @@ class Ready:
         return self.net.network if isinstance(self.net, Normalised) else self.net
 
     def measure(self, task: Task, split: Split | Items) -> tuple[dict[str, Any], item_metrics.Items | None]:
+        """The task's metrics on a split, and what the leading one is made of for each item; see `Task.measure_items`."""
         with torch.no_grad():
             return task.measure_items(self.net, in_order(split, *self.outside))
 

@@ -145,6 +145,7 @@ def run(
 ) -> Subnetwork:
     """Run a configuration, with its network and data or with the given ones.
 
+    module      the network, in place of that of the configuration
     init        initialisation of `module`; new_head: whether its last layer is replaced
     out         run folder: config.yaml, metrics.jsonl, checkpoint/, and at the end summary.json and subnetwork.safetensors.
                 A folder belongs to one configuration, network and data, and one process at a time
@@ -157,7 +158,7 @@ def run(
     on_begin    called with the initial masks; on_step after each step; on_epoch after each epoch
     should_stop when it returns True, the run writes a checkpoint and raises Interrupted
 
-    See `extract` for the other arguments and errors.
+    Other arguments and errors as for `extract`.
     """
     chosen, config = config.recipe.threads, config.resolve()
     if chosen is None and config.recipe.device == "cpu":

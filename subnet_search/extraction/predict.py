@@ -41,6 +41,8 @@ def predict(
     language_modeling    NextTokenPrediction: the likeliest next tokens (N,), probabilities (N, vocabulary)
     a task of your own   what the network returns
 
+    subnetwork
+              a subnetwork, or an exported network
     inputs    a tensor or array (N, ...), a list of them without N, or one: uint8 images (N, C, H, W), which are normalised as
               in the run, or other inputs as they were in training; a Dataset, or a DataLoader that does not shuffle, whose
               labels are left out; images of Pillow, image files, or a folder of them, which are resized and cropped to the

@@ -62,26 +62,29 @@ class RunProgress:
         self.task = self.bar.add_task("reading data", total=None, start=False)
 
     def on_unpruned(self, metrics: dict[str, Any]) -> None:
+        """Print the metric of the network with trained weights, before it is pruned."""
         if self.screen.live or self.screen.plain:
             quality = validation_text(self.leading, metrics[f"unpruned_val_{self.leading}"])
             self.bar.console.print(f"before pruning: {quality}", markup=False, soft_wrap=True)
 
     def on_step(self, clock: Any) -> None:
+        """Move the bar to the step of `clock`."""
         if self.screen.live:
             self.bar.start_task(self.task)  # the first call starts the clock
             self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
         self.total = clock.total
 
     def on_epoch(self, epoch: Epoch) -> None:
+        """Show the metrics of an epoch; where there is no terminal, print a line at intervals and after the last one."""
         quality = validation_text(self.leading, epoch.metrics[f"val_{self.leading}"])
-        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  {quality}"
-        self.bar.update(self.task, description=f"{text}  density {epoch.density:.3f}")
+        text = f"epoch {epoch.epoch}  loss {epoch.train_loss:.4f}  {quality}  density {epoch.density:.3f}"
         last = epoch.step == self.total
+        self.bar.update(self.task, description=f"{text}  measuring the result" if last else text)
         if self.screen.plain and (last or time.monotonic() - self.printed > PLAIN_SECONDS):
             self.printed = time.monotonic()
             done = epoch.step / self.total
-            left = seconds(epoch.seconds * (1 - done) / done)
-            self.screen.note(f"{text}  density {epoch.density:.3f}  {percent(done)} done, {left} left")
+            left = f"{percent(done)} done, {seconds(epoch.seconds * (1 - done) / done)} left"
+            self.screen.note(f"{text}  {'trained; measuring the result' if last else left}")
 
     def __enter__(self) -> "RunProgress":
         self.bar.start()

@@ -45,7 +45,8 @@ def prune_potential(
     against       the dense network, as for `evaluate`
     delta         how much the error may rise above the dense network's, as a fraction of the items
     noise         also for images with uniform noise, at each level
-    corruptions   also for corrupted images, of this severity: True or a folder, as for `evaluate`
+    corruptions   also for corrupted images: True or a folder, as for `evaluate`
+    severity      of the corruptions, 1 to 5
 
     Other arguments as for `evaluate`. Returns `networks`, rows of `file`, `density` and `prune_ratio`, and `rows` with a row
     for each distribution: `inputs`, `dense_error`, `errors` (in the order of `networks`) and `prune_potential`.

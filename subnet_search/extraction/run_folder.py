@@ -78,10 +78,12 @@ class RunFolder:
 
     @property
     def keeps_subnetwork(self) -> bool:
+        """Whether subnetwork.safetensors is written."""
         return self.path is not None and self.saves
 
     @property
     def checkpoint(self) -> Path | None:
+        """The path of the checkpoint. None: there is no folder."""
         return self.path / CHECKPOINT if self.path else None
 
     @property

@@ -32,10 +32,15 @@ class Paper:
     """The paper of a method, and the formula that its file implements."""
 
     authors: str
+    """Last names: "Frankle & Carbin", "Zhou et al."."""
     year: int
+    """Of the publication, or of the preprint where there is no other."""
     arxiv: str
+    """The arXiv number, as "1803.03635", without a version; another identifier where the paper is not on arXiv."""
     title: str
+    """The title as published."""
     formula: str
+    """What decides which units are kept, in one line of plain text."""
 
     def __str__(self) -> str:
         return f"{self.authors} {self.year}, arXiv:{self.arxiv}"
@@ -52,11 +57,16 @@ class Paper:
 class Paradigm:
     """What the catalogue compares methods by."""
 
-    mask_from: str  # when and from what the topology is found
-    weights_from: str  # which weights the subnetwork has
-    schedule: str  # how density moves over the run
-    trains_after: bool  # whether weights are trained once the topology is fixed
+    mask_from: str
+    """When and from what the topology is found."""
+    weights_from: str
+    """Which weights the subnetwork has."""
+    schedule: str
+    """How the density changes during the run."""
+    trains_after: bool
+    """Whether weights are trained once the topology is fixed."""
     units: tuple[str, ...] = ("weight",)
+    """The kinds of units that the method can prune, of `EVERY_KIND`; the first is the default."""
 
     def __str__(self) -> str:
         return f"mask {self.mask_from}; weights {self.weights_from}; {self.schedule}"
@@ -80,7 +90,7 @@ class Published:
 
     @classmethod
     def none(cls, reason: str, note: str = "") -> "Published":
-        """For a method without published settings that apply: Recipe's defaults are used."""
+        """For a method without published settings that apply, for this `reason`: Recipe's defaults are used."""
         return cls(f"none: {reason}", note=note)
 
     def settings(self) -> str:
@@ -124,7 +134,14 @@ class Change(Brief):
 
 
 class Extractor(Settings, ABC):
-    """A method that finds a subnetwork. Frozen; holds numbers, never tensors."""
+    """A method that finds a subnetwork. Frozen; holds numbers, never tensors.
+
+    A run calls its methods with:
+
+    net     the network: weights, gradients and masks, as tensors of the parameters' shapes, by the parameter's name
+    clock   the number of steps done and of all steps, and random numbers
+    probe   gradients on training data before the first step
+    """
 
     name: ClassVar[str]
     """The name in configurations, trials and files: as registered in this package, else `package.module:Class`."""
@@ -149,7 +166,10 @@ class Extractor(Settings, ABC):
         cls.name = f"{cls.__module__}:{cls.__qualname__}"
 
     def with_values(self, **values: Any) -> Self:
-        """The same method with other hyperparameters, which are validated with the ones that were set."""
+        """The same method with other hyperparameters, `values` by name, which are validated with the ones that were set.
+
+        Raises pydantic.ValidationError, a ValueError, for an unknown hyperparameter and for a value that is not allowed.
+        """
         return type(self).model_validate({**self.model_dump(exclude_unset=True), **values})
 
     @property
@@ -229,8 +249,9 @@ class Extractor(Settings, ABC):
 class RelevanceLearner(Extractor):
     """An extractor that learns how relevant each weight is, alone or together with the weights.
 
-    The network computes with s * w * gate, where s is the rescaling. Gates are mostly 0 or 1; other values are folded into
-    the weights at the end. A change with `learn="weights"` ends the search, and the weights in the masks are trained.
+    The network computes with s * w * gate, where s is the rescaling (`rescale`). Gates are mostly 0 or 1; other values are
+    folded into the weights at the end. A change with `learn="weights"` ends the search, and the weights in the masks are
+    trained.
     """
 
     learns: ClassVar[Learned] = "relevance"
@@ -246,7 +267,7 @@ class RelevanceLearner(Extractor):
     def initial(self, weight: Tensor, rng: torch.Generator) -> Tensor:
         """The first relevance of a layer's units: of their shape, or of one that broadcasts to it.
 
-        weight: the weights where each weight is a unit, else the mean |w| of each unit.
+        weight: the weights where each weight is a unit, else the mean |w| of each unit. rng: the generator to draw from.
         """
 
     @abstractmethod

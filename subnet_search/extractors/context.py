@@ -20,11 +20,11 @@ class Network(Protocol):
 
     @property
     def weights(self) -> Tensors:
-        """Prunable weights by name. While only weights are learned, dead ones are exactly zero."""
+        """Prunable weights by name, of the parameters' shapes. While only weights are learned, dead ones are exactly zero."""
 
     @property
     def relevance(self) -> Tensors:
-        """Learned relevance of the units; empty unless relevance is learned."""
+        """Learned relevance of the units, of their shapes; empty unless relevance is learned."""
 
     @property
     def units(self) -> Units:
@@ -60,22 +60,28 @@ class Network(Protocol):
 
 
 class Probe(Protocol):
-    """Gradients on training data before the first step. Every pass counts as training steps of the run.
+    """Gradients on training data before the first step, by name. Every pass counts as training steps of the run.
 
     `weights` are values to compute with in place of the network's, such as masked ones; batch number `index` holds
     `images` training images (None: the recipe's batch). Raises UserError when that is more than there are.
     """
 
     def gradients(self, weights: Tensors, index: int = 0, images: int | None = None) -> dict[str, Tensor]:
-        """The gradient of the loss."""
+        """The gradient of the loss, of the names and shapes of `weights`."""
 
     def hessian_gradients(
         self, weights: Tensors, temperature: float = 1.0, index: int = 0, images: int | None = None
     ) -> dict[str, Tensor]:
-        """The product of the loss's Hessian with its gradient, of logits divided by `temperature`."""
+        """The product of the loss's Hessian with its gradient, of logits divided by `temperature`.
+
+        Source: GraSP, Wang et al. 2020, arXiv:2002.07376.
+        """
 
     def flow_gradients(self, weights: Tensors) -> dict[str, Tensor]:
-        """The gradient, for |weights|, of the sum of outputs on one input of ones, every parameter made positive. No data."""
+        """The gradient, for |weights|, of the sum of outputs on one input of ones, every parameter made positive. No data.
+
+        Source: SynFlow, Tanaka et al. 2020, arXiv:2006.05467.
+        """
 
 
 SHORTEST = 10  # steps: fractions of a run that come to shorter intervals are raised to this
@@ -88,9 +94,12 @@ Span: TypeAlias = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]
 class Clock:
     """The current step of a run, and the only source of random numbers at that step."""
 
-    step: int  # training steps done, over the whole run
-    total: int  # steps in the whole run
+    step: int
+    """Training steps done, over the whole run."""
+    total: int
+    """Steps in the whole run."""
     seed: int
+    """The seed of the run."""
 
     @property
     def progress(self) -> float:
@@ -107,7 +116,7 @@ class Clock:
         return span if isinstance(span, int) else round(span * self.total)
 
     def point(self, span: Span) -> int:
-        """A point of the run as a step: as `steps`, but the last step at the latest."""
+        """A span from the start of the run as a step: as `steps`, but the last step at the latest."""
         return min(self.steps(span), self.total - 1)
 
     def interval(self, every: Span) -> int:
@@ -118,11 +127,14 @@ class Clock:
         return max(1, self.steps(every), 0 if isinstance(every, int) else min(SHORTEST, self.total // 4))
 
     def due(self, every: Span, until: Span = 1.0) -> bool:
-        """Whether an event at this interval, first after `every` steps, falls on this step."""
+        """Whether an event at this interval, first after `every` steps and before `until`, falls on this step."""
         return self.step > 0 and self.step % self.interval(every) == 0 and self.step < self.steps(until)
 
     def ramp(self, every: Span, start: Span, end: Span) -> float | None:
-        """Progress of a ramp, above 0 and up to 1, at steps where it moves (every interval, and its end); else None."""
+        """Progress of a ramp from `start` to `end`, above 0 and up to 1, at steps where it moves; else None.
+
+        It moves after every interval, `every`, and at its end.
+        """
         first, last = self.steps(start), self.point(end)
         if self.step == last:
             return 1.0
@@ -130,8 +142,9 @@ class Clock:
         return (self.step - first) / (last - first) if moves else None
 
     def check_interval(self, name: str, every: Span, least: int = 1) -> None:
-        """Raise UserError for an interval as long as the run, or too short to train between two changes.
+        """Raise UserError for an interval `every` as long as the run, or too short to train between two changes.
 
+        name: of the hyperparameter, for the message, as in the two below.
         least: the steps from one change to the next that include one of training; 2 where a change replaces a step.
         """
         steps = every if isinstance(every, int) else self.interval(every)
@@ -143,7 +156,7 @@ class Clock:
             raise UserError(f"{interval} leaves no training step between two changes: {needed}")
 
     def check_end(self, name: str, start: Span, end: Span) -> None:
-        """Raise UserError for a phase that ends before it starts, or after the run."""
+        """Raise UserError for a phase whose `end` is before its `start`, or after the run. name: as in `check_interval`."""
         first, last = self.steps(start), self.steps(end)
         if self.total == 0:
             raise UserError(f"{name}: this method works while it trains, and recipe.epochs is 0")
@@ -153,14 +166,17 @@ class Clock:
             raise UserError(f"{name}: step {last} is before the start, step {first}")
 
     def check_rounds(self, name: str, rounds: int, until: Span) -> None:
-        """Raise UserError when `until` leaves fewer steps than there are rounds."""
+        """Raise UserError when `until` leaves fewer steps than there are rounds. name: as in `check_interval`."""
         if rounds > (search := self.point(until)):
             raise UserError(f"{name}: {rounds} rounds do not fit into {search} steps")
 
     def generator(self, *names: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator for this step and these names: the same on every rank and after every resume."""
+        """A generator on `device` for this step and these names: the same on every rank and after every resume."""
         return generator(self.seed, "step", self.step, *names, device=device)
 
     def uniform(self, name: str, like: Tensor) -> Tensor:
-        """Uniform random numbers in (0, 1), of the shape, type and device of `like`."""
+        """Uniform random numbers in (0, 1), of the shape, type and device of `like`.
+
+        name: of what is drawn; another name gives other numbers at the same step.
+        """
         return uniform_noise(like, derive(self.seed, "step", self.step, name))

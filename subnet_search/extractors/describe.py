@@ -25,7 +25,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "family": _family(cls),
         "summary": (inspect.getdoc(cls) or "").splitlines()[0],
-        "description": " ".join((inspect.getdoc(cls) or "").partition("\n\n")[2].split()),
+        "description": " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[2].split()),
         "paper": str(paper),
         "cited": paper.short,
         "title": paper.title,

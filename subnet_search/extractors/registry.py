@@ -69,7 +69,11 @@ def is_extractor(name: Any) -> bool:
 
 
 def create(spec: Any) -> Extractor:
-    """An extractor from a name, from `{name: ..., hyperparameter: value}`, or from an extractor (returned as it is)."""
+    """An extractor from a name, from `{name: ..., hyperparameter: value}`, or from an extractor (returned as it is).
+
+    spec: one of these three. Raises UserError for anything else and for an unknown name, and pydantic.ValidationError, a
+    ValueError, for an unknown hyperparameter and for a value that is not allowed.
+    """
     if isinstance(spec, Extractor):
         return spec
     if isinstance(spec, str):

@@ -3,6 +3,7 @@
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from subnet_search.nets.naming import PUBLIC_NAMES, public_name
 log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 NESTED = ("state_dict", "model", "ema")  # where checkpoints keep the state dict, beside epochs and optimizers
-PREFIXES = ("module.", "_orig_mod.")  # of torch's DataParallel, and of torch.compile
 SHOWN = 3  # names in an error
+SAVE = "save only net.state_dict()"
 COUNTER = "num_batches_tracked"  # of batch norm: missing in old files, and not used in the forward pass
 
 
@@ -27,16 +28,21 @@ def read_state(path: Path, key: str = "network.state") -> dict[str, Tensor]:
 
     key: of the configuration that names the file, for messages.
 
-    In a checkpoint it is the first of the keys `state_dict`, `model` and `ema`, up to two levels deep. Raises UserError for
-    other files, and for a state dict with other objects than tensors.
+    In a checkpoint it is the first of the keys `state_dict`, `model` and `ema`, up to two levels deep, or else the only entry
+    that is a mapping of nothing but tensors. Raises UserError for other files, and for a state dict with other objects than
+    tensors.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{key} is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, got {path}")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*TorchScript")  # which is refused below
+            found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not a state dict: {_refused(error)}") from error
     except Exception as error:  # a damaged file can raise anything
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is not a state dict but a file of TorchScript: torch.jit.load reads it; {SAVE}") from error
         raise UserError(
             f"{path} is not a readable state dict: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
@@ -48,7 +54,8 @@ def read_state(path: Path, key: str = "network.state") -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(value, Tensor):
             where = f" in {place}" if place else f" (nor does it have {', '.join(NESTED[:-1])} or {NESTED[-1]})"
-            raise UserError(f"{path} is not a state dict: {name!r} is not a tensor but of type {type(value).__name__}{where}")
+            problem = f"{name!r} is not a tensor but of type {type(value).__name__}{where}"
+            raise UserError(f"{path} is not a state dict: {problem}; {SAVE}")
     return dict(found)
 
 
@@ -56,19 +63,26 @@ def _unwrapped(found: Any) -> tuple[Any, str]:
     """The state dict in a checkpoint, at most two levels down, with its dotted key; the same object and "" without one."""
     place: list[str] = []
     while isinstance(found, Mapping) and len(place) < 2:
-        key = next((key for key in NESTED if isinstance(found.get(key), Mapping)), None)
-        if key is None:
+        named = [key for key in NESTED if isinstance(found.get(key), Mapping)]
+        flat = place or any(isinstance(value, Tensor) for value in found.values())
+        others = [] if flat else [key for key, value in found.items() if _only_tensors(value)]  # such as model_state_dict
+        if not named and len(others) != 1:
             break
+        key = (named or others)[0]
         found = found[key]
-        place.append(key)
+        place.append(str(key))
     return found, ".".join(place)
+
+
+def _only_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(one, Tensor) for one in value.values())
 
 
 def _refused(error: pickle.UnpicklingError) -> str:
     """Reason why torch refused to unpickle a file."""
     objects = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f"it contains an object of type {objects[1]}" if objects else "it cannot be read without running code"
-    return f"{what}; save only net.state_dict()"
+    return f"{what}; {SAVE}"
 
 
 def put_state(
@@ -140,10 +154,10 @@ def _counts(name: str) -> bool:
 
 
 def _prefixes_off(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """The state dict unchanged, then without each prefix that all names have."""
+    """The state dict unchanged, then without each first part that all names share: of DataParallel, Lightning and so on."""
     yield state
-    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    while all("." in key for key in state) and len({key.partition(".")[0] for key in state}) == 1:
+        state = {key.partition(".")[2]: value for key, value in state.items()}
         yield state
 
 

@@ -68,6 +68,9 @@ def _uncopyable(net: nn.Module) -> tuple[str, str]:
 
 def _check(net: nn.Module) -> None:
     """Raise UserError for wrapped modules, reparametrised weights and extra state."""
+    if not isinstance(net, nn.Module):
+        what = f"{net.__name__}(), not its class" if isinstance(net, type) else f"an nn.Module, got {type(net).__name__}"
+        raise UserError(f"pass a network: {what}")
     for path, module in net.named_modules():
         name = path.replace("_orig_mod.", "") or type(net).__name__
         if isinstance(module, nn.DataParallel | DistributedDataParallel):

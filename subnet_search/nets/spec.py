@@ -43,7 +43,8 @@ class NetworkSpec(Settings):
     state: str | None = None
     """Weights to start from: a .safetensors file (also a subnetwork file), or torch's .pt, .pth, .th or .bin.
 
-    A state dict, or a checkpoint with one under `state_dict`, `model` or `ema`. Names are ours or of the published code."""
+    A state dict, or a checkpoint with one under `state_dict`, `model` or `ema`, or in its only entry of tensors. Names are
+    ours or of the published code."""
     state_sha256: str | None = None
     """Hash of the `state` file, set when a run starts; a file that has changed since is refused."""
     partial: bool = False

@@ -25,10 +25,12 @@ PALETTE = (*COLOURS[:-1], "#888888")  # black cannot be seen on a dark page
 
 
 def figure(**axes: Any) -> Any:
+    """An empty figure of Plotly with this layout. Raises UserError when Plotly is not installed."""
     return need_plotly().graph_objects.Figure(layout={"colorway": PALETTE, **axes})
 
 
 def line(index: int, dash: str | None = None) -> dict[str, Any]:
+    """Plotly's style of the line number `index`: its colour, and a dash that changes when the colours repeat."""
     turn, place = divmod(index, len(PALETTE))
     return {"color": PALETTE[place], "width": 2, "dash": dash or DASHES[turn % len(DASHES)]}
 
@@ -39,9 +41,10 @@ def _epochs(epochs: Rows) -> dict[str, Any]:
 
 def curves(epochs: Rows, leading: str) -> Any:
     """The leading metric and the density over the epochs, and on the right axis the training loss."""
+    whole = [0, 1] if is_fraction(leading) and len(epochs) == 1 else None  # around one point the axis would pass 100 %
     drawn = figure(
         xaxis=_epochs(epochs),
-        yaxis={"title": in_words(leading), "tickformat": PERCENT if is_fraction(leading) else None},
+        yaxis={"title": in_words(leading), "tickformat": PERCENT if is_fraction(leading) else None, "range": whole},
         yaxis2={"title": "training loss, density", "overlaying": "y", "side": "right", "tickmode": "auto", **NO_GRID},
         margin={"l": 55, "r": 55, "t": 20, "b": 45},
     )
@@ -85,6 +88,7 @@ def scores(epochs: Rows) -> Any:
 
 
 def changes(epochs: Rows) -> Any:
+    """The share of the kept units that each epoch dropped and grew."""
     drawn = figure(xaxis=_epochs(epochs), yaxis={"title": "share of the kept units", "tickformat": PERCENT})
     for index, key in enumerate(("dropped", "grown")):
         x, y = ([epoch[name] for epoch in epochs] for name in ("epoch", key))
@@ -94,6 +98,7 @@ def changes(epochs: Rows) -> Any:
 
 
 def by_layer(densities: Mapping[str, float]) -> Any:
+    """A bar for each layer: the fraction of its weights that are kept. densities: by name, the first layer on top."""
     names = [name.removesuffix(".weight") for name in densities][::-1]
     drawn = figure(
         xaxis={"title": "fraction of weights kept", "range": [0, 1]},
@@ -115,13 +120,13 @@ def first_layer(subnet: Subnetwork) -> tuple[str, Any]:
     if mask.dim() == 4 and mask.shape[1] <= CHANNELS:
         picture, count = _tiles(mask[:FILTERS]), min(FILTERS, len(mask))
         inputs = ", its input channels below one another" if mask.shape[1] > 1 else ""
-        text = f"Mask of {name}: {count} of {len(mask)} filters or neurons{inputs}. Dark weights are kept."
+        text = f"Masks of the first {count} of {len(mask)} filters or neurons of {name}{inputs}. Blue weights are kept."
     else:
         matrix = mask.flatten(1) if mask.dim() > 1 else mask[None]
         whole = tuple(matrix.shape)
         picture = matrix[: PICTURE[0], : PICTURE[1]].float()
         text = f"Mask of {name}: {' x '.join(map(str, picture.shape))} of {whole[0]} x {whole[1]} weights, a row for each "
-        text += "output. Dark weights are kept."
+        text += "output. Blue weights are kept."
     tall, wide = picture.shape
     drawn = figure(
         xaxis={"visible": False, "constrain": "domain"},
@@ -143,6 +148,7 @@ def _tiles(filters: Tensor) -> Tensor:
 
 
 def calibration(bins: Rows) -> Any:
+    """A reliability diagram. bins: rows with confidence, accuracy and the number of items, as `evaluate` measures them."""
     drawn = figure(
         xaxis={"title": "confidence", "range": [0, 1.02], "tickformat": ".0%"},
         yaxis={"title": "accuracy", "range": [0, 1.02], "tickformat": ".0%"},
@@ -164,6 +170,7 @@ def calibration(bins: Rows) -> Any:
 
 
 def noise(rows: Rows) -> Any:
+    """Accuracy, and agreement with another network where it was measured, over the level of uniform noise."""
     axes = {"title": "noise level, in standard deviations of the data"}
     drawn = figure(xaxis=axes, yaxis={"title": "accuracy", "tickformat": PERCENT})
     names = {"accuracy": "accuracy", "agreement": "agreement with the other network"}
@@ -175,6 +182,7 @@ def noise(rows: Rows) -> Any:
 
 
 def corruptions(rows: Rows) -> Any:
+    """Accuracy over the severity, a line for each corruption."""
     drawn = figure(xaxis={"title": "severity", "dtick": 1}, yaxis={"title": "accuracy", "tickformat": PERCENT}, height=460)
     for index, kind in enumerate(dict.fromkeys(row["corruption"] for row in rows)):
         own = [row for row in rows if row["corruption"] == kind]

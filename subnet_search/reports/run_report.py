@@ -12,11 +12,13 @@ from subnet_search.core.documents import read_json
 from subnet_search.core.errors import UserError, reading
 from subnet_search.core.numbers_as_text import cell, percent, seconds, size
 from subnet_search.core.task_metrics import in_words, leading_in
-from subnet_search.extraction.saved_evaluation import load_evaluation
+from subnet_search.extraction.saved_records import exports_in, load_record
+from subnet_search.nets import NetworkSpec, is_ours
 from subnet_search.reports import run_figures
 from subnet_search.reports.html_page import Column, Section
 
 SPLITS = {"val": "validation", "test": "test"}
+VERDICTS = {"same": "no operation was removed", "unsure": "no clear difference"}
 OLDER = "Not recorded: the run is older than this part of the history, or the folder has no metrics.jsonl."
 TITLES = {"relevance": "Relevance over time", "weights": "Weights over time"}
 
@@ -38,18 +40,22 @@ def run_column(path: Path, evaluate: bool) -> Column:
         raise UserError(f"{path} is a run that is not finished: wait for it, or continue it with {again}")
     subnet = Subnetwork.load(file)
     record = subnet.summary()
-    measured = _evaluated(subnet) if evaluate else load_evaluation(file, subnet.sha256)
+    measured = _evaluated(subnet) if evaluate else load_record(file, "evaluation") or {}
+    if measured.get("sha256") != subnet.sha256:  # of an earlier run with the same name
+        measured = {}
+    exports = exports_in(folder) if path.is_dir() else {}
     epochs = read_history(folder)
     sections = [
         *_training(epochs, leading_in(record)),
         *_topology(subnet, record, epochs),
-        *_quality(measured, file),
+        *_exports(exports),
+        *_quality(measured, file, subnet.origin.network),
         *_reproduction(subnet, record, path, folder),
     ]
     return Column(
         f"{record['extractor']} on {record['network'] or 'a network from Python'}",
         f"{record['data'] or 'data from Python'}, seed {record['seed']}; {path}",
-        list(_answer(record, subnet, file, measured or {})),
+        list(_answer(record, subnet, file, measured, exports)),
         sections,
         subnet.origin.model_dump(mode="json"),
     )
@@ -65,7 +71,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _answer(
-    record: Mapping[str, Any], subnet: Subnetwork, file: Path, measured: Mapping[str, Any]
+    record: Mapping[str, Any],
+    subnet: Subnetwork,
+    file: Path,
+    measured: Mapping[str, Any],
+    exports: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[tuple[str, str]]:
     """Quality first, each with its split; then density, bytes, operations and times, with those of the dense network."""
     leading = leading_in(record)
@@ -84,11 +94,16 @@ def _answer(
     if record.get("macs"):
         kept, macs = record["kept_macs"], record["macs"]
         yield f"multiply-accumulates with a kept weight, of {macs:,}", f"{kept:,} ({percent(kept / macs)})"
-    for row in measured.get("latency") or ():
-        if row["batch"] == 1:
-            how = f"{'removed channels, ' if measured.get('compacted') else ''}batch 1, {row['threads']} CPU thread"
-            verdict = {"same": "no operation was removed", "unsure": "no clear difference"}.get(row["verdict"], row["verdict"])
-            yield f"a pass; dense {row['dense']['median']:.3g} ms: {verdict} ({how})", f"{row['exported']['median']:.3g} ms"
+    timed = {"removed channels" if measured.get("compacted") else "": measured.get("latency") or (), **exports}
+    for what, rows in timed.items():
+        for row in rows["latency"] if isinstance(rows, Mapping) else rows:
+            if row["batch"] == 1:
+                how = ", ".join(filter(None, [what, "batch 1", f"{row['threads']} CPU thread"]))
+                verdict = VERDICTS.get(row["verdict"], row["verdict"])
+                yield (
+                    f"a pass; dense {row['dense']['median']:.3g} ms: {verdict} ({how})",
+                    f"{row['exported']['median']:.3g} ms",
+                )
     yield f"of training, {record['steps']:,} steps", seconds(record["seconds"])
 
 
@@ -125,14 +140,38 @@ def _topology(subnet: Subnetwork, record: Mapping[str, Any], epochs: Sequence[Ma
         yield Section("Channels that were kept whole", rows=left)
 
 
-def _quality(measured: Mapping[str, Any] | None, file: Path) -> Iterator[Section]:
+def _exports(exports: Mapping[str, Mapping[str, Any]]) -> Iterator[Section]:
+    """The files that the run exported: what was removed, and times."""
+    for name, record in exports.items():
+        text = f"{size(record['bytes'])}; the dense network has {size(record['dense_bytes'])}. "
+        if kept := [f"{key}: {left} of {dense}" for key, (left, dense) in record["channels"].items()]:
+            text += f"Channels kept: {', '.join(kept)}."
+        text += f" {(record['whole'] or '').capitalize()}"
+        yield Section(f"Exported: {name}", text.strip(), rows=_times(record["latency"]))
+
+
+def _times(latency: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "batch": row["batch"],
+            "ms": row["exported"]["median"],
+            "ms, dense": row["dense"]["median"],
+            "dense / this": row["speedup"],
+            "verdict": row["verdict"],
+        }
+        for row in latency
+    ]
+
+
+def _quality(measured: Mapping[str, Any], file: Path, network: NetworkSpec | None) -> Iterator[Section]:
     """Calibration diagram, robustness curves and times of what was evaluated."""
-    if measured is None:
+    own = "" if network is not None and is_ours(network.name) else f" --network {network.name if network else 'MODULE:NAME'}"
+    commands = (
+        f"subnet-search evaluate {shlex.quote(str(file))}{own} --split test --noise --latency --save\n"
+        f"subnet-search report {shlex.quote(str(file.parent))}"
+    )
+    if not measured:
         text = "Not measured. These commands add calibration, robustness and times to this page:"
-        commands = (
-            f"subnet-search evaluate {shlex.quote(str(file))} --split test --noise --latency --save\n"
-            f"subnet-search report {shlex.quote(str(file.parent))}"
-        )
         yield Section("Calibration, robustness and times", text, code=commands, open=True)
         return
     where = f"{SPLITS[measured['split']]} split, {measured['items']:,} items"
@@ -145,18 +184,10 @@ def _quality(measured: Mapping[str, Any] | None, file: Path) -> Iterator[Section
     if corrupted := measured.get("corruptions"):
         yield Section("Robustness to corruptions", f"{where}.".capitalize(), run_figures.corruptions(corrupted))
     if timed := measured.get("latency"):
-        rows = [
-            {
-                "batch": row["batch"],
-                "ms": row["exported"]["median"],
-                "ms, dense": row["dense"]["median"],
-                "dense / this": row["speedup"],
-                "verdict": row["verdict"],
-            }
-            for row in timed
-        ]
         advice = f" {measured['advice']}" if measured.get("advice") else ""
-        yield Section("Times", f"Medians of one pass, alternating with the dense network.{advice}", rows=rows)
+        yield Section("Times", f"Medians of one pass, alternating with the dense network.{advice}", rows=_times(timed))
+    else:
+        yield Section("Times", "Not measured. These commands add them to this page:", code=commands, open=True)
 
 
 def _reproduction(subnet: Subnetwork, record: Mapping[str, Any], path: Path, folder: Path) -> Iterator[Section]:

@@ -134,10 +134,12 @@ class Flow(TorchDispatchMode):
         return out
 
     def layers(self, tensor: Any) -> Layers:
+        """The layers whose channels a tensor holds; empty for what is not a tensor."""
         found: Layers = self._layers.get(tensor, []) if isinstance(tensor, Tensor) else []
         return found
 
     def put(self, out: Any, layers: Iterable[Tensor]) -> None:
+        """Store that the tensor `out` holds channels of these layers. What is not a float tensor is ignored."""
         if isinstance(out, Tensor) and out.is_floating_point():
             kept = [(max(dims), layer) for layer in layers if (dims := _dims(layer))]
             if kept or out in self._layers:

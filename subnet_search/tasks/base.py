@@ -36,7 +36,11 @@ ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...] | None, AfterVa
 class Task(Settings):
     """What a network is trained for. Written as a name, or as {name: ..., setting: ...}.
 
-    A task of your own need not derive from this class: see `UserTask`.
+    A task of your own need not derive from this class: see `UserTask`. Arguments of several methods:
+
+    network   function that is called with the inputs of a batch, as the module would be
+    batch     inputs and labels, as the data gives them; `batches` are several, one after the other
+    output    what the network returned for one batch; `outputs` of the same batch by several networks
     """
 
     name: str
@@ -80,7 +84,10 @@ class Task(Settings):
         return None
 
     def loss(self, network: Network, batch: Any, label_smoothing: float = 0.0) -> Tensor:
-        """The loss of a batch: a scalar, the mean over its items."""
+        """The loss of a batch: a scalar, the mean over its items.
+
+        label_smoothing: the share of the target that is spread over all classes, 0 to 1; 0 for tasks without classes.
+        """
         raise NotImplementedError
 
     def measure(self, network: Network, batches: Iterable[Any]) -> dict[str, Any]:
@@ -105,6 +112,7 @@ class Task(Settings):
     def distance(self, output: Any, teacher: Any, temperature: float) -> Tensor:
         """The loss between a network's output and its teacher's for the same inputs: a scalar, the mean over the batch.
 
+        teacher: the output of the teacher. temperature: what the logits of both are divided by, above 0.
         Has a gradient for both outputs. Raises UserError when the task does not define it.
         """
         raise UserError(f"the task {self.name} has no distance between the outputs of two networks")

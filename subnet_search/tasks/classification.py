@@ -1,7 +1,9 @@
 """One class for each input: cross-entropy on logits (batch, classes)."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -16,6 +18,8 @@ from subnet_search.evaluation.items import Items, ratio
 from subnet_search.nets import call, check_logits, logits_of
 from subnet_search.tasks.base import ClassWeights, LogitsTask, Network
 from subnet_search.tasks.predictions import Prediction
+
+log = logging.getLogger(__name__)
 
 
 class Classification(LogitsTask):
@@ -106,8 +110,16 @@ class Classification(LogitsTask):
         return outputs, labels
 
     def check_output(self, output: Any, batch: Any, outputs: int | None, name: str, when: str = "") -> None:
-        check_logits(output, outputs or 1, name, when, self._numbering)
+        logits = check_logits(output, outputs or 1, name, when, self._numbering)
+        if outputs and logits.shape[1] > outputs:
+            _warn_of_outputs(name, logits.shape[1], outputs)
 
     def prediction(self, answers: Any, outputs: int, names: tuple[str, ...] | None) -> Prediction:
         probabilities = answers[:, :outputs].float().softmax(1)
         return Prediction(probabilities.argmax(1), probabilities, names)
+
+
+@cache
+def _warn_of_outputs(name: str, logits: int, classes: int) -> None:
+    """Once in a process: a network may have outputs for classes that these data do not have."""
+    log.warning("%s has %d outputs, but the data has %d classes", name, logits, classes)

@@ -25,7 +25,9 @@ PATHS = ("labels", "inputs", f"inputs.{TOKENS}")  # where token ids are in a bat
 
 
 class LanguageModeling(LogitsTask):
-    """Predict the next token at each place of a sequence. A batch is one of
+    """Predict the next token at each place of a sequence.
+
+    A batch is one of
 
     tokens (N, T + 1)                        inputs are all but the last, targets all but the first
     (inputs (N, T), targets (N, T))          targets are the next tokens already

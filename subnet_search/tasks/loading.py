@@ -17,9 +17,18 @@ def load_data(
     workers: int | None = None,
     val_transform: Any = None,
 ) -> Data:
-    """Load data that is passed from Python, for use in several runs: see `data.from_user` for all that it may be.
+    """Load data that is passed from Python, for use in several runs.
 
-    task: a name, settings or object, as for `extract`. Raises UserError for data that is invalid for the task.
+    data            as for `extract`; see `data.from_user` for all that it may be
+    task            a name, settings or object, as for `extract`
+    val_fraction    the fraction of training items to hold out for validation, if the data has no part for it
+    split_seed      seed of that split
+    mean, std       to normalise uint8 images by: one number for each channel of images scaled to 0..1; default: those of the
+                    training images
+    workers         processes that read items, for data that is read item by item; default: a DataLoader's, otherwise none
+    val_transform   transform of held-out items: a callable, or {attribute of the Dataset: callable}; default: the Dataset's own
+
+    Raises UserError for data that is invalid for the task, and for an invalid fraction, mean or std.
     """
     found = task_of(task)
     return from_user(

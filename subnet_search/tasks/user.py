@@ -61,10 +61,12 @@ class UserTask(Task):
 
     @property
     def leading(self) -> str:  # type: ignore[override]
+        """The metric that the best epoch is chosen by; the loss if the object names none."""
         return str(getattr(self._task, "leading", "loss"))
 
     @property
     def directions(self) -> Mapping[str, Direction]:  # type: ignore[override]
+        """The metrics that a study can optimise, with their directions; the loss is one of them."""
         return {"loss": "minimize", **getattr(self._task, "directions", {})}
 
     def loss(self, network: Network, batch: Any, label_smoothing: float = 0.0) -> Tensor:

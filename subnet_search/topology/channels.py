@@ -63,6 +63,9 @@ class Group:
 class Channels(Units):
     """The channels of a network in groups. Every group keeps at least one step of channels.
 
+    weights, prices, whole: as for `Units`. left_whole: why other channels cannot be removed, by the first weight that computes
+    them. Raises UserError when there is no group.
+
     round_to: each group keeps a multiple of this number, or, in groups smaller than four times as many, of the largest
     power of two up to a quarter of the group. Hardware computes in blocks (usually 16); a partly filled block saves no time.
     """
@@ -78,7 +81,6 @@ class Channels(Units):
         whole: float = 0.0,
         left_whole: Mapping[str, str] | None = None,
     ) -> None:
-        """left_whole: why other channels cannot be removed, by the first weight that computes them."""
         super().__init__(weights, prices, whole)
         self.left_whole = dict(left_whole or {})
         if not groups:
@@ -97,7 +99,8 @@ class Channels(Units):
         least = self.cost(Masks({name: torch.arange(size) < self.steps[name] for name, (size,) in self.shapes.items()}))
         if density is not None and density < 0.999 * least:
             raise UserError(
-                f"density {density:g} would empty a layer: the minimum with some channels in each layer is {least:.3g}"
+                f"density {density:g} would empty a layer: the minimum with some channels in each layer is {least:.3g}; "
+                "set extractor.density or target"
             )
 
     def pool(self, scores: Tensors) -> Tensors:

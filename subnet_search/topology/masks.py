@@ -18,7 +18,8 @@ def alive(mask: Tensor) -> int:
 class Masks(Mapping[str, Tensor]):
     """An immutable mapping from parameter name to a bool tensor of the parameter's shape: True means alive.
 
-    Raises TypeError for a tensor that is not bool: a float mask could scale weights.
+    masks: such tensors by name. Raises TypeError for a tensor that is not bool: a float mask could scale weights.
+    Masks of the same names can be combined by `|` and `&`; others raise ValueError.
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
@@ -70,15 +71,19 @@ class Masks(Mapping[str, Tensor]):
         return self._with(other, torch.logical_and)
 
     def overlap(self, other: "Masks") -> float:
-        """Jaccard index: units alive in both over units alive in either (1 when both are empty)."""
+        """Jaccard index with `other`: units alive in both over units alive in either (1 when both are empty).
+
+        Raises ValueError when `other` has other names.
+        """
         either = (self | other).kept
         return (self & other).kept / either if either else 1.0
 
     def same(self, other: "Masks") -> bool:
-        """Whether both keep exactly the same units."""
+        """Whether these masks and `other` have the same names and keep exactly the same units."""
         return self.keys() == other.keys() and all(torch.equal(mask, other[name]) for name, mask in self.items())
 
     def to(self, device: torch.device | str) -> "Masks":
+        """The same masks on `device`."""
         return Masks({name: mask.to(device) for name, mask in self.items()})
 
     def _with(self, other: "Masks", combine: Callable[[Tensor, Tensor], Tensor]) -> "Masks":

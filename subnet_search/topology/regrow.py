@@ -17,7 +17,10 @@ def regrow(masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Ma
 
 
 def drop(masks: Masks, keep: Tensors, fraction: float) -> Masks:
-    """Masks in which every layer drops ceil(fraction * alive) units, the lowest by |keep|."""
+    """Masks in which every layer of `masks` drops ceil(fraction * alive) units, the lowest by |keep|.
+
+    fraction: 0 to 1. keep: tensors of the masks' names and shapes. Raises NotANumber, a ValueError, for NaN in `keep`.
+    """
     kept = {}
     for name, mask in masks.items():
         living = alive(mask)
@@ -27,7 +30,11 @@ def drop(masks: Masks, keep: Tensors, fraction: float) -> Masks:
 
 
 def grow(masks: Masks, by: Tensors, like: Masks) -> Masks:
-    """Masks in which every layer grows dead units, the highest by |by|, up to its count in `like`."""
+    """Masks in which every layer of `masks` grows dead units, the highest by |by|, up to its count in `like`.
+
+    by: tensors of the masks' names and shapes. Raises NotANumber, a ValueError, for NaN in `by`, and ValueError when `like`
+    keeps fewer units.
+    """
     grown = {}
     for name, mask in masks.items():
         missing = alive(like[name]) - alive(mask)

@@ -86,8 +86,8 @@ class _BernoulliGate(torch.autograd.Function):
 def bernoulli_gate(relevance: Tensor, uniform: Tensor) -> Tensor:
     """z ~ Bernoulli(sigma(a)), with the straight-through gradient dz/da = sigma'(a).
 
-    Source: Zhou et al. 2019, arXiv:1905.01067, section 4. Shapes as in `logistic_gate`, whose gradient, unlike this one,
-    depends on the draw.
+    Source: Zhou et al. 2019, arXiv:1905.01067, section 4. relevance: a; uniform: of the same shape, in (0, 1), as for
+    `logistic_gate`, whose gradient, unlike this one, depends on the draw.
     """
     return _BernoulliGate.apply(relevance, uniform)  # type: ignore[no-any-return]
 

@@ -8,7 +8,7 @@ from subnet_search.topology.select import NotANumber
 
 
 def magnitude(weights: Tensors) -> dict[str, Tensor]:
-    """|w| (Han et al. 2015, arXiv:1506.02626)."""
+    """|w| of all `weights`, by name and of their shapes (Han et al. 2015, arXiv:1506.02626)."""
     return {name: weight.abs() for name, weight in weights.items()}
 
 
@@ -17,7 +17,7 @@ def saliency(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
 
     With the gradient of the loss: SNIP's connection sensitivity, up to a constant factor (Lee et al. 2019,
     arXiv:1810.02340, equation 6). With the gradient of the synaptic flow R: SynFlow's score (Tanaka et al. 2020,
-    arXiv:2006.05467, equation 2).
+    arXiv:2006.05467, equation 2). weights, gradients: w and g, of the same names and shapes.
     """
     return {name: (weight * gradients[name]).abs() for name, weight in weights.items()}
 
@@ -26,12 +26,16 @@ def gradient_flow(weights: Tensors, hessian_gradients: Tensors) -> dict[str, Ten
     """w * (H g), the loss of gradient norm when a weight is dropped.
 
     Wang et al. 2020, arXiv:2002.07376, equation 8; the paper's score has the opposite sign, and its highest are dropped.
+    weights, hessian_gradients: w and H g, of the same names and shapes.
     """
     return {name: weight * hessian_gradients[name] for name, weight in weights.items()}
 
 
 def magnitude_and_gradient(weights: Tensors, gradients: Tensors, gradient_weight: float) -> dict[str, Tensor]:
-    """|w| + lambda |g| (Yuan et al. 2021, arXiv:2110.14032, section 3.1)."""
+    """|w| + lambda |g| (Yuan et al. 2021, arXiv:2110.14032, section 3.1).
+
+    weights, gradients: w and g, of the same names and shapes. gradient_weight: lambda.
+    """
     return {name: weight.abs() + gradient_weight * gradients[name].abs() for name, weight in weights.items()}
 
 
@@ -108,6 +112,7 @@ def relative_importance(weights: Tensors) -> dict[str, Tensor]:
     """|w| / sum of |w| of the same input + |w| / sum of |w| of the same output.
 
     Zhang et al. 2024 (plug-and-play pruning), as used in arXiv:2501.19107, equation 1. Kernel positions count as inputs.
+    weights: (out, in, ...), by name; so are the scores.
     """
     found = {}
     for name, weight in weights.items():

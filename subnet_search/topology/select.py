@@ -134,14 +134,17 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def keep_global(scores: Mapping[str, Tensor], k: int) -> Masks:
-    """Masks of the `k` highest scores over all layers together; of equal scores those of the first layer are kept first."""
+    """Masks of the `k` highest scores over all layers together; of equal scores those of the first layer are kept first.
+
+    Raises as `top_k` does.
+    """
     flat = top_k(torch.cat([score.detach().reshape(-1) for score in scores.values()]), k)
     parts = flat.split([score.numel() for score in scores.values()])
     return Masks({name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)})
 
 
 def keep_by_layer(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> Masks:
-    """Masks of the `counts[name]` highest scores of each layer."""
+    """Masks of the `counts[name]` highest scores of each layer. Raises as `top_k` does."""
     return Masks({name: top_k(score, counts[name]) for name, score in scores.items()})
 
 
@@ -187,7 +190,7 @@ def erdos_renyi(shapes: Shapes, density: float, kernel: bool = True) -> dict[str
 
 
 def layer_name(parameter: str) -> str:
-    """The layer's name: its weight's name without `.weight`, as `conv1` for `conv1.weight`."""
+    """The layer's name: that of its weight, `parameter`, without `.weight`, as `conv1` for `conv1.weight`."""
     return parameter.removesuffix(".weight")
 
 
@@ -235,7 +238,7 @@ def allocate(
     room: Mapping[str, int] | None = None,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """The number of units to keep in each layer; they add up to exactly `count(density, total)`.
+    """The number of units to keep in each layer of `shapes`; they add up to exactly `count(density, total)`.
 
     Rounded by largest remainder (ties: the first layer). how: `uniform`, `er`, `erk`, or relative densities by layer.
     room: the maximum for each layer (default: all its units). least: the minimum, up to `room` (default: one unit).

@@ -39,16 +39,21 @@ EVERY_KIND = ("weight", "channel", "n:m", "block")
 
 
 class Units:
-    """Single weights as units; base class of the other kinds."""
+    """Single weights as units; base class of the other kinds.
+
+    weights   shapes of the prunable weights, by name
+    prices    cost of a weight of each layer, when densities are fractions of cost
+    whole     total cost of the parameters that are not prunable
+
+    Tensors by name (`scores`, `tensors`) have the weights' shapes in the methods that pool them to units. Tensors to choose
+    units by (`scores`, `relevance`, `keep`, `by`) have the units' shapes. `scope` is "global", which ranks the units of all
+    layers together, or how the density is shared by layers, as `how` in `allocate`.
+    """
 
     pooled: ClassVar[bool] = False
     """Whether the score of a unit is pooled from several weights."""
 
     def __init__(self, weights: Shapes, prices: Mapping[str, float] | None = None, whole: float = 0.0) -> None:
-        """weights: shapes by name. prices: cost of a weight of each layer, when densities are fractions of cost.
-
-        whole: total cost of the parameters that are not prunable.
-        """
         self.weights = {name: tuple(shape) for name, shape in weights.items()}
         self.shapes: dict[str, tuple[int, ...]] = dict(self.weights)
         """Shapes of the tensors of units, by the name of a weight."""
@@ -75,7 +80,7 @@ class Units:
         return scores
 
     def tensors_of(self, name: str) -> int:
-        """The number of weight tensors that a unit of this layer or group is a part of."""
+        """The number of weight tensors that a unit of the layer or group `name` is a part of."""
         return 1
 
     def expand(self, units: Tensors) -> Tensors:
@@ -132,16 +137,16 @@ class Units:
     def regrow(self, masks: Masks, keep: Tensors, grow_by: Tensors, fraction: float) -> Masks:
         """Every layer drops `fraction` of its units, the lowest by |keep|, and grows as many, the highest by |grow_by|.
 
-        Each layer's count stays the same. See `regrow.regrow`.
+        Each layer's count in `masks` stays the same. See `topology.regrow.regrow`.
         """
         return self.grow(drop(masks, keep, fraction), grow_by, masks)
 
     def grow(self, masks: Masks, by: Tensors, like: Masks) -> Masks:
-        """Masks in which every layer grows dead units, the highest by |by|, up to its count in `like`."""
+        """Masks in which every layer of `masks` grows dead units, the highest by |by|, up to its count in `like`."""
         return grow(masks, by, like)
 
     def cost(self, masks: Masks) -> float:
-        """The topology's fraction of the dense network: of its units, or of its cost when there are prices."""
+        """The fraction of the dense network that `masks` keep: of its units, or of its cost when there are prices."""
         return masks.density if self.prices is None else self._cost(self._kept(masks))
 
     def _cost(self, kept: Mapping[str, int]) -> float:
@@ -151,7 +156,7 @@ class Units:
         return (self.whole + sum(prices[name] * number for name, number in kept.items())) / (self.whole + dense)
 
     def reached(self, masks: Masks, density: float) -> bool:
-        """Whether a topology is at most as dense as asked for; within the cost of one unit when densities are of cost."""
+        """Whether `masks` are at most as dense as `density`; within the cost of one unit when densities are of cost."""
         if self.exact:
             return masks.kept <= count(density, masks.numel)
         return self.cost(masks) <= density + self.coarseness

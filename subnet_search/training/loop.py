@@ -288,11 +288,13 @@ class Run:
             self.supernet.add_weight_sample()
 
     def restore(self, path: Path) -> None:
+        """Continue from the checkpoint at `path`."""
         self.progress, self.best = load_checkpoint(path, self.supernet, self._make_optimizer, self.losses, self.name)
         self.supernet.passes = Passes(*self.progress.passes)
         self.started = time.monotonic() - self.progress.seconds
 
     def save(self) -> None:
+        """Write a checkpoint, if the run has a place for one."""
         self.progress.seconds, self.progress.passes = time.monotonic() - self.started, self.supernet.passes
         if self.checkpoint:
             save_checkpoint(self.checkpoint, self.progress, self.supernet, self.optimizer, self.losses, self.best, self.name)
@@ -333,6 +335,7 @@ class Run:
         return now > then if task.directions[task.leading] == "maximize" else now < then
 
     def out_of_patience(self) -> bool:
+        """Whether as many epochs as `recipe.patience` have passed since the best one."""
         patience, best = self.supernet.recipe.patience, self.progress.best
         return patience is not None and best is not None and len(self.progress.history) - best >= patience
 
@@ -421,8 +424,9 @@ class Run:
         reached = units.cost(masks)
         if abs(reached - asked) > max(DENSITY_TOLERANCE * asked, 1 / masks.numel if units.exact else 0.0):
             log.warning(
-                "%s: the density is %.4g instead of %g, since its units are too large for a closer value%s",
+                "%s: %s is %.4g instead of %g, since its units are too large for a closer value%s",
                 self.extractor.name,
+                "the density" if units.prices is None else "what is left of the target's operations or parameters",
                 reached,
                 asked,
                 "; a smaller round_to is closer" if isinstance(units, Channels) else "",

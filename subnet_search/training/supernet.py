@@ -40,7 +40,13 @@ class Passes(NamedTuple):
 
 
 class Supernet:
-    """A network, its topology, and the learned tensors `weights`, `relevance` and `scales`, all by parameter name."""
+    """A network, its topology, and the learned tensors `weights`, `relevance` and `scales`, all by parameter name.
+
+    units: the groups of weights that are kept or pruned together; default: single weights. task: default classification.
+    teacher: for `recipe.distill`; default: a copy of the network as it is now.
+
+    Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
+    """
 
     def __init__(
         self,
@@ -52,11 +58,6 @@ class Supernet:
         task: Task | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        """units: the groups of weights that are kept or pruned together; default: single weights. task: default
-        classification. teacher: for `recipe.distill`; default: a copy of the network as it is now.
-
-        Raises UserError when the extractor trains weights and all of them are frozen, or when the recipe does not fit.
-        """
         layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.net = net.to(device=recipe.device, memory_format=layout)  # type: ignore[call-overload]
         self.extractor, self.recipe, self.seed, self.task = extractor, recipe, seed, task or Classification()
@@ -109,6 +110,7 @@ class Supernet:
 
     @property
     def device(self) -> torch.device:
+        """The device of the parameters."""
         device: torch.device = next(self.net.parameters()).device
         return device
 

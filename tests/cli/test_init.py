@@ -8,7 +8,7 @@ from subnet_search.cli import main
 
 ROOT = Path(__file__).parents[2]
 COUNT = sum(
-    len(list((ROOT / name).glob(files))) for name, files in {"configs": "*", "studies": "*", "examples": "*.py"}.items()
+    len(list((ROOT / name).glob(files))) for name, files in {"configs": "*", "studies": "*", "examples": "*.[pi]*"}.items()
 )
 
 

@@ -475,7 +475,7 @@ class Uneven(Dataset):
     ("data", "message"),
     [
         (3, "data must be a name, a pair .*got int"),
-        ((X, Y, Y), "data must be a name, a pair .*got tuple"),
+        ((X, Y, Y), "data must be a name, a pair .*got tuple; a network of several inputs: \\(\\(a, b\\), labels\\)"),
         ((X, Y[:30]), "40 inputs but 30 labels"),
         ((X, Y.float()), "labels must be whole numbers .*got torch.float32"),
         ((X, Y - 1), "label -1 is outside"),

@@ -259,6 +259,26 @@ def test_mistakes_in_parts(data, message):
         from_user(data)
 
 
+def test_pixels_as_floats_are_warned_of(caplog):
+    images, labels = torch.arange(20 * 64).remainder(251).view(20, 1, 8, 8), torch.arange(20) % 3
+    from_user((images.float(), labels))
+    assert len(caplog.messages) == 1
+    assert "whole numbers from 0 to 255 as torch.float32, and floats are not scaled: pass uint8" in caplog.messages[0]
+    caplog.clear()
+    for others in (images.to(torch.uint8), images / 255, images.float() - 128, (images % 2).float()):
+        from_user((others, labels))
+    assert caplog.messages == []
+
+
+def test_outputs_without_a_class_are_warned_of(caplog):
+    data = (torch.randn(40, 6), torch.arange(40) % 3)
+    for outputs in (3, 5):
+        net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs))
+        recipe = ss.Recipe(epochs=1, threads=1, device="cpu")
+        ss.extract(net, data, "random", density=0.5, init="kaiming_normal", recipe=recipe, progress=False)
+    assert [one for one in caplog.messages if "outputs" in one] == ["Sequential has 5 outputs, but the data has 3 classes"]
+
+
 def test_copies_of_training_inputs_are_counted(caplog):
     from_user(((X[:20], Y[:20]), (torch.cat([X[:3], X[30:]]), torch.cat([Y[:3], Y[30:]]))))
     assert caplog.messages == ["3 of 13 validation inputs are equal to a training input"]

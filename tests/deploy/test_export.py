@@ -260,6 +260,7 @@ def test_what_is_counted():
         net[0].weight.view(-1)[10:] = 0
     out, _ = sparsify(net, "csr", x, measure=False)
     assert counts(net, net, out, torch.zeros(2, 8)) == {
+        "channels": {},
         "dense_weights": 88,
         "weights": 34,
         "kept": 34,
@@ -317,6 +318,7 @@ def test_a_compact_file(channels, tmp_path):
     record = export(subnet, "compact", tmp_path / "small", network=net, seconds=0)
     assert record["difference"] < 1e-5
     assert record["weights"] == record["kept"] == subnet.masks.kept  # of each channel both sides are gone
+    assert record["channels"] == {"0": [8, 16], "3": [4, 8]}
     assert record["macs"] == record["kept_macs"] == record["dense_kept_macs"] < record["dense_macs"]
     assert record["bytes"] == (tmp_path / "small").stat().st_size
     assert [row["batch"] for row in record["latency"]] == [1, 16, 256]
@@ -441,6 +443,13 @@ def test_other_networks_and_other_files(channels, weights, tmp_path):
         load_deployed(path, nn.Sequential(*conv_bn(), nn.Linear(3, 3)))
     with pytest.raises(UserError, match="passed from Python"):
         load_deployed(path)
+    for load in (subnet.on, lambda other: load_deployed(path, other)):
+        with pytest.raises(UserError, match=r"^pass a network: ReLU\(\), not its class$"):
+            load(nn.ReLU)
+        with pytest.raises(UserError, match=r"^pass a network: an nn\.Module, got str$"):
+            load("conv2")
+    with pytest.raises(UserError, match=r"small\.onnx is an ONNX model: open it with onnxruntime"):
+        load_deployed(tmp_path / "small.onnx")
     subnet.save(tmp_path / "subnetwork")
     assert isinstance(read_artifact(path), Deployed)
     assert isinstance(read_artifact(tmp_path / "subnetwork"), ss.Subnetwork)

@@ -39,7 +39,7 @@ def test_plain_lines_where_they_are_asked_for(capsys):
     assert out == ""
     lines = err.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1", "epoch 3"]  # the others within ten seconds
-    assert lines[-1].endswith("density 0.250  100.00 % done, 0.0 s left")
+    assert lines[-1].endswith("density 0.250  trained; measuring the result")
 
 
 @pytest.mark.parametrize(("wanted", "shown"), [(None, True), (True, True), (False, False)])

@@ -43,16 +43,33 @@ def tensors(value):
         lambda s: {"ema": s, "step": 7},
         lambda s: {"model": {"state_dict": s, "config": "a"}},
         lambda s: {"ema": {"model": s}, "epoch": 1},
+        lambda s: {"epoch": 1, "model_state_dict": s, "optimizer_state_dict": {"state": {}, "param_groups": []}},
     ],
-    ids=["flat", "state_dict", "model", "ema", "model of state_dict", "ema of model"],
+    ids=["flat", "state_dict", "model", "ema", "model of state_dict", "ema of model", "model_state_dict"],
 )
-@pytest.mark.parametrize("prefixes", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefixes", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
 def test_nested_and_with_prefixes(tmp_path, wrap, prefixes):
     wanted = tensors(5.0)
     torch.save(wrap(OrderedDict((prefixes + name, value) for name, value in wanted.items())), tmp_path / "a.th")
     net = nn.Linear(2, 3)
     put_state(net, read_state(tmp_path / "a.th"), "package.module:linear", "a.th")
     assert all(torch.equal(value, wanted[name]) for name, value in net.state_dict().items())
+
+
+def test_of_two_state_dicts_none_is_chosen(tmp_path):
+    torch.save({"net": tensors(1.0), "averaged": tensors(2.0)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"'net' is not a tensor but of type dict .*; save only net\.state_dict\(\)$"):
+        read_state(tmp_path / "a.pt")
+
+
+def test_a_file_of_torchscript(tmp_path, recwarn):
+    torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2)).save(tmp_path / "a.pt")
+    recwarn.clear()  # of torch.jit itself
+    with pytest.raises(
+        UserError, match=r"a\.pt is not a state dict but a file of TorchScript: .*save only net\.state_dict\(\)$"
+    ):
+        read_state(tmp_path / "a.pt")
+    assert not recwarn.list
 
 
 def test_a_prefix_of_the_network_itself_stays():

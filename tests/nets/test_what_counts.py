@@ -271,7 +271,7 @@ def test_a_target_that_is_missed_is_said(caplog):
     assert reached == pytest.approx(subnet.metrics["kept_macs"] / subnet.metrics["macs"], abs=1e-4)
     assert abs(reached - asked) > 0.0035
     why = "since its units are too large for a closer value; a smaller round_to is closer"
-    said = f"l1_filters: the density is {reached:.4g} instead of 0.35, {why}"
+    said = f"l1_filters: what is left of the target's operations or parameters is {reached:.4g} instead of 0.35, {why}"
     assert said in caplog.messages
 
 

@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 import subnet_search as ss
 from subnet_search.cli import main
 from subnet_search.core.errors import UserError
+from subnet_search.reports import run_figures
 
 pytest.importorskip("plotly")
 RECIPE = ss.Recipe(epochs=2, batch_size=50, threads=1, device="cpu")
@@ -119,10 +120,35 @@ def test_what_was_evaluated_and_saved(finished, tmp_path, capsys):
         ss.report(folder, out="damaged.html")
     measured = ss.report(file, evaluate=True, out="now.html")
     assert "Robustness to noise" in titles(measured)
+    assert "Not measured. These commands add them" in text_of(measured)  # times
+    assert "Not measured" not in text_of(saved)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", str(file), "--data", "digits", "--save"])
     assert ended.value.code == 2
     assert "leave out --data, or --save" in capsys.readouterr().err
+
+
+def test_files_that_the_run_exported(capsys):
+    words = ["-s", "network=lenet5", "-s", "data=digits", "-s", "data.limit=200", "-s", "extractor=l1_filters"]
+    words += ["-s", "unit=channel", "-s", "target={flops: 0.5}", "-s", "recipe.epochs=1", "-s", "recipe.device=cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["extract", *words, "--export", "compact", "--out", "r"])
+    assert ended.value.code == 0
+    (kept,) = re.findall(r"channels kept: (0: 16 of 20, 3: \d+ of 50, 7: \d+ of 500)", capsys.readouterr().out)
+    path = ss.report("r")
+    assert "Exported: compact.safetensors" in titles(path)
+    assert f"Channels kept: {kept}." in text_of(path)
+    assert re.search(r"a pass; dense [\d.]+ ms: .*\(compact.safetensors, batch 1, 1 CPU thread\)", text_of(path))
+    with open("r/compact.safetensors", "ab") as file:  # another file since
+        file.write(b" ")
+    assert "Exported: compact.safetensors" not in titles(ss.report("r"))
+
+
+def test_the_axis_of_one_epoch_ends_at_100_percent():
+    epochs = [{"epoch": one, "step": one, "val_accuracy": 0.8, "val_rmse": 3.0} for one in (1, 2)]
+    assert run_figures.curves(epochs[:1], "accuracy").layout.yaxis.range == (0, 1)
+    assert run_figures.curves(epochs, "accuracy").layout.yaxis.range is None
+    assert run_figures.curves(epochs[:1], "rmse").layout.yaxis.range is None
 
 
 def test_a_run_whose_metric_is_no_accuracy(pruned):

@@ -200,8 +200,10 @@ def cluster():
 @needs_ray
 @pytest.mark.long
 def test_a_node_is_lost_half_way_and_all_trials_are_found_and_finished(cluster, capfd):
-    """And the process on the other node is killed: only a worker that was started again can finish the study. The name of
-    the storage's file stands for a password, which Ray is to keep nowhere."""
+    """And the process on the other node is killed: only a worker that was started again can finish the study.
+
+    The name of the storage's file stands for a password, which Ray is to keep nowhere.
+    """
     url = "sqlite:///hush-hush.db"
     study = begin(url, trials=4, run=longer(40))
     lost = {}

@@ -192,8 +192,10 @@ def test_shrinking_refuses_fewer_weights_than_layers():
 @pytest.mark.parametrize("how", ["global", "uniform", "erk", "relative"])
 @pytest.mark.parametrize("sizes", [((2, 3), (2, 3), (1, 2)), ((3, 5), (4, 4), (2, 2), (1, 7))])
 def test_a_falling_density_never_grows_a_weight(how, sizes):
-    """Shares rounded by largest remainders can rise as the total falls (Alabama's paradox): 6, 6 and 2 weights at 11
-    in all get 5, 5 and 1, and at 10 in all 4, 4 and 2."""
+    """Shares rounded by largest remainders can rise as the total falls (Alabama's paradox).
+
+    6, 6 and 2 weights at 11 in all get 5, 5 and 1, and at 10 in all 4, 4 and 2.
+    """
     draw = rng()
     scores = {str(index): torch.rand(size, generator=draw) for index, size in enumerate(sizes)}
     masks, numel = Masks.ones(scores), sum(score.numel() for score in scores.values())

@@ -137,11 +137,11 @@ MISTAKES = {
     "list": (lambda p, n: other(p / "a.pt", [torch.ones(2)]), r"a\.pt is not a state dict, tensors by name, but of type list"),
     "wrapped": (
         lambda p, n: other(p / "a.pt", {"epoch": 3, "net": {}}),
-        r"is not a state dict: 'epoch' is not a tensor but of type int \(nor does it have state_dict, model or ema\)$",
+        r"'epoch' is not a tensor but of type int \(nor does it have state_dict, model or ema\); save only net",
     ),
     "nested": (
         lambda p, n: other(p / "a.th", {"state_dict": {**n.state_dict(), "loss": 0.5}}),
-        r"a\.th is not a state dict: 'loss' is not a tensor but of type float in state_dict$",
+        r"a\.th is not a state dict: 'loss' is not a tensor but of type float in state_dict; save only net\.state_dict\(\)$",
     ),
     "empty": (lambda p, n: other(p / "a.pt", {"model": {}}), r"a\.pt is not a state dict: model is empty$"),
     "settings": (

@@ -86,6 +86,7 @@ def export_run(
     """
     from subnet_search.deploy.export import export as write
     from subnet_search.extraction.progress import StageProgress
+    from subnet_search.extraction.saved_records import save_record
     from subnet_search.nets import is_ours
 
     name = subnet.origin.network.name if subnet.origin.network else None
@@ -95,9 +96,11 @@ def export_run(
     own = None if name is None or is_ours(name) else name
     try:
         with StageProgress(progress) as on_stage:
-            return write(subnet, to, file, network=own, **given, latency=latency, on_stage=on_stage)
+            record = write(subnet, to, file, network=own, **given, latency=latency, on_stage=on_stage)
     except (UserError, RunError) as error:  # the run is finished, and other formats may be possible
         return {"to": to, "error": str(error)}
+    save_record(file, "export", record)
+    return record
 
 
 def print_export(record: dict[str, Any]) -> None:
@@ -120,6 +123,9 @@ def print_export(record: dict[str, Any]) -> None:
         format.console.print()
         columns = {"layer": "layer", "density": "density", "dense": "ms dense", "sparse": f"ms {record['to']}", "kept": "now"}
         format.table(record["layers"], columns, title="Layer by layer")
+    if record["channels"]:
+        kept = ", ".join(f"{name}: {left} of {dense}" for name, (left, dense) in record["channels"].items())
+        format.say(f"\nchannels kept: {kept}")
     if record["whole"]:
         format.say(f"\nnot compacted: {record['whole']}")
     format.say(f"\ninput: {record['input']}")

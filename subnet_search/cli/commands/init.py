@@ -10,7 +10,7 @@ import typer
 from subnet_search.core.errors import RunError, UserError
 
 PACKAGE = Path(__file__).parents[2]
-PATTERNS = {"configs": "*.yaml", "studies": "*.yaml", "examples": "*.py"}  # folders to copy, and which files
+COPIED = {"configs": (".yaml",), "studies": (".yaml",), "examples": (".py", ".ipynb")}  # folders, and which files of each
 NEXT = ("subnet-search extract configs/gumbel_digits.yaml", "subnet-search study run studies/quickstart.yaml")
 
 
@@ -20,15 +20,16 @@ def shipped() -> dict[Path, Path]:
     They are in `subnet_search/shipped/` in a wheel, and next to the package in a checkout.
     """
     home = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
-    return {path.relative_to(home): path for name, files in PATTERNS.items() for path in sorted((home / name).glob(files))}
+    files = [path for name, kinds in COPIED.items() for path in sorted((home / name).iterdir()) if path.suffix in kinds]
+    return {path.relative_to(home): path for path in files}
 
 
 def init(folder: Annotated[Path, typer.Argument(help="Target folder; created if it does not exist.")] = Path()) -> None:
     """Copy the package's examples into a folder.
 
-    These are configurations, studies and extractors. Existing files are not overwritten.
+    These are configurations, studies, extractors and notebooks. Existing files are not overwritten.
     """
-    for path in (folder, *(folder / name for name in PATTERNS)):
+    for path in (folder, *(folder / name for name in COPIED)):
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path} is a file: choose a folder")
     written = 0
@@ -44,7 +45,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Target folder; created if 
             raise RunError(f"cannot write {target}: {error.strerror or error}") from error
         else:
             written += 1
-    typer.echo(f"{written} files copied into {', '.join(f'{folder / name}/' for name in PATTERNS)}\n\nNext:")
+    typer.echo(f"{written} files copied into {', '.join(f'{folder / name}/' for name in COPIED)}\n\nNext:")
     there = [] if folder.resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
     for line in (*there, *NEXT):
         typer.echo(f"  {line}")

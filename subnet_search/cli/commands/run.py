@@ -226,9 +226,9 @@ def evaluate(
             words += [f"--{key}" for key, value in flags.items() if value]
             raise UserError(f"{missing}. The whole command: {shlex.join([*words, *missing.options])}") from missing
     if save:
-        from subnet_search.extraction.saved_evaluation import save_evaluation
+        from subnet_search.extraction.saved_records import save_record
 
-        format.note(f"saved: {save_evaluation(subnetwork, record)}")
+        format.note(f"saved: {save_record(subnetwork, 'evaluation', record)}")
     if json:
         format.print_json(record)
         return

@@ -31,6 +31,7 @@ PLAIN = (*ALWAYS, *NO_MEASURES, "steps")
 def load_study(name: str, storage: str | None = None) -> optuna.Study:
     """A stored study, as `run_study` returns it, but with Optuna's default sampler. Imports nothing that the study names.
 
+    name      of the study
     storage   a storage URL; default: sqlite:///runs/studies.db
 
     Raises UserError if there is no such storage or study, with similar names.

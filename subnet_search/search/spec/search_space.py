@@ -70,6 +70,7 @@ class Space:
 
     @property
     def searched(self) -> list[Entry]:
+        """The entries that have a domain; the others have one value."""
         return [entry for entry in self.entries if entry.domain is not None]
 
     def layers(self, passed: Passed = NOTHING) -> list[str]:
@@ -124,6 +125,7 @@ class Space:
 
     @property
     def conditional(self) -> bool:
+        """Whether some parameters are searched only for some values of others."""
         return any(entry.when for entry in self.searched)
 
     def suggest(self, trial: optuna.Trial | FixedTrial | FrozenTrial) -> dict[str, Any]:
@@ -171,6 +173,7 @@ class Space:
         return {entry.name: str(entry.domain) for entry in self.searched}
 
     def pinned(self) -> dict[str, Any]:
+        """Values of the entries that are not searched, by name."""
         return {entry.name: entry.value for entry in self.entries if entry.domain is None}
 
     def methods(self) -> list[str]:

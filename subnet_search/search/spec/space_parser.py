@@ -46,6 +46,7 @@ class Entry:
 
     @property
     def distribution(self) -> BaseDistribution:
+        """Optuna's distribution of the domain. Raises ValueError for an entry without a domain."""
         match self.domain:
             case Real(low, high, log, step):
                 return FloatDistribution(low, high, log=log, step=step)
@@ -139,6 +140,7 @@ def _hyperparameters(
 
 
 def layer_entries(given: Mapping[str, Any]) -> list[Entry]:
+    """An entry for the relative density of each layer that the space lists. Raises UserError when it is not a list."""
     layers = given.get(LAYERS) or []
     if layers is True:
         return []  # the layers are filled in when the study is created

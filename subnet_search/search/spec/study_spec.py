@@ -232,6 +232,7 @@ class StudySpec(Settings):
 
     @property
     def directions(self) -> list[Literal["minimize", "maximize"]]:
+        """The direction of each objective."""
         return [find_measure(name, self.run.task).direction for name in self.objective]
 
     @property
@@ -245,7 +246,7 @@ class StudySpec(Settings):
         return self._passed
 
     def with_passed(self, passed: Passed) -> Self:
-        """A copy with these objects."""
+        """A copy with `passed` as its Python objects."""
         found = self.model_copy()
         found._passed = passed
         return found
@@ -265,7 +266,7 @@ class StudySpec(Settings):
 
     @staticmethod
     def on_one_thread(config: RunConfig) -> RunConfig:
-        """On one thread unless set: results depend on the number of threads, and must not on that of workers."""
+        """`config` on one thread unless set: results depend on the number of threads, and must not on that of workers."""
         if config.recipe.threads is None:
             config = config.model_copy(update={"recipe": config.recipe.model_copy(update={"threads": 1})})
         return config
@@ -274,7 +275,7 @@ class StudySpec(Settings):
         return self.searched.config(values)
 
     def differences(self, other: "StudySpec") -> list[str]:
-        """Differences from another spec, as text, in everything but budget, workers and storage."""
+        """Differences from `other`, as text, in everything but budget, workers and storage."""
         keys = {"objective", "constraints", "sampler", "pruner", "seed", "parallel", "duplicates", "repeats", "promising"}
         keys |= {"enqueue", "imports"}
         mine, theirs = (
@@ -305,7 +306,10 @@ class StudySpec(Settings):
 
     @classmethod
     def from_json(cls, text: str, like: "StudySpec | None" = None) -> "StudySpec":
-        """A stored spec; `like` has the Python objects of the study, if there are any."""
+        """A spec from `text`, as `to_json` gives it; `like` has the Python objects of the study, if there are any.
+
+        Raises UserError when the text is damaged, or not valid in this version.
+        """
         where = "the study's specification"
         with reading(where):
             values = read_json(text, where)

@@ -131,10 +131,12 @@ class TrialRecord:
 
     @property
     def worker(self) -> Worker:
+        """The worker that runs the trial, or ran it last; an empty record if there is none."""
         return _record(Worker, self.attrs.get("worker")) or Worker()
 
     @property
     def interruptions(self) -> list[Interruption]:
+        """When and why the trial lost its worker, oldest first."""
         return [_record(Interruption, one) or Interruption() for one in self.get("interruptions", list) or []]
 
     def interrupted(self, why: str, died: bool = False) -> dict[str, Any]:
@@ -144,6 +146,7 @@ class TrialRecord:
 
     @property
     def cell(self) -> Cell | None:
+        """The cell of a comparison that the trial runs. None: the study is not a comparison."""
         return _record(Cell, self.attrs.get("cell"))
 
     @property
@@ -168,6 +171,7 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
+        """Duration of the training in seconds."""
         return self.get("seconds", float) or 0.0
 
     @property

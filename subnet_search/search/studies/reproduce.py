@@ -62,13 +62,17 @@ def retrain_trial(
 
     Floating-point results can differ on another kind of machine; `same` is then False and `overlap` measures the difference.
 
+    trial           a trial of a study, such as `study.best_trial`
     out             run folder; default: nothing is written
     study           used to download the trial's masks from its artifacts if the run folder is not on this machine, and to check
                     the objects
     network, data, task
                     the objects that were passed to the study, if there were any
+    resume          continue from the checkpoint in `out`, or start if there is none
     weights         `values` or `seed`: what the file stores; default: as in the study. It does not change the result
     allow_imports   names or modules that the trial's configuration may import
+    progress        show progress on standard error: True or False; None: in a terminal or a notebook
+    should_stop     when it returns True, the run writes a checkpoint and raises Interrupted
 
     Raises RunError if the trial was never started; UserError if the folder holds another run, or an import is not allowed.
     """
