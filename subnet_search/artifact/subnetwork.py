@@ -348,6 +348,7 @@ class Subnetwork:
             "density": self.density,
             "layer_density": self.masks.layer_density(),
             **self.metrics,
+            **({"flops_ratio": self.metrics["kept_macs"] / macs} if (macs := self.metrics.get("macs")) else {}),
             "sha256": self.sha256,
         }
 

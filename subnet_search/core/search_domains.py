@@ -5,12 +5,14 @@ A domain is the default search range of a study. Valid values are defined by the
 This module does not use Optuna.
 """
 
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
-from subnet_search.core.errors import UserError
+from subnet_search.core.errors import UserError, shown
 
 N = TypeVar("N", int, float)
 
@@ -20,30 +22,50 @@ class _Range(Generic[N]):
     low: N
     high: N
     log: bool = False
+    step: N | None = None
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise UserError(f"the low end of a range must not be above the high end, got {self.low:g} to {self.high:g}")
         if self.log and self.low <= 0:
             raise UserError(f"a logarithmic range must start above 0, got {self.low:g}")
+        if self.step is not None:
+            self._check_step(self.step)
+
+    def _check_step(self, step: N) -> None:
+        if self.log:
+            raise UserError("a logarithmic range has no step")
+        if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+            raise UserError(f"the step of a range must be a number above 0, got {shown(step)}")
+        if (Decimal(str(self.high)) - Decimal(str(self.low))) % Decimal(str(step)):
+            raise UserError(f"the high end of a range must be a whole number of steps above the low end, got {self}")
 
     def bounds(self) -> tuple[N, ...]:
         """The lowest and the highest value."""
         return self.low, self.high
 
+    def _scale(self) -> str:
+        return f"{', log' if self.log else ''}{'' if self.step is None else f', step {self.step:g}'}"
+
 
 class Real(_Range[float]):
-    """Real numbers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
+    """Real numbers from `low` to `high`, both included; `log`: sampled on a log scale.
+
+    step: the distance between two values; `high` is a whole number of steps above `low`. Raises UserError for an empty range.
+    """
 
     def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
+        return f"{self.low:g} to {self.high:g}{self._scale()}"
 
 
 class Int(_Range[int]):
-    """Integers from `low` to `high`, both included; `log`: sampled on a log scale. Raises UserError for an empty range."""
+    """Integers from `low` to `high`, both included; `log`: sampled on a log scale.
+
+    step: the distance between two values; `high` is a whole number of steps above `low`. Raises UserError for an empty range.
+    """
 
     def __str__(self) -> str:
-        return f"{self.low} to {self.high}{', log' if self.log else ''}"
+        return f"{self.low} to {self.high}{self._scale()}"
 
 
 @dataclass(frozen=True, init=False)

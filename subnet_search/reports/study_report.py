@@ -64,7 +64,8 @@ def _answer(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[s
         if row["density"] is not None:
             yield "its density", cell("density", row["density"])
         yield "its number", f"trial {row['number']}"
-    yield "finished trials" + (f" of {record['budget']:,}" if record["budget"] else ""), f"{record['finished']:,}"
+    budget, finished = record["budget"], record["finished"]
+    yield "finished trials" + (f" of {budget:,}" if budget and budget >= finished else ""), f"{finished:,}"
     yield "of training", seconds(record["seconds"])
 
 

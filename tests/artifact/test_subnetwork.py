@@ -64,6 +64,8 @@ def test_a_subnetwork_comes_back_bit_for_bit(request, tmp_path, digits, name, we
     assert loaded.masks.same(subnet.masks)
     assert loaded.origin == subnet.origin
     assert loaded.summary() == subnet.summary()
+    assert subnet.summary()["flops_ratio"] == subnet.metrics["kept_macs"] / subnet.metrics["macs"]
+    assert "flops_ratio" not in subnet.metrics  # the file is as before
     assert logits(loaded, digits).equal(logits(subnet, digits))
 
 

@@ -45,8 +45,25 @@ def test_study_run(said):
     text = said("study", "run", "study.yaml")
     assert "extractor.density: 0.1 | 0.2" in text
     assert "threads: 1\n" in text
-    assert "prunable weights" in text
+    config, _, plan = text[text.index("# complete configuration") :].partition("\n\n")
+    assert yaml.safe_load(config)["extractor"]["density"] == "searched: 0.1 | 0.2"
+    assert "density  searched: 0.1 | 0.2 " in plan
     assert json.loads(said("study", "run", "study.yaml", "--json"))["study"]["trials"] == 2
+
+
+def test_study_run_shows_no_value_that_is_searched_or_of_another_method(said):
+    lr = [{"when": {"extractor": "gumbel"}, "value": 50}, {"when": {"extractor": "snip"}, "float": [0.1, 0.2]}]
+    space = {"extractor": {"choice": {"snip": [], "gumbel": ["temperature"]}}, "network": {"choice": ["conv2", "conv4"]}}
+    space |= {"recipe.lr": lr, "recipe.epochs": {"int": [1, 2]}}
+    record = json.loads(said("study", "run", "study.yaml", "--json", "-s", f"space={json.dumps(space)}"))["run"]
+    config = record["config"]
+    assert config["extractor"] == {"name": "searched: snip | gumbel", "temperature": "searched: 0.3 to 3, log (gumbel)"}
+    assert config["recipe"]["lr"] == "50 (gumbel); searched: 0.1 to 0.2 (snip)"
+    assert config["recipe"]["epochs"] == "searched: 1 to 2"
+    assert config["recipe"]["schedule"] == "depends on the method or unit"  # each has its published one
+    assert config["recipe"]["batch_size"] == 32
+    assert config["network"]["name"] == "searched: conv2 | conv4"
+    assert record["density"] == "depends on the method"
 
 
 def test_compare(said):

@@ -305,8 +305,8 @@ def test_a_study_that_is_stored_in_a_damaged_way_is_one_line():
     ],
 )
 def test_options_of_samplers_are_looked_at_before_the_first_trial(sampler):
-    spec = check(StudySpec, {"name": "s", "space": {"recipe.lr": {"float": [1, 2]}}, "sampler": {"name": "tpe", **sampler}})
-    assert next(iter(sampler)) in refused(make_sampler, spec)
+    given = {"name": "s", "space": {"recipe.lr": {"float": [1, 2]}}, "sampler": {"name": "tpe", **sampler}}
+    assert next(iter(sampler)) in refused(check, StudySpec, given)
 
 
 def test_options_of_samplers_and_pruners_that_are_right():

@@ -291,6 +291,12 @@ def test_a_study_without_a_result(state, title):
     assert ("no trials yet" in text_of(path)) == (state is None)
 
 
+def test_a_plain_study_of_optuna():
+    study = optuna.create_study(study_name="plain", storage=URL)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) + trial.suggest_int("k", 0, 8, step=2), n_trials=3)
+    assert "finished trials" in text_of(ss.report("plain", storage=URL))
+
+
 def test_what_is_no_run(finished, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="folder is no run folder or file"):

@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from subnet_search.core.errors import RunError, UserError
 from subnet_search.search.storage import connect
-from subnet_search.search.storage.connect import database_of, open_storage, safe_url, scrub
+from subnet_search.search.storage.connect import database_of, load_study, open_storage, safe_url, scrub
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.retry import patiently
 from subnet_search.search.storage.write import replace_params, set_attrs
@@ -60,6 +60,26 @@ def test_a_missing_sqlite_file_is_said_and_not_made(tmp_path):
     with pytest.raises(UserError, match=r"no studies yet: .*x\.db does not exist"):
         open_storage(f"sqlite:///{tmp_path}/x.db")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_study_is_said_with_its_storage_and_where_else_it_can_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    elsewhere = r".*the default storage: if the study's YAML file names another, give that one \(--storage URL\)"
+    with pytest.raises(UserError, match="no studies yet: runs/studies.db does not exist" + elsewhere):
+        open_storage("sqlite:///runs/studies.db")
+    for name, more in (("runs/studies", elsewhere), ("other", r"\): did you mean 'mine'")):
+        storage = open_storage(f"sqlite:///{name}.db", create=True)
+        with pytest.raises(UserError, match=f"no study 'mime': there are no studies yet in sqlite:///{name}.db"):
+            load_study("mime", storage)
+        optuna.create_study(storage=storage, study_name="mine")
+        with pytest.raises(UserError, match=rf"unknown study 'mime' \(in sqlite:///{name}\.db{more}"):
+            load_study("mime", storage)
+
+
+@pytest.mark.filterwarnings("ignore:Query string")
+def test_an_unknown_study_is_said_without_the_password_of_its_storage():
+    with pytest.raises(UserError, match=r"no study 'mine': there are no studies yet in sqlite:///.*[?]password=[*]{3} "):
+        load_study("mine", open_storage("sqlite:///:memory:?password=hushhush"))
 
 
 @pytest.mark.parametrize(

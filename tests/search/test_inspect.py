@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
+from rich.console import Console
 
 from subnet_search.cli import main
 from subnet_search.cli.render import format, study_page
@@ -261,7 +262,7 @@ def test_a_study_under_way():
     assert (record["steps"], record["seconds"]) == (220, 6.0)
     assert record["space"] == {"recipe.lr": "0.01 to 1, log"}
     assert (record["network"], record["data"], record["extractor"]) == ("lenet5", "digits", None)
-    assert record["failures"] == {"the loss is nan at step #": 2}
+    assert record["failures"] == {"the loss is nan at step 12 to 15": 2}
     assert record["stopped_early"] == {"hyperband stopped it after epoch 1": 1}
     assert record["interruptions"] == {"trials": 1, "times": 1, "died": 1, "ended": 0}
     assert record["workers"] == [{"trial": 6, "host": "elsewhere", "pid": 7, "gone": False, "last": 0.5}]
@@ -402,11 +403,11 @@ def test_trials_as_a_table_as_csv_and_as_json(capsys, monkeypatch):
     assert rows[0]["reason"] == ""
     monkeypatch.setattr(format.console, "width", 60)
     lines = said(capsys, "study", "trials", "toy").splitlines()
-    assert lines[0].split() == ["number", "state", "val_accuracy", "density", "feasible", "repeats"]
-    assert lines[1].split() == ["0", "COMPLETE", "80.00", "%", "0.1", "yes", "-"]
+    assert lines[0].split() == ["number", "state", "val_accuracy", "lr", "density", "feasible"]
+    assert lines[1].split() == ["0", "COMPLETE", "80.00", "%", "0.1", "0.1", "yes"]
     assert len(lines) == 15
     assert max(map(len, lines[:13])) <= 60
-    assert lines[-1] == "12 trials; hidden columns: seconds, lr, reason (use --columns or --csv)"
+    assert lines[-1] == "12 trials; hidden columns: repeats, seconds, reason (use --columns or --csv)"
     assert said(capsys, "study", "trials", "toy", "--filter", "number>99") == "no trial matches the filters\n"
 
 
@@ -415,7 +416,48 @@ def test_the_searched_method_is_among_the_first_columns(capsys, monkeypatch):
     study_of(trial(value=0.8, params=searched, beyond=0.0, density=0.1, val_accuracy=0.8, steps=30, seconds=2.0, seed=1))
     monkeypatch.setattr(format.console, "width", 60)
     header = said(capsys, "study", "trials", "toy").splitlines()[0].split()
-    assert header[:4] == ["number", "state", "val_accuracy", "extractor"]
+    assert header[:5] == ["number", "state", "val_accuracy", "extractor", "every"]
+
+
+def test_parameters_of_all_trials_come_before_costs_and_those_of_one_method_after(capsys, monkeypatch):
+    monkeypatch.setattr(format.console, "width", 120)
+    rigl = {"extractor": "rigl", "recipe.lr": 0.1, "extractor.every @rigl": 5.0}
+    gumbel = {"extractor": "gumbel", "recipe.lr": 0.2}
+    costs = {"density": 0.1, "seconds": 2.0}
+    study_of(*(trial(value=0.8, params=one, beyond=0.0, **costs) for one in (rigl, gumbel)), trial("WAITING", params={}))
+    header = said(capsys, "study", "trials", "toy").splitlines()[0].split()
+    assert header == ["number", "state", "val_accuracy", "extractor", "lr", "density", "feasible", "seconds", "every"]
+
+
+def test_only_a_complete_trial_is_feasible_and_any_can_be_known_not_to_be():
+    ends = [("COMPLETE", 0.5), ("PRUNED", None), ("FAIL", None)]
+    study = study_of(*(trial(state, value, beyond=beyond) for state, value in ends for beyond in (-0.1, 0.1)))
+    assert [row["feasible"] for row in flat_rows(Snapshot(study))] == [True, False, None, False, None, False]
+
+
+def test_reasons_that_differ_in_numbers_are_one_with_their_ranges():
+    reasons = ("flops_ratio <= 0.35 is violated: 0.9", "flops_ratio <= 0.35 is violated: 0.41", "no weights left in 2 layers")
+    record = summarise_study(study_of(*(trial("PRUNED", reason=reason) for reason in reasons)))
+    assert record["stopped_early"] == {"flops_ratio <= 0.35 is violated: 0.41 to 0.9": 2, "no weights left in 2 layers": 1}
+
+
+def test_texts_are_wrapped_in_a_terminal_and_whole_lines_elsewhere(capsys, monkeypatch):
+    toy()
+    study_of(*(trial(value=0.1 * n, lr=0.1 * n) for n in range(1, 11)), name="ten")
+    monkeypatch.setattr(format.console, "width", 60)
+    commands = (("importance", "ten"), ("trials", "toy"))
+    whole = [said(capsys, "study", *words) for words in commands]
+    assert all(max(map(len, text.splitlines())) > 60 for text in whole)
+    monkeypatch.setattr(format, "console", Console(width=60, highlight=False, force_terminal=True, no_color=True))
+    for words, text in zip(commands, whole, strict=True):
+        wrapped = said(capsys, "study", *words)
+        assert max(map(len, wrapped.splitlines())) <= 60
+        assert wrapped.split() == text.split()
+
+
+def test_more_finished_trials_than_the_specification_has(capsys):
+    study_of(*(trial(value=0.1) for _ in range(7)))
+    assert "finished: 7 trials (of the specification: 6)" in " ".join(said(capsys, "study", "show", "toy").split())
 
 
 # Fronts
@@ -638,7 +680,7 @@ def test_every_page_for_people_and_for_programs(capsys, monkeypatch):
     assert all(len(line) <= 80 for line in page.splitlines() if not line.startswith("Importance"))
     for text in (
         "running: 4 of 6 trials, 4 repeats, 1 imported",
-        "2 x the loss is nan at step #",
+        "2 x the loss is nan at step 12 to 15",
         "elsewhere 7: trial 6",
     ):
         assert text in " ".join(page.split())

@@ -6,6 +6,7 @@ import pytest
 from subnet_search.core.errors import UserError
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check
+from subnet_search.search.queries.study_summary import _words
 from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.study_spec import StudySpec
 
@@ -275,3 +276,15 @@ def test_a_pruner_with_several_objectives_is_shown_the_constrained_form():
 def test_a_wrong_goal_is_refused(more, message):
     with pytest.raises(UserError, match=message):
         check(StudySpec, {"name": "s", "run": RUN, **more})
+
+
+def test_a_range_with_a_step_has_optunas_values():
+    found = Space(
+        {"recipe.momentum": {"float": [0.1, 0.7], "step": 0.3}, "recipe.epochs": {"int": [1, 5], "step": 2}}, RunConfig()
+    )
+    assert found.words() == {"recipe.momentum": "0.1 to 0.7, step 0.3", "recipe.epochs": "1 to 5, step 2"}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [found.suggest(study.ask()) for _ in range(20)]
+    assert {round(values["recipe.momentum"], 6) for values in drawn} == {0.1, 0.4, 0.7}
+    assert {values["recipe.epochs"] for values in drawn} == {1, 3, 5}
+    assert {key: _words(one) for key, one in study.trials[0].distributions.items()} == found.words()

@@ -75,7 +75,19 @@ def test_any_key_of_a_run_can_be_searched():
         ({"space": {"recipe.lr": {"float": [0, 1], "log": True}}}, "must start above 0"),
         ({"space": {"recipe.lr": {"float": [1]}}}, r"space.recipe.lr: float takes \[low, high\]"),
         ({"space": {"recipe.lr": {"float": [-1, 1]}}}, "space: recipe.lr: input should be greater than 0, got -1"),
-        ({"space": {"recipe.lr": {"float": [1, 2], "step": 1}}}, "float cannot be combined with step"),
+        ({"space": {"recipe.lr": {"float": [1, 2], "steps": 1}}}, "float cannot be combined with steps"),
+        (
+            {"space": {"recipe.lr": {"float": [1, 2], "step": 0.3}}},
+            "number of steps above the low end, got 1 to 2, step 0.3",
+        ),
+        ({"space": {"recipe.lr": {"float": [1, 2], "step": 0}}}, "step of a range must be a number above 0, got 0"),
+        ({"space": {"recipe.lr": {"float": [1, 2], "step": "a"}}}, "step of a range must be a number above 0, got 'a'"),
+        (
+            {"space": {"recipe.lr": {"float": [1, 2], "step": 1, "log": True}}},
+            "recipe.lr: a logarithmic range has no step",
+        ),
+        ({"space": {"recipe.epochs": {"int": [1, 3], "step": 0.5}}}, "the step of int is a whole number, got 0.5"),
+        ({"space": {"recipe.epochs": {"choice": [1, 3], "step": 2}}}, "choice cannot be combined with step"),
         ({"space": {"network": {"choice": ["conv2", "con4"]}}}, "unknown network 'con4'"),
         ({"space": {"extractor": ["temprature"]}}, "did you mean 'temperature'"),
         ({"space": {"extractor": {"final_temperature": None}}}, "declares no domain for it"),
@@ -89,7 +101,16 @@ def test_any_key_of_a_run_can_be_searched():
             'supports one objective.*constraints: {density: "<= ..."}',
         ),
         ({"trials": 0}, "trials: input should be greater than or equal to 1"),
-        ({"sampler": {"name": "tpe", "startup": 3}}, "the sampler 'tpe': .*startup"),
+        (
+            {"sampler": {"n_startup": 3}},
+            r"unknown option 'n_startup' \(sampler tpe\): did you mean 'n_startup_trials'",
+        ),
+        ({"sampler": "TPESampler"}, r"sampler: {name: tpe, n_startup_trials: 5}, .*; got TPESampler, which is named tpe"),
+        ({"sampler": optuna.samplers.TPESampler()}, "each worker makes its own; got TPESampler, which is named tpe"),
+        ({"sampler": optuna.samplers.GridSampler({"x": [1]})}, "each worker makes its own; got GridSampler"),
+        ({"pruner": "optuna.pruners.MedianPruner"}, r"pruner: {name: median, n_startup_trials: 5}, .*which is named median"),
+        ({"pruner": {"name": optuna.pruners.NopPruner()}}, "got NopPruner, which is named none"),
+        ({"objective": {"val_accuracy": "minimize"}}, "as in objective: val_accuracy or .*each has its own direction"),
     ],
 )
 def test_a_wrong_spec_is_refused_before_anything_runs(more, message):
@@ -99,6 +120,12 @@ def test_a_wrong_spec_is_refused_before_anything_runs(more, message):
 
 def test_options_of_the_default_sampler_need_no_name():
     assert spec(sampler={"n_startup_trials": 3}).sampler == {"name": "tpe", "n_startup_trials": 3}
+
+
+def test_a_mistyped_option_of_a_sampler_names_its_line(tmp_path):
+    (tmp_path / "s.yaml").write_text("name: s\nsampler:\n  name: tpe\n  n_startup_trails: 3\n")
+    with pytest.raises(UserError, match=r"did you mean 'n_startup_trials'.*s\.yaml, line 4\)"):
+        read_study(tmp_path / "s.yaml")
 
 
 def test_a_spec_file_names_its_line(tmp_path):
@@ -137,7 +164,7 @@ def test_inspection():
     assert json.loads(json.dumps(summarise_study(study)))["states"] == {"COMPLETE": 3}
     with pytest.raises(UserError, match="has no trial 7"):
         find_trial(study, 7)
-    with pytest.raises(UserError, match="unknown study 'toi': did you mean 'toy'"):
+    with pytest.raises(UserError, match=r"unknown study 'toi' .in sqlite:///.*: did you mean 'toy'"):
         load_study("toi", storage)
 
 

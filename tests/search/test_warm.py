@@ -76,7 +76,7 @@ def test_values_of_some_keys_are_tried_first_and_the_rest_is_drawn():
         ({"recipe.lrr": 0.5}, "enqueue, item 2: unknown searched key 'recipe.lrr': did you mean 'recipe.lr'"),
         ({"recipe.lr": 5}, "enqueue, item 2: recipe.lr: 5 is outside the searched domain 0.01 to 1, log"),
         ({}, "enqueue, item 2: it has no values"),
-        ({"study": "odl", "best": 2}, "enqueue, item 2: unknown study 'odl': did you mean 'old'"),
+        ({"study": "odl", "best": 2}, "enqueue, item 2: unknown study 'odl' .in sqlite:///.*db.*: did you mean 'old'"),
         ({"study": "old", "bets": 2}, r"enqueue, item 2: takes `study` \(a name\) and `best` \(a whole number, 1 or more\)"),
         ({"study": "old", "best": 0}, "enqueue, item 2: takes `study`"),
         ({"study": "old", "best": True}, "enqueue, item 2: takes `study`"),

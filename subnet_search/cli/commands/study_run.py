@@ -74,10 +74,10 @@ def run(
     cluster = Cluster(address, gpus_per_trial, cpus_per_trial) if engine == "ray" else None
     wanted, allowed = find_spec(spec, set_ or [], storage, allow_import or ())
     if dry_run:
-        from subnet_search.extraction.dry_run import dry_run as plan_of
+        from subnet_search.search.spec.study_plan import plan_of_study
 
         plain = {**wanted.model_dump(mode="json", exclude={"run", "storage"}), "run": wanted.run.given()}
-        plan = {"workers": workers or wanted.workers, "run": plan_of(wanted.on_one_thread(wanted.run))}
+        plan = {"workers": workers or wanted.workers, "run": plan_of_study(wanted)}
         format.report({"study": plain, "space": wanted.searched.words(), **plan}, json, plan_page.study)
         return
     url = storage or wanted.storage

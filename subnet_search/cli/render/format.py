@@ -41,6 +41,11 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def prose(text: str) -> None:
+    """`say`, with line breaks between words in a terminal: for text that nobody copies."""
+    console.print(text, markup=False, soft_wrap=not console.is_terminal)
+
+
 def note(text: str) -> None:
     """`say`, on standard error."""
     errors.print(text, markup=False, soft_wrap=True)

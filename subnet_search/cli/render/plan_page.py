@@ -44,10 +44,11 @@ def plan(record: Mapping[str, Any]) -> None:
 
 
 def study(record: Mapping[str, Any]) -> None:
-    """A study's specification, and the plan of its base run."""
+    """A study's specification, and the plan of a trial."""
     format.say(f"# complete specification\n{dump(record['study']).decode()}")
     format.say(f"# searched\n{dump(record['space']).decode()}")
-    format.say(f"# each of {record['workers']} workers runs one trial at a time; the base run:")
+    each = "one worker runs" if record["workers"] == 1 else f"each of {record['workers']} workers runs"
+    format.say(f"# {each} one trial at a time; steps and memory are of {record['run']['method']}")
     plan(record["run"])
 
 

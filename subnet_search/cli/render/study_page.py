@@ -168,7 +168,7 @@ def diff_studies(record: Row) -> None:
     pair, names = record["studies"], record["objective"]
     heads = {"a": pair[0]["name"], "b": pair[1]["name"]}
     lines = {
-        "finished": [f"{study['finished']:,}{_of(study['budget'])} trials" for study in pair],
+        "finished": [_finished(study) for study in pair],
         "trials": [states(study["states"]) for study in pair],
         "training steps": [f"{study['steps']:,}" for study in pair],
         "training time": [format.seconds(study["seconds"]) for study in pair],
@@ -197,17 +197,17 @@ def importance(record: Row, name: str, at_most: int | None = None, storage: str 
     """Print importances with bars, and a line with evaluator, number of trials and meaning."""
     head = f"Importance ({record['evaluator']}, {record['trials']:,} trials)"
     shares = list(record["importances"].items())
-    format.say(f"{head}: {record['meaning'] if shares else record['note']}")
+    format.prose(f"{head}: {record['meaning'] if shares else record['note']}")
     widest = max((len(param) for param, _ in shares[:at_most]), default=0)
     for param, share in shares[:at_most]:
         format.say(f"  {param:<{widest}}  {share:7.2%}  {'#' * round(20 * share)}".rstrip())
     if at_most and len(shares) > at_most:
         format.say(f"  and {len(shares) - at_most} more: {format.command('study importance', name, storage=storage)}")
     if record["left_out"]:
-        format.say(f"Left out, because not every trial has them: {', '.join(record['left_out'])}")
-        format.say("To include the parameters of one method, use its trials only: --filter extractor=rigl")
+        format.prose(f"Left out, because not every trial has them: {', '.join(record['left_out'])}")
+        format.prose("To include the parameters of one method, use its trials only: --filter extractor=rigl")
     if shares and record["note"]:
-        format.say(f"Note: {record['note']}")
+        format.prose(f"Note: {record['note']}")
 
 
 def _lines(pairs: Sequence[tuple[str, str]]) -> str:
@@ -230,10 +230,17 @@ def _of(budget: int | None) -> str:
     return f" of {budget:,}" if budget else ""
 
 
+def _finished(record: Row) -> str:
+    """The number of finished trials and the study's; `--trials` can have added some."""
+    finished, budget = record["finished"], record["budget"]
+    more = budget and finished > budget
+    return f"{finished:,} trials (of the specification: {budget:,})" if more else f"{finished:,}{_of(budget)} trials"
+
+
 def _progress(record: Row) -> str:
     more = {"repeated": "repeats", "imported": "imported", "withdrawn": "withdrawn"}
     extra = "".join(f", {record[key]:,} {word}" for key, word in more.items() if record[key])
-    return f"{record['status']}: {record['finished']:,}{_of(record['budget'])} trials{extra}"
+    return f"{record['status']}: {_finished(record)}{extra}"
 
 
 def _base_run(record: Row) -> str:

@@ -3,6 +3,7 @@
 import csv as csv_files
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,15 @@ def trials(rows: Sequence[Row], study: "Snapshot", wanted: Sequence[str] | None)
     if not rows:
         format.say("no trial matches the filters" if study.get_trials() else "no trials yet")
         return
-    params = by_key(dict.fromkeys(key for trial in study.get_trials() for key in parameters(trial)))
+    params = [by_key(parameters(trial)) for trial in study.get_trials()]
+    count = Counter(key for one in params for key in one)
+    of_all = [key for key in count if count[key] == sum(map(bool, params))]  # not those of some methods only
     bounds = dict.fromkeys(name for trial in study.get_trials() for name in trial.constraints)
-    usual = dict.fromkeys((*FIRST, *objectives(study), "extractor", *bounds, *MEASURED, *params, "reason"))
+    usual = dict.fromkeys((*FIRST, *objectives(study), *of_all, *bounds, *MEASURED, *count, "reason"))
     columns = wanted or [key for key in usual if any(row.get(key) is not None for row in rows)]
     left_out = table(rows, columns, None if wanted else format.console.width)
     if left_out:
-        format.say(f"\n{len(rows):,} trials; hidden columns: {', '.join(left_out)} (use --columns or --csv)")
+        format.prose(f"\n{len(rows):,} trials; hidden columns: {', '.join(left_out)} (use --columns or --csv)")
 
 
 def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
@@ -46,7 +49,7 @@ def front(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
     left_out = table(flat[:AT_MOST], list(dict.fromkeys(["number", *names, *seeds, *feasible, *params])), format.console.width)
     beyond = f"; showing the first {AT_MOST}" if len(rows) > AT_MOST else ""
     narrow = f"; hidden columns: {', '.join(left_out)} (use --json)" if left_out else ""
-    format.say(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")
+    format.prose(f"\nOn the Pareto front: {len(rows):,} of {count:,} complete trials{beyond}{narrow}")
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], width: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from subnet_search.core.parameter_names import by_key, key_and_condition
 from subnet_search.search.queries.trial_table import Row, columns_of, flat_rows
 from subnet_search.search.storage.ranking import objectives
 from subnet_search.search.storage.read import Snapshot
-from subnet_search.search.storage.records import TrialRecord
+from subnet_search.search.storage.records import TrialRecord, plain_spec
 
 if TYPE_CHECKING:
     import pandas
@@ -39,17 +39,20 @@ def to_dataframe(study: optuna.Study | Mapping[str, Any]) -> "pandas.DataFrame":
         import pandas
     except ImportError as error:
         raise UserError("to_dataframe needs pandas: pip install 'subnet-search[pandas]'") from error
-    first = list(FIRST)
+    first, left_out = list(FIRST), set(LEFT_OUT)
     if isinstance(study, optuna.Study):
         seen = Snapshot(study, without=("log", "traceback"))
         named = _named(seen)
         rows = flat_rows(seen, named)
+        if not plain_spec(seen):  # its trials need not have these
+            first = [key for key in FIRST if key in ("number", "state") or key in columns_of(rows)]
+            left_out.add("interruptions")
         first += [*columns_of(map(named, seen.get_trials())), *objectives(seen)]
     else:
         rows = [{"number": cell["trial"], "method": cell.get("arm"), **cell} for cell in study["cells"]]
     present = columns_of(rows)
     ordered = [*first, *(key for key in present if key not in LAST), *(key for key in LAST if key in present)]
-    found = pandas.DataFrame(rows, columns=[key for key in dict.fromkeys(ordered) if key not in LEFT_OUT])
+    found = pandas.DataFrame(rows, columns=[key for key in dict.fromkeys(ordered) if key not in left_out])
     for column in found.columns.intersection(["started", "completed"]):
         found[column] = pandas.to_datetime(found[column])
     return found

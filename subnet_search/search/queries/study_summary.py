@@ -21,7 +21,7 @@ from subnet_search.search.storage.records import FINISHED, STOPPED, TrialRecord,
 from subnet_search.search.storage.run_files import disk_usage
 from subnet_search.search.storage.trust import imports_of_spec
 
-NUMBER = re.compile(r"-?\b\d[\d.]*(e[+-]?\d+)?\b")
+NUMBER = re.compile(r"-?\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b")
 
 
 def summarise_study(study: optuna.Study) -> dict[str, Any]:
@@ -104,9 +104,10 @@ def _space(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 def _words(distribution: BaseDistribution) -> str:
     match distribution:
         case FloatDistribution():
-            return str(Real(distribution.low, distribution.high, distribution.log))
+            return str(Real(distribution.low, distribution.high, distribution.log, distribution.step))
         case IntDistribution():
-            return str(Int(distribution.low, distribution.high, distribution.log))
+            step = distribution.step if distribution.step > 1 else None
+            return str(Int(distribution.low, distribution.high, distribution.log, step))
         case CategoricalDistribution():
             return str(OneOf(*distribution.choices))
     return str(distribution)
@@ -129,13 +130,20 @@ def _elapsed(trials: Iterable[FrozenTrial]) -> float | None:
 
 
 def _reasons(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """Reasons with their counts, most frequent first; reasons that differ only in numbers are merged."""
+    """Reasons with their counts, most frequent first; those that differ only in numbers become one, with their ranges."""
     groups: dict[str, list[str]] = {}
     for trial in trials:
         reason = str(TrialRecord(trial).reason)
         groups.setdefault(NUMBER.sub("#", reason), []).append(reason)
-    alike = {key if len(set(group)) > 1 else group[0]: len(group) for key, group in groups.items()}
+    alike = {_with_ranges(group): len(group) for group in groups.values()}
     return dict(sorted(alike.items(), key=lambda item: -item[1]))
+
+
+def _with_ranges(texts: Sequence[str]) -> str:
+    """One text for texts that differ only in numbers: `a to b` for each number that differs, its lowest and highest value."""
+    columns = [sorted(set(column), key=float) for column in zip(*map(NUMBER.findall, texts), strict=True)]
+    numbers = iter([column[0] if len(column) == 1 else f"{column[0]} to {column[-1]}" for column in columns])
+    return NUMBER.sub(lambda _: next(numbers), texts[0])
 
 
 def _interruptions(trials: Sequence[FrozenTrial]) -> dict[str, int]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from subnet_search.core.documents import read_text
 from subnet_search.core.errors import UserError, unknown
@@ -63,6 +63,7 @@ def arrange(rows: Sequence[Row], column: str, descending: bool = False) -> list[
 
 def _flat_row(trial: FrozenTrial, names: Sequence[str], params: Row) -> Row:
     record, constraints = TrialRecord(trial), trial.constraints
+    feasible = is_feasible(trial) if constraints else None
     worker = record.worker
     return {
         "number": trial.number,
@@ -77,7 +78,7 @@ def _flat_row(trial: FrozenTrial, names: Sequence[str], params: Row) -> Row:
         **({"achieved_density": record.get("density", float)} if record.cell else {}),
         "imported": record.imported_from,
         "interruptions": len(record.interruptions),
-        "feasible": is_feasible(trial) if constraints else None,
+        "feasible": None if feasible and trial.state != TrialState.COMPLETE else feasible,  # not all are measured yet
         "last": record.last_value,
         "reported": trial.last_step,
         "worker": f"{worker.host} {worker.pid}" if worker.pid else None,

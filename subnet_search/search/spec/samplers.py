@@ -1,6 +1,5 @@
 """Make Optuna's samplers and pruners from a study's specification."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -8,22 +7,13 @@ from typing import Any, TypeVar
 import optuna
 from optuna.samplers import BaseSampler
 
-from subnet_search.core.errors import UserError, shown
+from subnet_search.core.errors import UserError
 from subnet_search.core.rng import derive
 from subnet_search.search.spec.hub import make_from_hub
+from subnet_search.search.spec.sampler_options import class_of
 from subnet_search.search.spec.study_spec import StudySpec
 
 T = TypeVar("T")
-
-KINDS: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "dict[str, Any]": (dict,),
-    "None": (type(None),),
-}
-"""Types that YAML can hold, by their spelling in Optuna's signatures."""
 
 
 def make_sampler(spec: StudySpec, number: int = 0) -> BaseSampler:
@@ -32,21 +22,16 @@ def make_sampler(spec: StudySpec, number: int = 0) -> BaseSampler:
     Optuna's samplers keep their state in the storage, so each trial can use a new one.
     Raises UserError for an invalid option or a missing package.
     """
-    samplers: Mapping[str, Callable[..., BaseSampler]] = {
-        "tpe": optuna.samplers.TPESampler,
-        "random": optuna.samplers.RandomSampler,
-        "gp": optuna.samplers.GPSampler,
-        "nsga2": optuna.samplers.NSGAIISampler,
-        "cmaes": optuna.samplers.CmaEsSampler,
-    }
     seed = derive(spec.seed, "sampler", number) % 2**32
+    made: BaseSampler
     if spec.sampler["name"] == "hub":
-        made: BaseSampler = make_from_hub("sampler", spec.sampler, seed)
+        made = make_from_hub("sampler", spec.sampler, seed)
         return made
     defaults: dict[str, Any] = {"seed": seed}
     if spec.sampler["name"] == "tpe" and spec.searched.conditional:  # parameters of one branch are modelled together
         defaults |= {"multivariate": True, "group": True}
-    return _made("sampler", spec.sampler, samplers[spec.sampler["name"]], defaults)
+    made = _made("sampler", spec.sampler, class_of("sampler", spec.sampler["name"]), defaults)
+    return made
 
 
 def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
@@ -69,10 +54,6 @@ def make_pruner(spec: StudySpec) -> optuna.pruners.BasePruner:
 def _made(kind: str, given: Mapping[str, Any], make: Callable[..., T], defaults: Mapping[str, Any] | None = None) -> T:
     """Make a sampler or pruner from the given options and `defaults`. Raises UserError."""
     name, options = given["name"], {key: value for key, value in given.items() if key != "name"}
-    parameters = inspect.signature(make).parameters
-    for key, value in options.items():  # Optuna checks most of them only when it draws a trial
-        if key in parameters:
-            _check_option(f"{kind}.{key} of {name!r}", value, parameters[key])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -83,13 +64,3 @@ def _made(kind: str, given: Mapping[str, Any], make: Callable[..., T], defaults:
         ) from error
     except Exception as error:
         raise UserError(f"the {kind} {name!r}: {error}") from error
-
-
-def _check_option(where: str, value: Any, parameter: inspect.Parameter) -> None:
-    """Raise UserError for a value of another type than Optuna's signature has, or one below both 0 and the default."""
-    stated = getattr(parameter.annotation, "__name__", parameter.annotation).split(" | ")
-    kinds = {kind: types for kind, types in KINDS.items() if kind in stated}
-    if not any(type(value) in types for types in kinds.values()):
-        raise UserError(f"{where} takes {' or '.join(kinds) or 'no value that YAML can hold'}, got {shown(value)}")
-    if type(value) in (int, float) and value < min(0, parameter.default if type(parameter.default) in (int, float) else 0):
-        raise UserError(f"{where} cannot be below 0, got {shown(value)}")

@@ -75,7 +75,7 @@ class Space:
 
     def layers(self, passed: Passed = NOTHING) -> list[str]:
         """Module names of the layers for `density_per_layer`. Raises UserError if trials can have different units."""
-        runs = [self.config(branch) for branch in self._branches]
+        runs = [self.config(branch) for branch in self.branches]
         units = sorted({run.unit for run in runs})
         if len(units) > 1:
             raise UserError(f"space.{LAYERS}: the units {' and '.join(units)} have different layers: use one unit")
@@ -96,7 +96,7 @@ class Space:
 
     def networks(self) -> Iterator[RunConfig]:
         """A run with each network that a trial can have."""
-        first = self._branches[0]
+        first = self.branches[0]
         others = (entry for entry in self.searched if entry.key.startswith("network") and entry.domain and not entry.when)
         choices = ({**first, entry.key: value} for entry in others for value in (entry.domain.bounds() if entry.domain else ()))
         yield from map(self.config, (first, *choices))
@@ -200,7 +200,7 @@ class Space:
         return seen
 
     @cached_property
-    def _branches(self) -> list[dict[str, Any]]:
+    def branches(self) -> list[dict[str, Any]]:
         """Every combination of method and unit that a trial can have."""
         found: list[dict[str, Any]] = [{}]
         for entry in self.entries:
@@ -224,7 +224,7 @@ class Space:
                     self._check_condition(entry, key)
                 for method in self.methods() if METHOD not in entry.when else entry.when[METHOD]:
                     check_key(entry.key, get_extractor(method), self.run.task)
-        for branch in self._branches:
+        for branch in self.branches:
             if len(amounts := self._amounts(branch)) > 1:
                 both = f"space: {' and '.join(amounts)} both set the density: remove one of them"
                 raise UserError(both, f"space.{amounts[0]}")
@@ -251,7 +251,7 @@ class Space:
     def _check_value(self, entry: Entry, value: Any) -> None:
         """Raise UserError for a value that is invalid in a branch; the message names the branch if others accept it."""
         first = {key: values[0] for key, values in entry.when.items()}
-        branches = [b for b in self._branches if b.get(entry.key, value) == value and entry.holds(self._seen({**first, **b}))]
+        branches = [b for b in self.branches if b.get(entry.key, value) == value and entry.holds(self._seen({**first, **b}))]
         valid, refused = [], []
         for branch in branches:
             try:

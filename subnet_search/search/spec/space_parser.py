@@ -17,7 +17,10 @@ from subnet_search.extractors.base import layer_field
 from subnet_search.tasks import Task, UserTask
 from subnet_search.topology.units import Measure
 
-DOMAINS = "{float: [low, high], log: true}, {int: [low, high]} or {choice: [a, b]}, in ss.suggest ss.Real, ss.Int or ss.OneOf"
+DOMAINS = (
+    "{float: [low, high], log: true}, {float: [low, high], step: 0.1}, {int: [low, high]} or {choice: [a, b]}, "
+    "in ss.suggest ss.Real, ss.Int or ss.OneOf"
+)
 OPTUNA_WORDS = {"uniform", "loguniform", "categorical", "choices"}
 METHOD, LAYERS, TARGET = "extractor", "density_per_layer", "target"
 LAYER_DENSITY = Real(0.1, 10.0, log=True)  # relative: 1 is the average density
@@ -45,10 +48,10 @@ class Entry:
     def distribution(self) -> BaseDistribution:
         """Optuna's distribution of the domain. Raises ValueError for an entry without a domain."""
         match self.domain:
-            case Real(low, high, log):
-                return FloatDistribution(low, high, log=log)
-            case Int(low, high, log):
-                return IntDistribution(low, high, log=log)
+            case Real(low, high, log, step):
+                return FloatDistribution(low, high, log=log, step=step)
+            case Int(low, high, log, step):
+                return IntDistribution(low, high, log=log, step=step or 1)
             case OneOf(choices=choices):
                 return CategoricalDistribution([stored(choice) for choice in choices])
         raise ValueError(f"{self.key} is not searched")
@@ -171,10 +174,9 @@ def _domain(key: str, value: Any) -> Domain | None:
     if not kinds:
         _check_not_optunas(key, value)
         return None
-    extra = set(value) - {kinds[0], "log"}
-    if extra or (kinds[0] == "choice" and len(value) > 1):
-        raise UserError(f"space.{key}: {kinds[0]} cannot be combined with {', '.join(sorted(map(str, extra or {'log'})))}")
-    given, log = value[kinds[0]], value.get("log", False)
+    if extra := set(value) - {kinds[0]} - ({"log", "step"} if kinds[0] != "choice" else set()):
+        raise UserError(f"space.{key}: {kinds[0]} cannot be combined with {', '.join(sorted(map(str, extra)))}")
+    given, log, step = value[kinds[0]], value.get("log", False), value.get("step")
     if not isinstance(given, list) or not given or (kinds[0] != "choice" and len(given) != 2):
         wanted = "a list of values" if kinds[0] == "choice" else "[low, high]"
         raise UserError(f"space.{key}: {kinds[0]} takes {wanted}, got {shown(given)}")
@@ -183,8 +185,10 @@ def _domain(key: str, value: Any) -> Domain | None:
     if kinds[0] == "choice":
         return OneOf(*given)
     low, high = (_bound(key, kinds[0], end) for end in given)
+    if kinds[0] == "int" and isinstance(step, float):
+        raise UserError(f"space.{key}: the step of int is a whole number, got {step}")
     try:
-        return Real(low, high, log) if kinds[0] == "float" else Int(int(low), int(high), log)
+        return Real(low, high, log, step) if kinds[0] == "float" else Int(int(low), int(high), log, step)
     except UserError as error:
         raise UserError(f"space.{key}: {error}") from error
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.schema import run_schema
+from subnet_search.search.spec.sampler_options import PRUNERS, SAMPLERS
 from subnet_search.search.spec.space_parser import LAYERS
-from subnet_search.search.spec.study_spec import PRUNERS, SAMPLERS, StudySpec
+from subnet_search.search.spec.study_spec import StudySpec
 
 
 def study_schema() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from subnet_search.extraction.config_file import check, flatten, read_config, wi
 from subnet_search.extraction.passed import Passed, config_like, is_object
 from subnet_search.search.spec.hub import check_hub
 from subnet_search.search.spec.metrics import Constraint, find_measure, parse_constraint
+from subnet_search.search.spec.sampler_options import check_options
 from subnet_search.search.spec.search_space import Space
 from subnet_search.search.spec.space_parser import LAYERS
 from subnet_search.search.storage.connect import DEFAULT_STORAGE
@@ -28,9 +29,7 @@ from subnet_search.search.storage.records import PASSED
 from subnet_search.search.storage.retry import in_one_line
 from subnet_search.search.storage.trust import check_imports, imports_of_spec
 
-SAMPLERS = ("tpe", "random", "gp", "nsga2", "cmaes", "hub")
 BUCKET = ("bucket", "endpoint_url", "region_name")  # keys that locate an S3 bucket
-PRUNERS = ("none", "hyperband", "median", "patient", "wilcoxon", "rungs")
 
 Options: TypeAlias = dict[str, Any]
 
@@ -130,6 +129,11 @@ class StudySpec(Settings):
     @field_validator("objective", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
+        if any(isinstance(one, Mapping) for one in (value if isinstance(value, list) else [value])):
+            raise UserError(
+                "a metric is its name, as in objective: val_accuracy or [val_accuracy, flops]; each has its own direction "
+                f"(subnet-search tasks); got {shown(value)}"
+            )
         return [value] if isinstance(value, str) else value
 
     @field_validator("sampler", "pruner", mode="before")
@@ -181,10 +185,8 @@ class StudySpec(Settings):
                 find_measure(name, self.run.task, "objective")
             if len(set(self.objective)) < len(self.objective) or not self.objective:
                 raise UserError(f"objective: give at least one metric, each once, got {self.objective}")
-        for kind, options, valid in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
-            with blaming(f"{kind}.name"):
-                if options.get("name") not in valid:
-                    raise unknown(kind, options.get("name"), valid)
+        check_options("sampler", self.sampler)
+        check_options("pruner", self.pruner)
         if self.sampler["name"] == "hub":
             with blaming("sampler.hub"):
                 check_hub("sampler", self.sampler)

@@ -22,6 +22,7 @@ from subnet_search.search.storage.optuna_private import CachedStorage, models
 from subnet_search.search.storage.retry import in_one_line, patiently
 
 DEFAULT_STORAGE = "sqlite:///runs/studies.db"
+ELSEWHERE = "the default storage: if the study's YAML file names another, give that one (--storage URL)"
 BUSY = 60.0  # seconds that SQLite waits for a write of another process
 RACES = 8  # attempts to create the tables while other processes create them
 POSTGRES = {  # libpq connection options: a lost peer is detected within about a minute
@@ -96,7 +97,8 @@ def _require(parsed: URL, create: bool) -> None:
     if not parsed.database or parsed.database == ":memory:":
         return
     if not create and not Path(parsed.database).is_file():
-        raise UserError(f"no studies yet: {parsed.database} does not exist (start one with: subnet-search study run)")
+        where = f"; it is {ELSEWHERE}" if f"sqlite:///{parsed.database}" == DEFAULT_STORAGE else ""
+        raise UserError(f"no studies yet: {parsed.database} does not exist (start one with: subnet-search study run){where}")
     try:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,11 +164,19 @@ def rdb(storage: BaseStorage) -> RDBStorage | None:
 
 
 def load_study(name: str, storage: BaseStorage, **options: Any) -> optuna.Study:
-    """Load a study. Raises UserError with the most similar names if it does not exist."""
+    """Load a study. Raises UserError with the storage and the most similar names if it does not exist."""
     try:
         return optuna.load_study(study_name=name, storage=storage, **options)
     except KeyError as error:
-        names = optuna.get_all_study_names(storage)
+        names, place = optuna.get_all_study_names(storage), _place(storage)
         if not names:
-            raise UserError(f"no study {name!r}: the storage holds no studies yet (subnet-search study run)") from error
-        raise unknown("study", name, names) from error
+            raise UserError(f"no study {name!r}: there are no studies yet in {place} (subnet-search study run)") from error
+        raise unknown("study", name, names, where=f"in {place}") from error
+
+
+def _place(storage: BaseStorage) -> str:
+    """The URL of a storage, without its password, for a message."""
+    database = rdb(storage)
+    if database is None:
+        return "this storage"
+    return f"{safe_url(database.url)}{f', {ELSEWHERE}' if database.url == DEFAULT_STORAGE else ''}"

@@ -80,7 +80,8 @@ def retrain_trial(
         raise UserError(f"give a trial of the study, such as study.best_trial, got {shown(trial)}")
     record = TrialRecord(trial)
     if record.config is None:
-        reason = "it is queued" if trial.state == TrialState.WAITING else record.reason or "it was never started"
+        ends = {TrialState.WAITING: "it is queued", TrialState.COMPLETE: "it is not a trial of a study of subnet-search"}
+        reason = ends.get(trial.state) or record.reason or "it was never started"
         raise RunError(f"trial {trial.number} has no configuration: {reason}")
     stored = {**record.config, **({"weights": weights} if weights else {})}
     values, passed = put_objects(stored, network, data, task)
