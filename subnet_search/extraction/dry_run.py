@@ -43,7 +43,7 @@ def dry_run(config: RunConfig, exports: Sequence[str] = ()) -> dict[str, Any]:
     steps = Batches(data.train, data.mean, data.std, recipe.batch_size, config.seed, recipe.augment).steps_per_epoch
     clock = Clock(0, max(1, steps * recipe.epochs), config.seed)
     if recipe.epochs:
-        supernet.extractor.check(supernet.units, clock)
+        supernet.check(clock)
         check_trainable(supernet, data.to(supernet.device))
     if recipe.weight_statistics:
         first_sample(recipe, steps)

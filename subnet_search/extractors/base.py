@@ -204,6 +204,9 @@ class Extractor(Settings, ABC):
         for name in marked(type(self), Interval):
             clock.check_interval(f"{self.name}.{name}", getattr(self, name), least=2 if self.replaces_step else 1)
 
+    def check_network(self, net: Network) -> None:
+        """Raise UserError when the network lacks what the method looks at, as batch norms. Default: nothing is needed."""
+
     def rewinds_to(self, clock: Clock) -> int | None:
         """The step whose weights a later change goes back to; a copy is kept from that step on. None: no change does."""
         return None

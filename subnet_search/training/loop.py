@@ -223,9 +223,7 @@ class Run:
         self.batches, self.per_epoch = batches, batches.steps_per_epoch
         self.total = supernet.recipe.epochs * self.per_epoch
         self.start = Clock(0, self.total, seed)
-        self.extractor.check(supernet.units, self.start)
-        if (density := self.extractor.target_density) is not None:
-            supernet.units.check(density)
+        supernet.check(self.start)
         self.raised = raised_intervals(self.extractor, self.start)
         for name, steps in self.raised.items():
             _warn_once(f"{name} is raised to {steps} steps, the minimum in a run of {self.total} steps")

@@ -114,6 +114,13 @@ class Supernet:
         device: torch.device = next(self.net.parameters()).device
         return device
 
+    def check(self, start: Clock) -> None:
+        """Raise UserError when the method cannot do what is asked for on this network in `start.total` steps."""
+        self.extractor.check(self.units, start)
+        if (density := self.extractor.target_density) is not None:
+            self.units.check(density)
+        self.extractor.check_network(self)
+
     def final(self) -> Masks:
         """The topology of units to keep and to evaluate: of the current relevance, if relevance is learned."""
         with torch.no_grad():

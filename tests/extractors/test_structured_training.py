@@ -132,7 +132,7 @@ def test_channels_without_a_norm_stay(name):
 def test_scales_that_are_not_there(extractor, module, said):
     net = supernet(extractor, module())
     with pytest.raises(UserError, match=said):
-        net.extractor.begin(net, at(0), None)
+        net.extractor.check_network(net)
 
 
 def test_group_lasso():

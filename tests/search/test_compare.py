@@ -276,6 +276,18 @@ def test_mistakes_are_found_before_anything_runs(wrong, message, monkeypatch):
     assert {t.state.name for t in study.trials} == {"WAITING"}
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_method_that_cannot_run_on_the_network_is_found_before_anything_runs(file, capsys, tmp_path, more):
+    words = ["--extractors", "random,early_bird", "--densities", "0.3", "-s", "unit=channel", *more]
+    assert said(capsys, "compare", file, *words, code=2).err == (
+        "error: early_bird cannot run at density 0.3: early_bird ranks channels by the scales of batch norms, and this "
+        "network's channels have none\n"
+    )
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UserError, match="early_bird cannot run at density 0.3"):
+        ss.compare({**RUN, "unit": "channel"}, ["early_bird"], [0.3])
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

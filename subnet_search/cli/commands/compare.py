@@ -74,6 +74,7 @@ def compare(
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
     from subnet_search.search.storage.study_folder import file_name
+    from subnet_search.search.studies.check_grid import check_grid
     from subnet_search.search.studies.method_grid import method_grid
 
     wanted = numbers("--densities", ",".join(_words("--densities", densities)))
@@ -82,6 +83,7 @@ def compare(
     name = name or f"compare-{config.stem}"
     settings = read_config(RunConfig, config, set_ or ())
     grid = method_grid(name, settings, _words("--extractors", extractors), wanted, seeds, recipe)
+    check_grid(grid)
     if dry_run:
         format.report(_plan(grid), json, plan_page.comparison)
         return
@@ -117,9 +119,11 @@ def sanity(
     """
     from subnet_search.extraction.config import RunConfig
     from subnet_search.extraction.config_file import read_config
+    from subnet_search.search.studies.check_grid import check_grid
     from subnet_search.search.studies.method_grid import sanity_grid
 
     grid = sanity_grid(name or f"sanity-{config.stem}", read_config(RunConfig, config, set_ or ()), seeds)
+    check_grid(grid)
     record = _run_grid(grid, storage, workers, quiet=json)
     format.report(record, json, _table, seeds)
 

@@ -12,9 +12,8 @@ class NormRanking(FilterRanking):
 
     scope: ss.Scope = "global"
 
-    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+    def check_network(self, net: ss.Network) -> None:
         check_norms(self.name, net, self.density, self.scope)
-        return super().begin(net, clock, probe)
 
     def scores(self, net: ss.Network, clock: ss.Clock) -> ss.Tensors:
         return norm_scales(net)

@@ -50,9 +50,8 @@ class EarlyBird(ss.Extractor):
     until: Annotated[ss.Span, ss.PhaseEnd(1), ss.Real(0.2, 0.8)] = 0.5
     """When the ticket is drawn at the latest: steps, or a fraction of the run."""
 
-    def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
+    def check_network(self, net: ss.Network) -> None:
         check_norms(self.name, net, self.density)
-        return ss.Change()
 
     def penalty(self, net: ss.Network, clock: ss.Clock) -> Tensor | None:
         return None if "drawn" in net.memory else self.strength * norm_penalty(net)

@@ -54,6 +54,10 @@ class Shuffled(ss.Extractor):
         if not _is_file(self.source):
             self._source().check(units, clock)
 
+    def check_network(self, net: ss.Network) -> None:
+        if not _is_file(self.source):
+            self._source().check_network(net)
+
     def begin(self, net: ss.Network, clock: ss.Clock, probe: ss.Probe) -> ss.Change:
         masks = self._topology(net, clock, probe)
         if self.permute:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from subnet_search.core.errors import RunError, UserError, shown
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.passed import read_run
+from subnet_search.search.studies.check_grid import check_grid
 from subnet_search.search.studies.convergence import too_short
 from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, sanity_grid, table_rows
 
@@ -45,7 +46,7 @@ def compare(
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
     `cells`, one for each run; `recipe`; and `too_short`, a line that names the rows that have not converged (None: all have,
-    see convergence.py). Raises UserError for a method that cannot be compared, RunError when every run failed, and
+    see convergence.py). Raises UserError for a method that cannot be compared or cannot run on this network, RunError when every run failed, and
     Interrupted when `should_stop` returns true.
     """
     if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
@@ -60,6 +61,7 @@ def compare(
         )
     read, passed = read_run(config, network, data, task, trained)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
+    check_grid(grid)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
@@ -87,6 +89,7 @@ def sanity(
     """
     read, passed = read_run(config, network, data, task, trained)
     grid = sanity_grid(name, read, seeds, passed)
+    check_grid(grid)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
