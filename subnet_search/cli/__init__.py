@@ -10,7 +10,7 @@ import traceback
 import typer
 
 from subnet_search.cli.app import app
-from subnet_search.core.errors import Interrupted, RunError, UserError, one_line
+from subnet_search.core.errors import Interrupted, RunError, UserError, line_of, one_line
 from subnet_search.core.redaction import Redacting, remember, scrub
 
 # Base class of the parser's errors; its module differs between versions of typer.
@@ -67,8 +67,8 @@ def complain(message: object, code: int, word: str = "error") -> int:
 
 
 def unforeseen(error: BaseException | None) -> int:
-    """Print one line for an unexpected error, and write its traceback to a file."""
-    what = f"unexpected {type(error).__name__}: {error}"
+    """Print one line for an unexpected error, with the line of the user's own file that it came from, and write its traceback to a file."""
+    what = f"unexpected {type(error).__name__}: {error}{line_of(error) if error else ''}"
     try:
         handle, path = tempfile.mkstemp(prefix="subnet-search-", suffix=".log")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -3,8 +3,11 @@
 import difflib
 import re
 import reprlib
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 from subnet_search.core.redaction import scrub
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LONGEST_VALUE, LONGEST_MESSAGE = 400, 3000  # characters
+PACKAGE = str(Path(__file__).parents[1]) + "/"
 MOST_NAMES = 100  # listed in a message; of more only the number is given
 PAIR = re.compile(r"([A-Za-z_][\w.]*):([^\s:]+)")  # a key and a value without the space after the colon
 
@@ -103,6 +107,21 @@ def reason(error: BaseException) -> str:
             return "not UTF-8 text"
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}{': ' * bool(lines[0])}{lines[0]}"
+
+
+def line_of(error: BaseException, module: str = "") -> str:
+    """` (module, line N)`: the last line of `module` that an error passed; "" when there is none.
+
+    module: by default that of any file of the user's own, which is in neither this package, Python nor site-packages.
+    """
+    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    lines = [(name, line) for name, file, line in frames if (name == module if module else _is_own(file))]
+    return " ({}, line {})".format(*lines[-1]) if lines else ""
+
+
+def _is_own(file: str) -> bool:
+    installed = (PACKAGE, sysconfig.get_path("stdlib"), "<")
+    return not file.startswith(installed) and not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 def one_line(message: object) -> str:

@@ -1,6 +1,5 @@
 """A method under test, with the networks, data and configurations of the small runs that it is tested by."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from subnet_search.artifact import Subnetwork
-from subnet_search.core.errors import UserError, reason
+from subnet_search.core.errors import UserError, line_of, reason
 from subnet_search.data import Data
 from subnet_search.extraction.config import DEFAULT_UNITS, RunConfig
 from subnet_search.extraction.config_file import check
@@ -54,9 +53,7 @@ class Method:
 
     def reason(self, error: Exception) -> str:
         """What an error says, with the line of the method's own module that it came from."""
-        module = self.cls.__module__
-        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == module]
-        return f"{reason(error)}{f' ({module}, line {lines[-1]})' if lines else ''}"
+        return reason(error) + line_of(error, self.cls.__module__)
 
     @contextmanager
     def explained(self, where: str, advice: str) -> Iterator[None]:

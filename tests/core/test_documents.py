@@ -412,7 +412,9 @@ def test_an_error_that_nothing_foresaw_is_one_line_and_a_file(monkeypatch, capsy
     code, said = told(["data"], capsys)
     assert code == 1
     found = re.fullmatch(
-        r"error: unexpected ZeroDivisionError: by zero at postgresql://me:\*\*\*@h/x \(traceback: (\S+\.log)\)\n", said
+        r"error: unexpected ZeroDivisionError: by zero at postgresql://me:\*\*\*@h/x \(test_documents, line \d+\) "
+        r"\(traceback: (\S+\.log)\)\n",
+        said,
     )
     trace = Path(found[1]).read_text()
     assert "in fails" in trace
@@ -426,7 +428,7 @@ def test_an_error_in_a_thread_is_one_line(capsys, monkeypatch, tmp_path):
     thread = threading.Thread(target=lambda: {}["x"])
     thread.start()
     thread.join()
-    assert re.fullmatch(r"error: unexpected KeyError: 'x' \(traceback: .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: unexpected KeyError: 'x' \(test_documents, line \d+\) \(traceback: .*\n", capsys.readouterr().err)
 
 
 # --- passwords ---

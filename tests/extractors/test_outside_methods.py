@@ -49,6 +49,20 @@ def test_an_object_of_a_class_that_nobody_registered(here):
     assert create({"name": "largest:Largest", "density": 0.25}) == largest.Largest(density=0.25)
 
 
+def test_an_error_inside_a_method_names_its_line(here, capsys):
+    code = (here / "largest.py").read_text().replace("ss.magnitude(net.weights)", "net.nothing")
+    (here / "largest.py").write_text(code)
+    line = next(number for number, text in enumerate(code.splitlines(), 1) if "net.nothing" in text)
+    reason = f"AttributeError: 'Supernet' object has no attribute 'nothing' (largest, line {line})"
+    values = {"network": "lenet_300_100", "data": {"name": "digits", "limit": 100}, "recipe": RECIPE.model_dump()}
+    (here / "run.yaml").write_text(json.dumps(values))
+    with pytest.raises(SystemExit):
+        main(["extract", "run.yaml", "-s", "extractor=largest:Largest"])
+    assert f"unexpected {reason} (traceback: " in capsys.readouterr().err
+    record = ss.compare("run.yaml", ["largest:Largest"], [0.3], seeds=1, progress=False)
+    assert record["cells"][0]["reason"] == reason
+
+
 @pytest.mark.slow
 def test_the_command_line_finds_a_file_of_the_current_folder(here):
     words = ["-s", "extractor=largest:Largest", "-s", "recipe.epochs=1", "-s", "data.limit=100", "-s", "recipe.threads=1"]

@@ -141,6 +141,8 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
         "multiply-accumulates": macs(record),
         "steps": f"{record['steps']:,} in {seconds(record['seconds'])}{_passes(record)}",
     }
+    if not record["steps"] and not record.get("readout"):
+        rows["steps"] = "0: nothing was trained (recipe.epochs is 0)"
     asked, reached = record.get("asked"), record.get("reached")
     if asked is not None and reached is not None and abs(reached - asked) > 0.01 * asked:
         rows["target"] = f"{asked:.4g}; reached {reached:.4g}"
@@ -162,7 +164,8 @@ def subnetwork_summary(record: Mapping[str, Any], unit: str) -> None:
         rows["no weights left in"] = ", ".join(record["collapsed"])
     if record.get("bytes"):
         rows["file"] = f"{record['subnetwork']} ({size(record['bytes'])}; dense {size(record['dense_bytes'])})"
-    pairs({**rows, "sha256": record["sha256"]})
+    pairs(rows)
+    say(f"sha256 {record['sha256']}")  # on one line, to be copied
 
 
 def _validated(record: Mapping[str, Any], leading: str) -> str:

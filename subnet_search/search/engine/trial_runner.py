@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from optuna.trial import TrialState
 
-from subnet_search.core.errors import Interrupted, RunError, UserError
+from subnet_search.core.errors import Interrupted, RunError, UserError, line_of
 from subnet_search.core.task_metrics import in_words
 from subnet_search.data import Data
 from subnet_search.extraction.config import RunConfig
@@ -243,7 +243,7 @@ def _restart(lease: TrialLease) -> None:
 def _failure(lease: TrialLease, error: Exception) -> Ending:
     expected = isinstance(error, UserError | RunError)
     first = (str(error).splitlines() or [""])[0]
-    reason = scrub(first if expected else f"{type(error).__name__}: {first}")
+    reason = scrub(first if expected else f"{type(error).__name__}: {first}{line_of(error)}")
     trace = {} if expected else {"traceback": scrub("".join(traceback.format_exception(error)))}
     log.error("failed: %s", reason)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):  # free its memory before the next trial

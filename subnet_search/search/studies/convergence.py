@@ -47,7 +47,9 @@ def converged(cells: Iterable[Mapping[str, Any]], metric: str) -> bool | None:
 
 
 def too_short(rows: Sequence[Mapping[str, Any]], epochs: int, metric: str) -> str | None:
-    """One line that names the rows that have not converged; None if all have."""
+    """One line that names the rows that have not converged, or says that nothing was trained; None if all have converged."""
+    if not epochs:
+        return "nothing was trained: recipe.epochs is 0"
     late = [row for row in rows if row["converged"] is False]
     if not late:
         return None
