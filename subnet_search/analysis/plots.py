@@ -6,9 +6,9 @@ the numbers that are plotted. Plotly and matplotlib are optional.
 
 import importlib.util
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from subnet_search.analysis import static_figures, table_files
@@ -31,10 +31,18 @@ TICKS_APART = 1.12  # the least ratio of two neighbouring densities that are bot
 Rows = Sequence[dict[str, Any]]
 
 
-def accuracy_density(rows: Rows, path: Path, title: str, dense: dict[str, Any] | None = None, metric: str = "accuracy") -> None:
+def accuracy_density(
+    rows: Rows,
+    path: Path,
+    title: str,
+    dense: dict[str, Any] | None = None,
+    metric: str = "accuracy",
+    headings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Accuracy or another metric over density, one line a label; `dense` is the row of the dense network, a level.
 
-    rows hold `label`, `density`, and `mean`, `low`, `high` of the metric. Files of numbers have the dense row last.
+    rows hold `label`, `density`, and `mean`, `low`, `high` of the metric. Files of numbers have the dense row last, and
+    `headings` in place of these keys.
     Raises UserError without plotly, RunError when the file cannot be written.
     """
     figure = need_plotly().graph_objects.Figure()
@@ -58,7 +66,8 @@ def accuracy_density(rows: Rows, path: Path, title: str, dense: dict[str, Any] |
         )
     density_axis(figure, {row["density"] for row in rows})
     figure.update_yaxes(title=in_words(metric), tickformat=PERCENT if is_fraction(metric) else None)
-    write(figure, path, title, [*rows, dense] if dense else rows)
+    numbers = [*rows, dense] if dense else rows
+    write(figure, path, title, [{headings.get(key, key): value for key, value in row.items()} for row in numbers])
 
 
 def plasticity(rows: Rows, path: Path, title: str) -> None:

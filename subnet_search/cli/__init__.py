@@ -67,7 +67,7 @@ def complain(message: object, code: int, word: str = "error") -> int:
 
 
 def unforeseen(error: BaseException | None) -> int:
-    """Print one line for an unexpected error, with the line of the user's own file that it came from, and write its traceback to a file."""
+    """Print one line for an unexpected error, with the line of the user's own file, and write its traceback to a file."""
     what = f"unexpected {type(error).__name__}: {error}{line_of(error) if error else ''}"
     try:
         handle, path = tempfile.mkstemp(prefix="subnet-search-", suffix=".log")

@@ -114,7 +114,9 @@ def line_of(error: BaseException, module: str = "") -> str:
 
     module: by default that of any file of the user's own, which is in neither this package, Python nor site-packages.
     """
-    frames = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    frames = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)
+    ]
     lines = [(name, line) for name, file, line in frames if (name == module if module else _is_own(file))]
     return " ({}, line {})".format(*lines[-1]) if lines else ""
 

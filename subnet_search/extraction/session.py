@@ -229,6 +229,12 @@ def check_storable(config: RunConfig, init: str) -> None:
         raise UserError(f"{config.extractor.name} {how} weights, so a seed cannot generate them: use weights='values'")
 
 
+def check_fractions(densities: Sequence[float]) -> None:
+    """Raise UserError for a density above 1, as for one in percent."""
+    if above := next((density for density in densities if density > 1), None):
+        raise UserError(f"densities are fractions, from 0 to 1: {above:g} % is {above / 100:g}")
+
+
 def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, Extractor]:
     """The supernet's method at each of the densities, all selected by one learned relevance.
 
@@ -241,6 +247,7 @@ def at_densities(supernet: Supernet, densities: Sequence[float]) -> dict[float, 
             f"{method.name} cannot give several densities from one run: run each density, for example with subnet-search "
             f"compare, or use one of {able}"
         )
+    check_fractions(densities)
     found: dict[float, Extractor] = {}
     for density in sorted(set(densities), reverse=True):
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 from subnet_search.core.errors import UserError, reason
 from subnet_search.core.numbers_as_text import cell, seconds
+from subnet_search.extractors import extractor_names, get_extractor
 from subnet_search.reports.html_page import Column, Section
 from subnet_search.search.queries import study_figures
 from subnet_search.search.queries.study_figures import words
@@ -14,6 +15,8 @@ from subnet_search.search.queries.trial_table import Row, columns_of, flat_rows
 from subnet_search.search.storage.ranking import objectives
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.records import TrialRecord, plain_spec, task_metrics
+from subnet_search.search.studies.convergence import too_short_in
+from subnet_search.training import Recipe
 
 AT_MOST = 2_000  # trials in the table and the plots
 FIRST, LAST = ("number", "state", "method", "extractor"), ("seed", "steps", "seconds", "reason", "imported")
@@ -74,6 +77,8 @@ def _results(study: Snapshot, complete: Snapshot, record: Mapping[str, Any], nam
         yield Section("No result", NO_RESULT)
         return
     yield from _best(study, record, names)
+    if record["rows"]:
+        yield _recipes(complete)
     rows = [row for row in flat_rows(complete) if row.get("density") and row["density"] > 0 and row[names[0]] is not None]
     if rows:
         title = "Accuracy and density" if "accuracy" in names[0] else f"{words(names[0])} and density".capitalize()
@@ -124,6 +129,23 @@ def _best(study: Snapshot, record: Mapping[str, Any], names: Sequence[str]) -> I
             "Best trial",
             rows=[{"name": key, "value": value if key == "trial" else cell(key, value)} for key, value in values.items()],
         )
+
+
+def _recipes(complete: Snapshot) -> Section:
+    """The training settings of a comparison's methods, and whether its epochs were too few. No method is imported."""
+    shared, methods = plain_spec(complete)["run"].get("recipe", {}), dict[str, dict[str, None]]()
+    for trial in complete.trials:
+        if cell := TrialRecord(trial).cell:
+            own = {key.removeprefix("recipe."): value for key, value in cell.values.items() if key.startswith("recipe.")}
+            name = cell.values["extractor"]["name"]
+            published = get_extractor(name).published.recipe if name in extractor_names() else {}
+            known = published or ":" not in name or "lr" in {**shared, **own}
+            text = Recipe.model_validate({**published, **shared, **own}).summary() if known else "its published settings"
+            methods.setdefault(text, {})[cell.method] = None
+    epochs = shared.get("epochs", Recipe().epochs)
+    short = too_short_in(complete.trials, epochs, task_metrics(complete))
+    rows = [{"methods": ", ".join(names), "epochs": epochs, "recipe": text} for text, names in methods.items()]
+    return Section("Recipe", f"{short[0].upper()}{short[1:]}." if short else "", rows=rows)
 
 
 def _over_seeds(row: Mapping[str, Any], names: Sequence[str], shown: Sequence[str]) -> dict[str, Any]:

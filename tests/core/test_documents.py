@@ -428,7 +428,9 @@ def test_an_error_in_a_thread_is_one_line(capsys, monkeypatch, tmp_path):
     thread = threading.Thread(target=lambda: {}["x"])
     thread.start()
     thread.join()
-    assert re.fullmatch(r"error: unexpected KeyError: 'x' \(test_documents, line \d+\) \(traceback: .*\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        r"error: unexpected KeyError: 'x' \(test_documents, line \d+\) \(traceback: .*\n", capsys.readouterr().err
+    )
 
 
 # --- passwords ---

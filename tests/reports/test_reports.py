@@ -225,7 +225,9 @@ def test_a_comparison_with_two_seeds():
     assert "mean of 2 seeds" in html
     assert "val_accuracy: range" in html
     assert "Optimisation history" not in titles(path)
-    assert titles(path)[0] == "Methods and densities, best first"
+    assert titles(path)[:2] == ["Methods and densities, best first", "Recipe"]
+    assert "2 epochs are too short for random at 0.3" in html
+    assert RECIPE.model_copy(update={"schedule": "cosine"}).summary() in html
     assert {trace.get("name") for trace in figures(path)[0]["data"]} >= {"random", "dense"}
 
 

@@ -26,6 +26,7 @@ from subnet_search.search.spec.study_spec import spec_of
 from subnet_search.search.storage.connect import rdb
 from subnet_search.search.storage.read import Snapshot
 from subnet_search.search.storage.write import replace_params
+from subnet_search.search.studies.comparison import unequal
 from subnet_search.search.studies.launcher import run_study
 from subnet_search.search.studies.method_grid import (
     SHARED,
@@ -259,7 +260,8 @@ def test_many_failures_in_a_row_do_not_stop_the_rest(flawed):
     ("wrong", "message"),
     [
         (lambda: grid(("gumbell",)), "unknown extractor 'gumbell': did you mean 'gumbel'"),
-        (lambda: grid(densities=(1.4,)), "edge_popup at density 1.4: extractor.density: .*less than or equal to 1"),
+        (lambda: grid(densities=(0.0,)), "edge_popup at density 0: extractor.density: .*greater than 0"),
+        (lambda: grid(densities=(0.3, 20)), "densities are fractions, from 0 to 1: 20 % is 0.2"),
         (lambda: grid(("undense",)), "undense has no density, so it cannot be compared at 0.3"),
         (lambda: sanity_grid("s", config(extractor="edge_popup"), 1), "prune before training, which edge_popup"),
     ],
@@ -284,7 +286,7 @@ def test_a_method_that_cannot_run_on_the_network_is_found_before_anything_runs(f
         "network's channels have none\n"
     )
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(UserError, match="early_bird cannot run at density 0.3"):
+    with pytest.raises(UserError, match="early_bird cannot run at density"):
         ss.compare({**RUN, "unit": "channel"}, ["early_bird"], [0.3])
 
 
@@ -344,12 +346,36 @@ def test_rows_are_means_and_spreads(tmp_path):
     assert a["test_accuracy"] is b["val_accuracy"] is None
     assert (a["complete"], b["complete"], b["cells"]) == (3, 0, 1)
     ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.csv")
-    assert (tmp_path / "c.csv").read_text() == "label,density,mean,low,high\na,0.5,0.65,0.5,0.75\n"
+    assert (
+        tmp_path / "c.csv"
+    ).read_text() == "method,density,val_accuracy_mean,val_accuracy_low,val_accuracy_high\na,0.5,0.65,0.5,0.75\n"
     dense = {**a, "method": "dense", "achieved_density": {"mean": 1.0}}
     ss.plot_comparison({"name": "c", "rows": [dense, a, b]}, tmp_path / "d.csv")
     assert (tmp_path / "d.csv").read_text().splitlines()[1:] == ["a,0.5,0.65,0.5,0.75", "dense,1.0,0.65,0.5,0.75"]
     ss.plot_comparison({"name": "c", "rows": [a, b]}, tmp_path / "c.tex")
     assert (tmp_path / "c.tex").read_text().splitlines()[4] == r"a & 0.5 & 0.65 & 0.5 & 0.75 \\"
+
+
+def test_methods_that_keep_different_numbers_of_weights_are_named():
+    def rows(**kept):
+        shares = {"dense": 1.0, **kept}
+        return [{"method": m, "density": 0.2, "achieved_density": {"mean": share}} for m, share in shares.items()]
+
+    units = {"hrank": "channel", "snip": "weight"}
+    assert unequal(rows(hrank=0.038, snip=0.2), units, advise=True) == (
+        "one density keeps different fractions of the weights: at 0.2, hrank 0.038 (by channel), snip 0.2 (by weight); to "
+        "compare at equal numbers of parameters, set target={parameters: 0.2}"
+    )
+    assert unequal(rows(hrank=0.19, snip=0.2), units, advise=False) == (
+        "methods prune different units: hrank channel, snip weight"
+    )
+    assert unequal(rows(gmp=0.19, snip=0.2), {"gmp": "weight", "snip": "weight"}, advise=True) is None
+    assert grid(("hrank", "snip"), network="lenet5").units == units
+
+
+def test_a_comparison_of_no_epochs_says_that_nothing_was_trained():
+    record = ss.compare({**RUN, "recipe": {**RUN["recipe"], "epochs": 0}}, ["snip"], [0.3], seeds=1, progress=False)
+    assert record["too_short"] == "nothing was trained: recipe.epochs is 0"
 
 
 def test_a_comparison_looks_like_a_study():

@@ -173,8 +173,9 @@ def _table(record: dict[str, Any], seeds: int) -> None:
     words = "Mean over seeds (lowest-highest). " if seeds > 1 else ""
     format.console.print(f"\n{words}Passes: forward + backward passes, in batches.")
     format.say(record["recipe"]["text"])
-    if record["too_short"]:
-        format.say(record["too_short"])
+    for line in (record["unequal"], record["too_short"]):
+        if line:
+            format.say(line)
     missing = [cell for cell in record["cells"] if cell["state"] != "COMPLETE"]
     if missing:
         format.console.print("\nMissing runs (the same command runs them again):")

@@ -61,7 +61,8 @@ def plot_comparison(record: Mapping[str, Any], path: str | Path) -> None:
     ]
     dense = next((point for point in points if point["label"] == "dense"), None)
     title = f"{record['name']}: {in_words(leading, 'test' if tested else 'validation')}"
-    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading)
+    headings = {"label": "method"} | {key: f"{measure}_{key}" for key in ("mean", "low", "high")}
+    accuracy_density([point for point in points if point["label"] != "dense"], path, title, dense, leading, headings)
 
 
 def importance(study: Snapshot, record: Mapping[str, Any], path: Path, title: str) -> None:

@@ -11,6 +11,8 @@ from subnet_search.search.studies.check_grid import check_grid
 from subnet_search.search.studies.convergence import too_short
 from subnet_search.search.studies.method_grid import Choice, Grid, method_grid, run_grid, sanity_grid, table_rows
 
+APART = 1.1  # the ratio of kept weights at one density from which methods are not compared at equal size
+
 
 def compare(
     config: RunConfig | Mapping[str, Any] | str | Path,
@@ -45,9 +47,10 @@ def compare(
     progress    show progress on standard error: True or False; default: in a terminal or a notebook
 
     Returns `rows`, one for each method and density with mean, lowest, highest and standard deviation of each measure;
-    `cells`, one for each run; `recipe`; and `too_short`, a line that names the rows that have not converged (None: all have,
-    see convergence.py). Raises UserError for a method that cannot be compared or cannot run on this network, RunError when every run failed, and
-    Interrupted when `should_stop` returns true.
+    `cells`, one for each run; `recipe`; `too_short`, a line that names the rows that have not converged (None: all have,
+    see convergence.py); and `unequal`, a line for methods that keep different numbers of weights at one density, or prune
+    different units. Raises UserError for a method that cannot be compared or cannot run on this network, RunError when every
+    run failed, and Interrupted when `should_stop` returns true.
     """
     if any(isinstance(one, str) or not isinstance(one, Sequence) or not one for one in (extractors, densities)):
         raise UserError(f"give lists of methods and densities, got {shown(extractors)} and {shown(densities)}")
@@ -99,4 +102,33 @@ def comparison_record(grid: Grid, cells: list[dict[str, Any]]) -> dict[str, Any]
         raise RunError(f"all {len(cells)} runs failed, the first because: {cells[0]['reason']}")
     rows = table_rows(cells)
     short = too_short(rows, grid.spec.run.recipe.epochs, grid.spec.task_metrics.leading)
-    return {"name": grid.spec.name, "recipe": grid.recipe_record(), "rows": rows, "cells": cells, "too_short": short}
+    return {
+        "name": grid.spec.name,
+        "recipe": grid.recipe_record(),
+        "rows": rows,
+        "cells": cells,
+        "too_short": short,
+        "unequal": unequal(rows, grid.units, advise=not grid.spec.run.target),
+    }
+
+
+def unequal(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str], advise: bool) -> str | None:
+    """One line for methods that prune different units, or whose kept weights differ by more than a tenth at one density.
+
+    rows: those of `table_rows`. units: what each method prunes. advise: name the key that makes
+    them equal. None: the methods are alike.
+    """
+    at: dict[float, dict[str, float]] = {}
+    for row in rows:
+        if row["method"] in units and row["achieved_density"]:
+            at.setdefault(row["density"], {})[row["method"]] = row["achieved_density"]["mean"]
+    apart = {density: kept for density, kept in at.items() if max(kept.values()) > APART * min(kept.values())}
+    if not apart:
+        by = ", ".join(f"{method} {unit}" for method, unit in units.items())
+        return f"methods prune different units: {by}" if len(set(units.values())) > 1 else None
+    listed = "; ".join(
+        f"at {density:g}, {', '.join(f'{method} {share:.3g} (by {units[method]})' for method, share in kept.items())}"
+        for density, kept in apart.items()
+    )
+    advice = f"; to compare at equal numbers of parameters, set target={{parameters: {min(apart):g}}}"
+    return f"one density keeps different fractions of the weights: {listed}{advice * advise}"

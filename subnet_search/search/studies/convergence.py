@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from subnet_search.core.task_metrics import in_words, is_fraction
+from optuna.trial import FrozenTrial
+
+from subnet_search.core.task_metrics import TaskMetrics, in_words, is_fraction
+from subnet_search.search.storage.records import TrialRecord
 
 POINT, SHARE = 0.01, 0.02
 
@@ -44,6 +47,29 @@ def converged(cells: Iterable[Mapping[str, Any]], metric: str) -> bool | None:
         return False
     allowed = POINT if is_fraction(metric) else SHARE * abs(fmean(cell[f"val_{metric}"] for cell in cells))
     return fmean(gains) <= allowed
+
+
+def too_short_in(trials: Iterable[FrozenTrial], epochs: int, metrics: TaskMetrics) -> str | None:
+    """`too_short` for the trials of a stored comparison."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for trial in trials:
+        if cell := TrialRecord(trial).cell:
+            groups.setdefault((cell.method, cell.density), []).append(cell_of(trial, metrics, epochs))
+    rows = [
+        {"method": key[0], "density": key[1], "converged": converged(cells, metrics.leading)} for key, cells in groups.items()
+    ]
+    return too_short(rows, epochs, metrics.leading)
+
+
+def cell_of(trial: FrozenTrial, metrics: TaskMetrics, epochs: int) -> dict[str, Any]:
+    """What `converged` reads, of a stored trial."""
+    values = trial.intermediate_values
+    return {
+        "state": trial.state.name,
+        "trained": bool(values),
+        "late_gain": late_gain(values, epochs, metrics.directions[metrics.leading]),
+        metrics.val: trial.user_attrs.get(metrics.val),
+    }
 
 
 def too_short(rows: Sequence[Mapping[str, Any]], epochs: int, metric: str) -> str | None:

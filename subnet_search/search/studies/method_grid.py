@@ -7,7 +7,7 @@ cells. Tables show the lowest and highest value: the standard deviation of three
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from subnet_search.core.task_metrics import TaskMetrics, leading_in
 from subnet_search.extraction.config import RunConfig
 from subnet_search.extraction.config_file import check, with_values
 from subnet_search.extraction.passed import NOTHING, Passed, config_like
+from subnet_search.extraction.session import check_fractions
 from subnet_search.extractors import get_extractor
 from subnet_search.extractors.base import only_begins, trains_weights
 from subnet_search.search.engine.scheduler import configuration_key
@@ -30,7 +31,7 @@ from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
 from subnet_search.search.storage.write import replace_params
-from subnet_search.search.studies.convergence import converged, late_gain
+from subnet_search.search.studies.convergence import cell_of, converged
 from subnet_search.search.studies.launcher import check_no_objects, prepare_study, run_study
 from subnet_search.training import Recipe
 
@@ -101,6 +102,8 @@ class Grid:
     """The recipe of all methods that train weights; None if it is not the same for all."""
     masks_alone: tuple[str, ...] = ()
     """The methods that train no weights."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """The unit that each method prunes, except the dense network."""
 
     def recipe_record(self) -> dict[str, Any]:
         """The recipe for `--json`; `settings` is null if the methods that train weights have different recipes."""
@@ -135,8 +138,9 @@ def method_grid(
 
     The configuration's own method has the hyperparameters set there, the others their defaults. Epochs and batch size are
     the same for all; `recipe_changes` sets the rest of the recipe. A density is a fraction of units, or of what the
-    configuration's target counts. Raises UserError for a method without a density.
+    configuration's target counts. Raises UserError for a method without a density, and for a density above 1.
     """
+    check_fractions(densities)
     given = config.given()
     own = given.get("extractor", {"name": config.extractor.name})
     rows = []
@@ -294,6 +298,7 @@ def make_grid(
     cells: list[Cell] = []
     recipes: dict[str, Recipe] = {}
     masks_alone: dict[str, None] = {}
+    units: dict[str, str] = {}
     for seed in range(run.seed, run.seed + seeds):
         for row in rows:
             try:
@@ -301,12 +306,14 @@ def make_grid(
             except UserError as error:
                 raise UserError(f"{row.method} at density {row.density:g}: {error}") from error
             cells.append(Cell(row, seed, configuration_key(config, with_seed=True)))
+            units[row.method] = config.unit
             if trains_weights(type(config.extractor)):
                 recipes[config.recipe.model_dump_json(include={*WEIGHTS, "batch_size"})] = config.recipe
             else:
                 masks_alone[row.method] = None
     recipe = next(iter(recipes.values())) if len(recipes) == 1 else None
-    return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone))
+    units.pop("dense", None)
+    return Grid(spec, tuple(cells), choice, recipe, tuple(masks_alone), units)
 
 
 def _write_params(study: optuna.Study) -> None:
@@ -352,19 +359,19 @@ def _cell_record(cell: Cell, trials: list[FrozenTrial], metrics: TaskMetrics, ep
     attrs = trial.user_attrs if trial else {}
     passes = attrs.get("passes", {})
     complete = trial is not None and trial.state == TrialState.COMPLETE
-    values = trial.intermediate_values if trial else {}
+    stored = cell_of(trial, metrics, epochs) if trial else {"state": None, "trained": False, "late_gain": None}
     return {
         "method": cell.row.method,
         "density": cell.row.density,
         "seed": cell.seed,
-        "state": trial.state.name if trial else None,
+        "state": stored["state"],
         "trial": trial.number if trial else None,
         **{key: attrs.get(key) for key in (metrics.val, metrics.test, "steps", "seconds", "sha256")},
         "achieved_density": attrs.get("density"),
         "forward": passes.get("forward"),
         "backward": passes.get("backward"),
-        "trained": bool(values),
-        "late_gain": late_gain(values, epochs, metrics.directions[metrics.leading]),
+        "trained": stored["trained"],
+        "late_gain": stored["late_gain"],
         "reason": None if complete else attrs.get("reason"),
     }
 
