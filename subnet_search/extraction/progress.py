@@ -2,10 +2,10 @@
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from subnet_search.core.numbers_as_text import cell, percent, seconds
 from subnet_search.core.task_metrics import CLASSIFICATION, in_words
@@ -43,11 +44,18 @@ class Screen:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
+class _TwoLines(Progress):
+    """A bar, and below it what it is about, so that neither is cut in a terminal of 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.description) for task in self.tasks)
+
+
 def step_bar(screen: Screen) -> Progress:
     """A bar of training steps; without output if the screen is not live."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, *times, console=screen.console, transient=True, disable=not screen.live)
+    columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("steps "), TimeElapsedColumn(), TimeRemainingColumn())
+    return _TwoLines(*columns, TextColumn("left"), console=screen.console, transient=True, disable=not screen.live)
 
 
 class RunProgress:
@@ -70,7 +78,9 @@ class RunProgress:
     def on_step(self, clock: Any) -> None:
         """Move the bar to the step of `clock`."""
         if self.screen.live:
-            self.bar.start_task(self.task)  # the first call starts the clock
+            if not self.bar.tasks[0].started:
+                self.bar.start_task(self.task)
+                self.bar.update(self.task, description="epoch 1")
             self.bar.update(self.task, completed=clock.step + 1, total=clock.total)
         self.total = clock.total
 

@@ -6,7 +6,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import resource
 import signal
@@ -161,7 +160,7 @@ def interrupted(*words, after):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_everything():
-    slow = ["-s", "recipe.epochs=30", "-s", "recipe.threads=1", "-s", "network=lenet5"]
+    slow = ["-s", "recipe.epochs=15", "-s", "recipe.threads=1", "-s", "network=lenet5"]
     whole = from_json("extract", *slow, "--out", "whole")
     code, said = interrupted("extract", *slow, "--out", "part", after="part/metrics.jsonl")
     assert code == 130
@@ -292,13 +291,11 @@ def test_mistakes_are_one_line(words, message):
 
 @pytest.mark.slow
 def test_a_network_with_too_few_classes():
-    Path("nets.py").write_text(
+    Path("three_outputs.py").write_text(
         "from torch import nn\ndef small(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     )
-    done = process("extract", "-s", "network=nets:small", check=False, env={**os.environ, "PYTHONPATH": "."})
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        "error: nets:small has 3 outputs, but the data has 10 classes; the function gets this number as num_classes"
+    assert mistake("extract", "-s", "network=three_outputs:small").startswith(
+        "error: three_outputs:small has 3 outputs, but the data has 10 classes; the function gets this number as num_classes"
     )
 
 
@@ -307,10 +304,9 @@ def test_a_loss_that_is_no_number():
     assert re.search(r"the loss is (nan|inf) at step \d+", mistake(*words, code=1))
 
 
-@pytest.mark.parametrize("by", [command, process])
-def test_a_folder_that_cannot_be_written(by):
+def test_a_folder_that_cannot_be_written():
     Path("taken").write_text("a file")
-    assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1, by=by)
+    assert "cannot write taken/run" in mistake("extract", *FAST, "--out", "taken/run", code=1)
 
 
 @pytest.mark.slow

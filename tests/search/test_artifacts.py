@@ -221,12 +221,12 @@ def stopped(tmp_path, monkeypatch):
     return url
 
 
-@pytest.fixture
-def whole(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """The trial of the same study, undisturbed."""
-    (tmp_path / "whole").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    return result(run_study(spec(trials=1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        return result(run_study(spec(trials=1)))
 
 
 def test_what_a_stopped_worker_had_is_taken_up_elsewhere(whole, stopped, tmp_path, monkeypatch):
@@ -246,8 +246,10 @@ def spoil(path):
     ("harm", "said"),
     [
         (spoil, "is damaged and is ignored"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "is damaged and is ignored"),
-        (lambda path: path.write_bytes(b""), "is damaged and is ignored"),
+        pytest.param(
+            lambda path: path.write_bytes(path.read_bytes()[:1000]), "is damaged and is ignored", marks=pytest.mark.long
+        ),
+        pytest.param(lambda path: path.write_bytes(b""), "is damaged and is ignored", marks=pytest.mark.long),
         (lambda path: path.unlink(), "resumes (interrupted)"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot download the stored checkpoint: Is a directory"),
     ],

@@ -124,7 +124,7 @@ def test_struck_at_random_on_sqlite(tmp_path, undisturbed):
                 return True
         return False
 
-    blows = [kill_a_worker_with_a_trial, *[KILL, KILL, STOP, KILL, TERM, KILL] * 6]  # as many as there is time for
+    blows = [kill_a_worker_with_a_trial, *[KILL, KILL, STOP, KILL, TERM, KILL] * 2]
     assert strike(crew(tmp_path, URL, **LARGE), 3, blows, 1, pause=(0.15, 0.6), growth=1.12) > 6
     assert differences(account("toy", URL), undisturbed) == []
     assert any(one["died"] for one in interruptions("toy", URL))
