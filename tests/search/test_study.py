@@ -376,7 +376,7 @@ def test_a_fault_in_the_network_is_kept_with_its_traceback(tmp_path, monkeypatch
     with pytest.raises(RunError, match="no such luck"):
         ss.run_study(spec(run={**RUN, "network": "faulty:make"}))
     study = load_study("toy", open_storage("sqlite:///runs/studies.db"))
-    assert study.trials[0].user_attrs["reason"] == "KeyError: 'no such luck'"
+    assert study.trials[0].user_attrs["reason"] == "KeyError: 'no such luck' (faulty, line 6)"
     assert "faulty.py" in study.trials[0].user_attrs["traceback"]
 
 
