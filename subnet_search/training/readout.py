@@ -209,7 +209,7 @@ def _solve(
     owner: Any = net.get_submodule(layer)
     device, bias = owner.weight.device, owner.bias is not None
     fit, held = (NormalEquations(owner.in_features, owner.out_features, device) for _ in range(2))
-    mask = None if mask is None else mask.to(device)
+    mask = None if mask is None or bool(mask.all()) else mask.to(device)
     for features, labels in _features(net, layer, task, batches, last):
         out = (fit.count + held.count + torch.arange(len(features), device=device)) % HELD_OUT == HELD_OUT - 1
         wanted = targets(features, labels)
