@@ -5,14 +5,19 @@ from subnet_search.data import Batches, load
 from subnet_search.extraction.run_folder import RunFolder
 from subnet_search.extraction.session import RunSession
 from subnet_search.extractors import Clock
+from subnet_search.search.studies.launcher import check_no_objects
 from subnet_search.search.studies.method_grid import Grid
 
 
-def check_grid(grid: Grid) -> None:
+def check_grid(grid: Grid, workers: int = 1) -> None:
     """Raise UserError, which names the method and the reason, when one of them cannot run. Nothing is trained.
+
+    Objects that other processes cannot have are refused with more than one worker.
 
     The network is built once for each method. A method that fails only on data, as in its first gradients, is not found.
     """
+    if workers > 1:
+        check_no_objects(grid.spec)
     passed, sessions = grid.spec.passed, dict[str, RunSession]()
     data = passed.data or load(grid.spec.run.data, grid.spec.run.task.kind_of_labels)
     first = {(cell.row.method, cell.row.density): cell for cell in reversed(grid.cells)}  # dense first, with no method to blame

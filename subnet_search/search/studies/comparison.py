@@ -64,7 +64,7 @@ def compare(
         )
     read, passed = read_run(config, network, data, task, trained)
     grid = method_grid(name, read, extractors, densities, seeds, recipe, passed)
-    check_grid(grid)
+    check_grid(grid, workers)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 
@@ -92,7 +92,7 @@ def sanity(
     """
     read, passed = read_run(config, network, data, task, trained)
     grid = sanity_grid(name, read, seeds, passed)
-    check_grid(grid)
+    check_grid(grid, workers)
     return comparison_record(grid, run_grid(grid, storage or grid.spec.storage, workers, should_stop, progress))
 
 

@@ -32,7 +32,7 @@ from subnet_search.search.storage.records import WITHDRAWN, TrialRecord
 from subnet_search.search.storage.trust import imports_of
 from subnet_search.search.storage.write import replace_params
 from subnet_search.search.studies.convergence import cell_of, converged
-from subnet_search.search.studies.launcher import check_no_objects, prepare_study, run_study
+from subnet_search.search.studies.launcher import prepare_study, run_study
 from subnet_search.training import Recipe
 
 Choice = Literal["shared", "published"]
@@ -243,8 +243,6 @@ def run_grid(
     progress: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Run the cells that have not been run, and return the records of all. Raises as `run_study` does."""
-    if workers > 1:
-        check_no_objects(grid.spec)
     study = prepare_grid(grid, url)
     budget = spec_of(study, grid.spec).trials  # all cells of the study, including earlier grids
     imports = sorted(imports_of(grid.spec.run.given(), *(cell.row.changes for cell in grid.cells)))
