@@ -24,6 +24,18 @@ def generator(seed: int, *names: int | str, device: torch.device | str = "cpu") 
     return torch.Generator(device).manual_seed(derive(seed, *names))
 
 
+def seed_default_generators(device: torch.device, seed: int, *names: int | str) -> None:
+    """Seed the generators that layers such as dropout use on `device`, by `derive`.
+
+    `torch.manual_seed` does it for every kind of device, which takes 0.4 ms a call in a process without CUDA.
+    """
+    number = derive(seed, *names)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
+
+
 @contextmanager
 def own_random_state() -> Iterator[None]:
     """Restore the random states of torch (CPU), numpy and random afterwards."""

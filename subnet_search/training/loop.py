@@ -15,7 +15,7 @@ from torch import Tensor
 
 from subnet_search.core.errors import Interrupted, RunError, UserError
 from subnet_search.core.nested import moved
-from subnet_search.core.rng import derive
+from subnet_search.core.rng import seed_default_generators
 from subnet_search.data import Batches, Data, Items, Split, in_order
 from subnet_search.evaluation.cost import cost, in_words
 from subnet_search.evaluation.isometry import INPUTS, check_floats, mean_singular_value
@@ -274,7 +274,7 @@ class Run:
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
                 group["lr"] = base * factor
             batch = moved(self.batches.batch(clock.step), self.supernet.device)
-            torch.manual_seed(derive(clock.seed, "dropout", clock.step, self.batches.rank))
+            seed_default_generators(self.supernet.device, clock.seed, "dropout", clock.step, self.batches.rank)
             try:
                 loss, change = training_step(self.supernet, self.optimizer, batch, clock, self.learned)
             except NotANumber as error:

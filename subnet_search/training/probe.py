@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from subnet_search.core.errors import UserError
 from subnet_search.core.nested import map_tensors, moved, tensors_in
-from subnet_search.core.rng import derive
+from subnet_search.core.rng import seed_default_generators
 from subnet_search.data import Batches, Data
 from subnet_search.nets import call, logits_of, unwrapped
 from subnet_search.tasks import Recorded, guarded_loss, inputs_sent, with_outputs
@@ -78,7 +78,7 @@ class Probe:
         size = images or supernet.recipe.batch_size
         batches = Batches(data.train, data.mean, data.std, size, supernet.seed, supernet.recipe.augment, rank, world)
         batch = moved(batches.batch(index), supernet.device)
-        torch.manual_seed(derive(supernet.seed, "dropout", "probe", index, rank))
+        seed_default_generators(supernet.device, supernet.seed, "dropout", "probe", index, rank)
         network = lambda *args, **kwargs: functional_call(supernet.net, dict(values), args, kwargs)  # noqa: E731
         if temperature != 1:
             network = with_outputs(network, lambda output: map_tensors(lambda tensor: tensor / temperature, logits_of(output)))

@@ -145,7 +145,7 @@ def test_a_finished_run_is_only_looked_at(tmp_path):
             r"random cannot give several .* subnet-search compare, or use one of .*edge_popup, gumbel, .*supermask",
         ),
         (create("redraw"), (0.5,), "redraw cannot give several densities"),
-        ("gumbel", (0.5, 1.5), r"density: input should be less than or equal to 1, got 1\.5"),
+        ("gumbel", (0.5, 1.5), r"densities are fractions, from 0 to 1: 1\.5 % is 0\.015"),
         ("gumbel", (0,), "density: input should be greater than 0, got 0"),
         ("edge_popup", (0.5, 0.001), r"density 0\.001 keeps 1 of 416 weights, fewer than the network's 2 layers"),
     ],
