@@ -30,7 +30,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|ya?ml))\b")
 # Words in the names of pages that take longer than 10 s.
-LONG = re.compile("move|faster|running|pandas|studies|networks|deploy|across|compare|transformers|extractor|CONTRIB|isometry")
+LONG = re.compile(
+    "move|faster|running|pandas|studies|networks|deploy|across|compare|transformers|extractor|CONTRIB|isometry|reports"
+)
 LANGUAGES = ("python", "yaml", "sh", "text", "json", "sql", "dockerfile")
 FEW = ["-s", "recipe.epochs=2", "-s", "data.limit=200", "-s", "recipe.batch_size=32"]
 SHORT = {

@@ -219,6 +219,7 @@ def study(name, data):
     )
 
 
+@pytest.mark.long
 def test_a_study_in_worker_processes(network, tmp_path):
     found = run_study(
         study("theirs", {"name": f"{network}:pair", "options": {"rows": 48}}), allow_imports=["their_data", "their_net"]

@@ -258,7 +258,7 @@ def digits(extractor, epochs):
     return sum(ss.run(check(RunConfig, run)).metrics["test_accuracy"] for run in runs) / 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_set_is_above_static_random_after_200_steps():
     """The order that was published; while changes took the steps' place it was 61 % against 78 %."""
     assert digits({"name": "set"}, 20) > max(digits({"name": "random", "allocation": how}, 20) for how in ("er", "erk"))

@@ -114,9 +114,11 @@ CASES = {
     "methods": {"sampler": {"name": "tpe", **FEW}, "space": {"extractor": METHODS, "recipe.lr": LR}},
 }
 QUICK = ("tpe", "random, median")
+LONGER = ("random", "cmaes", "tpe, two objectives")  # like others that are always run
+SPEED = {**dict.fromkeys(CASES, pytest.mark.slow), **dict.fromkeys(QUICK, ()), **dict.fromkeys(LONGER, pytest.mark.long)}
 
 
-@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SPEED[case]) for case in CASES])
 def test_any_number_of_workers_finds_the_same_trials(case):
     wanted = spec(**CASES[case])
     alone = run_with(wanted, 1, 0, "sqlite:///alone.db")
