@@ -502,6 +502,13 @@ def traces(page):
     return json.JSONDecoder().raw_decode(page, page.index("[", page.index("Plotly.newPlot(")))[0]
 
 
+def test_the_front_of_a_plain_study_with_one_objective(capsys):
+    plain = optuna.create_study(storage=open_storage(DEFAULT_STORAGE, create=True), study_name="plain")
+    plain.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    refused = said(capsys, "study", "pareto", "plain", code=2)
+    assert refused == "error: a Pareto front needs two or more different metrics; recorded: value\n"
+
+
 def test_a_front_drawn(capsys, tmp_path):
     pytest.importorskip("plotly")
     points()

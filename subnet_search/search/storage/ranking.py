@@ -135,9 +135,9 @@ def front(study: Snapshot, names: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def default_names(study: Snapshot) -> list[str]:
-    """The objectives of a study, or its single objective and density."""
+    """The objectives of a study, or its single objective and density, where trials recorded that."""
     names = objectives(study)
-    return names if len(names) > 1 else [names[0], "density"]
+    return names if len(names) > 1 else [name for name in measures(study) if name in (names[0], "density")]
 
 
 HIGHER_IS_BETTER = (
