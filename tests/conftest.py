@@ -1,6 +1,8 @@
 """What every test may count on: one thread, and a test-only extractor that changes its topology as it goes."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -13,6 +15,16 @@ from subnet_search.topology.masks import Masks
 from subnet_search.topology.select import count, keep_global
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what a run has by default: the tests use all processors together
+
+
+MEMORY = Path("/dev/shm")
+"""Where Linux keeps files in memory."""
+
+
+def pytest_configure():
+    """Keep the files of the tests in memory where there is room: on a disk, studies wait for every commit."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """Batches and augmentation on the device, as a function of (seed, step), so there is no state to save."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -77,7 +78,8 @@ class Batches:
             raise UserError(f"recipe.augment: {augment[0]} needs images (channels, height, width){shape}")
         self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
         self.steps_per_epoch = len(split) // self.batch_size
-        self._epoch, self._order = -1, torch.empty(0)
+        self._order = _Order(self.split, seed, self.batch_size)
+        self._epoch, self._positions = -1, torch.empty(0)
         self._next, self._reader = -1, iter(())
 
     def batch(self, step: int) -> Any:
@@ -91,7 +93,39 @@ class Batches:
             batch = (inputs, *others)
         return prepared(batch, self.mean, self.std)
 
-    def _order_of(self, epoch: int) -> Tensor:
+    def close(self) -> None:
+        """End the worker processes that read ahead, also where an error still refers to these batches.
+
+        One that the garbage collector has to end takes five seconds, in which everything waits.
+        """
+        self._next, self._reader = -1, iter(())
+
+    def _in_memory(self, step: int) -> Any:
+        assert isinstance(self.split, Split)
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._positions = epoch, self._order.of(epoch).to(self.split.device)
+        chosen = self._positions[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
+        return self.split.batch(chosen)
+
+    def _from_reader(self, step: int) -> Any:
+        """The batch of a step from a reader that is ahead of the training, if the last call was for the step before."""
+        assert isinstance(self.split, Items)
+        if step != self._next:
+            self._reader = self.split.read(self._order.keys(step, self.rank, self.world))
+        self._next = step + 1
+        return next(self._reader)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which items each batch has. It does not refer to its `Batches`, whose reader so ends when they are dropped."""
+
+    split: Split | Items
+    seed: int
+    batch_size: int
+
+    def of(self, epoch: int) -> Tensor:
         """The positions of the epoch's items, in order."""
         rng, weights = generator(self.seed, "order", epoch), self.split.weights
         if not isinstance(self.split, Split) and isinstance(self.split.dataset, IterableDataset):
@@ -100,30 +134,16 @@ class Batches:
             return torch.randperm(len(self.split), generator=rng)
         return torch.multinomial(weights, len(self.split), replacement=True, generator=rng)
 
-    def _in_memory(self, step: int) -> Any:
-        assert isinstance(self.split, Split)
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch).to(self.split.device)
-        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size][self.rank :: self.world]
-        return self.split.batch(chosen)
-
-    def _from_reader(self, step: int) -> Any:
-        """The batch of a step from a reader that is ahead of the training, if the last call was for the step before."""
+    def keys(self, step: int, rank: int, world: int) -> Iterator[list[Key]]:
+        """The (epoch, position) of the items of each batch of a rank, from a step on."""
         assert isinstance(self.split, Items)
-        if step != self._next:
-            self._reader = self.split.read(self._keys(step))
-        self._next = step + 1
-        return next(self._reader)
-
-    def _keys(self, step: int) -> Iterator[list[Key]]:
-        assert isinstance(self.split, Items)
-        first, skipped = divmod(step, self.steps_per_epoch)
+        steps_per_epoch = len(self.split) // self.batch_size
+        first, skipped = divmod(step, steps_per_epoch)
         for epoch in count(first):
             self.split.check_length()
-            order = self._order_of(epoch)[: self.steps_per_epoch * self.batch_size]
-            chunks = order.view(self.steps_per_epoch, self.batch_size)[skipped if epoch == first else 0 :]
-            for chunk in chunks[:, self.rank :: self.world]:
+            order = self.of(epoch)[: steps_per_epoch * self.batch_size]
+            chunks = order.view(steps_per_epoch, self.batch_size)[skipped if epoch == first else 0 :]
+            for chunk in chunks[:, rank::world]:
                 yield [(epoch, position) for position in chunk.tolist()]
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,7 +95,12 @@ def train(
     run = Run(supernet, data, batches, seed, checkpoint if rank == 0 else None, name)
     progress, total = run.progress, run.total
     gpus = [device] if device.type == "cuda" else []
-    with torch.enable_grad(), torch.random.fork_rng(devices=gpus), torch.backends.cudnn.flags(deterministic=True):
+    with (
+        closing(batches),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=gpus),
+        torch.backends.cudnn.flags(deterministic=True),
+    ):
         if resume and checkpoint and from_first(checkpoint.is_file):
             run.restore(checkpoint)
             progress = run.progress

@@ -1,6 +1,7 @@
 """Data sets that are read item by item: augmentation anew in every epoch, worker processes, resume, and what goes wrong."""
 
 import random
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -110,6 +111,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, workers):
     for steps in (1, 9):
         with pytest.raises(Interrupted):
             run(DataLoader(Noisy(), 8, num_workers=workers), tmp_path, f"cut-{steps}", steps=steps)
+        assert not active_children()  # although the error still refers to the run
         rest = run(DataLoader(Noisy(), 8, num_workers=2 - workers), tmp_path, f"cut-{steps}", resume=True)
         assert rest.sha256 == whole.sha256
         assert rest.metrics["val_accuracy"] == whole.metrics["val_accuracy"]

@@ -34,6 +34,7 @@ POSTGRES = {  # libpq connection options: a lost peer is detected within about a
     "fallback_application_name": "subnet-search",
 }
 
+NEWEST_SCHEMA: list[str] = []  # the one that the installed Optuna reads, once it is known
 LOST_RACE = re.compile("already exists|unique constraint|database is locked", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
@@ -126,13 +127,29 @@ def _with_tables(parsed: URL, options: dict[str, Any]) -> RDBStorage:
     began = time.monotonic()
     for tried in range(1, RACES + 1):
         try:
-            return RDBStorage(url, engine_kwargs=dict(options))
+            return database_at(url, engine_kwargs=dict(options))
         except (DBAPIError, StorageInternalError) as error:
             waited = time.monotonic() - began  # longer than any process needs to create tables
             if tried == RACES or waited > BUSY or not LOST_RACE.search(str(error.__cause__ or error)):
                 raise
             time.sleep(0.1 * tried)
     raise AssertionError("the last try returns or raises")
+
+
+def database_at(url: str, **options: Any) -> RDBStorage:
+    """A database whose tables have the schema of the installed Optuna; `options` are those of `RDBStorage`.
+
+    Optuna's own check of the schema loads all its migration scripts, which takes 40 ms. Here only the first of a process
+    does, and one that fails, with its error.
+    """
+    storage = RDBStorage(url, skip_compatibility_check=True, **options)
+    with suppress(Exception):  # damaged tables: the check below reports them
+        if not NEWEST_SCHEMA:
+            NEWEST_SCHEMA.append(storage.get_head_version())
+        if storage.get_current_version() == NEWEST_SCHEMA[0]:
+            storage.skip_compatibility_check = False  # a copy in another process checks again
+            return storage
+    return RDBStorage(url, **options)
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy import select
 from subnet_search.core.documents import read_json
 from subnet_search.core.errors import UserError, reading
 from subnet_search.core.tensor_files import write_atomically
-from subnet_search.search.storage.connect import only_read, rdb
+from subnet_search.search.storage.connect import database_at, only_read, rdb
 from subnet_search.search.storage.locks import exclusive
 from subnet_search.search.storage.optuna_private import models
 from subnet_search.search.storage.read import Snapshot
@@ -55,7 +55,7 @@ def write_export(study: optuna.Study, path: str | Path) -> None:
             raise UserError(
                 f"{path} exists, and is no file that `study export` wrote, or a storage by now: choose another name"
             )
-    memory = RDBStorage("sqlite://")
+    memory = database_at("sqlite://")
     _copy(Snapshot(study, without=()), memory, study.study_name, study.user_attrs)
     with memory.engine.connect() as connection:
         file = cast(sqlite3.Connection, connection.connection.driver_connection)
@@ -100,7 +100,7 @@ def study_in(path: str | Path) -> Snapshot:
                     f"(study export NAME FILE.db --storage sqlite:///{path})"
                 )
         options = {"creator": lambda: only_read(Path(path))}
-        storage = RDBStorage("sqlite://", engine_kwargs=options, skip_table_creation=True)
+        storage = database_at("sqlite://", engine_kwargs=options, skip_table_creation=True)
         names = optuna.get_all_study_names(storage)
         if len(names) != 1:
             found = f"several studies ({', '.join(sorted(names))})" if names else "no study"
