@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from subnet_search.core.attribute_docs import attribute_docs
 from subnet_search.core.errors import UnknownKey, UserError, invalid, shown
 
 LARGEST = 3.4e38  # largest float32
@@ -37,7 +40,22 @@ class Settings(BaseModel, metaclass=_OneLineErrors):
     other_kind: ClassVar[tuple[frozenset[str], str]] = (frozenset(), "")
     """Top-level keys of another kind of file, and what it is: for the error when it is given in place of this one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def helps(cls) -> dict[str, str]:
+        """The description of each field: the docstring below it, in one line."""
+        return {name: " ".join(text.split()) for name, text in attribute_docs(cls).items() if name in cls.model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The JSON schema of these settings, with the descriptions of their keys."""
+        made = handler(schema)
+        keys, texts = handler.resolve_ref_schema(made).get("properties", {}), attribute_docs(cls)
+        for name, field in cls.model_fields.items():
+            if name in texts:
+                keys[field.alias or name]["description"] = texts[name]
+        return made
 
     @model_validator(mode="wrap")
     @classmethod

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from subnet_search.core.nested import length_of, moved
 from subnet_search.nets import call, gated_layers, left_whole, prunable, without_fused_attention
@@ -166,10 +165,13 @@ class _Operations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = {tensor.untyped_storage().data_ptr(): name for name, tensor in tensors.items()}
         self.found: dict[str, int] = dict.fromkeys(tensors, 0)
+        from torch.utils.flop_counter import flop_registry  # here, since it imports triton
+
+        self.formulas = flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
+        if (count := self.formulas.get(func._overloadpacket)) is not None:
             places = [arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)]
             if name := next((self.names[place] for place in places if place in self.names), None):
                 self.found[name] += count(*args, **(kwargs or {}), out_val=out) // 2

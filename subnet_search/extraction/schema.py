@@ -28,8 +28,8 @@ def sections(model: type[Settings], own: str) -> dict[str, list[dict[str, str]]]
     found: dict[str, list[dict[str, str]]] = {own: []}
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found[name] = _rows(kind, f"{name}.") if name not in NAMED else [_named(name, field.description)]
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            found[name] = _rows(kind, f"{name}.") if name not in NAMED else [_named(name, model.helps()[name])]
         else:
             found[own] += _rows(model, "", [name])
     return found
@@ -79,8 +79,9 @@ def _ref(key: Mapping[str, Any]) -> str:
     return str(key.get("$ref") or key["allOf"][0]["$ref"])
 
 
-def _rows(model: type[BaseModel], prefix: str, names: list[str] | None = None) -> list[dict[str, str]]:
+def _rows(model: type[Settings], prefix: str, names: list[str] | None = None) -> list[dict[str, str]]:
     fields = {name: field for name, field in model.model_fields.items() if names is None or name in names}
+    helps = model.helps()
     return [
         {
             "key": f"{prefix}{name}",
@@ -88,13 +89,13 @@ def _rows(model: type[BaseModel], prefix: str, names: list[str] | None = None) -
             "default": DEFAULTS.get(prefix[:-1], "required")
             if field.is_required()
             else _default(field.get_default(call_default_factory=True)),
-            "meaning": " ".join((field.description or "").split()),
+            "meaning": helps.get(name, ""),
         }
         for name, field in fields.items()
     ]
 
 
-def _named(name: str, description: str | None) -> dict[str, str]:
+def _named(name: str, description: str) -> dict[str, str]:
     default = DEFAULTS.get(name, "classification")
     return {"key": name, "type": "text or mapping", "default": default, "meaning": f"{description} {NAMED[name]}"}
 

@@ -157,14 +157,14 @@ def _table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def _hyperparameters(cls: type[Extractor]) -> list[dict[str, Any]]:
-    found, helps = domains(cls), {name: mark.text for name, mark in marked(cls, Help).items()}
+    found, helps = domains(cls), {name: mark.text for name, mark in marked(cls, Help).items()} | cls.helps()
     return [
         {
             "name": name,
             "type": _words(field.annotation),
             "default": field.default,
             "domain": str(found[name]) if name in found else None,
-            "help": " ".join((field.description or helps.get(name, "")).split()),
+            "help": " ".join(helps.get(name, "").split()),
         }
         for name, field in cls.model_fields.items()
     ]

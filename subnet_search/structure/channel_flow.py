@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -426,6 +424,9 @@ def flow_groups(net: nn.Module, example: Any) -> list[tuple[Group, str | None]]:
 
     Raises what the forward pass raises.
     """
+    from scipy.sparse import coo_array  # here, since this takes 0.2 s, and most runs prune no channels
+    from scipy.sparse.csgraph import connected_components
+
     with sdpa_kernel(SDPBackend.MATH), Flow(net) as flow:
         output = call(net, example)
     for _, tensor in tensors_in(output):

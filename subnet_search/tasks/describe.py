@@ -13,6 +13,7 @@ def describe(name: str) -> dict[str, Any]:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     cls = TASKS[name]
+    helps = cls.helps()
     return {
         "name": name,
         "summary": (inspect.getdoc(cls) or "").splitlines()[0],
@@ -23,7 +24,7 @@ def describe(name: str) -> dict[str, Any]:
                 "name": key,
                 "type": type_in_words(field.annotation),
                 "default": field.default,
-                "help": " ".join((field.description or "").split()),
+                "help": helps.get(key, ""),
             }
             for key, field in cls.model_fields.items()
             if key != "name"
