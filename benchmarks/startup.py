@@ -1,4 +1,4 @@
-"""Time until `subnet-search --help` is back, against an empty Python and against Python that imports torch."""
+"""Time until `subnet-search --help` is back, and what a run imports, against an empty Python and one that imports torch."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ TORCH = "python -c 'import torch'"
 COMMANDS = {
     "subnet-search --help": [str(Path(sysconfig.get_path("scripts")) / "subnet-search"), "--help"],
     "python -m subnet_search --help": [sys.executable, "-m", "subnet_search", "--help"],
+    "all that a study's worker imports": [sys.executable, "-c", "import subnet_search.search.engine.worker"],
     "python -c pass": [sys.executable, "-c", "pass"],
     TORCH: [sys.executable, "-c", "import torch"],
 }
