@@ -92,6 +92,8 @@ CASES |= {
 }
 RECIPE = {"epochs": 2, "batch_size": 16, "lr": 0.01, "threads": 1, "device": "cpu"}
 LATER = (
+    "gpt",
+    "two_heads",
     "my_network",
     "text_classifier",
     "lstm",

@@ -52,7 +52,14 @@ def feed(names, inputs):
     return dict(zip(names, (one.numpy() for one in given if isinstance(one, torch.Tensor)), strict=True))
 
 
-LONGER = {"encoder", "recurrent", "language, a tensor", "hub, own loss"}  # like others that are always run
+LONGER = {
+    "encoder",
+    "recurrent",
+    "language, a tensor",
+    "hub",
+    "hub, own loss",
+    "two heads in a tuple",
+}  # like others that are always run
 
 
 @pytest.mark.parametrize("run", [pytest.param(name, marks=[pytest.mark.long] * (name != "channels")) for name in RUNS])

@@ -86,8 +86,15 @@ def fed_as_printed(text, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--normalise"]], ids=["prepared outside", "built in"])
-@pytest.mark.parametrize("to", ["onnx", "compact"])
+@pytest.mark.parametrize(
+    ("to", "options"),
+    [
+        pytest.param("onnx", [], id="onnx-prepared outside"),
+        pytest.param("onnx", ["--normalise"], id="onnx-built in", marks=pytest.mark.long),  # as the compact one
+        pytest.param("compact", [], id="compact-prepared outside"),
+        pytest.param("compact", ["--normalise"], id="compact-built in"),
+    ],
+)
 def test_who_reads_what_is_printed_gets_the_accuracy_that_is_printed(folder, to, options, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     text = called(capsys, "export", folder / "run/subnetwork.safetensors", tmp_path / "file", "--to", to, *options)

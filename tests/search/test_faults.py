@@ -96,8 +96,8 @@ def said(tmp_path):
     return (tmp_path / "members.log").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("size", [3, 8])
 def test_study_runs_at_once_find_what_one_finds(tmp_path, undisturbed, size):
     strike(crew(tmp_path, URL, **LARGE), size, [], 0)
     rows = account("toy", URL)

@@ -114,7 +114,7 @@ CASES = {
     "methods": {"sampler": {"name": "tpe", **FEW}, "space": {"extractor": METHODS, "recipe.lr": LR}},
 }
 QUICK = ("tpe", "random, median")
-LONGER = ("random", "cmaes", "tpe, two objectives")  # like others that are always run
+LONGER = ("random", "cmaes", "gp", "nsga2", "tpe, two objectives")  # like others that are always run
 SPEED = {**dict.fromkeys(CASES, pytest.mark.slow), **dict.fromkeys(QUICK, ()), **dict.fromkeys(LONGER, pytest.mark.long)}
 
 

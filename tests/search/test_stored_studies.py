@@ -257,7 +257,7 @@ def test_a_stored_study_imports_what_is_allowed_and_nothing_else(trap, capsys):
     assert trap()
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_file_that_the_user_passes_hands_its_names_to_the_workers(workers, trap, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     wanted = {**json.loads(own().to_json()), "trials": 2}

@@ -111,14 +111,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits():
     assert Path("part/metrics.jsonl").read_text().count("\n") == 40
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["-s", "data=npz:none.npz"], 2, "no such data file: none.npz"),
-        pytest.param(["none.yaml"], 2, "no such file: none.yaml", marks=pytest.mark.long),  # the same to torchrun
-        pytest.param([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2", marks=pytest.mark.long),
-        pytest.param(["--out", "taken/run"], 1, "cannot write taken/run", marks=pytest.mark.long),
+        (["none.yaml"], 2, "no such file: none.yaml"),
+        ([*BROKEN, "--out", "nan"], 1, "the loss is nan at step 2"),
+        (["--out", "taken/run"], 1, "cannot write taken/run"),
     ],
 )
 def test_an_error_is_one_line(words, code, message):
