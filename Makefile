@@ -19,7 +19,7 @@ quickstart: setup
 	@$(BIN)/subnet-search study run studies/quickstart.yaml
 	@$(BIN)/subnet-search study extract quickstart --best --resume --out runs/quickstart
 
-# One more test at a time than there are processors, each on one thread. The processes that they start keep what they compile.
+# As many tests at a time as there are processors, each on one thread. The processes that they start keep what they compile.
 TEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal
 
 test: setup

@@ -27,12 +27,6 @@ def pytest_configure():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-    """One more than the processors: some tests wait for browsers, servers and other processes."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Sums depend on the number of threads, and small tensors are fastest on one."""
