@@ -44,8 +44,10 @@ class Settings(BaseModel, metaclass=_OneLineErrors):
 
     @classmethod
     def helps(cls) -> dict[str, str]:
-        """The description of each field: the docstring below it, in one line."""
-        return {name: " ".join(text.split()) for name, text in attribute_docs(cls).items() if name in cls.model_fields}
+        """The description of each field in one line: that of its `Field`, or the docstring below it."""
+        docs = attribute_docs(cls)
+        texts = {name: field.description or docs.get(name, "") for name, field in cls.model_fields.items()}
+        return {name: " ".join(text.split()) for name, text in texts.items() if text}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -53,8 +55,8 @@ class Settings(BaseModel, metaclass=_OneLineErrors):
         made = handler(schema)
         keys, texts = handler.resolve_ref_schema(made).get("properties", {}), attribute_docs(cls)
         for name, field in cls.model_fields.items():
-            if name in texts:
-                keys[field.alias or name]["description"] = texts[name]
+            if name in texts and (key := keys.get(field.alias or name)) is not None:
+                key.setdefault("description", texts[name])
         return made
 
     @model_validator(mode="wrap")

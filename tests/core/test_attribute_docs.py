@@ -46,6 +46,15 @@ def test_keys_of_a_schema_have_them():
     }
 
 
+def test_a_description_of_pydantic_comes_first():
+    class Described(Settings):
+        value: int = Field(0, description="As given.")
+        """Another text."""
+
+    assert Described.helps() == {"value": "As given."}
+    assert Described.model_json_schema()["properties"]["value"]["description"] == "As given."
+
+
 def test_a_class_in_a_function():
     class Local(Settings):
         value: int = 0
